@@ -1,0 +1,114 @@
+"""The three shapes a preference pair takes before it reaches the model.
+
+    row on disk → Pair (text) → TokenizedPair (ids, weights) → PairBatch (padded tensors)
+
+Which tokens count, and how much, is decided once, here, as two vectors: a token's `scored` flag
+and its weight. Step masks, critical-token weights and masked tool output are only values of them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from torch import Tensor
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeights:
+    """One weight a response token, bound to the tokens it was computed for.
+
+    Attributes:
+        weights: one float ≥ 0 for each response token, EOS included where the ids include it.
+        ids: the token ids the weights belong to; None when the row does not carry them, in which
+            case only the length can be checked.
+    """
+
+    weights: tuple[float, ...]
+    ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """The chosen or the rejected response of a pair, as text.
+
+    Attributes:
+        text: what follows prompt and prefix, without the end-of-sequence token.
+        spans: `(start, end, weight)` in characters of `text`; a token takes the weight of the span
+            that holds its first character, 1.0 outside all spans.
+        masked: `(start, end)` in characters of `text` that are context and never scored (tool
+            output).
+        token_weights: weights by token instead of by character, or None.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int, float], ...] = ()
+    masked: tuple[tuple[int, int], ...] = ()
+    token_weights: TokenWeights | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One preference pair as text.
+
+    Attributes:
+        prompt: the question, as raw text or as chat messages.
+        prefix: correct steps that both sides share; context, never scored.
+        chosen, rejected: the two responses.
+        append_eos: True = the responses end a solution and the end-of-sequence token is scored;
+            False = they end a step, nothing is appended.
+        source, row: where the pair came from (for messages); `row` is 0-based.
+    """
+
+    prompt: str | tuple[Message, ...]
+    prefix: str
+    chosen: Side
+    rejected: Side
+    append_eos: bool
+    source: str
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedSide:
+    """One full sequence: prompt, prefix and response.
+
+    Attributes:
+        ids: (L,) int32 token ids.
+        scored: (L,) bool, True for the tokens whose log-probability counts.
+        weights: (L,) float32, 0 where not scored.
+        eos: whether the sequence ends with a scored end-of-sequence token.
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    weights: np.ndarray
+    eos: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedPair:
+    """A pair as ids. `shared` is the length of the longest common token prefix of both sides."""
+
+    chosen: TokenizedSide
+    rejected: TokenizedSide
+    shared: int
+    source: str
+    row: int
+
+
+class PairBatch(TypedDict, total=False):
+    """A collated batch of B pairs in R padded rows of length L.
+
+    `targets`, `segments`, `weights` and `ref_logp` are aligned with the *predicting* position:
+    entry [r, j] speaks of the token at input_ids[r, j + 1], so no consumer shifts anything.
+    """
+
+    input_ids: Tensor  # (R, L) int64
+    attention_mask: Tensor  # (R, L) int64, 1 = real token
+    targets: Tensor  # (R, L) int64, -100 where nothing is scored
+    segments: Tensor  # (R, L) int64: 2i chosen of pair i in this batch, 2i + 1 rejected, -1 none
+    weights: Tensor  # (R, L) float32
+    pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
+    ref_logp: Tensor  # (R, L) float32, cached reference log-probs; only where precomputed
