@@ -1,0 +1,1 @@
+"""Model-side pieces: the fused head, the reference policy and its cache."""

@@ -1,0 +1,1 @@
+"""Training: configuration, trainer, metrics, checkpoints. Imports stay lazy (see `fields`)."""

@@ -1,0 +1,145 @@
+"""`PreferenceConfig`: one flat set of options, checked before any compute is spent.
+
+An option that the chosen method would ignore is an error, not a silent no-op.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from prefkit.errors import ConfigError
+from prefkit.objectives import DPO, TDPO, SimPO
+from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
+
+Objective = DPO | TDPO
+
+_CHOICES = {
+    "method": METHODS,
+    "link": ("sigmoid", "robust", "hinge", "ipo"),
+    "reduction": ("sequence", "position"),
+    "level": (None, "step", "solution"),
+    "too_long": ("error", "skip", "truncate_end"),
+    "on_bad_row": ("error", "skip"),
+    "string_prompts": ("raw", "chat"),
+    "head_backend": ("auto", "triton", "torch", "reference"),
+}
+_DPO_ONLY = ("link", "label_smoothing", "length_normalized", "reference_free", "nll_weight")
+_DPO_FAMILY = ("dpo", "step-dpo", "scdpo", "cdpo")
+_POSITIVE = ("max_length", "pad_to_multiple_of", "memory_budget", "precompute_ref_batch_size")
+
+
+@dataclass(kw_only=True)
+class PreferenceConfig(PreferenceFields, TrainingArguments):
+    """Options of a preference training run; every field is also a key of the YAML and a flag.
+
+    Keyword-only. prefkit's own fields are documented in `prefkit.train.fields.PreferenceFields`,
+    all others in `transformers.TrainingArguments`.
+
+    Raises:
+        ConfigError: a value out of range, or options that do not go together.
+    """
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        self._check_method()
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # torch would warn at every epoch
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(f"{error}") from error
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor smooths next-token labels, which a preference loss does not"
+                " have. Use label_smoothing instead."
+            )
+        if self.label_names is None:
+            self.label_names = ["targets"]
+
+    def _check_choices(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                offered = ", ".join(repr(choice) for choice in choices)
+                raise ConfigError(f"{name} is {value!r}; it must be one of {offered}.")
+
+    def _check_numbers(self) -> None:
+        if self.beta is not None and not 0 < self.beta < float("inf"):
+            raise ConfigError(f"beta is {self.beta}; it must be a positive number, such as 0.1.")
+        if self.alpha is not None and not 0 <= self.alpha < float("inf"):
+            raise ConfigError(f"alpha is {self.alpha}; it must be 0 or more, such as 0.5.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                f"label_smoothing is {self.label_smoothing}; it is the probability of a flipped "
+                "label and must lie in [0, 0.5)."
+            )
+        if not 0 <= self.nll_weight < float("inf"):
+            raise ConfigError(f"nll_weight is {self.nll_weight}; it must be 0 or more.")
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}; it must be positive, or left out.")
+
+    def _check_method(self) -> None:
+        """Refuses options that the method does not read, and combinations that cannot work."""
+        defaults = PreferenceFields()
+        foreign = [] if self.method in _DPO_FAMILY else [*_DPO_ONLY, "reduction"]
+        foreign += [] if self.method == "tdpo2" else ["alpha"]
+        foreign += [] if self.method in (*_DPO_FAMILY, "simpo") else ["margin"]
+        foreign += [] if self.reduction == "position" else ["positions_per_pair"]
+        for name in foreign:
+            if getattr(self, name) != getattr(defaults, name):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} has no effect with method '{self.method}'"
+                    f"{' and reduction ' + repr(self.reduction) if 'posi' in name else ''}. "
+                    "Remove it, or choose the method that reads it."
+                )
+        if self.label_smoothing and self.link not in ("sigmoid", "robust"):
+            raise ConfigError(
+                f"label_smoothing has no effect with link '{self.link}'. Use sigmoid or robust."
+            )
+        if not self.precompute_ref_log_probs:
+            return
+        if self.method in ("tdpo1", "tdpo2"):
+            raise ConfigError(
+                f"precompute_ref_log_probs cannot serve method '{self.method}': its KL needs the "
+                "reference's whole distribution at every token, not one log-probability. Remove "
+                "precompute_ref_log_probs (with adapter: lora the reference costs no memory)."
+            )
+        if self.method == "simpo" or self.reference_free:
+            raise ConfigError(
+                "precompute_ref_log_probs is set, but the loss reads no reference. Remove it."
+            )
+
+    @property
+    def resolved_beta(self) -> float:
+        """beta, or the method's own value where none was given."""
+        if self.beta is not None:
+            return self.beta
+        by_position = self.method == "cdpo" and self.reduction == "position"
+        return CDPO_POSITION_BETA if by_position else DEFAULT_BETA[self.method]
+
+    @property
+    def resolved_level(self) -> str:
+        """level, or "step" for step-dpo and "solution" for every other method."""
+        return self.level or ("step" if self.method == "step-dpo" else "solution")
+
+    def build_objective(self) -> Objective:
+        """The objective on per-token quantities that the options describe."""
+        beta = self.resolved_beta
+        if self.method in ("tdpo1", "tdpo2"):
+            alpha = 0.5 if self.alpha is None else self.alpha
+            return TDPO(beta=beta, alpha=alpha, variant=self.method)
+        if self.method == "simpo":
+            return SimPO(beta=beta, margin=1.0 if self.margin is None else self.margin)
+        return DPO(
+            beta=beta,
+            link=self.link,
+            label_smoothing=self.label_smoothing,
+            length_normalized=self.length_normalized,
+            reference_free=self.reference_free,
+            margin=self.margin or 0.0,
+            nll_weight=self.nll_weight,
+            reduction=self.reduction,
+            positions_per_pair=self.positions_per_pair,
+        )
