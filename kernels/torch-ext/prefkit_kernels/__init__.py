@@ -1,0 +1,12 @@
+"""Fused per-token quantities of language-model heads for preference training.
+
+    from prefkit_kernels import token_stats, contrastive_scores
+
+No (tokens × vocabulary) matrix is ever held; logits are fp32 whatever the inputs' precision.
+"""
+
+from .contrastive import contrastive_scores
+from .token_stats import TokenStats, token_stats
+
+__all__ = ["TokenStats", "contrastive_scores", "token_stats"]
+__version__ = "0.1.0"

@@ -1,0 +1,54 @@
+"""How many rows or vocabulary columns fit a byte budget.
+
+The budget bounds every buffer that has a vocabulary side. It is never derived from V / D: chunk
+size decides the speed (too few rows starve the matrix product), so it is an argument in bytes.
+"""
+
+from collections.abc import Iterator
+
+from torch import device as Device
+
+MIB = 1 << 20
+# A CPU's caches favour small buffers; on a GPU small chunks starve the matrix product.
+_DEFAULT_BUDGET = {"cpu": 64 * MIB, "cuda": 1024 * MIB}
+
+
+def default_budget(device: Device) -> int:
+    """Bytes for logits buffers when the caller gives none: 64 MiB on a CPU, 1 GiB elsewhere."""
+    return _DEFAULT_BUDGET.get(device.type, 1024 * MIB)
+
+
+def token_chunks(num_rows: int, row_bytes: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Split rows into chunks of nearly equal size whose buffers fit `budget`.
+
+    Args:
+        num_rows: scored tokens N.
+        row_bytes: bytes of all logits buffers for one row (V × itemsize × number of buffers).
+        budget: bytes; at least one row is taken however small it is.
+    Yields:
+        `(start, stop)` half-open ranges covering 0..num_rows.
+    """
+    yield from _balanced(num_rows, max(1, budget // max(1, row_bytes)), multiple=1)
+
+
+def vocab_slices(vocab: int, column_bytes: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Split the vocabulary into slices whose (N, slice) buffers fit `budget`.
+
+    Args:
+        vocab: number of classes V.
+        column_bytes: bytes of all logits buffers for one column (N × itemsize × buffers).
+        budget: bytes; at least 64 columns are taken, so that the matrix products stay efficient.
+    Yields:
+        `(start, stop)` half-open ranges covering 0..vocab.
+    """
+    yield from _balanced(vocab, max(64, budget // max(1, column_bytes)), multiple=64)
+
+
+def _balanced(total: int, largest: int, multiple: int) -> Iterator[tuple[int, int]]:
+    if total == 0:
+        return
+    pieces = -(-total // largest)
+    size = -(-total // pieces)
+    size = min(total, -(-size // multiple) * multiple)
+    for start in range(0, total, size):
+        yield start, min(total, start + size)

@@ -1,0 +1,68 @@
+"""Contrastive scores of cDPO: how much a pair of models agrees on each token being a good one."""
+
+import torch
+from torch import Tensor
+
+from .chunking import default_budget, token_chunks
+from .gemm import compute_dtype, project_
+from .token_stats import _check, _check_dtypes
+
+
+@torch.no_grad()
+def contrastive_scores(
+    pos_hidden: Tensor,  # (T, D)
+    pos_weight: Tensor,  # (V, D)
+    neg_hidden: Tensor,  # (T, D')
+    neg_weight: Tensor,  # (V', D')
+    targets: Tensor,  # (T,)
+    beta: float = 1.0,
+    pos_bias: Tensor | None = None,  # (V,)
+    neg_bias: Tensor | None = None,  # (V',)
+    ignore_index: int = -100,
+    memory_budget: int | None = None,
+) -> Tensor:
+    """Contrastive estimation of cDPO (arXiv 2411.19943): low scores mark critical tokens.
+
+    s_t = softmax((1 + β)·z_pos − β·z_neg)[y_t], equivalently π_pos^{1+β} / π_neg^β normalised over
+    the vocabulary. Classes that only one of the two vocabularies has are left out.
+
+    Args:
+        pos_hidden, pos_weight: (T, D), (V, D) of the model tuned on right trajectories.
+        neg_hidden, neg_weight: (T, D'), (V', D') of the one tuned on wrong trajectories.
+        targets: (T,) int64; rows equal to `ignore_index` come back 0.
+        beta: contrast strength β (b in the paper's code), 1.0 there.
+        pos_bias, neg_bias: biases of the heads, or None.
+        ignore_index: target value of rows to skip.
+        memory_budget: bytes for logits buffers; None = a sensible default.
+    Returns:
+        (T,) s_t in (0, 1), fp32 (fp64 from fp64 inputs), without gradient.
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together, or a target outside the
+            common vocabulary.
+    """
+    _check(pos_hidden, pos_weight, targets, pos_bias, "pos_")
+    _check(neg_hidden, neg_weight, targets, neg_bias, "neg_")
+    _check_dtypes(pos_hidden, pos_weight, "pos_")
+    _check_dtypes(neg_hidden, neg_weight, "neg_")
+    vocab = min(pos_weight.shape[0], neg_weight.shape[0])
+    places = (targets != ignore_index).nonzero().squeeze(1)
+    kept = targets[places]
+    if not targets.is_cuda and bool(((kept < 0) | (kept >= vocab)).any()):
+        raise ValueError(f"targets must lie in 0..{vocab - 1}, the classes both models have")
+    dtype = compute_dtype(pos_hidden.dtype)
+    scores = pos_hidden.new_zeros(len(targets), dtype=dtype)
+    budget = memory_budget or default_budget(pos_hidden.device)
+    row_bytes = 2 * vocab * scores.element_size()
+    for start, stop in token_chunks(len(places), row_bytes, budget):
+        here = places[start:stop]
+        z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype).mul_(1 + beta)
+        z.sub_(_logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype), alpha=beta)
+        target_z = z.gather(1, targets[here, None]).squeeze(1)
+        scores[here] = (target_z - z.logsumexp(1)).exp()
+    return scores
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    z = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
+    project_(z, hidden, weight)
+    return z if bias is None else z.add_(bias[: weight.shape[0]])
