@@ -20,7 +20,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def gradient_dtype(hidden: Tensor) -> torch.dtype:
-    """dtype of dz in the gradient products: the operands' own on a GPU, the compute dtype on a CPU."""
+    """dtype of dz in the gradient products: the operands' own on a GPU, fp32 or fp64 on a CPU."""
     return hidden.dtype if hidden.is_cuda else compute_dtype(hidden.dtype)
 
 

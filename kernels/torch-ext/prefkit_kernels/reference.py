@@ -34,7 +34,7 @@ def token_stats(
     targets: Tensor,  # (N,)
     outputs: tuple[str, ...],
 ) -> dict[str, Tensor]:
-    """Per-token quantities from logits by their textbook formulas, each (N,); autograd does the rest.
+    """Per-token quantities from logits by their textbook formulas, each (N,), for autograd.
 
     logp = log p(y); kl = Σ_v p'(v)·[log p'(v) − log p(v)] (TDPO, arXiv 2404.11999, eq. 8);
     reverse_kl the same with the roles swapped; entropy = −Σ p·log p; log_sum_sq = log Σ p²

@@ -146,7 +146,7 @@ def _gradient_by_logits(
     cotangents: Tensor,
     block: Rows,
 ) -> Tensor:
-    """The formula of `gradient` before the chain rule, written as p ⊙ (…) plus the target's term."""
+    """The formula of `gradient` before the chain rule, as p ⊙ (…) plus the target's term."""
     value = dict(zip(outputs, stats[:, :, None], strict=True))
     cot = dict(zip(outputs, cotangents[:, :, None], strict=True))
     p = lp.exp()
@@ -154,9 +154,7 @@ def _gradient_by_logits(
     if "entropy" in cot:
         factor.sub_((lp + value["entropy"]).mul_(cot["entropy"]))
     if "log_sum_sq" in cot:
-        factor.add_(
-            torch.expm1(lp - value["log_sum_sq"]).mul_(cot["log_sum_sq"]), alpha=2
-        )
+        factor.add_(torch.expm1(lp - value["log_sum_sq"]).mul_(cot["log_sum_sq"]), alpha=2)
     extra = None
     if lr is not None and ("kl" in cot or "reverse_kl" in cot):
         d = lr - lp

@@ -8,7 +8,6 @@ Without a GPU the kernels run under `TRITON_INTERPRET=1` (set before the import)
 
 import os
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -244,9 +243,7 @@ def _statistics_kernel(
     i = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + i)
     row = raw + i * raw_stride
-    top, log_sum = _norms_of_row(
-        row, bias, width, scale, softcap, inv_temp, HAS_BIAS, CAP, BLOCK
-    )
+    top, log_sum = _norms_of_row(row, bias, width, scale, softcap, inv_temp, HAS_BIAS, CAP, BLOCK)
     tl.store(norms + i, top)
     tl.store(norms + norms_stride + i, log_sum)
     if LOGP >= 0:

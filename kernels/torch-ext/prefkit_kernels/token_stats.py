@@ -116,7 +116,9 @@ def token_stats(
     return _named(outputs, stats)
 
 
-def _one_pass(hidden: Tensor, weight: Tensor, bias: Tensor | None, outputs: tuple[str, ...]) -> bool:
+def _one_pass(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, outputs: tuple[str, ...]
+) -> bool:
     """Schedule A where it saves products: a frozen head and few enough directions.
 
     One pass costs 1 unit an output in the forward; two passes cost 1 in the backward and recompute

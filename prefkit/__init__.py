@@ -1,0 +1,41 @@
+"""prefkit: preference training at the level of tokens and steps.
+
+    from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
+    from prefkit import DPO, TDPO, SimPO, fused_preference_loss      # for your own loop
+
+Names load on first use, so that `import prefkit` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = [
+    "DPO",
+    "TDPO",
+    "PreferenceConfig",
+    "PreferenceTrainer",
+    "SimPO",
+    "fused_preference_loss",
+]
+
+if TYPE_CHECKING:
+    from prefkit.loss import fused_preference_loss
+    from prefkit.objectives import DPO, TDPO, SimPO
+    from prefkit.train.config import PreferenceConfig
+    from prefkit.train.trainer import PreferenceTrainer
+
+_HOMES = {
+    "DPO": "prefkit.objectives",
+    "TDPO": "prefkit.objectives",
+    "SimPO": "prefkit.objectives",
+    "fused_preference_loss": "prefkit.loss",
+    "PreferenceConfig": "prefkit.train.config",
+    "PreferenceTrainer": "prefkit.train.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,134 @@
+"""`fused_preference_loss`: hidden states in, preference loss out, for anybody's training loop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.objectives import Objective
+from prefkit_kernels import TokenStats, token_stats
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """What `fused_preference_loss` returns.
+
+    Attributes:
+        loss: scalar, differentiable in hidden and weight.
+        metrics: detached scalars under TRL's names.
+        stats: the per-token quantities, detached, (T,) each; for analysis.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    stats: TokenStats
+
+
+def fused_preference_loss(
+    hidden: Tensor,  # (T, D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (T,)
+    segments: Tensor,  # (T,)
+    objective: Objective,
+    weights: Tensor | None = None,  # (T,)
+    ref_hidden: Tensor | None = None,  # (T, D')
+    ref_weight: Tensor | None = None,  # (V', D')
+    ref_logp: Tensor | None = None,  # (T,)
+    num_pairs: int | Tensor | None = None,
+    **options: Any,
+) -> PreferenceLoss:
+    """Preference loss of a flat stream of tokens, without ever holding (T, V) logits.
+
+    Args:
+        hidden: (T, D) fp32 | bf16 | fp16 final hidden states of the policy.
+        weight: (V, D) the policy's head.
+        targets: (T,) int64, the token that hidden[t] predicts (already shifted).
+        segments: (T,) int64, aligned with targets: 2i for a scored chosen token of pair i, 2i + 1
+            for a rejected one, −1 for everything else (prompt, shared prefix, padding).
+        objective: `DPO(…)`, `TDPO(…)` or `SimPO(…)`.
+        weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
+        ref_hidden, ref_weight: (T, D'), (V', D'): the reference as hidden states, or
+        ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
+        num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
+            the whole optimiser step when you accumulate gradients.
+        options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
+            memory_budget, backend.
+    Returns:
+        PreferenceLoss: `.loss`, `.metrics`, `.stats`.
+    Raises:
+        ValueError: shapes, references or options that do not fit; no scored token at all.
+    """
+    _check_vectors(targets, segments, weights, ref_logp)
+    _check_reference(objective, ref_hidden, ref_weight, ref_logp)
+    ignore_index = options.setdefault("ignore_index", -100)
+    scored = segments >= 0
+    if weights is not None:
+        scored = scored & (weights != 0)
+        segments = torch.where(scored, segments, -1)
+    _check_scored(targets, scored, ignore_index)
+    outputs = objective.outputs
+    if ref_logp is not None:
+        outputs = tuple(name for name in outputs if name != "ref_logp")
+    stats = token_stats(
+        hidden,
+        weight,
+        torch.where(scored, targets, ignore_index),
+        ref_hidden=ref_hidden if objective.needs_reference else None,
+        ref_weight=ref_weight if objective.needs_reference else None,
+        outputs=outputs,
+        **options,
+    )
+    if ref_logp is not None and stats.logp is not None:
+        cached = torch.where(scored, ref_logp.detach(), 0).to(stats.logp.dtype)
+        stats = stats._replace(ref_logp=cached)
+    result = objective(stats, segments, weights, num_pairs)
+    detached = TokenStats(*(None if x is None else x.detach() for x in stats))
+    return PreferenceLoss(result.loss, result.metrics, detached)
+
+
+def _check_vectors(
+    targets: Tensor, segments: Tensor, weights: Tensor | None, ref_logp: Tensor | None
+) -> None:
+    for name, vector in (("segments", segments), ("weights", weights), ("ref_logp", ref_logp)):
+        if vector is not None and vector.shape != targets.shape:
+            raise ValueError(
+                f"{name} must have the shape of targets, {tuple(targets.shape)}, got "
+                f"{tuple(vector.shape)}; all are aligned with the predicting position"
+            )
+    if segments.dtype != torch.int64:
+        raise ValueError(f"segments must be int64, got {segments.dtype}")
+
+
+def _check_reference(
+    objective: Objective,
+    ref_hidden: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_logp: Tensor | None,
+) -> None:
+    name = type(objective).__name__
+    if (ref_hidden is None) != (ref_weight is None):
+        raise ValueError("ref_hidden and ref_weight go together: give both or neither")
+    if ref_hidden is not None and ref_logp is not None:
+        raise ValueError("give the reference once: either ref_hidden and ref_weight, or ref_logp")
+    if objective.needs_kl and ref_logp is not None:
+        raise ValueError(
+            f"{name} differentiates the KL to the reference and needs its whole distribution: "
+            "give ref_hidden and ref_weight; cached ref_logp cannot replace them"
+        )
+    if objective.needs_reference and ref_hidden is None and ref_logp is None:
+        raise ValueError(f"{name} needs a reference: give ref_hidden and ref_weight, or ref_logp")
+
+
+def _check_scored(targets: Tensor, scored: Tensor, ignore_index: int) -> None:
+    """What would silently give a loss of nothing; looked at on a CPU only (no GPU host sync)."""
+    if targets.is_cuda or torch.compiler.is_compiling():
+        return
+    if not bool(scored.any()):
+        raise ValueError("no scored token: every segment is −1 or every weight is 0")
+    ignored = scored & (targets == ignore_index)
+    if bool(ignored.any()):
+        place = int(ignored.nonzero()[0])
+        raise ValueError(
+            f"targets[{place}] is ignore_index = {ignore_index}, but segments[{place}] scores it"
+        )
