@@ -21,12 +21,15 @@ class TokenWeights:
 
     Attributes:
         weights: one float ≥ 0 for each response token, EOS included where the ids include it.
-        ids: the token ids the weights belong to; None when the row does not carry them, in which
-            case only the length can be checked.
+        tokens: the tokens the weights belong to, as ids or as strings; None when the row does not
+            carry them, in which case only the length can be checked.
+        context: None, or how many of the first weights speak of tokens before the response: cDPO's
+            scored files hold one value for each token but the first of prompt + response.
     """
 
     weights: tuple[float, ...]
-    ids: tuple[int, ...] | None = None
+    tokens: tuple[int | str, ...] | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class Side:
     Attributes:
         text: what follows prompt and prefix, without the end-of-sequence token.
         spans: `(start, end, weight)` in characters of `text`; a token takes the weight of the span
-            that holds its first character, 1.0 outside all spans.
+            that holds its first character that is not white space (a token is often a space and
+            a word), 1.0 outside all spans.
         masked: `(start, end)` in characters of `text` that are context and never scored (tool
             output).
         token_weights: weights by token instead of by character, or None.

@@ -1,0 +1,29 @@
+"""Preference data: rows in any published format → pairs → token ids and weights → batches."""
+
+from prefkit.data.batch import PairCollator
+from prefkit.data.dataset import PairDataset, prepare_pairs
+from prefkit.data.files import Rows, load_rows
+from prefkit.data.formats import read_pairs
+from prefkit.data.pair import Pair, PairBatch, Side, TokenizedPair, TokenizedSide, TokenWeights
+from prefkit.data.render import TokenizeOptions
+from prefkit.data.report import DataReport
+from prefkit.data.tokenize import TooLongError, tokenize_pair
+
+__all__ = [
+    "DataReport",
+    "Pair",
+    "PairBatch",
+    "PairCollator",
+    "PairDataset",
+    "Rows",
+    "Side",
+    "TokenWeights",
+    "TokenizeOptions",
+    "TokenizedPair",
+    "TokenizedSide",
+    "TooLongError",
+    "load_rows",
+    "prepare_pairs",
+    "read_pairs",
+    "tokenize_pair",
+]

@@ -1,0 +1,215 @@
+"""Sources of rows → PairDataset, with an account of every row: used, skipped, or refused.
+
+Nothing disappears quietly: a bad row stops the preparation by default, and otherwise is counted
+in the report and listed in a file.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch.utils.data
+from tqdm.auto import tqdm
+
+from prefkit.data.files import Rows, load_rows
+from prefkit.data.formats import ReadOptions, iter_pairs
+from prefkit.data.pair import Pair, TokenizedPair
+from prefkit.data.render import Renderer, TokenizeOptions
+from prefkit.data.report import DataReport, Incident, check_writable, write_incidents
+from prefkit.data.tokenize import TooLongError, tokenize_pairs
+from prefkit.errors import ConfigError, PrefkitError, RowError
+
+logger = logging.getLogger(__name__)
+CHUNK = 256  # pairs a call of the tokenizer: enough to keep its threads busy
+BAR_FROM = 2000  # rows from which a progress bar is worth its line
+
+
+class PairDataset(torch.utils.data.Dataset):
+    """Tokenised pairs in order.
+
+    Items are `(index, TokenizedPair)`: the index travels with the pair so that the collator can
+    say which pair of the dataset a row belongs to, whatever the sampler did.
+
+    Attributes:
+        pairs: the tokenised pairs.
+        report: what became of the rows.
+    """
+
+    def __init__(self, pairs: Sequence[TokenizedPair], report: DataReport | None = None) -> None:
+        self.pairs = list(pairs)
+        self.report = report if report is not None else _report_of(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[int, TokenizedPair]:
+        index = range(len(self.pairs))[index]  # resolves negative indices, refuses others
+        return index, self.pairs[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over ids, flags and weights: equal only where every token is."""
+        return self.report.fingerprint
+
+
+def prepare_pairs(
+    source: Any,
+    tokenizer: Any,
+    options: TokenizeOptions | None = None,
+    *,
+    level: str = "step",
+    mask_tool_output: bool = True,
+    format: str = "auto",
+    split: str = "train",
+    block_style: str = "plain",
+    vocab_size: int | None = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    skipped_file: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> PairDataset:
+    """Read, check and tokenise preference pairs.
+
+    Args:
+        source: anything `load_rows` takes, `Pair` objects, or a list of such sources, which are
+            put one after the other (SCDPO's mixture of naive and step-controlled pairs).
+        tokenizer: a fast transformers tokenizer.
+        options: see `TokenizeOptions`.
+        level, mask_tool_output, format, block_style: see `formats.ReadOptions`.
+        split: which split of a dataset with several.
+        vocab_size: rows of the model's embedding; ids beyond it are refused.
+        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
+        skipped_file: JSON Lines file for skipped and cut rows.
+        progress: show a progress bar; None = from 2000 rows on.
+
+    Raises:
+        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+        PrefkitError: an unreadable source, a slow tokenizer, an unwritable `skipped_file`, or no
+            pair left.
+    """
+    options = options or TokenizeOptions()
+    if on_bad_row not in ("error", "skip"):
+        raise ConfigError(f"on_bad_row is {on_bad_row!r}. Choose one of: error, skip.")
+    reading = ReadOptions(
+        level=level, mask_tool_output=mask_tool_output, format=format, block_style=block_style
+    )
+    renderer = Renderer(tokenizer, options)
+    if skipped_file is not None:
+        check_writable(skipped_file)
+    sources = [
+        one if _is_pairs(one) else load_rows(one, split=split) for one in _split_sources(source)
+    ]
+    report = DataReport(skipped_file=None if skipped_file is None else os.fspath(skipped_file))
+    for one in sources:
+        name = one.source if isinstance(one, Rows) else "pairs in memory"
+        report.sources[name] = report.sources.get(name, 0) + len(one)
+    items = _read(sources, reading)
+    keep = _Keeper(report, on_bad_row, options, renderer)
+    total = sum(report.sources.values())
+    shown = progress if progress is not None else total >= BAR_FROM
+    with tqdm(total=total, desc="Tokenising pairs", unit="row", disable=not shown) as bar:
+        while chunk := list(islice(items, CHUNK)):
+            keep.add(chunk, vocab_size)
+            bar.update(len(chunk))
+    return _finish(keep.pairs, report)
+
+
+class _Keeper:
+    """Decides what happens to each pair, and keeps the good ones."""
+
+    def __init__(
+        self, report: DataReport, on_bad_row: str, options: TokenizeOptions, renderer: Renderer
+    ) -> None:
+        self.report, self.on_bad_row, self.options = report, on_bad_row, options
+        self.renderer = renderer
+        self.pairs: list[TokenizedPair] = []
+
+    def add(self, chunk: list[Pair | RowError], vocab_size: int | None) -> None:
+        pairs = [item for item in chunk if isinstance(item, Pair)]
+        tokenized = iter(tokenize_pairs(pairs, self.renderer, vocab_size))
+        for item in chunk:  # keep the order of the rows, so that the first error is the first
+            result = item if isinstance(item, RowError) else next(tokenized)
+            if isinstance(result, RowError):
+                self._refuse(result)
+            else:
+                assert isinstance(item, Pair)
+                self._accept(item, result)
+
+    def _accept(self, pair: Pair, tokenized: TokenizedPair) -> None:
+        self.pairs.append(tokenized)
+        self.report.count(tokenized)
+        cut = [
+            name
+            for name, side in (("chosen", tokenized.chosen), ("rejected", tokenized.rejected))
+            if pair.append_eos and not side.eos
+        ]
+        if cut:
+            self.report.truncated += 1
+            problem = f"cut to {self.options.max_length} tokens"
+            self.report.incidents += [
+                Incident(pair.source, pair.row, name, problem, "truncated") for name in cut
+            ]
+
+    def _refuse(self, error: RowError) -> None:
+        too_long = isinstance(error, TooLongError)
+        if not (self.on_bad_row == "skip" or (too_long and self.options.too_long == "skip")):
+            raise error
+        field = error.field.split("[")[0] or "whole row"
+        self.report.skip("too long" if too_long else field, error)
+
+
+def _finish(pairs: list[TokenizedPair], report: DataReport) -> PairDataset:
+    report.fingerprint = _fingerprint(pairs)
+    if report.skipped_file is not None:
+        write_incidents(report.skipped_file, report.incidents)
+    if not pairs:
+        names = ", ".join(report.sources)
+        first = report.incidents[0] if report.incidents else None
+        cause = f" The first: row {first.row}, {first.field}: {first.problem}." if first else ""
+        raise PrefkitError(
+            f"{names}: no usable pair, {report.skipped.total()} were skipped.{cause} Check the "
+            "rows with `prefkit inspect`."
+        )
+    if report.incidents:
+        logger.warning("%s", report.summary())
+    return PairDataset(pairs, report)
+
+
+def _read(sources: Iterable[Any], options: ReadOptions) -> Iterator[Pair | RowError]:
+    for source in sources:
+        yield from iter_pairs(source, options) if isinstance(source, Rows) else source
+
+
+def _split_sources(source: Any) -> list[Any]:
+    """A list of rows is one source; a list of paths, datasets or lists is several."""
+    if not isinstance(source, list | tuple) or _is_pairs(source):
+        return [source]
+    several = source and all(
+        isinstance(one, str | os.PathLike | list | tuple) or hasattr(one, "column_names")
+        for one in source
+    )
+    return list(source) if several else [source]
+
+
+def _is_pairs(source: Any) -> bool:
+    return isinstance(source, list | tuple) and bool(source) and isinstance(source[0], Pair)
+
+
+def _report_of(pairs: list[TokenizedPair]) -> DataReport:
+    report = DataReport(sources={"tokenised pairs": len(pairs)}, fingerprint=_fingerprint(pairs))
+    for pair in pairs:
+        report.count(pair)
+    return report
+
+
+def _fingerprint(pairs: list[TokenizedPair]) -> str:
+    digest = hashlib.sha256(b"prefkit pairs 1")
+    for pair in pairs:
+        for side in (pair.chosen, pair.rejected):
+            digest.update(np.int64(len(side.ids)).tobytes())
+            for values, kind in ((side.ids, "<i4"), (side.scored, "u1"), (side.weights, "<f4")):
+                digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
+    return digest.hexdigest()

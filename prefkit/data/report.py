@@ -1,0 +1,134 @@
+"""What became of the rows: counts, token totals, and the file that lists every skipped or cut row."""
+
+import json
+import os
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefkit.data.pair import TokenizedPair
+from prefkit.errors import PrefkitError, RowError
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A row that was skipped or cut: where it was, and why."""
+
+    source: str
+    row: int
+    field: str
+    problem: str
+    action: str = "skipped"
+
+    @classmethod
+    def of(cls, error: RowError, action: str = "skipped") -> "Incident":
+        return cls(error.source, error.row, error.field, error.problem, action)
+
+
+@dataclass
+class DataReport:
+    """What `prepare_pairs` did.
+
+    Attributes:
+        sources: name → rows in it. Most rows are one pair; a row of the TDPO layout may be several.
+        pairs: pairs in the dataset.
+        skipped: reason ("too long", or the field at fault) → pairs skipped for it.
+        truncated: pairs of which one side or both lost their end.
+        tokens: all tokens of all sequences.
+        scored: tokens whose log-probability counts, by side.
+        shared: tokens of the common prefixes, counted once a pair.
+        longest: tokens of the longest sequence.
+        eos: sides that end with a scored end-of-sequence token.
+        fingerprint: hex digest over ids, flags and weights of every pair in order.
+        incidents: every skipped or cut row.
+        skipped_file: where the incidents were written, or None.
+    """
+
+    sources: dict[str, int] = field(default_factory=dict)
+    pairs: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    tokens: int = 0
+    scored: dict[str, int] = field(default_factory=lambda: {"chosen": 0, "rejected": 0})
+    shared: int = 0
+    longest: int = 0
+    eos: int = 0
+    fingerprint: str = ""
+    incidents: list[Incident] = field(default_factory=list)
+    skipped_file: str | None = None
+
+    def count(self, pair: TokenizedPair) -> None:
+        """Add one pair to the totals."""
+        self.pairs += 1
+        self.shared += pair.shared
+        for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            self.tokens += len(side.ids)
+            self.scored[name] += int(side.scored.sum())
+            self.longest = max(self.longest, len(side.ids))
+            self.eos += side.eos
+
+    def skip(self, reason: str, error: RowError) -> None:
+        self.skipped[reason] += 1
+        self.incidents.append(Incident.of(error))
+
+    @property
+    def shared_fraction(self) -> float:
+        """Share of all tokens that are computed twice when a pair's prefix is not shared."""
+        return 2 * self.shared / self.tokens if self.tokens else 0.0
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        rows = ", ".join(f"{count} rows of {name}" for name, count in self.sources.items())
+        lines = [
+            f"{self.pairs} pairs from {rows}",
+            f"{self.tokens} tokens, longest sequence {self.longest}; scored: "
+            f"{self.scored['chosen']} chosen, {self.scored['rejected']} rejected; "
+            f"{self.shared_fraction:.0%} of the tokens lie in prefixes that both sides share",
+        ]
+        if self.skipped:
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
+            lines.append(f"{self.skipped.total()} skipped: {reasons}")
+        if self.truncated:
+            lines.append(f"{self.truncated} pairs had the end of a solution cut off")
+        if self.incidents and self.skipped_file:
+            lines.append(f"listed in {self.skipped_file}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the list of incidents, for JSON."""
+        fields = asdict(self)
+        fields.pop("incidents")
+        return {**fields, "skipped": dict(self.skipped)}
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make the file's folder and see that a file can be made in it, before any work is done.
+
+    Raises:
+        PrefkitError: it cannot.
+    """
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PrefkitError(
+            f"{path}: cannot be written ({error}). Choose another skipped_file."
+        ) from error
+
+
+def write_incidents(path: str | os.PathLike[str], incidents: list[Incident]) -> None:
+    """One JSON object a line (source, row, field, problem, action); written whole or not at all."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            for incident in incidents:
+                file.write(json.dumps(asdict(incident), ensure_ascii=False) + "\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,94 @@
+"""One raw row, read with checks: every access that can fail names the row and the field.
+
+The format readers (formats.py) say what a row means; this file only knows how to take a text, a
+list of messages or a flag out of it, or to refuse with a remedy.
+"""
+
+from typing import Any
+
+from prefkit.data.files import RawRow
+from prefkit.data.pair import Message
+from prefkit.errors import RowError
+
+NEEDED = "Give every row prompt, chosen and rejected."
+
+
+class Row:
+    """A raw row with its place, for messages.
+
+    Args:
+        source, index: where the row came from; `index` is 0-based.
+        data: the row. A field that is None counts as absent, as columns of a table do.
+    """
+
+    def __init__(self, source: str, index: int, data: RawRow) -> None:
+        self.source, self.index = source, index
+        self.data = {name: value for name, value in data.items() if value is not None}
+
+    def __contains__(self, field: str) -> bool:
+        return field in self.data
+
+    def get(self, field: str) -> Any:
+        """The field's value, None where absent."""
+        return self.data.get(field)
+
+    def error(self, field: str, problem: str, remedy: str) -> RowError:
+        return RowError(self.source, self.index, field, problem, remedy)
+
+    def require(self, field: str, remedy: str = NEEDED) -> Any:
+        if field not in self.data:
+            raise self.error(field, "is missing", remedy)
+        return self.data[field]
+
+    def text(self, field: str, *, empty: bool = False, remedy: str = NEEDED) -> str:
+        """A string field. Raises RowError when missing, no string, or (unless `empty`) blank."""
+        return self.as_text(self.require(field, remedy), field, empty=empty)
+
+    def as_text(self, value: Any, field: str, *, empty: bool = False) -> str:
+        if not isinstance(value, str):
+            raise self.error(field, f"is a {type(value).__name__}, not text", "Write a string.")
+        if not empty and not value.strip():
+            raise self.error(field, "is empty", "Fill it in or remove the row.")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            problem = f"holds a broken character at position {error.start} (a lone surrogate)"
+            raise self.error(field, problem, "Write the text as valid Unicode.") from error
+        return value
+
+    def eos(self, default: bool) -> bool:
+        """The row's `append_eos`: true, false, or "auto" (= `default`)."""
+        value = self.data.get("append_eos", "auto")
+        if isinstance(value, bool):
+            return value
+        if value != "auto":
+            problem = f"is {value!r}"
+            raise self.error("append_eos", problem, 'Write true, false or "auto".')
+        return default
+
+    def messages(self, field: str) -> list[Message]:
+        """A list of messages, each with a role. Raises RowError otherwise."""
+        value = self.require(field)
+        remedy = 'Write a list of {"role": …, "content": …} objects.'
+        if not isinstance(value, list) or not value:
+            raise self.error(field, "is not a list of messages, or an empty one", remedy)
+        for place, message in enumerate(value):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise self.error(f"{field}[{place}]", "is not a message with a role", remedy)
+            if message.get("tool_calls"):
+                raise self.error(
+                    f"{field}[{place}]",
+                    "holds tool_calls, which only a chat template can write out",
+                    "Write the call into the content, or give prompt and responses as strings.",
+                )
+        return value
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether a field holds messages (a list of objects with a role) rather than text."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and "role" in value[0]
+    )
