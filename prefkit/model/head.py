@@ -24,7 +24,8 @@ from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
 
-Request = Callable[[Tensor, Tensor, Tensor | None], Any]
+# (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
+Request = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,19 @@ class Head:
     @property
     def vocab_size(self) -> int:
         """Rows of the head, padding of the vocabulary included."""
-        return int(self.module.weight.shape[0])  # type: ignore[union-attr, operator, arg-type]
+        return int(self.module.weight.shape[0])  # type: ignore[index]
 
 
 @dataclass
 class RequestOutput(ModelOutput):
-    """What a forward with a request returns: the request's own result, as a model output."""
+    """What a forward with a request returns: the request's own result.
 
-    result: Any = None
+    A model output and not a tuple, because the hooks of FSDP2 and DDP and the casts of accelerate
+    look through those for the tensors they must see.
+    """
+
+    value: Tensor | None = None
+    extras: dict[str, Tensor] | None = None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -173,14 +179,14 @@ def _probe_linear(module: nn.Module, name: str) -> None:
 def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """`module(...)` runs `forward` inside the block; an instance attribute, as `install` uses."""
     before = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         if before is None:
             del module.__dict__["forward"]
         else:
-            module.forward = before  # type: ignore[method-assign]
+            module.forward = before
 
 
 def _proved_transform(owner: nn.Module, module: nn.Module, name: str) -> LogitTransform:
@@ -235,10 +241,11 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
             del head._prefkit_slot
         if "result" not in slot:
             raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
-        return RequestOutput(result=slot["result"])
+        value, extras = slot["result"]
+        return RequestOutput(value=value, extras=extras)
 
-    # The signature for whoever inspects it, but no __wrapped__: accelerate unwraps along __wrapped__
-    # to the innermost function and would silently take the fused head off again.
+    # The signature for whoever inspects it, but no __wrapped__: accelerate unwraps along that to
+    # the innermost function and would silently take the fused head off again.
     forward.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
     return forward
 
@@ -255,8 +262,8 @@ def _requesting_head(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any)
 def install(model: nn.Module) -> Head:
     """Lets `model(..., prefkit_request=f)` compute on the head's operands instead of on logits.
 
-    With a request the forward returns `RequestOutput(result=f(hidden, weight, bias))`; `hidden` has
-    shape (R, L, D), `weight` (V, D), `bias` (V,) or None. Without one the model behaves as ever:
+    With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
+    (R, L, D), `weight` (V, D), `bias` (V,) or None. Without one the model behaves as ever:
     class, state dict and `save_pretrained` are untouched. Calling it twice changes nothing.
 
     Raises:
@@ -269,7 +276,7 @@ def install(model: nn.Module) -> Head:
             if (before := module.__dict__.get("forward")) is not None:
                 module._prefkit_inner_forward = before
         outer = _requesting_forward(type(head.owner).forward)
-        head.owner.forward = MethodType(outer, head.owner)  # type: ignore[method-assign]
-        head.module.forward = MethodType(_requesting_head, head.module)  # type: ignore[method-assign]
+        head.owner.forward = MethodType(outer, head.owner)
+        head.module.forward = MethodType(_requesting_head, head.module)
         head.owner._prefkit_installed = True  # type: ignore[assignment]
     return head

@@ -6,7 +6,6 @@ A folder without the marker, or whose files do not match it, is never resumed fr
 passed over.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -14,30 +13,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from prefkit.atomic import fsync_path, write_json
 from prefkit.errors import ConfigError
 
 MARKER = "prefkit_complete.json"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
-
-
-def fsync_path(path: Path) -> None:
-    """Forces a file or folder to the disk (folders: where the platform can)."""
-    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
-    with contextlib.suppress(OSError):
-        handle = os.open(path, flags)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes JSON atomically: the file is either the old one or all of the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    fsync_path(temporary)
-    os.replace(temporary, path)
-    fsync_path(path.parent)
 
 
 def begin(folder: Path) -> None:
@@ -95,7 +75,7 @@ def _matches(path: Path) -> re.Match[str] | None:
 
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest complete checkpoint (or None), and those passed over with the reason."""
-    passed_over = []
+    passed_over: list[tuple[Path, str]] = []
     for folder in list_checkpoints(output_dir):
         problem = problem_with(folder)
         if problem is None:

@@ -9,10 +9,8 @@ import torch
 from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
-from prefkit.objectives import DPO, TDPO, SimPO
+from prefkit.objectives import DPO, TDPO, Objective, SimPO
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
-
-Objective = DPO | TDPO
 
 _CHOICES = {
     "method": METHODS,
@@ -55,6 +53,10 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
                 "label_smoothing_factor smooths next-token labels, which a preference loss does not"
                 " have. Use label_smoothing instead."
             )
+        try:
+            self.build_objective()
+        except ValueError as error:
+            raise ConfigError(f"{error}") from error
         if self.label_names is None:
             self.label_names = ["targets"]
 

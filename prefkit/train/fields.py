@@ -1,12 +1,13 @@
 """Every option of a training run that is prefkit's own, without importing anything heavy.
 
-`PreferenceConfig` adds these fields to `transformers.TrainingArguments`; `ScriptArguments` says what
-the command line loads. The text under a field is its documentation and its `--help` line.
+`PreferenceConfig` adds these fields to `transformers.TrainingArguments`; `ScriptArguments` says
+what the command line loads. The text under a field is its documentation and its `--help` line.
 """
 
 import ast
 import functools
 import inspect
+import itertools
 import textwrap
 from dataclasses import dataclass, field
 from typing import Literal
@@ -72,6 +73,14 @@ class PreferenceFields:
     """Prompts given as plain strings: used as they are, or put into the chat template."""
     joiner: str = ""
     """Text between a plain prompt and what follows it (Step-DPO templates: "\\n" or " ")."""
+    prompt_template: str = "{prompt}"
+    """Wraps plain prompts, e.g. "Question: {prompt}\nAnswer:"."""
+    system_prompt: str | None = None
+    """System message put before plain prompts that are read as chat."""
+    chat_template: str | None = None
+    """A chat template in place of the tokenizer's own, or "plain"."""
+    chat_template_kwargs: dict | str | None = None
+    """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
     pad_to_multiple_of: int | None = None
     """Pad batches to a multiple of this many tokens."""
 
@@ -99,7 +108,7 @@ class PreferenceFields:
     """Steps between two log lines (below 1: share of the run)."""
     logging_nan_inf_filter: bool = False
     """Hide NaN losses from the log. Off: a NaN should be seen."""
-    remove_unused_columns: bool | None = False
+    remove_unused_columns: bool = False
     """Kept off: the collator makes its own columns."""
     per_device_train_batch_size: int = 4
     """Pairs a device and forward pass."""
@@ -143,7 +152,7 @@ def field_docs(cls: type) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = following.value.value if isinstance(following, ast.Expr) else ""  # type: ignore[attr-defined]
             docs[statement.target.id] = " ".join(text.split())

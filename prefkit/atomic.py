@@ -1,0 +1,32 @@
+"""Files that are either the old one or all of the new one, whenever the process dies."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def fsync_path(path: Path) -> None:
+    """Forces a file or folder to the disk (folders: where the platform can)."""
+    flags = os.O_RDONLY | (getattr(os, "O_DIRECTORY", 0) if path.is_dir() else 0)
+    with contextlib.suppress(OSError):
+        handle = os.open(path, flags)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """Moves a finished temporary file of the same folder into place, both safely on disk."""
+    fsync_path(temporary)
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    replace_file(temporary, path)

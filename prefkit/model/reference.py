@@ -1,0 +1,190 @@
+"""The reference policy, in each of its forms, as the loss wants it.
+
+| who is the reference | full-vocabulary KL | log-probabilities only |
+| --- | --- | --- |
+| a frozen model | its hidden states and head | its log-probs |
+| the policy with its adapter off | the same | the same |
+| a cache on disk (`reference_cache`) | refused | read from the batch |
+
+The reference always runs without gradient, in evaluation mode, and only the hidden states of scored
+tokens leave its forward.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.errors import ModelError
+from prefkit.model.head import Head, LogitTransform, unwrap
+from prefkit_kernels import token_stats
+
+ModelInputs = Mapping[str, Tensor]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradient inside the block; the mode is restored after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass
+class Reference:
+    """A reference that can be run.
+
+    Attributes:
+        model: the module to call (prepared, possibly wrapped), with the fused head installed.
+        head: its head.
+        adapter_owner: the PEFT model whose adapter is switched off around the call, or None.
+    """
+
+    model: nn.Module
+    head: Head
+    adapter_owner: Any = None
+
+    def _run(self, inputs: ModelInputs, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        got: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            got.append((hidden.reshape(-1, hidden.shape[-1])[rows], weight, bias))
+            return got[0][0], {}
+
+        off = self.adapter_owner.disable_adapter if self.adapter_owner else contextlib.nullcontext
+        with evaluating(self.model), off():
+            self.model(**inputs, use_cache=False, prefkit_request=request)
+        return got[0]
+
+    def operands(
+        self, inputs: ModelInputs, rows: Tensor, policy: LogitTransform, vocab_size: int
+    ) -> dict[str, Tensor | None]:
+        """Keyword arguments `ref_hidden`, `ref_weight`, `ref_bias` of the loss.
+
+        Args:
+            inputs: the model's inputs, (R, L) each.
+            rows: (T,) int64, places of the scored tokens in the flattened R·L.
+            policy: the policy's logit transform, which the loss applies to both.
+            vocab_size: rows of the policy's head.
+        """
+        hidden, weight, bias = self._run(inputs, rows)
+        factor = self.head.transform.logit_scale / policy.logit_scale
+        if factor != 1.0:  # the loss knows one scale: fold the difference into the hidden states
+            hidden = hidden * factor
+            bias = None if bias is None else bias * factor
+        # A longer head is longer by padding (`check_vocabularies`): rows that no text can hold, and
+        # that the policy, lacking them, would make an infinite KL.
+        weight = weight[:vocab_size]
+        bias = None if bias is None else bias[:vocab_size]
+        return {"ref_hidden": hidden, "ref_weight": weight, "ref_bias": bias}
+
+    def logp(self, inputs: ModelInputs, rows: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        """(T,) log-probabilities of `targets` in nats, fp32 (fp64 for an fp64 model).
+
+        Args:
+            inputs, rows: as in `operands`.
+            targets: (T,) int64, the token each row predicts.
+            options: `memory_budget`, `backend` of `token_stats`.
+        """
+        hidden, weight, bias = self._run(inputs, rows)
+        transform = self.head.transform
+        with torch.no_grad():
+            stats = token_stats(
+                hidden,
+                weight,
+                targets,
+                bias=bias,
+                logit_scale=transform.logit_scale,
+                softcap=transform.softcap,
+                **options,
+            )
+        assert stats.logp is not None
+        return stats.logp
+
+
+def check_vocabularies(policy: Head, reference: Head, tokens: int) -> None:
+    """Refuses a reference that cannot speak of the policy's tokens.
+
+    Args:
+        policy, reference: the two heads.
+        tokens: size of the tokenizer's vocabulary.
+
+    Raises:
+        ModelError: heads of different size, unless the difference is padding beyond the tokenizer.
+    """
+    sizes = policy.vocab_size, reference.vocab_size
+    if sizes[0] != sizes[1] and min(sizes) < tokens:
+        raise ModelError(
+            f"The reference model has {sizes[1]} tokens in its head, the policy {sizes[0]}, and the"
+            f" tokenizer {tokens}: they do not share a vocabulary. Use a reference of the same "
+            "family and tokenizer."
+        )
+
+
+def check_transforms(policy: Head, reference: Head) -> None:
+    """Refuses a KL between a model with a softcap and one with another softcap.
+
+    Raises:
+        ModelError: the two softcaps differ.
+    """
+    if policy.transform.softcap != reference.transform.softcap:
+        raise ModelError(
+            f"The policy caps its logits at {policy.transform.softcap}, the reference at "
+            f"{reference.transform.softcap}: the KL of TDPO needs the same softcap. Use a reference"
+            " of the same architecture, or a method without KL (dpo, step-dpo, scdpo, cdpo)."
+        )
+
+
+def check_tokenizers(policy: Any, reference: Any) -> None:
+    """Refuses a reference whose tokenizer gives other ids than the policy's.
+
+    Args:
+        policy, reference: two tokenizers of transformers.
+
+    Raises:
+        ModelError: a token has another id in the reference's vocabulary.
+    """
+    ours, theirs = policy.get_vocab(), reference.get_vocab()
+    differing = [token for token, index in ours.items() if theirs.get(token, index) != index]
+    missing = len(ours.keys() ^ theirs.keys())
+    if differing or missing > max(len(ours), len(theirs)) // 100:
+        example = differing[0] if differing else next(iter(ours.keys() ^ theirs.keys()))
+        raise ModelError(
+            f"The reference model has another tokenizer than the policy ({len(differing)} tokens "
+            f"with another id, {missing} in one of the two only; for example {example!r}). Its "
+            "log-probabilities would be of other text. Use a reference with the same tokenizer."
+        )
+
+
+def check_adapter(model: Any) -> None:
+    """Refuses an adapter that is no sound way to a reference by switching it off.
+
+    Raises:
+        ModelError: prompt-learning adapters, and adapters that already change the model: without
+            them it is not the policy as it is before training.
+    """
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ModelError(
+            "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
+            " be trained here. Use a weight adapter such as LoRA."
+        )
+    embeddings = unwrap(model).get_input_embeddings()  # type: ignore[operator]
+    ids = torch.arange(4, device=embeddings.weight.device).reshape(1, 4)
+    with evaluating(model):
+        with_adapter = model(input_ids=ids, use_cache=False).logits
+        with model.disable_adapter():
+            without = model(input_ids=ids, use_cache=False).logits
+    scale = without.abs().max().clamp_min(1e-6)
+    if not torch.allclose(with_adapter / scale, without / scale, rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            "The adapter already changes the model, so the model without it is not the policy "
+            "before training and cannot be the reference. Merge it first (merge_and_unload) and "
+            "pass a fresh peft_config, or pass ref_model."
+        )

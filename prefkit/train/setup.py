@@ -1,0 +1,274 @@
+"""What the trainer needs before the first step: the adapter, the reference, the datasets."""
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from prefkit.data.dataset import PairDataset, prepare_pairs
+from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.data.render import TokenizeOptions
+from prefkit.errors import ConfigError, ModelError
+from prefkit.model.head import Head, install, unwrap
+from prefkit.model.reference import (
+    Reference,
+    check_adapter,
+    check_tokenizers,
+    check_transforms,
+    check_vocabularies,
+)
+from prefkit.model.reference_cache import ReferenceCache, build_cache, fingerprint_model
+from prefkit.objectives import Objective
+from prefkit.train.config import PreferenceConfig
+
+logger = logging.getLogger(__name__)
+
+_DROPOUT_RATES = ("dropout", "attention_dropout", "attn_dropout", "activation_dropout", "layerdrop")
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout of the model to zero, an adapter's own `lora_dropout` excepted.
+
+    Both kinds: Dropout modules and the rates that attention functions read from their module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
+        for rate in _DROPOUT_RATES:
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+
+
+def apply_peft(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
+    """Wraps the model in an adapter where one is asked for, and checks the adapter it has.
+
+    Raises:
+        ConfigError: peft is not installed, or there is an adapter already.
+    """
+    if peft_config is not None:
+        try:
+            from peft import get_peft_model
+        except ImportError as error:
+            raise ConfigError(
+                "peft_config needs the package peft. Install it with: pip install 'prefkit[peft]'"
+            ) from error
+        if is_peft(model):
+            raise ConfigError(
+                "The model has an adapter already and peft_config asks for another. Merge the first"
+                " (merge_and_unload), or leave peft_config out."
+            )
+        torch.manual_seed(args.seed)  # the adapter's random half, the same at every start
+        model = get_peft_model(model, peft_config)
+    if is_peft(model) and (
+        args.gradient_checkpointing or getattr(args, "activation_checkpointing", None)
+    ):
+        model.enable_input_require_grads()  # else nothing in a checkpointed block needs a gradient
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "No parameter of the model is trainable. Load a PEFT model with is_trainable=True, or "
+            "call requires_grad_(True) on what is to be trained."
+        )
+    return model
+
+
+def is_peft(model: Any) -> bool:
+    """Whether the model is a PEFT model."""
+    return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
+
+
+def make_reference(
+    model: Any, ref_model: Any, objective: Objective, tokenizer: Any, args: PreferenceConfig
+) -> Reference | None:
+    """The reference that the objective reads, or None where it reads none.
+
+    Args:
+        model: the policy, its adapter applied, its head not yet fused.
+        ref_model: the user's reference or None.
+        objective: decides whether a reference, and whether its whole distribution, is needed.
+        tokenizer: the policy's tokenizer.
+        args: `precompute_ref_log_probs` and `disable_dropout` are read.
+
+    Raises:
+        ConfigError: a reference for an objective that reads none.
+        ModelError: a reference that does not fit the policy.
+    """
+    if not objective.needs_reference:
+        if ref_model is not None:
+            raise ConfigError(
+                f"ref_model is given, but method '{args.method}' as configured reads no reference. "
+                "Leave ref_model out."
+            )
+        return None
+    if ref_model is None and is_peft(model):
+        check_adapter(model)
+        return Reference(model, install(model), adapter_owner=model)
+    if ref_model is None and args.precompute_ref_log_probs:
+        return Reference(model, install(model))  # before the first step the policy is the reference
+    frozen = copy.deepcopy(model) if ref_model is None else ref_model
+    frozen.requires_grad_(False).eval()
+    if args.disable_dropout:
+        disable_dropout(frozen)
+    reference = Reference(frozen, install(frozen))
+    policy = install(model)
+    check_vocabularies(policy, reference.head, len(tokenizer))
+    if objective.needs_kl:
+        check_transforms(policy, reference.head)
+    if ref_model is not None:
+        _check_ref_tokenizer(model, ref_model, tokenizer)
+    return reference
+
+
+def _check_ref_tokenizer(model: Any, ref_model: Any, tokenizer: Any) -> None:
+    """Compares tokenizers where the reference's lies on this machine."""
+    from transformers import AutoTokenizer
+
+    name = getattr(unwrap(ref_model).config, "name_or_path", "")
+    if not name or name in (unwrap(model).config.name_or_path, tokenizer.name_or_path):  # type: ignore[union-attr]
+        return
+    try:
+        theirs = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        return  # saved without a tokenizer: the vocabulary sizes have been compared
+    check_tokenizers(tokenizer, theirs)
+
+
+def reference_fingerprint(reference: Reference | None, args: PreferenceConfig) -> str | None:
+    """A hash of the reference and of the precision it runs in; None without a reference."""
+    if reference is None:
+        return None
+    model = reference.model
+    base = fingerprint_model(unwrap(model), without_adapter=reference.adapter_owner is not None)
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "weights"
+    return hashlib.sha256(f"{base}:{precision}".encode()).hexdigest()
+
+
+def prepare_dataset(
+    rows: Any, tokenizer: Any, args: PreferenceConfig, head: Head, name: str
+) -> Dataset:
+    """Rows of any format as tokenised pairs; prepared datasets pass through.
+
+    Args:
+        rows: whatever `prefkit.data.prepare_pairs` reads, or a Dataset of tokenised pairs.
+        name: "train", "eval" or "eval_NAME"; names the file of skipped rows.
+
+    Raises:
+        RowError, PrefkitError: see `prepare_pairs`.
+    """
+    if isinstance(rows, PairDataset | CachedDataset):
+        return rows
+    config = head.owner.config
+    limit = args.max_length or getattr(config, "max_position_embeddings", None)
+    dataset = prepare_pairs(
+        rows,
+        tokenizer,
+        TokenizeOptions(
+            max_length=limit,
+            too_long=args.too_long,
+            string_prompts=args.string_prompts,
+            prompt_template=args.prompt_template,
+            joiner=args.joiner,
+            system_prompt=args.system_prompt,
+            chat_template=args.chat_template,
+            chat_template_kwargs=args.chat_template_kwargs or {},  # type: ignore[arg-type]
+        ),
+        level=args.resolved_level,
+        mask_tool_output=args.mask_tool_output,
+        vocab_size=head.vocab_size,
+        on_bad_row=args.on_bad_row,
+        skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+    )
+    if not len(dataset):
+        raise ConfigError(
+            f"The {name} data hold no usable pair. Look at the rows that were skipped."
+        )
+    return dataset
+
+
+class CachedDataset(Dataset):
+    """Tokenised pairs, each with its reference log-probabilities: items (item, (chosen, rejected)).
+
+    Args:
+        dataset: tokenised pairs.
+        cache: the complete cache of that very dataset.
+    """
+
+    def __init__(self, dataset: Any, cache: ReferenceCache) -> None:
+        self.dataset, self.cache = dataset, cache
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, tuple[Tensor, Tensor]]:
+        return self.dataset[index], self.cache[index]
+
+
+class CachedCollator:
+    """Collates cached and plain items; cached ones bring `ref_logp` into the batch.
+
+    Args:
+        collator: makes a `PairBatch` of plain items.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, items: list) -> PairBatch:
+        if not (isinstance(items[0], tuple) and isinstance(items[0][1], tuple)):
+            return self.collator(items)
+        batch: PairBatch = self.collator([item for item, _ in items])
+        scored = batch["targets"] >= 0
+        ref_logp = torch.zeros(scored.shape, dtype=torch.float32)
+        # Row by row, left to right: the order in which the cache was written.
+        ref_logp[scored] = torch.cat([side for _, sides in items for side in sides])
+        batch["ref_logp"] = ref_logp
+        return batch
+
+
+def attach_cache(
+    dataset: Any,
+    name: str,
+    reference: Reference,
+    collator: Any,
+    args: PreferenceConfig,
+    model_fingerprint: str | None,
+) -> CachedDataset:
+    """Completes or loads the cache of a dataset's reference log-probabilities.
+
+    Raises:
+        ConfigError: the folder holds the cache of another model or of other rows.
+    """
+    if isinstance(dataset, CachedDataset):
+        return dataset
+    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
+    device = next(reference.model.parameters()).device
+    options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
+
+    def score(pairs: Sequence[TokenizedPair]) -> list[tuple[Tensor, Tensor]]:
+        batch = collator(pairs)
+        targets = batch["targets"].reshape(-1)
+        rows = (targets >= 0).nonzero().squeeze(1)
+        inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
+        logp = reference.logp(inputs, rows.to(device), targets[rows].to(device), **options)
+        sizes = (batch["targets"] >= 0).sum(1).tolist()
+        sides = logp.float().cpu().split(sizes)
+        return list(zip(sides[::2], sides[1::2], strict=True))
+
+    cache = build_cache(
+        root / name,
+        [item[1] if isinstance(item, tuple) else item for item in _items(dataset)],
+        score,
+        model_fingerprint=model_fingerprint or "",
+        batch_size=args.precompute_ref_batch_size or args.per_device_eval_batch_size,
+        say=logger.warning,
+    )
+    return CachedDataset(dataset, cache)
+
+
+def _items(dataset: Any) -> Iterator[Any]:
+    return (dataset[i] for i in range(len(dataset)))

@@ -1,0 +1,400 @@
+"""`PreferenceTrainer`: transformers' Trainer on preference pairs, with the head fused.
+
+What it adds to Trainer is little: a batch is pairs, the loss is computed on the head's operands
+inside the model's own forward, the mean over pairs runs over the whole accumulation window, the
+reference is one of `prefkit.model.reference`, and checkpoints are complete or refused.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+
+from prefkit.atomic import write_json
+from prefkit.data.batch import PairCollator
+from prefkit.data.pair import PairBatch
+from prefkit.errors import ConfigError, ModelError
+from prefkit.loss import fused_preference_loss
+from prefkit.model.head import install
+from prefkit.model.reference import ModelInputs, Reference
+from prefkit.objectives import Objective
+from prefkit.train import checkpoint
+from prefkit.train.config import PreferenceConfig
+from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock, peak_memory_mb
+from prefkit.train.setup import (
+    CachedCollator,
+    apply_peft,
+    attach_cache,
+    disable_dropout,
+    make_reference,
+    prepare_dataset,
+    reference_fingerprint,
+)
+
+logger = logging.getLogger(__name__)
+
+STATE = "prefkit_state.json"
+Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
+
+
+class PreferenceTrainer(Trainer):
+    """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
+
+    Args:
+        model: a causal LM, a PEFT model, or the name or folder of one.
+        ref_model: the frozen reference. None: the adapter switched off for PEFT models, a copy of
+            the model as it is now otherwise; none is kept where the loss reads none or the
+            reference's log-probabilities are precomputed.
+        args: a `PreferenceConfig`.
+        data_collator: replaces `prefkit.data.PairCollator`; it must return a `PairBatch`.
+        train_dataset, eval_dataset: rows of any format prefkit reads (`datasets.Dataset`, list of
+            dicts, path(s)) or a prepared `PairDataset`; `eval_dataset` may be a dict of them.
+        processing_class: the tokenizer; None = the model's own.
+        compute_metrics: refused, because it takes logits, which are never formed.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        peft_config: wraps the model in this adapter.
+
+    Raises:
+        ModelError, RowError, ConfigError: see the modules the work is handed to.
+    """
+
+    # The loss is already divided by the pairs of the whole window (read by transformers ≥ 5.23;
+    # `model_accepts_loss_kwargs`, set below, says the same to older ones).
+    loss_is_scaled_for_ga = True
+    args: PreferenceConfig
+    objective: Objective
+    reference: Reference | None
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        ref_model: nn.Module | None = None,
+        args: PreferenceConfig | None = None,
+        data_collator: Callable[[list], PairBatch] | None = None,
+        train_dataset: Rows = None,
+        eval_dataset: Rows | dict[str, Rows] = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
+        _refuse_unusable(args, compute_metrics, model, ref_model)
+        policy: Any = model
+        if isinstance(model, str):
+            policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.objective = args.build_objective()
+        if args.disable_dropout:
+            disable_dropout(policy)
+        policy = apply_peft(policy, peft_config, args)
+        self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
+        self.head = install(policy)
+        self._reference_id = reference_fingerprint(self.reference, args)
+        self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
+        self._clock, self._watch = TokenClock(), RewardWatch()
+        self._tokenizer = tokenizer
+
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=CachedCollator(  # type: ignore[arg-type]
+                data_collator or PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of)
+            ),
+            train_dataset=self._prepare(args, train_dataset, "train"),
+            eval_dataset=self._prepare_eval(args, eval_dataset),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True
+        if args.n_gpu > 1:
+            raise ConfigError(
+                f"{args.n_gpu} GPUs are visible to one process, which would cut pairs in two "
+                "(DataParallel). Start with torchrun --nproc_per_node, or set CUDA_VISIBLE_DEVICES."
+            )
+        self._prepare_reference()
+
+    # -- set-up ----------------------------------------------------------------------------------
+
+    def _prepare(self, args: PreferenceConfig, rows: Rows, name: str) -> Dataset | None:
+        if rows is None:
+            return None
+        return prepare_dataset(rows, self._tokenizer, args, self.head, name)
+
+    def _prepare_eval(self, args: PreferenceConfig, rows: Rows | dict[str, Rows]) -> Any:
+        if isinstance(rows, dict):
+            return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
+        return self._prepare(args, rows, "eval")
+
+    def _prepare_reference(self) -> None:
+        """Puts the reference beside the model, or replaces it by its cache."""
+        if self.reference is None:
+            return
+        if self.reference.adapter_owner is None and self.reference.model is not self.model:
+            self.reference.model = self.accelerator.prepare_model(
+                self.reference.model, evaluation_mode=True
+            )
+        if not self.args.precompute_ref_log_probs:
+            return
+        self.train_dataset = self._with_cache(self.train_dataset, "train")
+        if isinstance(self.eval_dataset, dict):
+            for key, dataset in self.eval_dataset.items():
+                self.eval_dataset[key] = self._with_cache(dataset, f"eval_{key}")
+        else:
+            self.eval_dataset = self._with_cache(self.eval_dataset, "eval")
+        if self.reference.adapter_owner is None:
+            self.reference = None  # its memory is the point of precomputing
+
+    def _with_cache(self, dataset: Any, name: str) -> Any:
+        if dataset is None:
+            return None
+        assert self.reference is not None
+        return attach_cache(
+            dataset, name, self.reference, self.data_collator, self.args, self._reference_id
+        )
+
+    # -- loss ------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Pairs of the accumulation window, averaged over processes.
+
+        The data-parallel mean of gradients divides by the number of processes once more, so the
+        sum over all pairs of the window divided by all of them is what comes out.
+        """
+        if not batch_samples:
+            return None
+        pairs = float(sum(len(batch["pair_index"]) for batch in batch_samples))
+        if self.args.world_size > 1:
+            pairs = self.accelerator.gather(torch.tensor([pairs], device=device)).mean().item()
+        return pairs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The objective over a batch of pairs.
+
+        Args:
+            model: the wrapped policy.
+            inputs: a `PairBatch` on the device.
+            return_outputs: also return the `RequestOutput`.
+            num_items_in_batch: pairs the mean runs over; None = those of this batch.
+        """
+        pairs = len(inputs["pair_index"])
+        rows = (inputs["targets"].reshape(-1) >= 0).nonzero().squeeze(1)
+        flat = {key: inputs[key].reshape(-1)[rows] for key in ("targets", "segments", "weights")}
+        model_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        options: dict[str, Any] = {
+            "memory_budget": self.args.memory_budget,
+            "backend": self.args.head_backend,
+        }
+        reference = self._reference_terms(inputs, model_inputs, rows, flat["targets"], options)
+        transform = self.head.transform
+
+        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            out = fused_preference_loss(
+                hidden.reshape(-1, hidden.shape[-1])[rows],
+                weight,
+                flat["targets"],
+                flat["segments"],
+                objective=self.objective,
+                weights=flat["weights"],
+                num_pairs=num_items_in_batch,
+                bias=bias,
+                logit_scale=transform.logit_scale,
+                softcap=transform.softcap,
+                **reference,
+                **options,
+            )
+            return out.loss, out.metrics
+
+        output = model(**model_inputs, use_cache=False, prefkit_request=request)
+        loss, metrics = output.value, dict(output.extras)
+        metrics["loss"] = loss.detach() * ((num_items_in_batch or pairs) / pairs)
+        # How much of the text carries the loss: Σ weights over all real tokens.
+        metrics["active_weight_fraction"] = flat["weights"].sum() / inputs["attention_mask"].sum()
+        self._windows["train" if model.training else "eval"].add(metrics, pairs)
+        if model.training:
+            self._clock.add(inputs["attention_mask"])
+        return (loss, output) if return_outputs else loss
+
+    def _reference_terms(
+        self,
+        inputs: Mapping[str, Any],
+        model_inputs: ModelInputs,
+        rows: Tensor,
+        targets: Tensor,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        if not self.objective.needs_reference:
+            return {}
+        if "ref_logp" in inputs:
+            return {"ref_logp": inputs["ref_logp"].reshape(-1)[rows]}
+        if self.reference is None:
+            raise ConfigError(
+                "This dataset has no precomputed reference log-probabilities, and the reference "
+                "was freed. Pass it to the trainer as eval_dataset from the start, or leave "
+                "precompute_ref_log_probs out."
+            )
+        if self.objective.needs_kl:
+            return self.reference.operands(
+                model_inputs, rows, self.head.transform, self.head.vocab_size
+            )
+        return {"ref_logp": self.reference.logp(model_inputs, rows, targets, **options)}
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch, without gradient; logits do not exist."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    # -- evaluation and logging ------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As in Trainer; rows of any format are prepared first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str | dict):
+            eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
+        self._eval_prefix = metric_key_prefix
+        start = time.perf_counter()
+        self._windows["eval"] = MetricWindow()
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._clock.pause(time.perf_counter() - start)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics of the window to a log line, for training as for evaluation."""
+        prefix = getattr(self, "_eval_prefix", "eval")
+        if "loss" in logs:
+            means = self._windows["train"].means(self.accelerator)
+            means.pop("loss", None)  # Trainer's own mean over steps is already there
+            logs.update(means)
+            logs["tokens_per_second"] = self._clock.read(self.accelerator)
+            logs["num_tokens"] = self._clock.total
+            logs["peak_memory_mb"] = peak_memory_mb(self.args.device)
+            self._explain(logs)
+        elif f"{prefix}_loss" in logs:
+            means = self._windows["eval"].means(self.accelerator)
+            logs.update({f"{prefix}_{name}": value for name, value in means.items()})
+        super().log(logs, start_time)
+
+    def _explain(self, logs: dict[str, float]) -> None:
+        if "rewards/chosen" not in logs:
+            return
+        text = self._watch.see(logs["rewards/chosen"], logs["rewards/margins"])
+        if text and self.is_world_process_zero():
+            logger.warning(text)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains; `resume_from_checkpoint` may be True, "auto" or a folder.
+
+        Raises:
+            ConfigError: nothing complete to resume from (see `checkpoint.resolve_resume`).
+            ModelError: the checkpoint was trained against another reference.
+        """
+        folder = checkpoint.resolve_resume(
+            resume_from_checkpoint, Path(self.args.output_dir or "."), logger.warning
+        )
+        if folder is not None:
+            self._load_state(Path(folder))
+        self._clock.restart()
+        return super().train(folder, trial, ignore_keys_for_eval)
+
+    def _load_state(self, folder: Path) -> None:
+        path = folder / STATE
+        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if state.get("reference", self._reference_id) != self._reference_id:
+            raise ModelError(
+                f"{folder} was trained against another reference model. Start from the same model "
+                "and ref_model as then (the checkpoint's own weights are loaded afterwards)."
+            )
+        self._clock.total = int(state.get("num_tokens", 0))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Saves as Trainer does, then marks the checkpoint complete, then deletes old ones."""
+        start = time.perf_counter()
+        run_dir = Path(self._get_output_dir(trial=trial))
+        folder = run_dir / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save:
+                checkpoint.begin(folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            state = {"reference": self._reference_id, "num_tokens": self._clock.seen()}
+            write_json(folder / STATE, state)
+            checkpoint.mark_complete(folder)
+            best = self.state.best_model_checkpoint
+            checkpoint.rotate(run_dir, limit, Path(best) if best else None)
+        self._clock.pause(time.perf_counter() - start)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model; outside checkpoints, no file is ever seen half written."""
+        if _internal_call or self.args.world_size > 1:
+            super().save_model(output_dir, _internal_call)
+            return
+        target = Path(output_dir or self.args.output_dir or ".")
+        checkpoint.save_atomically(
+            lambda folder: super(PreferenceTrainer, self).save_model(folder, True), target
+        )
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+
+def _refuse_unusable(
+    args: PreferenceConfig, compute_metrics: Any, model: Any, ref_model: Any
+) -> None:
+    if not isinstance(args, PreferenceConfig):
+        raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
+    if compute_metrics is not None:
+        raise ConfigError(
+            "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "
+            "metrics are always logged; anything else belongs into a TrainerCallback."
+        )
+    if ref_model is not None and ref_model is model:
+        raise ConfigError(
+            "model and ref_model are the same object, so the reference would train along. Leave "
+            "ref_model out: a copy of the model as it is now is made."
+        )
