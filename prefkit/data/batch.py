@@ -1,6 +1,6 @@
 """TokenizedPair → PairBatch: right-padded rows, everything aligned with the predicting position."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,28 +10,20 @@ from prefkit.errors import ConfigError
 
 IGNORE_INDEX = -100
 IndexedPair = tuple[int, TokenizedPair]
-RefLogp = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 class PairCollator:
-    """Collates pairs into padded rows: row 2i is the chosen side of pair i, row 2i + 1 the rejected.
+    """Collates pairs into padded rows: row 2i is pair i's chosen side, row 2i + 1 its rejected.
 
     Args:
         pad_token_id: fills the rows' ends (attention_mask 0 there, so any valid id will do).
         pad_to_multiple_of: round the row length up to this many tokens.
-        ref_logp: cached reference log-probs: dataset index → (chosen, rejected), float32 vectors
-            of the sides' lengths whose entry j speaks of token j.
 
     Raises:
         ConfigError: no padding token.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int | None,
-        pad_to_multiple_of: int | None = None,
-        ref_logp: RefLogp | None = None,
-    ) -> None:
+    def __init__(self, pad_token_id: int | None, pad_to_multiple_of: int | None = None) -> None:
         if pad_token_id is None:
             raise ConfigError(
                 "The tokenizer has no padding token. Set tokenizer.pad_token, for example to its "
@@ -39,7 +31,6 @@ class PairCollator:
             )
         self.pad_token_id = pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.ref_logp = ref_logp
 
     def __call__(self, items: Sequence[IndexedPair | TokenizedPair]) -> PairBatch:
         """Collate B pairs, plain or with their dataset index (as `PairDataset` gives them)."""
@@ -59,26 +50,12 @@ class PairCollator:
         )
         for row, side in enumerate(sides):
             _fill_row(batch, row, side)
-        if self.ref_logp is not None:
-            batch["ref_logp"] = self._ref_logp_rows(indexed, shape)
         return batch
 
     def _row_length(self, sides: list[TokenizedSide]) -> int:
         longest = max(len(side.ids) for side in sides)
         step = self.pad_to_multiple_of or 1
         return -(-longest // step) * step
-
-    def _ref_logp_rows(self, indexed: list[IndexedPair], shape: tuple[int, int]) -> torch.Tensor:
-        assert self.ref_logp is not None
-        rows = torch.zeros(shape, dtype=torch.float32)
-        for place, (index, pair) in enumerate(indexed):
-            sides = (pair.chosen, pair.rejected)
-            for offset, (side, values) in enumerate(zip(sides, self.ref_logp(index), strict=True)):
-                assert len(values) == len(side.ids), "cached reference of another tokenisation"
-                rows[2 * place + offset, : len(values) - 1] = torch.from_numpy(
-                    np.where(side.scored[1:], values[1:], 0.0).astype(np.float32)
-                )
-        return rows
 
 
 def _fill_row(batch: PairBatch, row: int, side: TokenizedSide) -> None:

@@ -37,10 +37,17 @@ class PairDataset(torch.utils.data.Dataset):
     Attributes:
         pairs: the tokenised pairs.
         report: what became of the rows.
+        texts: the same pairs as text, where they were kept.
     """
 
-    def __init__(self, pairs: Sequence[TokenizedPair], report: DataReport | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[TokenizedPair],
+        report: DataReport | None = None,
+        texts: Sequence[Pair] | None = None,
+    ) -> None:
         self.pairs = list(pairs)
+        self.texts = None if texts is None else list(texts)
         self.report = report if report is not None else _report_of(self.pairs)
 
     def __len__(self) -> int:
@@ -70,6 +77,7 @@ def prepare_pairs(
     on_bad_row: Literal["error", "skip"] = "error",
     skipped_file: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    keep_text: bool = False,
 ) -> PairDataset:
     """Read, check and tokenise preference pairs.
 
@@ -84,6 +92,7 @@ def prepare_pairs(
         on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
         skipped_file: JSON Lines file for skipped and cut rows.
         progress: show a progress bar; None = from 2000 rows on.
+        keep_text: keep the pairs' texts beside their ids (`prefkit inspect` shows them).
 
     Raises:
         RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
@@ -114,7 +123,8 @@ def prepare_pairs(
         while chunk := list(islice(items, CHUNK)):
             keep.add(chunk, vocab_size)
             bar.update(len(chunk))
-    return _finish(keep.pairs, report)
+    _close_report(keep.pairs, report)
+    return PairDataset(keep.pairs, report, keep.texts if keep_text else None)
 
 
 class _Keeper:
@@ -126,6 +136,7 @@ class _Keeper:
         self.report, self.on_bad_row, self.options = report, on_bad_row, options
         self.renderer = renderer
         self.pairs: list[TokenizedPair] = []
+        self.texts: list[Pair] = []
 
     def add(self, chunk: list[Pair | RowError], vocab_size: int | None) -> None:
         pairs = [item for item in chunk if isinstance(item, Pair)]
@@ -140,6 +151,7 @@ class _Keeper:
 
     def _accept(self, pair: Pair, tokenized: TokenizedPair) -> None:
         self.pairs.append(tokenized)
+        self.texts.append(pair)
         self.report.count(tokenized)
         cut = [
             name
@@ -161,7 +173,7 @@ class _Keeper:
         self.report.skip("too long" if too_long else field, error)
 
 
-def _finish(pairs: list[TokenizedPair], report: DataReport) -> PairDataset:
+def _close_report(pairs: list[TokenizedPair], report: DataReport) -> None:
     report.fingerprint = _fingerprint(pairs)
     if report.skipped_file is not None:
         write_incidents(report.skipped_file, report.incidents)
@@ -175,7 +187,6 @@ def _finish(pairs: list[TokenizedPair], report: DataReport) -> PairDataset:
         )
     if report.incidents:
         logger.warning("%s", report.summary())
-    return PairDataset(pairs, report)
 
 
 def _read(sources: Iterable[Any], options: ReadOptions) -> Iterator[Pair | RowError]:

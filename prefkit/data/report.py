@@ -1,4 +1,4 @@
-"""What became of the rows: counts, token totals, and the file that lists every skipped or cut row."""
+"""What became of the rows: counts, token totals, and a file that lists every skipped or cut row."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prefkit.atomic import replace_file
 from prefkit.data.pair import TokenizedPair
 from prefkit.errors import PrefkitError, RowError
 
@@ -121,14 +122,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def write_incidents(path: str | os.PathLike[str], incidents: list[Incident]) -> None:
-    """One JSON object a line (source, row, field, problem, action); written whole or not at all."""
+    """One JSON object a line (source, row, field, problem, action); written whole or not at all.
+
+    Without incidents there is no file: a list left by an earlier run would speak of other data.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for incident in incidents:
-                file.write(json.dumps(asdict(incident), ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    if not incidents:
+        path.unlink(missing_ok=True)
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write side by side
+    lines = (json.dumps(asdict(incident), ensure_ascii=False) + "\n" for incident in incidents)
+    temporary.write_text("".join(lines), encoding="utf-8")
+    replace_file(temporary, path)

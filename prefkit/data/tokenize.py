@@ -1,4 +1,4 @@
-"""Pair → TokenizedPair: boundary-safe, with every token's flag and weight decided by its characters.
+"""Pair → TokenizedPair: boundary-safe; a token's flag and weight follow from its characters.
 
 Prompt, prefix and response are tokenised as *one* string, the way the model will meet it. A token
 is scored when it holds a character of the response that is not masked; so a token that straddles
@@ -198,7 +198,7 @@ def _finish_side(
     ids = encoded.ids
     ends_already = end_id is not None and len(ids) > 0 and ids[-1] == end_id and scored[-1]
     append = end_id is not None and not ends_already
-    if append:
+    if append and end_id is not None:
         ids, scored = np.append(ids, end_id), np.append(scored, True)
         in_response = np.append(in_response, True)
     first_scored = int(np.argmax(scored)) if (scored[:-1] if append else scored).any() else -1

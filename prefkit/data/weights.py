@@ -5,6 +5,7 @@ the tokens of this tokenizer is checked where the tokens are made (tokenize.py).
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from prefkit.data.pair import TokenWeights
@@ -64,7 +65,7 @@ def read_spans(row: Row, field: str, text: str) -> Spans:
             raise row.error(name, problem, remedy)
         spans.append((start, end, _weight(row, span[2], name)))
     spans.sort()
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in pairwise(spans):
         if after[0] < before[1]:
             problem = f"the spans {list(before)} and {list(after)} overlap"
             raise row.error(field, problem, "Give each character at most one weight.")
