@@ -59,6 +59,8 @@ def fused_preference_loss(
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all.
     """
+    if "outputs" in options:
+        raise ValueError("outputs is set by the objective; use token_stats for other quantities")
     _check_vectors(targets, segments, weights, ref_logp)
     _check_reference(objective, ref_hidden, ref_weight, ref_logp)
     ignore_index = options.setdefault("ignore_index", -100)
@@ -66,7 +68,7 @@ def fused_preference_loss(
     if weights is not None:
         scored = scored & (weights != 0)
         segments = torch.where(scored, segments, -1)
-    _check_scored(targets, scored, ignore_index)
+    _check_scored(targets, scored, weights, ignore_index)
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
@@ -120,12 +122,21 @@ def _check_reference(
         raise ValueError(f"{name} needs a reference: give ref_hidden and ref_weight, or ref_logp")
 
 
-def _check_scored(targets: Tensor, scored: Tensor, ignore_index: int) -> None:
+def _check_scored(
+    targets: Tensor, scored: Tensor, weights: Tensor | None, ignore_index: int
+) -> None:
     """What would silently give a loss of nothing; looked at on a CPU only (no GPU host sync)."""
     if targets.is_cuda or torch.compiler.is_compiling():
         return
     if not bool(scored.any()):
         raise ValueError("no scored token: every segment is −1 or every weight is 0")
+    if weights is not None:
+        wrong = scored & ~((weights >= 0) & torch.isfinite(weights))
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"weights[{place}] = {float(weights[place])}: weights must be finite and ≥ 0"
+            )
     ignored = scored & (targets == ignore_index)
     if bool(ignored.any()):
         place = int(ignored.nonzero()[0])

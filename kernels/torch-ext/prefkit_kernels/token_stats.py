@@ -93,10 +93,10 @@ def token_stats(
         ref_hidden, ref_weight = ref_hidden.detach(), ref_weight.detach()
         ref_bias = None if ref_bias is None else ref_bias.detach()
     _check_targets(targets, weight.shape[0], ref_weight, ignore_index)
-    hidden, weight, bias = _autocast(hidden, weight, bias)
-    ref_hidden, ref_weight, ref_bias = _autocast(ref_hidden, ref_weight, ref_bias)
+    hidden, weight = _autocast(hidden, weight)
     _check_dtypes(hidden, weight, "")
     if ref_hidden is not None and ref_weight is not None:
+        ref_hidden, ref_weight = _autocast(ref_hidden, ref_weight)
         _check_dtypes(ref_hidden, ref_weight, "ref_")
     transform = LogitTransform(float(logit_scale), float(softcap or 0.0), float(temperature))
     heads = (hidden, weight, targets, bias, ref_hidden, ref_weight, ref_bias)
@@ -195,16 +195,13 @@ def _check_triton(hidden: Tensor) -> None:
         )
 
 
-def _autocast(
-    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What autocast does to a linear layer's operands; the logits stay fp32 all the same."""
-    if hidden is None or weight is None or not torch.is_autocast_enabled(hidden.device.type):
-        return hidden, weight, bias
-    if hidden.dtype == torch.float64:
-        return hidden, weight, bias
-    dtype = torch.get_autocast_dtype(hidden.device.type)
-    return hidden.to(dtype), weight.to(dtype), bias
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return hidden, weight
+    dtype = torch.get_autocast_dtype(device)
+    return hidden.to(dtype), weight.to(dtype)
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, p: str) -> None:

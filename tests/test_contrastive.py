@@ -1,0 +1,45 @@
+"""Contrastive scores against the paper's definition in fp64 (arXiv 2411.19943)."""
+
+import pytest
+import torch
+
+from prefkit_kernels import contrastive_scores
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 1.75])
+@pytest.mark.parametrize("budget", [None, 4000])
+def test_equals_the_normalised_ratio_of_the_two_models(beta: float, budget: int | None) -> None:
+    """log s = (1+β)·log π_p − β·log π_n − log Z, written with probabilities, not logits."""
+    draw = torch.Generator().manual_seed(0)
+    pos, neg = (torch.randn(9, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    pos_w, neg_w = (torch.randn(50, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    targets = torch.randint(0, 50, (9,), generator=draw)
+    targets[4] = -100
+    ratio = (pos @ pos_w.T).softmax(1) ** (1 + beta) / (neg @ neg_w.T).softmax(1) ** beta
+    expected = (ratio / ratio.sum(1, keepdim=True)).gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    expected[4] = 0
+    found = contrastive_scores(pos, pos_w, neg, neg_w, targets, beta, memory_budget=budget)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_low_where_the_negative_model_prefers_the_token() -> None:
+    eye = torch.eye(4)
+    targets = torch.tensor([0, 1])
+    likes_zero, likes_one = 5 * eye[[0, 0]], 5 * eye[[1, 1]]
+    scores = contrastive_scores(likes_zero, eye, likes_one, eye, targets)
+    assert scores[0] > 0.99
+    assert scores[1] < 1e-3
+
+
+def test_bias_and_unequal_vocabularies() -> None:
+    """Classes that one model lacks are left out: −β·(−inf) would give them all the mass."""
+    draw = torch.Generator().manual_seed(1)
+    pos, pos_w = torch.randn(3, 8, generator=draw), torch.randn(20, 8, generator=draw)
+    neg, neg_w = torch.randn(3, 5, generator=draw), torch.randn(17, 5, generator=draw)
+    bias = torch.randn(20, generator=draw)
+    targets = torch.tensor([0, 5, 16])
+    z = 2 * (pos @ pos_w[:17].T + bias[:17]) - neg @ neg_w.T
+    expected = z.softmax(1).gather(1, targets[:, None])[:, 0]
+    found = contrastive_scores(pos, pos_w, neg, neg_w, targets, pos_bias=bias)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad

@@ -1,0 +1,139 @@
+"""The Triton row kernels against the definition: interpreted on a CPU, compiled where there is a GPU."""
+
+import pytest
+import torch
+
+from prefkit_kernels import token_stats
+from prefkit_kernels.logits import LogitTransform
+from tests.kernel_cases import Case, build, call, relative_error, run
+
+rows_triton = pytest.importorskip("prefkit_kernels.rows_triton", reason="Triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+CASES = {
+    "everything, V below one block": Case(),
+    "V of several blocks and a rest": Case(vocab=9001, ref_vocab=9001, tokens=5, near=0.05),
+    "V one above a block": Case(vocab=4097, ref_vocab=4097, tokens=3, near=0.05),
+    "no bias": Case(bias=False),
+    "scale, softcap, temperature": Case(
+        options={"logit_scale": 0.7, "softcap": 5.0, "temperature": 1.3}
+    ),
+    "softcap near zero": Case(options={"logit_scale": 1e-3, "softcap": 5.0}),
+    "frozen head, one pass": Case(frozen_head=True, outputs=("logp", "ref_logp", "kl")),
+    "shorter reference vocabulary": Case(ref_vocab=280, outputs=("logp", "ref_logp", "kl")),
+    "shorter policy vocabulary": Case(ref_vocab=310, outputs=("logp", "reverse_kl")),
+    "wider than a block of the gradient": Case(dim=300, ref_dim=7),
+    "one token": Case(tokens=1, ignored=()),
+    "no token": Case(tokens=3, ignored=(0, 1, 2)),
+    "tiny budget": Case(options={"memory_budget": 5000}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_definition(name: str) -> None:
+    """At most twice the error of the plain torch computation in fp32, plus a few ulp."""
+    case = CASES[name]
+    truth = run(case, "reference")
+    plain = run(case, "reference", torch.float32, DEVICE)
+    found = run(case, "triton", torch.float32, DEVICE)
+    assert truth.keys() == found.keys()
+    for key in truth:
+        limit = 2 * relative_error(plain[key], truth[key]) + 6e-7
+        assert relative_error(found[key], truth[key]) <= limit, key
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_agrees_with_the_torch_backend_in_low_precision(dtype: torch.dtype) -> None:
+    case = Case(outputs=("logp", "ref_logp", "kl"), near=0.05, bias=False)
+    ours, torch_rows = (run(case, b, dtype, DEVICE) for b in ("triton", "torch"))
+    for key in ours:
+        bound = 2 * torch.finfo(dtype).eps if key.startswith("d_") else 2e-6
+        assert relative_error(ours[key], torch_rows[key]) < bound, key
+
+
+def test_the_two_row_modules_see_the_same_slice_of_the_vocabulary() -> None:
+    """`gradient` on columns 64..128 only, with the target inside, outside, and at its edge."""
+    from prefkit_kernels import rows_torch
+
+    draw = torch.Generator().manual_seed(0)
+    z, zr = (torch.randn(4, 200, generator=draw).to(DEVICE) for _ in range(2))
+    targets = torch.tensor([64, 127, 128, 3], device=DEVICE)
+    outputs = ("logp", "kl")
+    stats, norms = torch.empty(2, 4, device=DEVICE), torch.zeros(4, 4, device=DEVICE)
+    whole = rows_torch.Rows(z, zr, None, None, targets, LogitTransform())
+    rows_torch.statistics(whole, outputs, stats, norms)
+    cot = torch.randn(2, 4, generator=draw).to(DEVICE)
+    full = torch.empty_like(z)
+    rows_torch.gradient(whole, outputs, stats, norms, cot, full)
+    for module in (rows_torch, rows_triton):
+        part = rows_torch.Rows(
+            z[:, 64:128].contiguous(),
+            zr[:, 64:128].contiguous(),
+            None,
+            None,
+            targets,
+            LogitTransform(),
+            first_class=64,
+        )
+        found = torch.empty(4, 64, device=DEVICE)
+        module.gradient(part, outputs, stats, norms, cot, found)
+        torch.testing.assert_close(found, full[:, 64:128], atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_may_overwrite_the_logits_it_reads() -> None:
+    from prefkit_kernels.rows_torch import Rows
+
+    z = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    rows = Rows(z, None, None, None, torch.tensor([0, 4999, 17], device=DEVICE), LogitTransform())
+    stats, norms = torch.empty(1, 3, device=DEVICE), torch.zeros(4, 3, device=DEVICE)
+    rows_triton.statistics(rows, ("logp",), stats, norms)
+    ones, apart = torch.ones(1, 3, device=DEVICE), torch.empty_like(z)
+    rows_triton.gradient(rows, ("logp",), stats, norms, ones, apart)
+    rows_triton.gradient(rows, ("logp",), stats, norms, ones, z)
+    assert torch.equal(z, apart)
+
+
+def test_nan_in_either_model_is_not_hidden() -> None:
+    for which in ("hidden", "ref_hidden"):
+        case = Case(ignored=(), outputs=("kl",), tokens=3)
+        problem = build(case, torch.float32, DEVICE)
+        with torch.no_grad():
+            getattr(problem, which)[1] = torch.nan
+        stats = call(problem, case, "triton")
+        assert stats.kl[1].isnan()
+        assert torch.isfinite(stats.kl[[0, 2]]).all()
+
+
+def test_identical_policy_and_reference_have_kl_exactly_zero() -> None:
+    case = Case(near=0.0, outputs=("kl", "reverse_kl"), vocab=5000, ref_vocab=5000)
+    stats = call(build(case, torch.float32, DEVICE), case, "triton")
+    assert (stats.kl == 0).all()
+    assert (stats.reverse_kl == 0).all()
+
+
+def test_row_offsets_are_64_bit_before_they_are_multiplied() -> None:
+    """A view whose second row starts 2³¹ + elements in: a 32-bit product would wrap.
+
+    The stride is what the kernel multiplies, so one far row shows it; the memory between is
+    reserved but never touched.
+    """
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 10 << 30:
+        pytest.skip("needs 10 GiB of free GPU memory")
+    stride, width = 2**31 + 64, 33
+    store = torch.empty(stride + width, device=DEVICE)
+    z = store.as_strided((2, width), (stride, 1))
+    values = torch.randn(2, width, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    z.copy_(values)
+    from prefkit_kernels.rows_torch import Rows
+
+    rows = Rows(z, None, None, None, torch.tensor([3, 32], device=DEVICE), LogitTransform())
+    stats, norms = torch.empty(1, 2, device=DEVICE), torch.zeros(4, 2, device=DEVICE)
+    rows_triton.statistics(rows, ("logp",), stats, norms)
+    expected = values.log_softmax(1)[[0, 1], [3, 32]]
+    torch.testing.assert_close(stats[0], expected)
+
+
+def test_triton_refuses_what_it_cannot_do() -> None:
+    problem = build(Case())
+    with pytest.raises(ValueError, match="fp64 use backend='torch'"):
+        token_stats(problem.hidden, problem.weight, problem.targets, backend="triton")
