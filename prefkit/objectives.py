@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefkit.sides import Sides, ranks
+
 LINKS = ("sigmoid", "robust", "hinge", "ipo")
 REDUCTIONS = ("sequence", "position")
 
@@ -45,58 +47,6 @@ class ObjectiveResult:
 
     loss: Tensor
     metrics: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Sums over the tokens of each side, and which pairs exist.
-
-    Attributes:
-        count: number of pair slots P.
-        bucket: (T,) int64, side of each token; 2P for tokens that belong to none.
-        weights: (T,) weight of each token, 0 outside all sides.
-        present: (P,) 1.0 for pairs that have a scored token.
-    """
-
-    count: int
-    bucket: Tensor
-    weights: Tensor
-    present: Tensor
-
-    @classmethod
-    def of(cls, segments: Tensor, weights: Tensor | None, like: Tensor) -> "Sides":
-        """From segments (T,) and weights (T,) or None; one synchronisation to count the pairs."""
-        count = int(segments.max()) // 2 + 1 if segments.numel() else 0
-        scored = segments >= 0
-        bucket = torch.where(scored, segments, 2 * count)
-        weights = torch.ones_like(like) if weights is None else weights.to(like.dtype)
-        weights = torch.where(scored, weights, 0)
-        sides = cls(count, bucket, weights, like.new_zeros(count))
-        tokens = sides.sum(torch.ones_like(like))
-        present = (tokens.sum(1) > 0).to(like.dtype)
-        return cls(count, bucket, weights, present)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted.
-
-        A sorted accumulation, so that a GPU gives the same bits every time.
-        """
-        total = values.new_zeros(2 * self.count + 1)
-        total = total.index_put((self.bucket,), values, accumulate=True)
-        return total[:-1].view(self.count, 2)
-
-    def weighted(self, values: Tensor) -> Tensor:
-        """(P, 2) Σ w·values."""
-        return self.sum(self.weights * values)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """(P, 2) Σ w·values / Σ w, 0 for an empty side."""
-        total = self.sum(self.weights)
-        return self.weighted(values) / torch.where(total > 0, total, 1)
-
-    def average(self, per_pair: Tensor) -> Tensor:
-        """Scalar mean of (P,) over the pairs that exist."""
-        return (per_pair * self.present).sum() / self.present.sum().clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +154,7 @@ class DPO:
 
     def _by_position(self, ratio: Tensor, sides: Sides) -> Tensor:
         """(P,) mean over aligned positions of link(β(w·r^w_j − w·r^l_j) − margin)."""
-        rank, lengths = _ranks(sides.bucket, 2 * sides.count + 1)
+        rank, lengths = ranks(sides.bucket, 2 * sides.count + 1)
         lengths = lengths[:-1].view(sides.count, 2).amax(1)
         width = int(lengths.max()) if sides.count else 0
         table = ratio.new_zeros(2 * sides.count + 1, max(width, int(rank.max()) + 1, 1))
@@ -314,15 +264,6 @@ def _metrics(rewards: Tensor, logp: Tensor, sides: Sides) -> dict[str, Tensor]:
         "logps/chosen": sides.average(logps[:, 0]),
         "logps/rejected": sides.average(logps[:, 1]),
     }
-
-
-def _ranks(bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
-    """For each token its place among the tokens of its bucket (T,), and the buckets' sizes."""
-    sizes = torch.bincount(bucket, minlength=buckets)
-    order = torch.argsort(bucket, stable=True)
-    starts = sizes.cumsum(0) - sizes
-    place = torch.arange(len(bucket), device=bucket.device) - starts[bucket[order]]
-    return torch.empty_like(place).index_copy_(0, order, place), sizes
 
 
 def _require(values: Tensor | None, name: str) -> Tensor:

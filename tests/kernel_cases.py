@@ -12,7 +12,7 @@ ALL = ("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Shapes and options of one `token_stats` call; `near` makes the reference nearly the policy."""
+    """Shapes and options of one call; `near` puts the reference that close to the policy."""
 
     tokens: int = 13
     dim: int = 24

@@ -1,4 +1,4 @@
-"""The Triton row kernels against the definition: interpreted on a CPU, compiled where there is a GPU."""
+"""The Triton row kernels against the definition: interpreted on a CPU, compiled on a GPU."""
 
 import pytest
 import torch
