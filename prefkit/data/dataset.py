@@ -116,7 +116,7 @@ def prepare_pairs(
         name = one.source if isinstance(one, Rows) else "pairs in memory"
         report.sources[name] = report.sources.get(name, 0) + len(one)
     items = _read(sources, reading)
-    keep = _Keeper(report, on_bad_row, options, renderer)
+    keep = _Keeper(report, on_bad_row, options, renderer, [] if keep_text else None)
     total = sum(report.sources.values())
     shown = progress if progress is not None else total >= BAR_FROM
     with tqdm(total=total, desc="Tokenising pairs", unit="row", disable=not shown) as bar:
@@ -124,19 +124,23 @@ def prepare_pairs(
             keep.add(chunk, vocab_size)
             bar.update(len(chunk))
     _close_report(keep.pairs, report)
-    return PairDataset(keep.pairs, report, keep.texts if keep_text else None)
+    return PairDataset(keep.pairs, report, keep.texts)
 
 
 class _Keeper:
-    """Decides what happens to each pair, and keeps the good ones."""
+    """Decides what happens to each pair, and keeps the good ones (and their texts, if asked)."""
 
     def __init__(
-        self, report: DataReport, on_bad_row: str, options: TokenizeOptions, renderer: Renderer
+        self,
+        report: DataReport,
+        on_bad_row: str,
+        options: TokenizeOptions,
+        renderer: Renderer,
+        texts: list[Pair] | None,
     ) -> None:
         self.report, self.on_bad_row, self.options = report, on_bad_row, options
-        self.renderer = renderer
+        self.renderer, self.texts = renderer, texts
         self.pairs: list[TokenizedPair] = []
-        self.texts: list[Pair] = []
 
     def add(self, chunk: list[Pair | RowError], vocab_size: int | None) -> None:
         pairs = [item for item in chunk if isinstance(item, Pair)]
@@ -151,7 +155,8 @@ class _Keeper:
 
     def _accept(self, pair: Pair, tokenized: TokenizedPair) -> None:
         self.pairs.append(tokenized)
-        self.texts.append(pair)
+        if self.texts is not None:
+            self.texts.append(pair)
         self.report.count(tokenized)
         cut = [
             name
