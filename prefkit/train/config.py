@@ -42,7 +42,10 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
         self._check_choices()
         self._check_numbers()
         self._check_method()
-        if not torch.cuda.is_available():
+        if self.output_dir is None:
+            self.output_dir = f"prefkit-output/{self.method}"
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # said out loud, or transformers refuses bf16 here
             self.dataloader_pin_memory = False  # torch would warn at every epoch
         try:
             super().__post_init__()

@@ -63,6 +63,10 @@ class PreferenceFields:
     solution for the other methods."""
     mask_tool_output: bool = True
     """Treat tool output (execution blocks) as context that is never scored."""
+    format: str = "auto"
+    """Format of the rows; auto tells it by their fields (`prefkit inspect` shows the result)."""
+    block_style: str = "plain"
+    """How typed blocks (text, code, execution) are written out: plain or tagged."""
     max_length: int | None = None
     """Longest sequence in tokens, prompt included; None = what the model can read."""
     too_long: Literal["error", "skip", "truncate_end"] = "error"
@@ -101,7 +105,9 @@ class PreferenceFields:
     disable_dropout: bool = True
     """Set the model's dropout to zero (an adapter's own lora_dropout is kept)."""
 
-    # -- defaults that differ from transformers.TrainingArguments ---------------------------------
+    # -- defaults that differ from transformers.TrainingArguments -----------------------------
+    output_dir: str | None = None
+    """Where checkpoints and the trained model go; None = prefkit-output/METHOD."""
     learning_rate: float = 1e-6
     """Peak learning rate of the optimiser."""
     logging_steps: float = 10
@@ -130,6 +136,10 @@ class ScriptArguments:
     """JSON, JSONL or Parquet file(s) or Hub dataset(s) of pairs (required)."""
     eval_data: str | list[str] | None = None
     """Pairs to evaluate on."""
+    train_split: str = "train"
+    """Split of a Hub dataset to train on."""
+    eval_split: str = "test"
+    """Split of a Hub dataset to evaluate on."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Number format the weights are loaded and trained in."""
     attn_implementation: str | None = None

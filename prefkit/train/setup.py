@@ -15,7 +15,7 @@ from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.pair import PairBatch, TokenizedPair
 from prefkit.data.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.head import Head, install, unwrap
+from prefkit.model.head import install, unwrap
 from prefkit.model.reference import (
     Reference,
     check_adapter,
@@ -149,12 +149,19 @@ def reference_fingerprint(reference: Reference | None, args: PreferenceConfig) -
 
 
 def prepare_dataset(
-    rows: Any, tokenizer: Any, args: PreferenceConfig, head: Head, name: str
+    rows: Any,
+    tokenizer: Any,
+    args: PreferenceConfig,
+    model_config: Any,
+    name: str,
+    *,
+    split: str = "train",
 ) -> Dataset:
     """Rows of any format as tokenised pairs; prepared datasets pass through.
 
     Args:
         rows: whatever `prefkit.data.prepare_pairs` reads, or a Dataset of tokenised pairs.
+        model_config: the model's config: its longest sequence and size of vocabulary count.
         name: "train", "eval" or "eval_NAME"; names the file of skipped rows.
 
     Raises:
@@ -162,8 +169,8 @@ def prepare_dataset(
     """
     if isinstance(rows, PairDataset | CachedDataset):
         return rows
-    config = head.owner.config
-    limit = args.max_length or getattr(config, "max_position_embeddings", None)
+    text_config = model_config.get_text_config()
+    limit = args.max_length or getattr(text_config, "max_position_embeddings", None)
     dataset = prepare_pairs(
         rows,
         tokenizer,
@@ -179,8 +186,11 @@ def prepare_dataset(
         ),
         level=args.resolved_level,
         mask_tool_output=args.mask_tool_output,
-        vocab_size=head.vocab_size,
+        vocab_size=text_config.vocab_size,
         on_bad_row=args.on_bad_row,
+        format=args.format,
+        split=split,
+        block_style=args.block_style,
         skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
     )
     if not len(dataset):

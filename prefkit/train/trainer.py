@@ -136,7 +136,7 @@ class PreferenceTrainer(Trainer):
     def _prepare(self, args: PreferenceConfig, rows: Rows, name: str) -> Dataset | None:
         if rows is None:
             return None
-        return prepare_dataset(rows, self._tokenizer, args, self.head, name)
+        return prepare_dataset(rows, self._tokenizer, args, self.head.owner.config, name)
 
     def _prepare_eval(self, args: PreferenceConfig, rows: Rows | dict[str, Rows]) -> Any:
         if isinstance(rows, dict):

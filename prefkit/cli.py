@@ -1,0 +1,165 @@
+"""The command `prefkit`: train, inspect, env. Everything heavy is imported only when it is used."""
+
+import argparse
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from importlib import import_module
+
+from prefkit.errors import PrefkitError
+
+_OVERVIEW = """\
+usage: prefkit COMMAND …
+
+  train CONFIG.yaml [--field value …]   train a model on preference pairs
+  inspect DATA --model MODEL [--json]   show which tokens of the pairs are scored, with what weight
+  env [--json]                          versions and devices
+
+  --version    print the version
+  --help       this text; `prefkit COMMAND --help` tells more
+"""
+
+# The fields of transformers.TrainingArguments that most runs set.
+_COMMON = {
+    "num_train_epochs": "Passes over the data (3).",
+    "max_steps": "Optimiser steps; overrides num_train_epochs.",
+    "gradient_accumulation_steps": "Batches an optimiser step; the gradient is the large batch's.",
+    "lr_scheduler_type": "linear, cosine, constant, … (linear).",
+    "warmup_steps": "Steps, or a share of the run below 1, until the peak learning rate (0).",
+    "optim": "Optimiser (adamw_torch_fused).",
+    "weight_decay": "Decoupled weight decay (0).",
+    "max_grad_norm": "Gradient clipping (1).",
+    "bf16": "Mixed precision in bfloat16 (false).",
+    "gradient_checkpointing": "Recompute activations to save memory (false).",
+    "save_steps": "Steps between two checkpoints (500).",
+    "save_total_limit": "Newest checkpoints to keep (all).",
+    "resume_from_checkpoint": "auto = newest complete checkpoint, if any; true; or a folder.",
+    "eval_strategy": "no, steps or epoch (no).",
+    "eval_steps": "Steps between two evaluations.",
+    "report_to": "wandb, tensorboard, trackio, … (none).",
+    "seed": "Seed of everything random (42).",
+}
+
+
+def _groups(cls: type) -> list[tuple[str, list[str]]]:
+    """Field names under the `# -- title` comments of a dataclass."""
+    import inspect
+
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for line in inspect.getsource(cls).splitlines():
+        if title := re.match(r"    # -- (.+?) -*$", line):
+            groups.append((title[1].strip(), []))
+        elif field := re.match(r"    (\w+): ", line):
+            groups[-1][1].append(field[1])
+    return [group for group in groups if group[1]]
+
+
+def _default(name: str) -> str:
+    """The default of one of prefkit's own fields, where the text does not tell it."""
+    from prefkit.train.fields import PreferenceFields, ScriptArguments
+
+    for cls in (ScriptArguments, PreferenceFields):
+        value = getattr(cls, name, None)
+        if isinstance(value, bool):
+            return f" ({str(value).lower()})"
+        if value not in (None, ""):
+            return f" ({value})"
+    return ""
+
+
+def _train_help() -> str:
+    from prefkit.train.fields import PreferenceFields, ScriptArguments, field_docs
+
+    lines = [
+        "usage: prefkit train [CONFIG.yaml] [--field value …]",
+        "",
+        "Every option is a key of the YAML and a flag; the flag wins. A flag without a value means",
+        "true, several values make a list.",
+    ]
+    sections: list[tuple[str, dict[str, str]]] = [("what to load", field_docs(ScriptArguments))]
+    docs = field_docs(PreferenceFields)
+    for title, names in _groups(PreferenceFields):
+        sections.append((title, {name: docs[name] for name in names}))
+    sections.insert(-1, ("the run (of transformers.TrainingArguments)", _COMMON))
+    for title, entries in sections:
+        lines += ["", f"{title}:"]
+        for name, text in entries.items():
+            wrapped = textwrap.wrap(text + _default(name), 66)
+            flag = f"  --{name}"
+            if len(flag) > 31:
+                lines.append(flag)
+                flag = ""
+            lines += [f"{flag:32}{wrapped[0]}", *(" " * 32 + more for more in wrapped[1:])]
+    lines += ["", "Every other field of transformers.TrainingArguments is a flag as well."]
+    return "\n".join(lines) + "\n"
+
+
+def _train(argv: Sequence[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(_train_help())
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from prefkit.train.options import load_options
+
+    script, config = load_options(argv)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    return import_module("prefkit.train.script").run(script, config, " ".join(argv))
+
+
+def _inspect(argv: Sequence[str]) -> int:
+    module = import_module("prefkit.inspect")
+    parser = _Parser(prog="prefkit inspect", description=module.__doc__)
+    module.add_arguments(parser)
+    return int(module.run_arguments(parser.parse_args(argv)))
+
+
+def _env(argv: Sequence[str]) -> int:
+    parser = _Parser(prog="prefkit env", description="Versions and devices.")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    arguments = parser.parse_args(argv)
+    return int(import_module("prefkit.env").run(as_json=arguments.json))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong flag as every other mistake is reported."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise PrefkitError(f"{self.prog}: {message}. `{self.prog} --help` lists the flags.")
+
+
+_COMMANDS = {"train": _train, "inspect": _inspect, "env": _env}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 2 a user's mistake, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        sys.stdout.write(_OVERVIEW)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from prefkit import __version__
+
+        print(f"prefkit {__version__}")
+        return 0
+    try:
+        if argv[0] not in _COMMANDS:
+            raise PrefkitError(f"'{argv[0]}' is no command. Use one of: {', '.join(_COMMANDS)}.")
+        return _COMMANDS[argv[0]](argv[1:])
+    except PrefkitError as error:
+        print(f"prefkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nprefkit: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `prefkit inspect … | head`
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""What `prefkit train` does: check everything cheap, load, train, save, sum up."""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import ConfigError, ModelError
+from prefkit.train import checkpoint
+from prefkit.train.fields import ScriptArguments
+
+_DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".jsonlines", ".ndjson")
+_SHOWN = (
+    "loss",
+    "rewards/margins",
+    "rewards/accuracies",
+    "rewards/chosen",
+    "rewards/rejected",
+    "kl/chosen",
+    "kl/rejected",
+)
+
+
+def check_paths(script: ScriptArguments, output_dir: str, resume: Any) -> None:
+    """Refuses missing model folders and data files and unwritable outputs, before any loading.
+
+    Raises:
+        ConfigError: data that is not there; an output folder that cannot be written, or that holds
+            another run's checkpoints.
+        ModelError: a model folder that is not there or is no model.
+    """
+    for option in ("model", "ref_model"):
+        if (name := getattr(script, option)) is not None:
+            _check_model_folder(option, name)
+    for option in ("train_data", "eval_data"):
+        names = getattr(script, option) or []
+        for name in [names] if isinstance(names, str) else names:
+            if name.endswith(_DATA_ENDINGS) and "://" not in name and not Path(name).exists():
+                raise ConfigError(f"{option}: there is no file {name}.")
+    _check_output(Path(output_dir), resume)
+
+
+def _check_model_folder(option: str, name: str) -> None:
+    folder = Path(name).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not folder.exists():
+        if looks_local:
+            raise ModelError(f"{option}: there is no folder {name}.")
+        return  # a Hub name
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{option}: {name} is an adapter without its model. Merge it first "
+                "(merge_and_unload, save_pretrained), then train the merged model."
+            )
+        raise ModelError(f"{option}: {name} holds no config.json, so it is not a model folder.")
+
+
+def _check_output(folder: Path, resume: Any) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: cannot write into {folder} ({error.strerror or error}). Choose another."
+        ) from error
+    found = checkpoint.list_checkpoints(folder)
+    if found and (not resume or str(resume).lower() == "false"):
+        raise ConfigError(
+            f"output_dir: {folder} already holds {found[0].name}. Go on from it with "
+            "--resume_from_checkpoint auto, or choose another output_dir."
+        )
+
+
+def run(script: ScriptArguments, config: Any, argv_hint: str = "") -> int:
+    """Trains as the options say; returns the exit code.
+
+    Args:
+        script: what to load.
+        config: a `PreferenceConfig`.
+        argv_hint: the command line, for the hint on how to go on after an interruption.
+    """
+    check_paths(script, config.output_dir, config.resume_from_checkpoint)
+    started = time.perf_counter()
+    trainer = _make_trainer(script, config)
+    _say_plan(script, config, trainer)
+    try:
+        result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    except KeyboardInterrupt:
+        return _interrupted(Path(config.output_dir), trainer.state.global_step, argv_hint)
+    trainer.save_model()
+    trainer.save_state()
+    _say_summary(trainer, result, Path(config.output_dir), time.perf_counter() - started)
+    return 0
+
+
+def _load(name: str, script: ScriptArguments) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype: Any = script.dtype
+    options = {"attn_implementation": script.attn_implementation}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, **{key: value for key, value in options.items() if value}
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name}: the model cannot be loaded: {reason}") from error
+
+
+def _load_config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name}: its config cannot be loaded: {reason}") from error
+
+
+def _load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"{name}: no tokenizer can be loaded ({reason}). Name one with --tokenizer."
+        ) from error
+
+
+def _lora(script: ScriptArguments) -> Any:
+    if script.adapter == "none":
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ConfigError(
+            "adapter: lora needs the package peft. Install it with: pip install 'prefkit[peft]'"
+        ) from error
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=script.lora_r,
+        lora_alpha=script.lora_alpha,
+        lora_dropout=script.lora_dropout,
+        target_modules=script.lora_target_modules,
+    )
+
+
+def _make_trainer(script: ScriptArguments, config: Any) -> Any:
+    from prefkit.train.setup import prepare_dataset
+    from prefkit.train.trainer import PreferenceTrainer
+
+    # Rows first: they are cheap to check, the weights are not cheap to load.
+    model_config = _load_config(script.model)
+    tokenizer = _load_tokenizer(script.tokenizer or script.model)
+    adapter = _lora(script)
+    train = prepare_dataset(
+        script.train_data, tokenizer, config, model_config, "train", split=script.train_split
+    )
+    evaluation = None
+    if script.eval_data:
+        evaluation = prepare_dataset(
+            script.eval_data, tokenizer, config, model_config, "eval", split=script.eval_split
+        )
+    return PreferenceTrainer(
+        _load(script.model, script),
+        ref_model=_load(script.ref_model, script) if script.ref_model else None,
+        args=config,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in trainer.model.parameters())
+    if trainer.reference is None:
+        reference = "precomputed" if trainer.objective.needs_reference else "none"
+    elif trainer.reference.adapter_owner is not None:
+        reference = "the model with its adapter off"
+    else:
+        reference = script.ref_model or "a frozen copy of the model"
+    _say(f"Model      {script.model}: {trainable:,} of {everything:,} parameters train")
+    _say(f"Method     {config.method}: {trainer.objective}")
+    _say(f"Reference  {reference}")
+    pairs = getattr(trainer.train_dataset, "dataset", trainer.train_dataset)
+    for place, line in enumerate(pairs.report.summary().splitlines()):
+        _say(f"{'Data' if place == 0 else '':10} {line}")
+
+
+def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> None:
+    if not trainer.is_world_process_zero():
+        return
+    history = trainer.state.log_history
+    train = [line for line in history if "loss" in line]
+    evaluations = [line for line in history if "eval_loss" in line]
+    print(f"\nTrained {result.global_step} steps in {seconds:.0f} s, all included.")
+    if train:
+        first, last = train[0], train[-1]
+        print(f"{'':24}{'step ' + str(first['step']):>12}{'step ' + str(last['step']):>12}")
+        for name in [name for name in _SHOWN if name in last]:
+            print(f"{name:24}{first.get(name, float('nan')):12.4f}{last[name]:12.4f}")
+        speed = sum(line["tokens_per_second"] for line in train) / len(train)
+        print(f"{'tokens a second':24}{'':12}{speed:12,.0f}")
+        print(f"{'peak memory, MiB':24}{'':12}{last['peak_memory_mb']:12,.0f}")
+    if evaluations:
+        last = evaluations[-1]
+        for name in [name for name in _SHOWN if f"eval_{name}" in last]:
+            print(f"{'eval ' + name:24}{'':12}{last[f'eval_{name}']:12.4f}")
+    what = "adapter" if hasattr(trainer.model, "peft_config") else "model"
+    print(f"The {what} is in {folder}{os.sep}, the log in {folder / 'trainer_state.json'}.")
+
+
+def _interrupted(folder: Path, step: int, argv_hint: str) -> int:
+    _say(f"\nInterrupted at step {step}.")
+    newest, _ = checkpoint.newest_complete(folder)
+    if newest is None:
+        _say("There is no complete checkpoint yet (--save_steps sets how often one is written).")
+    else:
+        _say(f"The newest complete checkpoint is {newest}. Go on from it with:")
+        _say(f"  prefkit train {argv_hint} --resume_from_checkpoint auto".replace("  --", " --"))
+    return 130
