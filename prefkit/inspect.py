@@ -134,7 +134,7 @@ def _print_pair(
     dataset: PairDataset,
 ) -> None:
     pair = dataset.pairs[index]
-    console.rule(f"pair {index} · {pair.source}, row {pair.row}", align="left")
+    console.rule(Text(f"pair {index} · {pair.source}, row {pair.row}"), align="left")
     front = Text()
     for view in sides[0]:
         if view.part in ("prompt", "prefix"):
@@ -178,7 +178,7 @@ def _summary_table(dataset: PairDataset) -> Table:
     )
     table = Table(show_header=False)
     for name, count in report.sources.items():
-        table.add_row("rows", f"{count} in {name}")
+        table.add_row("rows", Text(f"{count} in {name}"))
     table.add_row("pairs", str(report.pairs))
     table.add_row("skipped", _counts(report.skipped) or "0")
     table.add_row("cut at the end", str(report.truncated))

@@ -1,7 +1,5 @@
 """Rows as the papers publish them, and tokenizers of three kinds, for the data tests."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,15 +135,17 @@ def trimming_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def smollm2_tokenizer() -> Any:
-    folder = os.environ.get("PREFKIT_SMOLLM2", "")
-    if not Path(folder, "tokenizer.json").is_file():
-        pytest.skip("PREFKIT_SMOLLM2 names no folder with a tokenizer")
-    return AutoTokenizer.from_pretrained(folder)
+TOKENIZERS = ("characters", "trimming", "smollm2")
+_made: dict[str, Any] = {}
 
 
-TOKENIZERS = {
-    "characters": character_tokenizer,
-    "trimming": trimming_tokenizer,
-    "smollm2": smollm2_tokenizer,
-}
+def named_tokenizer(name: str, request: pytest.FixtureRequest) -> Any:
+    """One of TOKENIZERS, made once; the fixture `smollm2` finds the real one or skips."""
+    if name not in _made:
+        if name == "smollm2":
+            _made[name] = AutoTokenizer.from_pretrained(request.getfixturevalue("smollm2"))
+        else:
+            _made[name] = {"characters": character_tokenizer, "trimming": trimming_tokenizer}[
+                name
+            ]()
+    return _made[name]

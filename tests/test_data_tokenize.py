@@ -4,17 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_cases import (
-    CONVERSATION_ROW,
-    STANDARD_ROW,
-    STEP_ROW,
-    TDPO_FILE,
-    TOKENIZERS,
-    cdpo_scored_file,
-    character_tokenizer,
-    scdpo_row,
-    trimming_tokenizer,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,19 +13,28 @@ from prefkit.data.render import Renderer
 from prefkit.data.tokenize import TooLongError
 from prefkit.data.view import TokenView, view_pair
 from prefkit.errors import RowError
+from tests.data_cases import (
+    CONVERSATION_ROW,
+    STANDARD_ROW,
+    STEP_ROW,
+    TDPO_FILE,
+    TOKENIZERS,
+    cdpo_scored_file,
+    character_tokenizer,
+    named_tokenizer,
+    scdpo_row,
+    trimming_tokenizer,
+)
 
-_made: dict[str, Any] = {}
 
-
-@pytest.fixture(params=["characters", "smollm2"])
+@pytest.fixture(scope="session", params=["characters", "smollm2"])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
-    return _get(request.param)
+    return named_tokenizer(request.param, request)
 
 
-def _get(name: str) -> Any:
-    if name not in _made:
-        _made[name] = TOKENIZERS[name]()
-    return _made[name]
+@pytest.fixture(scope="session", params=TOKENIZERS)
+def any_tokenizer(request: pytest.FixtureRequest) -> Any:
+    return named_tokenizer(request.param, request)
 
 
 def _views(
@@ -122,9 +120,8 @@ def test_tdpo_layout_gives_one_pair_an_index_pair(tokenizer: Any) -> None:
     assert _scored(rejected) == " Two cats have 6 legs." + tokenizer.eos_token
 
 
-@pytest.mark.parametrize("name", list(TOKENIZERS))
-def test_cdpo_scores_fall_on_their_tokens(name: str) -> None:
-    tokenizer = _get(name)
+def test_cdpo_scores_fall_on_their_tokens(any_tokenizer: Any) -> None:
+    tokenizer = any_tokenizer
     data = cdpo_scored_file(tokenizer)
     pair = prepare_pairs(data, tokenizer).pairs[0]
     assert (pair.chosen.weights[pair.chosen.scored] == 1).all()
@@ -157,7 +154,7 @@ def test_spans_weigh_the_words_they_cover(tokenizer: Any) -> None:
     }
     _, rejected = _views([row], tokenizer)
     weights = {v.text.strip(): v.weight for v in rejected if v.segment >= 0}
-    if tokenizer is _get("smollm2"):
+    if len(tokenizer) > 1000:  # words, each with the space before it
         assert weights["owed"] == 0.25
         assert weights["him"] == 1
         assert weights["5"] == 3
@@ -252,8 +249,8 @@ def test_bos_precedes_raw_text_once() -> None:
         assert not side.scored[0]
 
 
-def test_a_straddling_token_is_scored() -> None:
-    tokenizer = _get("smollm2")
+def test_a_straddling_token_is_scored(request: pytest.FixtureRequest) -> None:
+    tokenizer = named_tokenizer("smollm2", request)
     row = {"prompt": "Answer: ", "chosen": "yes it is", "rejected": "no it is not"}
     chosen, _ = _views([row], tokenizer)
     assert _scored(chosen) == " yes it is" + tokenizer.eos_token
@@ -295,14 +292,13 @@ def test_shared_is_the_common_prefix_of_the_ids(tokenizer: Any) -> None:
 PIECES = st.text(alphabet="ab .\n≡−7", min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize("name", list(TOKENIZERS))
 @given(prompt=PIECES, prefix=PIECES, chosen=PIECES, masks=st.data())
 @settings(max_examples=60, deadline=None)
 def test_scored_tokens_are_those_that_hold_a_free_character(
-    name: str, prompt: str, prefix: str, chosen: str, masks: st.DataObject
+    any_tokenizer: Any, prompt: str, prefix: str, chosen: str, masks: st.DataObject
 ) -> None:
     """Against the definition, character by character, on the tokenizer's own decoding."""
-    tokenizer = _get(name)
+    tokenizer = any_tokenizer
     start = masks.draw(st.integers(0, len(chosen) - 1))
     end = masks.draw(st.integers(start, len(chosen) - 1))
     masked = ((start, end),) if end > start else ()
@@ -325,15 +321,16 @@ def test_scored_tokens_are_those_that_hold_a_free_character(
         if token_id == tokenizer.bos_token_id:
             assert not scored
             continue
-        width = _bytes_of(name, tokenizer, token_id)
+        width = _bytes_of(tokenizer, token_id)
         assert scored == any(_characters(front + chosen, position, width, free))
         position += width
     assert position == len(owner)
 
 
-def _bytes_of(name: str, tokenizer: Any, token_id: int) -> int:
+def _bytes_of(tokenizer: Any, token_id: int) -> int:
+    """Byte-level tokenizers write each byte as one character."""
     token = tokenizer.convert_ids_to_tokens(token_id)
-    return len(token.encode()) if name == "characters" else len(token)
+    return len(token.encode()) if len(tokenizer) < 120 else len(token)
 
 
 def _characters(text: str, position: int, width: int, free: list[bool]) -> list[bool]:
