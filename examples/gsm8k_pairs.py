@@ -108,6 +108,8 @@ def main() -> None:
     for place, (question, right, wrong) in enumerate(read(arguments.solutions)):
         part = "_eval" if place % 10 == 9 else ""
         for kind, row in pairs_of(question, right, wrong):
+            if row["chosen"] == row["rejected"]:
+                continue  # they differed in a calculator mark only
             files.setdefault(kind + part, []).append(row)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, rows in sorted(files.items()):

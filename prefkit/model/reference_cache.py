@@ -54,8 +54,9 @@ def fingerprint_model(model: nn.Module, *, without_adapter: bool = False) -> str
         if without_adapter and ("lora_" in name or "modules_to_save" in name):
             continue
         flat = parameter.detach().reshape(-1)
-        places = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLES, flat.numel()))
-        values = flat[places.long().to(flat.device)].to("cpu", torch.float64)
+        count = min(_SAMPLES, flat.numel())
+        places = torch.arange(count) * (flat.numel() - 1) // max(count - 1, 1)
+        values = flat[places.to(flat.device)].to("cpu", torch.float64)
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
