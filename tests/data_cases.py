@@ -75,12 +75,17 @@ IMPLICIT_CONVERSATION_ROW = {
 
 
 def cdpo_scored_file(tokenizer: Any) -> dict[str, Any]:
-    """A scored file with made-up scores: one for each token but the first of prompt + response."""
-    prompt, chosen, rejected = "Question: 3 + 4?\nAnswer: ", "3 + 4 = 7", "3 + 4 = 8, owed"
+    """A scored file with made-up scores: one for each token but the first of prompt + response.
+
+    As in the release, the response starts after the first token up to which the decoded text holds
+    the whole prompt. The prompt ends with a space: for many tokenizers that token is " So", which
+    then counts as prompt in `response_start_idx` and `text`.
+    """
+    prompt, chosen, rejected = "Question: 3 + 4?\nAnswer: ", "So 3 + 4 = 7", "So 3 + 4 = 8, owed"
     results = {}
     for side, response in (("pos", chosen), ("neg", rejected)):
         ids = tokenizer(prompt + response)["input_ids"]
-        start = len(ids) - len(tokenizer(response, add_special_tokens=False)["input_ids"]) - 1
+        start = next(i for i in range(len(ids)) if prompt in tokenizer.decode(ids[: i + 1]))
         results[side] = {
             "ce_prob": [round(0.01 * (i + 1), 2) for i in range(len(ids) - 1)],
             "response_start_idx": start,

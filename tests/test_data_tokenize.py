@@ -187,10 +187,11 @@ def test_token_weights_in_every_shape(tokenizer: Any, shape: str, with_eos: bool
 def test_weights_of_other_tokens_are_refused(tokenizer: Any) -> None:
     ids = tokenizer(" 4 and 5.", add_special_tokens=False)["input_ids"]
     ids[1] += 1
-    row = {**STANDARD_ROW, "chosen": " 4 and 5."}
-    row["chosen_weights"] = {"ids": ids, "weights": [1.0] * len(ids)}
-    with pytest.raises(RowError, match="made for other tokens: token 1 "):
-        prepare_pairs([row], tokenizer)
+    for tokens in (ids, tokenizer.convert_ids_to_tokens(ids)):
+        row = {**STANDARD_ROW, "chosen": " 4 and 5."}
+        row["chosen_weights"] = {"tokens": tokens, "weights": [1.0] * len(ids)}
+        with pytest.raises(RowError, match="made for other tokens: token 1 "):
+            prepare_pairs([row], tokenizer)
 
 
 def test_append_eos_of_the_row_wins_over_the_level(tokenizer: Any) -> None:
