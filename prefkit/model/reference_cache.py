@@ -1,7 +1,8 @@
 """Reference log-probabilities, one a scored token, computed once and kept on disk.
 
     FOLDER/manifest.json            what it was computed from; "complete" once all shards are there
-    FOLDER/shard-00000.safetensors  logp (float32, scored tokens end to end), counts (tokens a side)
+    FOLDER/shard-00000.safetensors  logp (float32, scored tokens end to end), counts (tokens a side),
+                                    and whose they are (hash of the model and of these very pairs)
 
 Shards are written one after another, each atomically, so a killed run continues where it stopped. A
 cache is used only when it is complete and its fingerprint (model, precision, token ids, scored
@@ -97,10 +98,12 @@ def _scored(pairs: Sequence[TokenizedPair]) -> list[int]:
     return [int(side.scored[1:].sum()) for pair in pairs for side in (pair.chosen, pair.rejected)]
 
 
-def _read_shard(path: Path, expected: list[int]) -> tuple[Tensor, Tensor] | None:
-    """A shard's (logp, counts), or None when it is absent, broken or of other pairs."""
+def _read_shard(path: Path, expected: list[int], origin: str) -> tuple[Tensor, Tensor] | None:
+    """A shard's (logp, counts), or None when it is absent, broken or of another origin."""
     try:
         with safe_open(path, framework="pt") as shard:
+            if (shard.metadata() or {}).get("origin") != origin:
+                return None
             logp, counts = shard.get_tensor("logp"), shard.get_tensor("counts")
     except (FileNotFoundError, SafetensorError, OSError):
         return None
@@ -171,10 +174,11 @@ def build_cache(
     progress = _Progress(sum(len(s.ids) for p in pairs for s in (p.chosen, p.rejected)), say)
     for shard, start in enumerate(range(0, len(pairs), PAIRS_A_SHARD)):
         part = pairs_slice(pairs, start, start + PAIRS_A_SHARD)
-        loaded = _read_shard(_shard_path(folder, shard), _scored(part))
+        origin = f"{model_fingerprint}:{fingerprint_pairs(part)}"
+        loaded = _read_shard(_shard_path(folder, shard), _scored(part), origin)
         if loaded is None:
             loaded = _score_shard(part, score, batch_size, progress)
-            _write_shard(_shard_path(folder, shard), *loaded)
+            _write_shard(_shard_path(folder, shard), *loaded, origin)
         else:
             progress.skip(part)
         logps.append(loaded[0])
@@ -210,9 +214,9 @@ def _score_shard(
     return torch.cat(flat), torch.tensor([len(side) for side in flat])
 
 
-def _write_shard(path: Path, logp: Tensor, counts: Tensor) -> None:
+def _write_shard(path: Path, logp: Tensor, counts: Tensor, origin: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    save_file({"logp": logp, "counts": counts}, temporary)
+    save_file({"logp": logp, "counts": counts}, temporary, metadata={"origin": origin})
     replace_file(temporary, path)
 
 
