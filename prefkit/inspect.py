@@ -191,6 +191,8 @@ def _summary_table(dataset: PairDataset) -> Table:
     )
     table.add_row("weights other than 1", str(weighted))
     table.add_row("end tokens scored", f"{report.eos} of {2 * report.pairs} sequences")
+    if report.unknown:
+        table.add_row("unknown tokens", str(report.unknown), style="bold red")
     table.add_row("tokens in shared prefixes", f"{report.shared_fraction:.0%}")
     return table
 

@@ -1,10 +1,13 @@
 """Rows as the papers publish them, and tokenizers of three kinds, for the data tests."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import prefkit
 
 PLAIN_CHAT = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + eos_token }}{% endfor %}"
@@ -85,7 +88,10 @@ def cdpo_scored_file(tokenizer: Any) -> dict[str, Any]:
     results = {}
     for side, response in (("pos", chosen), ("neg", rejected)):
         ids = tokenizer(prompt + response)["input_ids"]
-        start = next(i for i in range(len(ids)) if prompt in tokenizer.decode(ids[: i + 1]))
+        start = next(
+            (i for i in range(len(ids)) if prompt in tokenizer.decode(ids[: i + 1])),
+            len(prompt) - 1,  # a character a token, some of them unknown
+        )
         results[side] = {
             "ce_prob": [round(0.01 * (i + 1), 2) for i in range(len(ids) - 1)],
             "response_start_idx": start,
@@ -107,14 +113,14 @@ def character_tokenizer(unknown: bool = True) -> PreTrainedTokenizerFast:
     known = [chr(c) for c in range(32, 127)] + ["\n", "−", "≡", "·"]
     special = ["<pad>", "<eos>"] + (["<unk>"] if unknown else [])
     vocabulary = {token: i for i, token in enumerate(special + known)}
-    if unknown:
-        model = models.WordLevel(vocabulary, unk_token="<unk>")
-    else:
-        model = models.BPE(vocabulary, merges=[])
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>" if unknown else None))
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>" if unknown else None,
+    )
     fast.chat_template = PLAIN_CHAT
     return fast
 
@@ -140,15 +146,20 @@ def trimming_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+TINY = Path(prefkit.__file__).parent / "demo" / "assets" / "model"
 TOKENIZERS = ("characters", "trimming", "smollm2")
 _made: dict[str, Any] = {}
 
 
 def named_tokenizer(name: str, request: pytest.FixtureRequest) -> Any:
-    """One of TOKENIZERS, made once; the fixture `smollm2` finds the real one or skips."""
+    """A tokenizer by name, made once; the fixture `smollm2` finds the real one or skips."""
     if name not in _made:
         if name == "smollm2":
             _made[name] = AutoTokenizer.from_pretrained(request.getfixturevalue("smollm2"))
+        elif name == "tiny":
+            if not TINY.is_dir():
+                pytest.skip(f"needs the shipped model in {TINY}")
+            _made[name] = AutoTokenizer.from_pretrained(TINY)
         else:
             _made[name] = {"characters": character_tokenizer, "trimming": trimming_tokenizer}[
                 name

@@ -107,6 +107,13 @@ def test_dataset_goes_through_a_loader_and_its_workers() -> None:
     assert subset.fingerprint != dataset.fingerprint
 
 
+def test_characters_the_tokenizer_does_not_know_are_counted() -> None:
+    row = {**STANDARD_ROW, "rejected": " ☃☃."}
+    report = prepare_pairs([row, STANDARD_ROW], TOKENIZER).report
+    assert report.unknown == 2
+    assert "2 tokens are unknown" in report.summary()
+
+
 def test_texts_are_kept_only_when_asked_for() -> None:
     assert prepare_pairs(_rows(1), TOKENIZER).texts is None
     texts = prepare_pairs(_rows(1), TOKENIZER, keep_text=True).texts

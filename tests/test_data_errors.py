@@ -441,6 +441,8 @@ def test_tokenizers_that_cannot_serve() -> None:
         prepare_pairs([{**GOOD, "rejected": " ☃ 5"}], strict)
     with pytest.raises(RowError, match="field 'prompt': holds '☃'"):
         prepare_pairs([{**GOOD, "prompt": "☃"}], strict)
+    with pytest.raises(RowError, match="field 'chosen': holds '☃'"):
+        prepare_pairs([{**GOOD, "chosen": " ☃4 "}], strict)
 
 
 def test_template_that_refuses_the_roles() -> None:

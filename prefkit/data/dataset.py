@@ -157,7 +157,7 @@ class _Keeper:
         self.pairs.append(tokenized)
         if self.texts is not None:
             self.texts.append(pair)
-        self.report.count(tokenized)
+        self.report.count(tokenized, self.renderer.unknown)
         cut = [
             name
             for name, side in (("chosen", tokenized.chosen), ("rejected", tokenized.rejected))
@@ -190,7 +190,7 @@ def _close_report(pairs: list[TokenizedPair], report: DataReport) -> None:
             f"{names}: no usable pair, {report.skipped.total()} were skipped.{cause} Check the "
             "rows with `prefkit inspect`."
         )
-    if report.incidents:
+    if report.incidents or report.unknown:
         logger.warning("%s", report.summary())
 
 

@@ -55,7 +55,7 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
         return source
     if isinstance(source, str | os.PathLike):
         rows = _load_named(os.fspath(source), split)
-    elif isinstance(source, Mapping) and not hasattr(source, "cache_files"):
+    elif isinstance(source, Mapping) and not hasattr(source, "with_format"):
         rows = Rows("rows in memory", _from_json(dict(source), "rows in memory"))
     elif isinstance(source, list | tuple):
         rows = Rows("rows in memory", _as_rows(source, "rows in memory"))
@@ -158,19 +158,17 @@ def _from_json(value: Any, source: str) -> list[RawRow | RowError]:
             f"{source}: is {'empty' if value == {} else f'a bare {type(value).__name__}'}. "
             "Write a list of objects, or one object with a list under each field."
         )
-    if isinstance(value.get("chosen"), list) and isinstance(value.get("prompt"), list):
-        if _is_columns(value):
-            return _from_columns(value, source)
-        return [value]
+    if _is_columns(value):
+        return _from_columns(value, source)
     if all(isinstance(entry, dict) and "pairs" in entry for entry in value.values()):
         return [{"prompt": prompt, **entry} for prompt, entry in value.items()]
     return [value]
 
 
 def _is_columns(value: RawRow) -> bool:
-    """One conversational row also has lists under `prompt` and `chosen`, but lists of messages."""
-    chosen = value["chosen"]
-    return not (chosen and isinstance(chosen[0], dict) and "role" in chosen[0])
+    """A list under each side; one conversational row has that too, but lists of messages."""
+    sides = [value.get("chosen"), value.get("rejected")]
+    return all(isinstance(side, list) for side in sides) and not any(map(is_conversational, sides))
 
 
 def _from_columns(value: RawRow, source: str) -> list[RawRow | RowError]:
@@ -254,3 +252,13 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
     return Rows(source, _as_rows(dataset, source))
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether a field holds messages (a list of objects with a role) rather than text."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and "role" in value[0]
+    )

@@ -16,9 +16,9 @@ from typing import Any
 
 from prefkit.data import readers
 from prefkit.data.blocks import check_block_style
-from prefkit.data.files import Rows, load_rows
+from prefkit.data.files import Rows, is_conversational, load_rows
 from prefkit.data.pair import Pair
-from prefkit.data.row import Row, is_conversational
+from prefkit.data.row import Row
 from prefkit.errors import ConfigError, RowError
 
 LEVELS = ("step", "solution")

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from prefkit.data.blocks import Content, join_front, render_content
+from prefkit.data.files import is_conversational
 from prefkit.data.pair import Message, Pair, Side
-from prefkit.data.row import Row, is_conversational
+from prefkit.data.row import Row
 from prefkit.data.weights import read_scored_side, read_spans, read_token_weights
 from prefkit.errors import RowError
 

@@ -94,6 +94,7 @@ class Renderer:
 
     Attributes:
         bos: ids the tokenizer puts before a raw text of its own accord.
+        unknown: the id of the unknown token; None where it doubles as another special token.
 
     Raises:
         PrefkitError: the tokenizer is not fast.
@@ -103,6 +104,8 @@ class Renderer:
         check_tokenizer(tokenizer)
         self.tokenizer, self.options = tokenizer, options
         self.bos = _leading_ids(tokenizer)
+        others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
         self._end_of_turn: int | None = None
 
     def render(self, pair: Pair) -> Rendered:

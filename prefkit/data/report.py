@@ -42,6 +42,7 @@ class DataReport:
         shared: tokens of the common prefixes, counted once a pair.
         longest: tokens of the longest sequence.
         eos: sides that end with a scored end-of-sequence token.
+        unknown: tokens that are the tokenizer's unknown token: their characters are lost.
         fingerprint: hex digest over ids, flags and weights of every pair in order.
         incidents: every skipped or cut row.
         skipped_file: where the incidents were written, or None.
@@ -56,11 +57,12 @@ class DataReport:
     shared: int = 0
     longest: int = 0
     eos: int = 0
+    unknown: int = 0
     fingerprint: str = ""
     incidents: list[Incident] = field(default_factory=list)
     skipped_file: str | None = None
 
-    def count(self, pair: TokenizedPair) -> None:
+    def count(self, pair: TokenizedPair, unknown_id: int | None = None) -> None:
         """Add one pair to the totals."""
         self.pairs += 1
         self.shared += pair.shared
@@ -69,6 +71,8 @@ class DataReport:
             self.scored[name] += int(side.scored.sum())
             self.longest = max(self.longest, len(side.ids))
             self.eos += side.eos
+            if unknown_id is not None:
+                self.unknown += int((side.ids == unknown_id).sum())
 
     def skip(self, reason: str, error: RowError) -> None:
         self.skipped[reason] += 1
@@ -91,6 +95,8 @@ class DataReport:
         if self.skipped:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
             lines.append(f"{self.skipped.total()} skipped: {reasons}")
+        if self.unknown:
+            lines.append(f"{self.unknown} tokens are unknown to the tokenizer: characters are lost")
         if self.truncated:
             lines.append(f"{self.truncated} pairs had the end of a solution cut off")
         if self.incidents and self.skipped_file:

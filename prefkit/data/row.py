@@ -82,13 +82,3 @@ class Row:
                     "Write the call into the content, or give prompt and responses as strings.",
                 )
         return value
-
-
-def is_conversational(value: Any) -> bool:
-    """Whether a field holds messages (a list of objects with a role) rather than text."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], dict)
-        and "role" in value[0]
-    )

@@ -31,7 +31,7 @@ class Encoded:
         ids: (n,) int64, special tokens before the text included, the end token not.
         start, end: (n,) int64, the characters `[start, end)` of `text` that each token holds.
         response: the character where the response begins.
-        dropped: the first character that no token holds, white space apart; -1 = none.
+        gap: the first character that no token holds (see `_first_gap`), -1 = none.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Encoded:
     start: np.ndarray
     end: np.ndarray
     response: int
-    dropped: int
+    gap: int
 
 
 def tokenize_pair(
@@ -133,17 +133,17 @@ def _encoded(
         start=np.minimum(start, reached[:-1]),
         end=end,
         response=response,
-        dropped=_first_dropped(text, np.append(start, len(text)), reached),
+        gap=_first_gap(text, np.append(start, len(text)), reached),
     )
 
 
-def _first_dropped(text: str, start: np.ndarray, reached: np.ndarray) -> int:
-    """A tokenizer without an unknown token drops what it does not know; -1 if nothing was."""
+def _first_gap(text: str, start: np.ndarray, reached: np.ndarray) -> int:
+    """The first character in no token: white space counts at the text's end only; -1 if none."""
     for gap in np.flatnonzero(start > reached):
         for position in range(reached[gap], start[gap]):
             if not text[position].isspace():
                 return position
-    return -1
+    return -1 if reached[-1] >= len(text) else int(reached[-1])
 
 
 def _try_render(pair: Pair, renderer: Renderer) -> Rendered | RowError:
@@ -175,7 +175,8 @@ def _finish_pair(
     shared = _common_length(chosen.ids, rejected.ids)
     if shared == len(chosen.ids) == len(rejected.ids):
         problem = "is the same tokens as 'chosen'"
-        remedy = "Remove the row, or raise max_length if the difference was cut off."
+        remedy = "Remove the row, or raise max_length if the difference was cut off, or use a "
+        remedy += "tokenizer that tells the two apart."
         raise RowError(pair.source, pair.row, "rejected", problem, remedy)
     return TokenizedPair(
         chosen=chosen, rejected=rejected, shared=shared, source=pair.source, row=pair.row
@@ -192,7 +193,7 @@ def _finish_side(
     vocab_size: int | None,
 ) -> TokenizedSide:
     """Flags, weights and the end token of one sequence."""
-    _check_coverage(pair, name, encoded)
+    _check_coverage(pair, name, encoded, renderer.tokenizer)
     in_response = (encoded.end > encoded.response) & (encoded.start < encoded.end)
     scored = in_response & ~_wholly_masked(encoded, side)
     ids = encoded.ids
@@ -239,12 +240,28 @@ def _wholly_masked(encoded: Encoded, side: Side) -> np.ndarray:
     return before[high] == before[low]
 
 
-def _check_coverage(pair: Pair, name: str, encoded: Encoded) -> None:
-    if encoded.dropped >= 0:
-        problem = f"holds {encoded.text[encoded.dropped]!r}, for which the tokenizer has no token"
-        field = name if encoded.dropped >= encoded.response else "prompt"
-        remedy = "Replace the character, or use a tokenizer that knows it."
-        raise RowError(pair.source, pair.row, field, problem, remedy)
+def _check_coverage(pair: Pair, name: str, encoded: Encoded, tokenizer: Any) -> None:
+    """A tokenizer without an unknown token drops what it does not know: refuse, never drop.
+
+    Its offsets then close up over the gap, so the character at fault has to be looked for.
+    """
+    if encoded.gap < 0:
+        return
+    position = next(
+        (
+            place
+            for place, character in enumerate(encoded.text)
+            if not character.isspace()
+            and not tokenizer(character, add_special_tokens=False)["input_ids"]
+        ),
+        encoded.gap,
+    )
+    if encoded.text[position].isspace():
+        return  # white space that the tokenizer strips by design
+    problem = f"holds {encoded.text[position]!r}, for which the tokenizer has no token"
+    field = name if position >= encoded.response else "prompt"
+    remedy = "Replace the character, or use a tokenizer that knows it."
+    raise RowError(pair.source, pair.row, field, problem, remedy)
 
 
 def _check_vocabulary(pair: Pair, name: str, ids: np.ndarray, vocab_size: int | None) -> None:

@@ -12,6 +12,7 @@ from prefkit.data.pair import TokenWeights
 from prefkit.data.row import Row
 
 Spans = tuple[tuple[int, int, float], ...]
+LOST = ("\ufffd", "<unk>", "[UNK]")  # what stands in decoded text for characters it lost
 SHAPES = (
     'Write a list of floats, [[token, weight], …], or {"ids": […], "weights": […]}, '
     "one entry a response token."
@@ -101,8 +102,8 @@ def read_scored_side(row: Row, side: str, response: str) -> TokenWeights:
 
 
 def _check_scored_text(row: Row, text: Any, response: str, field: str) -> None:
-    """The scored text is decoded tokens: compare without white space, skip broken characters."""
-    if not isinstance(text, str) or "\ufffd" in text:
+    """The scored text is decoded tokens: compare without white space, if nothing got lost."""
+    if not isinstance(text, str) or any(mark in text for mark in LOST):
         return
     squeezed, scored = "".join(response.split()), "".join(text.split())
     if not scored or not squeezed.endswith(scored):
