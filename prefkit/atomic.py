@@ -25,8 +25,13 @@ def replace_file(temporary: Path, path: Path) -> None:
     fsync_path(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    replace_file(temporary, path)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    replace_file(temporary, path)
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -103,12 +103,12 @@ def _train(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from prefkit.train.options import load_options
 
-    script, config = load_options(argv)
+    options = load_options(argv)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    return import_module("prefkit.train.script").run(script, config, " ".join(argv))
+    return import_module("prefkit.train.script").run(options, " ".join(argv))
 
 
 def _inspect(argv: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
 """Reference log-probabilities, one a scored token, computed once and kept on disk.
 
     FOLDER/manifest.json            what it was computed from; "complete" once all shards are there
-    FOLDER/shard-00000.safetensors  logp (float32, scored tokens end to end), counts (tokens a side),
-                                    and whose they are (hash of the model and of these very pairs)
+    FOLDER/shard-00000.safetensors  logp (float32, scored tokens end to end), counts (tokens a
+                                    side), and whose they are (hash of model and these pairs)
 
 Shards are written one after another, each atomically, so a killed run continues where it stopped. A
 cache is used only when it is complete and its fingerprint (model, precision, token ids, scored

@@ -5,14 +5,13 @@ flag without a value means true; several values make a list.
 """
 
 import difflib
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 import yaml
 
@@ -182,11 +181,26 @@ def _refuse_unknown(name: str, known: Sequence[str], where: str) -> None:
     raise ConfigError(f"{where}: there is no option '{name}'. {hint}")
 
 
-def load_options(argv: Sequence[str]) -> tuple[ScriptArguments, Any]:
-    """The options of `prefkit train [CONFIG.yaml] [--field value …]`.
+class Options(NamedTuple):
+    """What a command line asks for.
 
-    Returns:
-        (ScriptArguments, PreferenceConfig).
+    Attributes:
+        script: what to load.
+        config: a `PreferenceConfig`.
+        given: every option as the file and the flags gave it, in YAML's types.
+    """
+
+    script: ScriptArguments
+    config: Any
+    given: dict[str, Any]
+
+    def as_yaml(self) -> str:
+        """The given options as a config file that does the same again."""
+        return yaml.safe_dump(self.given, sort_keys=True, allow_unicode=True)
+
+
+def load_options(argv: Sequence[str]) -> Options:
+    """The options of `prefkit train [CONFIG.yaml] [--field value …]`.
 
     Raises:
         ConfigError: anything wrong with the file, a flag, a value or their combination.
@@ -215,7 +229,7 @@ def load_options(argv: Sequence[str]) -> tuple[ScriptArguments, Any]:
     script = ScriptArguments(**{key: value for key, value in values.items() if key in own})
     _check_script(script, values)
     config = PreferenceConfig(**{key: value for key, value in values.items() if key not in own})
-    return script, config
+    return Options(script, config, values)
 
 
 def _check_script(script: ScriptArguments, given: Mapping[str, Any]) -> None:
@@ -229,22 +243,3 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{name} has no effect without 'adapter: lora'. Add it.")
     if script.lora_r < 1:
         raise ConfigError(f"lora_r is {script.lora_r}; it must be 1 or more.")
-
-
-def as_yaml(script: ScriptArguments, config: Any) -> str:
-    """Every option that differs from its default, as YAML that `load_options` reads back."""
-    from prefkit.train.config import PreferenceConfig
-
-    plain = PreferenceConfig(output_dir=config.output_dir)
-    chosen: dict[str, Any] = {"output_dir": config.output_dir}
-    for current, default in ((script, ScriptArguments()), (config, plain)):
-        for field in fields(current):
-            value = getattr(current, field.name)
-            value = value.value if isinstance(value, Enum) else value
-            before = getattr(default, field.name)
-            if value != (before.value if isinstance(before, Enum) else before):
-                chosen[field.name] = value
-    for hidden in ("hub_token", "accelerator_config", "logging_dir"):
-        chosen.pop(hidden, None)
-    plain_values = json.loads(json.dumps(chosen, default=str))
-    return yaml.safe_dump(plain_values, sort_keys=True, allow_unicode=True)

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prefkit.atomic import write_text
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
 from prefkit.train.fields import ScriptArguments
+from prefkit.train.options import Options
 
 _DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".jsonlines", ".ndjson")
 _SHOWN = (
@@ -75,18 +77,20 @@ def _check_output(folder: Path, resume: Any) -> None:
         )
 
 
-def run(script: ScriptArguments, config: Any, argv_hint: str = "") -> int:
+def run(options: Options, argv_hint: str = "") -> int:
     """Trains as the options say; returns the exit code.
 
     Args:
-        script: what to load.
-        config: a `PreferenceConfig`.
+        options: of `load_options`.
         argv_hint: the command line, for the hint on how to go on after an interruption.
     """
+    script, config, _ = options
     check_paths(script, config.output_dir, config.resume_from_checkpoint)
     started = time.perf_counter()
     trainer = _make_trainer(script, config)
-    _say_plan(script, config, trainer)
+    if trainer.is_world_process_zero():
+        write_text(Path(config.output_dir) / "prefkit_config.yaml", options.as_yaml())
+        _say_plan(script, config, trainer)
     try:
         result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     except KeyboardInterrupt:
@@ -183,8 +187,6 @@ def _say(line: str) -> None:
 
 
 def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
-    if not trainer.is_world_process_zero():
-        return
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in trainer.model.parameters())
     if trainer.reference is None:
