@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from prefkit.atomic import write_text
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
@@ -107,12 +109,22 @@ def _load(name: str, script: ScriptArguments) -> Any:
     dtype: Any = script.dtype
     options = {"attn_implementation": script.attn_implementation}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, **{key: value for key, value in options.items() if value}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            **{key: value for key, value in options.items() if value},
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{name}: the model cannot be loaded: {reason}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{name}: its weights lack {len(missing)} tensors that its config asks for, such as "
+            f"{missing[0]}, and would start at random there. Repair or replace the folder."
+        )
+    return model
 
 
 def _load_config(name: str) -> Any:

@@ -64,7 +64,10 @@ def apply_peft(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
                 " (merge_and_unload), or leave peft_config out."
             )
         torch.manual_seed(args.seed)  # the adapter's random half, the same at every start
-        model = get_peft_model(model, peft_config)
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise ConfigError(f"The adapter cannot be added: {error}") from error
     if is_peft(model) and (
         args.gradient_checkpointing or getattr(args, "activation_checkpointing", None)
     ):
