@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefkit.data import TokenizeOptions, prepare_pairs, read_pairs, tokenize_pair
@@ -293,15 +293,16 @@ def test_shared_is_the_common_prefix_of_the_ids(tokenizer: Any) -> None:
 PIECES = st.text(alphabet="ab .\n≡−7", min_size=1, max_size=12)
 
 
+@example(prompt="7", prefix="\n", chosen="   ", masks=None)  # white space alone in a token
 @given(prompt=PIECES, prefix=PIECES, chosen=PIECES, masks=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_scored_tokens_are_those_that_hold_a_free_character(
-    any_tokenizer: Any, prompt: str, prefix: str, chosen: str, masks: st.DataObject
+    any_tokenizer: Any, prompt: str, prefix: str, chosen: str, masks: st.DataObject | None
 ) -> None:
     """Against the definition, character by character, on the tokenizer's own decoding."""
     tokenizer = any_tokenizer
-    start = masks.draw(st.integers(0, len(chosen) - 1))
-    end = masks.draw(st.integers(start, len(chosen) - 1))
+    start = masks.draw(st.integers(0, len(chosen) - 1)) if masks else 0
+    end = masks.draw(st.integers(start, len(chosen) - 1)) if masks else 0
     masked = ((start, end),) if end > start else ()
     pair = Pair(
         prompt="x" + prompt,

@@ -67,12 +67,12 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
 
 
 def _load_named(name: str, split: str) -> Rows:
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, split)
     if path.is_file():
-        return Rows(name, _load_file(path))
-    if path.suffix in FILE_TYPES or path.is_absolute() or name.startswith((".", "~")):
+        return Rows(str(path), _load_file(path))
+    if path.suffix in FILE_TYPES or path.is_absolute() or name.startswith("."):
         raise PrefkitError(f"{name}: no such file. Check the path (it is read from {Path.cwd()}).")
     return _load_hub(name, split)
 

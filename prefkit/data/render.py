@@ -4,9 +4,12 @@ Raw strings are taken as they are; messages go through the tokenizer's chat temp
 the assistant's turn and never closed, so that a step or a continuation can follow directly.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tokenizers.processors import TemplateProcessing
 
 from prefkit.data.pair import Message, Pair
 from prefkit.errors import ConfigError, PrefkitError, RowError
@@ -93,6 +96,7 @@ class Renderer:
         options: see `TokenizeOptions`.
 
     Attributes:
+        exact: the tokenizer whose offsets say exactly which characters a token holds.
         bos: ids the tokenizer puts before a raw text of its own accord.
         unknown: the id of the unknown token; None where it doubles as another special token.
 
@@ -103,6 +107,7 @@ class Renderer:
     def __init__(self, tokenizer: Any, options: TokenizeOptions) -> None:
         check_tokenizer(tokenizer)
         self.tokenizer, self.options = tokenizer, options
+        self.exact = _untrimmed(tokenizer)
         self.bos = _leading_ids(tokenizer)
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
@@ -188,6 +193,21 @@ class Renderer:
         special.update(self.tokenizer.all_special_ids)
         ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
         return next((i for i in ids if i in special), eos)
+
+
+def _untrimmed(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy of it that leaves white space in the offsets.
+
+    Post-processors with trim_offsets (RoBERTa, OPT, …) take white space out of them, and a token of
+    nothing but white space is then nowhere. Here nothing else is wanted of a post-processor: the
+    special tokens it would add are not asked for.
+    """
+    processor = tokenizer.backend_tokenizer.post_processor
+    if processor is None or b'"trim_offsets":true' not in processor.__getstate__():
+        return tokenizer
+    copied = copy.deepcopy(tokenizer)
+    copied.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
+    return copied
 
 
 def _leading_ids(tokenizer: Any) -> list[int]:

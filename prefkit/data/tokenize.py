@@ -98,7 +98,7 @@ def encode_pairs(
     ]
     if not texts:
         return []
-    batch = renderer.tokenizer(
+    batch = renderer.exact(
         texts,
         add_special_tokens=False,
         return_offsets_mapping=True,
@@ -125,8 +125,7 @@ def _encoded(
     bounds = np.concatenate([np.zeros((len(bos), 2), np.int64), bounds])
     start, end = bounds[:, 0], bounds[:, 1]
     reached = np.concatenate([[0], np.maximum.accumulate(end)])
-    # Some tokenizers trim white space from the offsets: a token then also holds the gap between
-    # it and its predecessor.
+    # Some tokenizers throw white space away: the token after it then stands for it as well.
     return Encoded(
         text=text,
         ids=np.asarray(bos + ids, dtype=np.int64),
