@@ -1,5 +1,7 @@
 """Exactly the right tokens are scored, with the right weights, for tokenizers of three kinds."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -288,6 +290,31 @@ def test_shared_is_the_common_prefix_of_the_ids(tokenizer: Any) -> None:
     a, b = pair.chosen.ids, pair.rejected.ids
     assert (a[: pair.shared] == b[: pair.shared]).all()
     assert a[pair.shared] != b[pair.shared]
+
+
+@pytest.mark.shared
+def test_real_pairs_score_their_responses_to_the_letter(
+    shared_data: Path, request: pytest.FixtureRequest
+) -> None:
+    """Solutions that models wrote for GSM8K questions: every character, and the end token."""
+    tokenizer = named_tokenizer("smollm2", request)
+    rows = []
+    for line in (shared_data / "gsm8k" / "model_solutions.jsonl").read_text().splitlines()[:200]:
+        entry = json.loads(line)
+        answers = [value for value in entry.values() if isinstance(value, dict)]
+        right = [a["solution"] for a in answers if a["is_correct"]]
+        wrong = [a["solution"] for a in answers if not a["is_correct"]]
+        if right and wrong:
+            prompt = entry["question"] + "\n"
+            rows.append({"prompt": prompt, "chosen": right[0], "rejected": wrong[0]})
+    dataset = prepare_pairs(rows, tokenizer, keep_text=True)
+    assert len(dataset) > 80
+    assert dataset.texts is not None
+    renderer = Renderer(tokenizer, TokenizeOptions())
+    for index, pair in enumerate(dataset.texts):
+        chosen, rejected = view_pair(pair, dataset.pairs[index], index, renderer)
+        assert _scored(chosen) == pair.chosen.text + tokenizer.eos_token
+        assert _scored(rejected) == pair.rejected.text + tokenizer.eos_token
 
 
 PIECES = st.text(alphabet="ab .\n≡−7", min_size=1, max_size=12)
