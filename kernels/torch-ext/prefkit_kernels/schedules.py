@@ -138,16 +138,20 @@ def backward(
     names = tuple(problem.outputs[k] for k in rows_of)
     stats, cotangents = (x[rows_of][:, places].contiguous() for x in (stats, cotangents))
     norms, targets = norms[:, places].contiguous(), problem.targets[places]
-    hidden = head.hidden[places]
+    everything = len(places) == len(problem.targets)
+    hidden = head.hidden if everything else head.hidden[places]
     with_ref = problem.reference is not None and bool({"kl", "reverse_kl"} & set(names))
-    ref_hidden = problem.reference.hidden[places] if with_ref and problem.reference else None
+    ref_hidden = problem.reference.hidden if with_ref and problem.reference else None
+    if ref_hidden is not None and not everything:
+        ref_hidden = ref_hidden[places]
     vocab = head.weight.shape[0]
     grad_hidden = hidden.new_zeros(hidden.shape, dtype=problem.dtype) if needs[0] else None
     grad_weight = torch.empty_like(head.weight) if needs[1] else None
     grad_bias = torch.empty_like(head.bias) if needs[2] and head.bias is not None else None
     gemm_dtype = gradient_dtype(hidden)
     hidden_for_weight = hidden.to(gemm_dtype)
-    buffers = 2 + with_ref  # logits, dz, reference
+    separate_dz = gemm_dtype != norms.dtype  # else dz overwrites the logits
+    buffers = 1 + separate_dz + with_ref
     column_bytes = len(places) * norms.element_size() * buffers
     for start, stop in vocab_slices(vocab, column_bytes, problem.budget):
         raw = hidden.new_empty(len(places), stop - start, dtype=problem.dtype)
@@ -166,7 +170,7 @@ def backward(
             problem.transform,
             first_class=start,
         )
-        dz = raw if gemm_dtype == raw.dtype else raw.new_empty(raw.shape, dtype=gemm_dtype)
+        dz = raw.new_empty(raw.shape, dtype=gemm_dtype) if separate_dz else raw
         problem.kernels.gradient(rows, names, stats, norms, cotangents, dz)
         if grad_hidden is not None:
             add_hidden_grad_(grad_hidden, dz, head.weight[start:stop])
@@ -175,8 +179,10 @@ def backward(
         if grad_bias is not None:
             grad_bias[start:stop] = dz.sum(0, dtype=problem.dtype)
     if grad_hidden is not None:
-        full = torch.zeros_like(head.hidden)
-        grad_hidden = full.index_copy_(0, places, grad_hidden.to(full.dtype))
+        grad_hidden = grad_hidden.to(head.hidden.dtype)
+        if not everything:
+            full = torch.zeros_like(head.hidden)
+            grad_hidden = full.index_copy_(0, places, grad_hidden)
     return grad_hidden, grad_weight, grad_bias
 
 

@@ -1,0 +1,62 @@
+# `make quickstart` and `make test` need nothing but Python ≥ 3.11; they make .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One torch thread a test worker: the workers share the cores.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+WORKERS ?= 2
+
+.PHONY: help quickstart install install-dev test lint format types pytest bench clean
+
+help:
+	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
+	@echo "make test         lint, types and tests"
+	@echo "make lint         ruff and mypy alone"
+	@echo "make bench        the benchmarks that fit a CPU"
+	@echo "make clean        remove .venv and caches"
+
+quickstart: install
+	$(BIN)/prefkit demo
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: nothing installed later may replace it.
+$(VENV)/.installed: $(BIN)/python pyproject.toml setup.py constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: lint pytest
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: install-dev
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pytest: install-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
+
+bench: install-dev
+	$(BIN)/python -m pytest benchmarks/bench_loss.py
+	$(BIN)/python -m benchmarks.memory_vs_tokens --objective dpo
+	$(BIN)/python -m benchmarks.memory_vs_tokens --objective tdpo2
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
