@@ -209,21 +209,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="pairs to show")
     parser.add_argument("--split", default="train", help="split of a dataset with several")
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--level", choices=("step", "solution"), default="step")
+    reading.add_argument(
+        "--level",
+        choices=("auto", "step", "solution"),
+        default="step",
+        help="rows with a prefix end after one step (default), or run to the end of the solution",
+    )
     reading.add_argument("--format", default="auto", help="row format; auto tells it by the fields")
     reading.add_argument("--block_style", default="plain", help="plain or tagged typed blocks")
     reading.add_argument(
         "--score_tool_output", action="store_true", help="score execution blocks as well"
     )
-    reading.add_argument("--on_bad_row", choices=("error", "skip"), default="error")
+    reading.add_argument(
+        "--on_bad_row",
+        choices=("error", "skip"),
+        default="error",
+        help="stop at an unusable row (default), or skip and count it",
+    )
     reading.add_argument("--skipped_file", help="JSON Lines file for skipped and cut rows")
     tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--max_length", type=int)
-    tokens.add_argument("--too_long", choices=("error", "skip", "truncate_end"), default="error")
-    tokens.add_argument("--string_prompts", choices=("raw", "chat"), default="raw")
-    tokens.add_argument("--prompt_template", default="{prompt}")
-    tokens.add_argument("--joiner", default="")
-    tokens.add_argument("--system_prompt")
+    tokens.add_argument("--max_length", type=int, help="longest sequence, prompt included")
+    tokens.add_argument(
+        "--too_long",
+        choices=("error", "skip", "truncate_end"),
+        default="error",
+        help="stop, skip and count, or cut the end of whole solutions (never a step or a prompt)",
+    )
+    tokens.add_argument(
+        "--string_prompts",
+        choices=("raw", "chat"),
+        default="raw",
+        help="plain prompts as they are (default), or put into the chat template",
+    )
+    tokens.add_argument(
+        "--prompt_template", default="{prompt}", help='wraps plain prompts, as "Q: {prompt}"'
+    )
+    tokens.add_argument("--joiner", default="", help="text between a plain prompt and the rest")
+    tokens.add_argument("--system_prompt", help="system message before plain prompts read as chat")
     tokens.add_argument("--chat_template", help='a Jinja template, or "plain"')
 
 

@@ -455,7 +455,7 @@ def test_template_that_refuses_the_roles() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": "token"}, "level is 'token'. Choose one of: step, solution"),
+        ({"level": "token"}, "level is 'token'. Choose one of: auto, step, solution"),
         ({"format": "rlhf"}, "format is 'rlhf'. Choose one of: auto"),
         ({"block_style": "xml"}, "block_style is 'xml'. Choose one of: plain, tagged"),
         ({"on_bad_row": "warn"}, "on_bad_row is 'warn'. Choose one of: error, skip"),

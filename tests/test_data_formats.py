@@ -170,6 +170,29 @@ def test_mixed_rows_in_one_source() -> None:
     assert [p.row for p in pairs] == [0, 1, 2, 3]
 
 
+OWN_STEP = {"prompt": "Q", "prefix": "a\n", "chosen": "b\n", "rejected": "c\n"}
+
+
+def test_own_rows_with_full_solutions_serve_both_levels() -> None:
+    row = {**OWN_STEP, "full_chosen": "b\nd\n", "full_rejected": "c\ne\n"}
+    step, whole = (read_pairs([row], level=level)[0] for level in ("step", "solution"))
+    assert (step.prefix, step.chosen.text, step.append_eos) == ("a\n", "b\n", False)
+    assert (whole.prefix, whole.chosen.text, whole.append_eos) == ("a\n", "b\nd\n", True)
+    assert read_pairs([row], level="auto")[0] == whole
+
+
+@pytest.mark.parametrize("row", [OWN_STEP, {**OWN_STEP, "prefix": ""}, STEP_ROW])
+def test_level_auto_asks_where_responses_after_a_prefix_end(row: dict) -> None:
+    """Appending an end token after a step would teach the model to stop there: never by guess."""
+    row = {key: value for key, value in row.items() if not key.startswith("full_")}
+    with pytest.raises(
+        RowError, match=r"leaves open where.*level: step .* append_eos into the row"
+    ):
+        read_pairs([row], level="auto")
+    for ends in (True, False):
+        assert read_pairs([{**row, "append_eos": ends}], level="auto")[0].append_eos is ends
+
+
 def test_a_named_format_is_held_to() -> None:
     with pytest.raises(RowError, match="row 0, field 'initial_reason_steps': is missing"):
         read_pairs([STANDARD_ROW], format="step-dpo")

@@ -21,7 +21,7 @@ from prefkit.data.pair import Pair
 from prefkit.data.row import Row
 from prefkit.errors import ConfigError, RowError
 
-LEVELS = ("step", "solution")
+LEVELS = ("auto", "step", "solution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class ReadOptions:
     Attributes:
         level: "step" = a row with a prefix ends after one step (no end-of-sequence token) and
             Math-Step-DPO rows give their single steps; "solution" = responses run to the end of
-            the solution, and Math-Step-DPO rows give full_chosen and full_rejected.
+            the solution, and rows with full_chosen and full_rejected give those; "auto" = solution,
+            but a row with a prefix that leaves open where its responses end is an error.
         mask_tool_output: execution blocks are context, not scored.
         format: one of FORMATS, or "auto" to tell each row by its fields.
         block_style: how typed blocks become text (blocks.py).
@@ -101,7 +102,7 @@ def detect_format(row: Row) -> str:
         return "tdpo"
     if "prob_result" in row:
         return "cdpo"
-    if "initial_reason_steps" in row:
+    if "initial_reason_steps" in row or ("prefix" in row and "full_chosen" in row):
         return "step-dpo"
     if is_conversational(row.get("chosen")):
         return "scdpo" if _has_blocks(row) else "trl"

@@ -28,6 +28,8 @@ def read_strings(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     prompt, chosen, rejected = _split_prompt(row, chosen, rejected)
     # A prefix, even an empty one, says that the row is about what follows it: one step.
     is_step = "prefix" in row and options.level == "step"
+    if "prefix" in row and options.level == "auto" and row.get("append_eos") in (None, "auto"):
+        raise _open_end(row, "prefix")
     yield _pair(
         row,
         prompt=prompt,
@@ -39,19 +41,23 @@ def read_strings(row: Row, options: "ReadOptions") -> Iterator[Pair]:
 
 
 def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
-    """Math-Step-DPO-10K: single steps, or the two solutions after the shared front."""
+    """Math-Step-DPO-10K, and own rows with full_chosen: single steps, or the two solutions after
+    the shared front."""
     if is_conversational(row.get("chosen")):
         raise row.error("chosen", "holds messages", "Write the step as a string.")
     _refuse_unsupported(row)
-    prefix = row.text("initial_reason_steps", empty=True)
-    # A row that says itself that `chosen` ends the solution needs no full_chosen.
-    ends = row.eos(default=False) and "full_chosen" not in row
-    whole = options.level == "solution" and not ends
+    front = "prefix" if "prefix" in row else "initial_reason_steps"
+    prefix = row.text(front, empty=True)
+    # A row that says itself whether `chosen` ends the solution needs no full_chosen.
+    said = isinstance(row.get("append_eos"), bool) and "full_chosen" not in row
+    whole = options.level != "step" and not said
+    if whole and options.level == "auto" and "full_chosen" not in row:
+        raise _open_end(row, front)
     names = ("full_chosen", "full_rejected") if whole else ("chosen", "rejected")
     remedy = 'Give full_chosen and full_rejected, or read the rows at level "step".'
     texts = [row.text(name, remedy=remedy) if whole else row.text(name) for name in names]
     if whole and any(prefix.strip() and text.startswith(prefix) for text in texts):
-        problem = "repeats initial_reason_steps"
+        problem = f"repeats {front}"
         raise row.error("full_chosen", problem, "Let it continue after them, as published.")
     yield _pair(
         row,
@@ -59,7 +65,16 @@ def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
         prefix=prefix,
         chosen=_weighted_side(row, "chosen", texts[0], plain=whole),
         rejected=_weighted_side(row, "rejected", texts[1], plain=whole),
-        append_eos=row.eos(default=options.level == "solution"),
+        append_eos=row.eos(default=options.level != "step"),
+    )
+
+
+def _open_end(row: Row, front: str) -> RowError:
+    return row.error(
+        front,
+        "leaves open where chosen and rejected end: after one step, or with the solution",
+        "Say level: step (no end-of-sequence token) or level: solution, give full_chosen and "
+        "full_rejected, or put append_eos into the row.",
     )
 
 
