@@ -155,19 +155,22 @@ def test_lora_resume_is_exact(tmp_path: Path) -> None:
     assert_same_weights(again.model, whole.model)
 
 
+@pytest.mark.parametrize("moment", ["among the files", "before the marker"])
 def test_a_save_that_is_cut_off_keeps_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {**RUN, "save_total_limit": 1}
     dying = trainer(tmp_path, **options)
-    original = Trainer._save_rng_state
+    owner: Any = Trainer if moment == "among the files" else checkpoint
+    name = "_save_rng_state" if owner is Trainer else "mark_complete"
+    original = getattr(owner, name)
 
-    def dies_at_six(self: Any, folder: str) -> None:
-        if self.state.global_step == 6:
+    def dies_at_six(*args: Any) -> None:
+        if dying.state.global_step == 6:
             raise KeyboardInterrupt
-        original(self, folder)
+        original(*args)
 
-    monkeypatch.setattr(Trainer, "_save_rng_state", dies_at_six)
+    monkeypatch.setattr(owner, name, dies_at_six)
     with pytest.raises(KeyboardInterrupt):
         dying.train()
     names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))

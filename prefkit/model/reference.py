@@ -11,7 +11,7 @@ tokens leave its forward.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from prefkit.model.head import Head, LogitTransform, unwrap
 from prefkit_kernels import token_stats
 
 ModelInputs = Mapping[str, Tensor]
+Compute = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 
 @contextlib.contextmanager
@@ -51,12 +52,14 @@ class Reference:
     head: Head
     adapter_owner: Any = None
 
-    def _run(self, inputs: ModelInputs, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        got: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    def _run(self, inputs: ModelInputs, rows: Tensor, compute: Compute) -> Any:
+        """compute(hidden (T, D), weight, bias) inside the model's forward, where autocast is on."""
+        got: list[Any] = []
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            got.append((hidden.reshape(-1, hidden.shape[-1])[rows], weight, bias))
-            return got[0][0], {}
+            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
+            got.append(compute(hidden, weight, bias))
+            return hidden[:0], {}
 
         off = self.adapter_owner.disable_adapter if self.adapter_owner else contextlib.nullcontext
         with evaluating(self.model), off():
@@ -74,7 +77,7 @@ class Reference:
             policy: the policy's logit transform, which the loss applies to both.
             vocab_size: rows of the policy's head.
         """
-        hidden, weight, bias = self._run(inputs, rows)
+        hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands)
         factor = self.head.transform.logit_scale / policy.logit_scale
         if factor != 1.0:  # the loss knows one scale: fold the difference into the hidden states
             hidden = hidden * factor
@@ -93,9 +96,9 @@ class Reference:
             targets: (T,) int64, the token each row predicts.
             options: `memory_budget`, `backend` of `token_stats`.
         """
-        hidden, weight, bias = self._run(inputs, rows)
         transform = self.head.transform
-        with torch.no_grad():
+
+        def compute(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             stats = token_stats(
                 hidden,
                 weight,
@@ -105,8 +108,10 @@ class Reference:
                 softcap=transform.softcap,
                 **options,
             )
-        assert stats.logp is not None
-        return stats.logp
+            assert stats.logp is not None
+            return stats.logp
+
+        return self._run(inputs, rows, compute)
 
 
 def check_vocabularies(policy: Head, reference: Head, tokens: int) -> None:

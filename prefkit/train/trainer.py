@@ -153,12 +153,14 @@ class PreferenceTrainer(Trainer):
             )
         if not self.args.precompute_ref_log_probs:
             return
-        self.train_dataset = self._with_cache(self.train_dataset, "train")
-        if isinstance(self.eval_dataset, dict):
-            for key, dataset in self.eval_dataset.items():
-                self.eval_dataset[key] = self._with_cache(dataset, f"eval_{key}")
-        else:
-            self.eval_dataset = self._with_cache(self.eval_dataset, "eval")
+        # One process writes, the others read what is there; in the precision of the training.
+        with self.accelerator.main_process_first(), self.accelerator.autocast():
+            self.train_dataset = self._with_cache(self.train_dataset, "train")
+            if isinstance(self.eval_dataset, dict):
+                for key, dataset in self.eval_dataset.items():
+                    self.eval_dataset[key] = self._with_cache(dataset, f"eval_{key}")
+            else:
+                self.eval_dataset = self._with_cache(self.eval_dataset, "eval")
         if self.reference.adapter_owner is None:
             self.reference = None  # its memory is the point of precomputing
 
@@ -213,7 +215,7 @@ class PreferenceTrainer(Trainer):
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             out = fused_preference_loss(
-                hidden.reshape(-1, hidden.shape[-1])[rows],
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
                 weight,
                 flat["targets"],
                 flat["segments"],
