@@ -180,6 +180,21 @@ def test_a_save_that_is_cut_off_keeps_the_one_before(
     assert [path.name for path, _ in passed_over] == ["checkpoint-6"]
 
 
+@pytest.mark.parametrize("length", [{"max_steps": 5}, {"max_steps": -1, "num_train_epochs": 2}])
+def test_a_finished_run_stays_as_it_is(length: dict[str, Any], tmp_path: Path) -> None:
+    """Killed between its last checkpoint and the final save, it must not train on."""
+    options = {**RUN, **length, "lr_scheduler_type": "constant"}
+    whole = trainer(tmp_path, **options)
+    whole.train()
+    again = trainer(tmp_path, **options)
+    result = again.train(resume_from_checkpoint="auto")
+    assert result.global_step == whole.state.global_step
+    assert_same_weights(again.model, whole.model)
+    assert logs_of(again) == logs_of(whole)
+    longer = trainer(tmp_path, **{**options, "max_steps": whole.state.global_step + 2})
+    assert longer.train(resume_from_checkpoint="auto").global_step == result.global_step + 2
+
+
 def test_resume_against_another_reference_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, **RUN).train()
     with pytest.raises(ModelError, match="another reference"):

@@ -126,8 +126,8 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
 
     @property
     def resolved_level(self) -> str:
-        """level, or "step" for step-dpo and "solution" for every other method."""
-        return self.level or ("step" if self.method == "step-dpo" else "solution")
+        """level, or the method's own; "auto" asks rows with a prefix to say where they end."""
+        return self.level or {"step-dpo": "step", "scdpo": "solution"}.get(self.method, "auto")
 
     def build_objective(self) -> Objective:
         """The objective on per-token quantities that the options describe."""

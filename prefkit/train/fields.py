@@ -59,8 +59,9 @@ class PreferenceFields:
 
     # -- data -----------------------------------------------------------------------------------
     level: Literal["step", "solution"] | None = None
-    """What a Step-DPO row trains: one step or the whole continuation. None = step for step-dpo,
-    solution for the other methods."""
+    """What a row with a prefix trains: one step, or the continuation to the end of the solution.
+    None = step for step-dpo, solution for scdpo; other methods use full_chosen where a row has it
+    and ask you otherwise."""
     mask_tool_output: bool = True
     """Treat tool output (execution blocks) as context that is never scored."""
     format: str = "auto"

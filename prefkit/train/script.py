@@ -112,6 +112,7 @@ def _load(name: str, script: ScriptArguments) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
+            trust_remote_code=False,
             output_loading_info=True,
             **{key: value for key, value in options.items() if value},
         )
@@ -131,7 +132,7 @@ def _load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{name}: its config cannot be loaded: {reason}") from error
@@ -141,7 +142,7 @@ def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
@@ -231,9 +232,10 @@ def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> Non
         print(f"{'tokens a second':24}{'':12}{speed:12,.0f}")
         print(f"{'peak memory, MiB':24}{'':12}{last['peak_memory_mb']:12,.0f}")
     if evaluations:
-        last = evaluations[-1]
-        for name in [name for name in _SHOWN if f"eval_{name}" in last]:
-            print(f"{'eval ' + name:24}{'':12}{last[f'eval_{name}']:12.4f}")
+        first, last = evaluations[0], evaluations[-1]
+        for name in [f"eval_{name}" for name in _SHOWN if f"eval_{name}" in last]:
+            before = f"{first[name]:12.4f}" if len(evaluations) > 1 else " " * 12
+            print(f"{name:24}{before}{last[name]:12.4f}")
     what = "adapter" if hasattr(trainer.model, "peft_config") else "model"
     print(f"The {what} is in {folder}{os.sep}, the log in {folder / 'trainer_state.json'}.")
 

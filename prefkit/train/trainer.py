@@ -7,6 +7,7 @@ reference is one of `prefkit.model.reference`, and checkpoints are complete or r
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerState,
 )
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from prefkit.atomic import write_json
 from prefkit.data.batch import PairCollator
@@ -96,10 +100,14 @@ class PreferenceTrainer(Trainer):
         _refuse_unusable(args, compute_metrics, model, ref_model)
         policy: Any = model
         if isinstance(model, str):
-            policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            policy = AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, trust_remote_code=False
+            )
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if getattr(policy.config, "output_router_logits", False):
+            logger.warning("The router's auxiliary loss is no part of the preference loss.")
         self.objective = args.build_objective()
         if args.disable_dropout:
             disable_dropout(policy)
@@ -337,8 +345,30 @@ class PreferenceTrainer(Trainer):
         )
         if folder is not None:
             self._load_state(Path(folder))
+            if self._is_finished(Path(folder)):
+                return self._as_it_ended(Path(folder))
         self._clock.restart()
         return super().train(folder, trial, ignore_keys_for_eval)
+
+    def _is_finished(self, folder: Path) -> bool:
+        """Whether the checkpoint is the run's last: Trainer would train one step too many."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False  # their weights load only into prepared models
+        batch = self._train_batch_size * self.args.world_size
+        pairs = len(self.train_dataset)  # type: ignore[arg-type]
+        batches = pairs // batch if self.args.dataloader_drop_last else math.ceil(pairs / batch)
+        epoch = max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+        steps = math.ceil(self.args.num_train_epochs * epoch)
+        steps = self.args.max_steps if self.args.max_steps > 0 else steps
+        return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step >= steps
+
+    def _as_it_ended(self, folder: Path) -> TrainOutput:
+        """The model and state of a finished run."""
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        losses = [line["loss"] for line in self.state.log_history if "loss" in line]
+        logger.warning("The run was finished at step %d: nothing to train.", self.state.global_step)
+        return TrainOutput(self.state.global_step, sum(losses) / max(len(losses), 1), {})
 
     def _load_state(self, folder: Path) -> None:
         path = folder / STATE
