@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .logits import OUTPUTS
 from .rows_torch import Rows
+from .triton_math import expm1_small, kl_terms, tanh
 
 _FINITE_MIN = tl.constexpr(-3.0e38)  # starts a running maximum without inf − inf
 
@@ -113,43 +114,6 @@ def _slots(outputs: tuple[str, ...]) -> tuple[int, ...]:
 
 
 @triton.jit
-def _tanh(x):
-    """tanh without libdevice: exact to a few ulp near 0, where 1 − e^{−2x} would cancel."""
-    t = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - t) / (1.0 + t)
-    far = tl.where(x < 0, -far, far)
-    s = x * x
-    near = x * (1.0 - s * (1.0 / 3.0 - s * (2.0 / 15.0 - s * (17.0 / 315.0))))
-    return tl.where(tl.abs(x) < 0.1, near, far)
-
-
-@triton.jit
-def _expm1_small(d):
-    """e^d − 1 for |d| < 0.5 by its series, relative error below 1e-8."""
-    s = 1.0 + d * (1.0 / 8.0) * (1.0 + d * (1.0 / 9.0) * (1.0 + d * (1.0 / 10.0)))
-    s = 1.0 + d * (1.0 / 6.0) * (1.0 + d * (1.0 / 7.0) * s)
-    s = 1.0 + d * (1.0 / 4.0) * (1.0 + d * (1.0 / 5.0) * s)
-    return d * (1.0 + d * (1.0 / 2.0) * (1.0 + d * (1.0 / 3.0) * s))
-
-
-@triton.jit
-def _excess_small(d):
-    """e^d − 1 − d for |d| < 0.5 by its series: no cancellation, never negative."""
-    s = 1.0 + d * (1.0 / 8.0) * (1.0 + d * (1.0 / 9.0) * (1.0 + d * (1.0 / 10.0)))
-    s = 1.0 + d * (1.0 / 6.0) * (1.0 + d * (1.0 / 7.0) * s)
-    s = 1.0 + d * (1.0 / 4.0) * (1.0 + d * (1.0 / 5.0) * s)
-    return d * d * 0.5 * (1.0 + d * (1.0 / 3.0) * s)
-
-
-@triton.jit
-def _kl_terms(q, p, d):
-    """Per-class terms q·(d + e^{−d} − 1) of KL(q‖p), d = log q − log p; they are never negative."""
-    near = q * _excess_small(-d)
-    far = q * d + (p - q)
-    return tl.where(q == 0, p, tl.where(tl.abs(d) < 0.5, near, far))
-
-
-@triton.jit
 def _load_logits(
     row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS: tl.constexpr, CAP: tl.constexpr
 ):
@@ -162,7 +126,7 @@ def _load_logits(
         dead = z == float("-inf")
     z *= scale
     if CAP:
-        z = softcap * _tanh(z / softcap)
+        z = softcap * tanh(z / softcap)
     return tl.where(dead, float("-inf"), z * inv_temp)
 
 
@@ -307,9 +271,9 @@ def _statistics_kernel(
                 lr = (zr - ref_top) - ref_log_sum
                 q = tl.exp(lr)
                 if KL >= 0:
-                    kl += _kl_terms(q, p, lr - lp)
+                    kl += kl_terms(q, p, lr - lp)
                 if REVERSE_KL >= 0:
-                    reverse_kl += _kl_terms(p, q, lp - lr)
+                    reverse_kl += kl_terms(p, q, lp - lr)
         if KL >= 0:
             tl.store(stats + KL * stats_stride + i, tl.sum(kl, axis=0))
         if REVERSE_KL >= 0:
@@ -383,7 +347,7 @@ def _gradient_kernel(
         d = lr - lp
         if KL >= 0:  # p − p' = −p·expm1(d): keeps its digits where the two are close
             b = tl.load(cotangents + KL * cotangents_stride + i)
-            difference = tl.where(tl.abs(d) < 0.5, -p * _expm1_small(d), p - tl.exp(lr))
+            difference = tl.where(tl.abs(d) < 0.5, -p * expm1_small(d), p - tl.exp(lr))
             dz += b * difference
         if REVERSE_KL >= 0:
             c = tl.load(cotangents + REVERSE_KL * cotangents_stride + i)
