@@ -5,12 +5,9 @@ inside the model's own forward, the mean over pairs runs over the whole accumula
 reference is one of `prefkit.model.reference`, and checkpoints are complete or refused.
 """
 
-import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,24 +17,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
-    TrainerState,
 )
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
 
-from prefkit.atomic import write_json
 from prefkit.data.batch import PairCollator
 from prefkit.data.pair import PairBatch
-from prefkit.errors import ConfigError, ModelError
+from prefkit.errors import ConfigError
 from prefkit.loss import fused_preference_loss
 from prefkit.model.head import install
 from prefkit.model.reference import ModelInputs, Reference
 from prefkit.objectives import Objective
-from prefkit.train import checkpoint
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock, peak_memory_mb
+from prefkit.train.resume import ResumableTrainer
 from prefkit.train.setup import (
     CachedCollator,
     apply_peft,
@@ -50,11 +42,10 @@ from prefkit.train.setup import (
 
 logger = logging.getLogger(__name__)
 
-STATE = "prefkit_state.json"
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ResumableTrainer):
     """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
 
     Args:
@@ -325,94 +316,6 @@ class PreferenceTrainer(Trainer):
         text = self._watch.see(logs["rewards/chosen"], logs["rewards/margins"])
         if text and self.is_world_process_zero():
             logger.warning(text)
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> Any:
-        """Trains; `resume_from_checkpoint` may be True, "auto" or a folder.
-
-        Raises:
-            ConfigError: nothing complete to resume from (see `checkpoint.resolve_resume`).
-            ModelError: the checkpoint was trained against another reference.
-        """
-        folder = checkpoint.resolve_resume(
-            resume_from_checkpoint, Path(self.args.output_dir or "."), logger.warning
-        )
-        if folder is not None:
-            self._load_state(Path(folder))
-            if self._is_finished(Path(folder)):
-                return self._as_it_ended(Path(folder))
-        self._clock.restart()
-        return super().train(folder, trial, ignore_keys_for_eval)
-
-    def _is_finished(self, folder: Path) -> bool:
-        """Whether the checkpoint is the run's last: Trainer would train one step too many."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return False  # their weights load only into prepared models
-        batch = self._train_batch_size * self.args.world_size
-        pairs = len(self.train_dataset)  # type: ignore[arg-type]
-        batches = pairs // batch if self.args.dataloader_drop_last else math.ceil(pairs / batch)
-        epoch = max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
-        steps = math.ceil(self.args.num_train_epochs * epoch)
-        steps = self.args.max_steps if self.args.max_steps > 0 else steps
-        return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step >= steps
-
-    def _as_it_ended(self, folder: Path) -> TrainOutput:
-        """The model and state of a finished run."""
-        self._load_from_checkpoint(str(folder))
-        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        losses = [line["loss"] for line in self.state.log_history if "loss" in line]
-        logger.warning("The run was finished at step %d: nothing to train.", self.state.global_step)
-        return TrainOutput(self.state.global_step, sum(losses) / max(len(losses), 1), {})
-
-    def _load_state(self, folder: Path) -> None:
-        path = folder / STATE
-        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if state.get("reference", self._reference_id) != self._reference_id:
-            raise ModelError(
-                f"{folder} was trained against another reference model. Start from the same model "
-                "and ref_model as then (the checkpoint's own weights are loaded afterwards)."
-            )
-        self._clock.total = int(state.get("num_tokens", 0))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Saves as Trainer does, then marks the checkpoint complete, then deletes old ones."""
-        start = time.perf_counter()
-        run_dir = Path(self._get_output_dir(trial=trial))
-        folder = run_dir / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            if self.args.should_save:
-                checkpoint.begin(folder)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            state = {"reference": self._reference_id, "num_tokens": self._clock.seen()}
-            write_json(folder / STATE, state)
-            checkpoint.mark_complete(folder)
-            best = self.state.best_model_checkpoint
-            checkpoint.rotate(run_dir, limit, Path(best) if best else None)
-        self._clock.pause(time.perf_counter() - start)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model; outside checkpoints, no file is ever seen half written."""
-        if _internal_call or self.args.world_size > 1:
-            super().save_model(output_dir, _internal_call)
-            return
-        target = Path(output_dir or self.args.output_dir or ".")
-        checkpoint.save_atomically(
-            lambda folder: super(PreferenceTrainer, self).save_model(folder, True), target
-        )
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
 
 def _refuse_unusable(
