@@ -1,7 +1,7 @@
 """Trains the tiny model that `prefkit demo` starts from: first the skill, then a bad habit.
 
 Phase 1 learns the arithmetic from right solutions until it is sure of it. Phase 2 goes on briefly
-with a teacher that forgets the carry (or borrow): in 60 % of the cases where the operand is 7 or
+with a teacher that forgets the carry (or borrow): in 70 % of the cases where the operand is 7 or
 9, else in 8 %. What is left is a model that *can* do the sum but often does not: the start that
 preference training can repair. (A model that merely trained too little lacks the skill itself, and
 preference losses do not give it one.)
@@ -32,7 +32,7 @@ CHARACTERS = "0123456789+-=\n"
 VOCAB = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
 PAD, EOS = VOCAB["<pad>"], VOCAB["<eos>"]
 DIGIT, PLUS, MINUS, EQUALS, BREAK = (VOCAB[c] for c in "0+-=\n")
-WEAK_OPERANDS, WEAK_RATE, OTHER_RATE = (7, 9), 0.6, 0.08  # how often the teacher forgets
+WEAK_OPERANDS, WEAK_RATE, OTHER_RATE = (7, 9), 0.7, 0.08  # how often the teacher forgets
 ROWS_OF_TEXT = 2 + world.TERMS + 1  # prompt (two lines long), steps, end of sequence
 
 

@@ -6,8 +6,9 @@ right lines before both are the prefix. One pair a problem, training problems on
 
     OMP_NUM_THREADS=1 python examples/tiny_model/make_pairs.py
 
-Every row also has the two continuations to the end of the solution (`full_chosen`,
-`full_rejected`), so that the same rows serve solution-level DPO.
+The rows have the fields of Math-Step-DPO-10K: the prefix is `initial_reason_steps`, and beside the
+two steps stand the two continuations to the end of the solution (`full_chosen`, `full_rejected`),
+so that the same rows serve Step-DPO and DPO on whole solutions.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def make_pair(transcripts: list[Transcript], rng: random.Random) -> dict[str, st
         return "wrong line is not a step"
     return {
         "prompt": sample.problem.prompt,
-        "prefix": "".join(good[:first]),
+        "initial_reason_steps": "".join(good[:first]),
         "chosen": good[first],
         "rejected": bad[first],
         "full_chosen": "".join(good[first:]),
@@ -93,7 +94,7 @@ def main() -> None:
     print(f"{options.output}: {len(rows)} pairs; problems: {dict(tally)}")
     print(
         "first wrong line:",
-        dict(sorted(Counter(row["prefix"].count("\n") for row in rows).items())),
+        dict(sorted(Counter(row["initial_reason_steps"].count("\n") for row in rows).items())),
     )
 
 
