@@ -1,4 +1,4 @@
-"""The command `prefkit`: train, inspect, env. Everything heavy is imported only when it is used."""
+"""The command `prefkit`. Everything heavy is imported only when it is used."""
 
 import argparse
 import logging
@@ -15,6 +15,7 @@ usage: prefkit COMMAND …
 
   train CONFIG.yaml [--field value …]   train a model on preference pairs
   inspect DATA --model MODEL [--json]   show which tokens of the pairs are scored, with what weight
+  demo [--seed N] [--method METHOD]     train the embedded tiny model: a minute on a CPU
   env [--json]                          versions and devices
 
   --version    print the version
@@ -125,6 +126,11 @@ def _env(argv: Sequence[str]) -> int:
     return int(import_module("prefkit.env").run(as_json=arguments.json))
 
 
+def _demo(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return int(import_module("prefkit.demo.run").main(argv))
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong flag as every other mistake is reported."""
 
@@ -132,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
         raise PrefkitError(f"{self.prog}: {message}. `{self.prog} --help` lists the flags.")
 
 
-_COMMANDS = {"train": _train, "inspect": _inspect, "env": _env}
+_COMMANDS = {"train": _train, "inspect": _inspect, "demo": _demo, "env": _env}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from prefkit.data.render import PLAIN_TEMPLATE
 from prefkit.demo import arithmetic as world
 from prefkit.demo.evaluate import evaluate
 
@@ -49,6 +50,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=ROWS_OF_TEXT * world.LINE_LENGTH,
+        chat_template=PLAIN_TEMPLATE,  # rows of messages can be looked at with this model as well
     )
 
 

@@ -207,7 +207,8 @@ def _proved_transform(owner: nn.Module, module: nn.Module, name: str) -> LogitTr
     owner.eval()
     try:
         with torch.no_grad(), _forward_replaced(module, stand_in):
-            logits = owner(input_ids=ids, use_cache=False).logits
+            mask = torch.ones_like(ids)
+            logits = owner(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:
         owner.train(was_training)
     if len(seen) != 1 or seen[0].shape[:-1] != (1, 2) or logits.shape != known.shape:

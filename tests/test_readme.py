@@ -1,0 +1,43 @@
+"""The README's loop runs as it is printed, on a real model, and does what it says."""
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefkit.data import PairCollator, prepare_pairs
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "prefkit" / "demo" / "assets" / "model"
+PAIRS = ROOT / "prefkit" / "demo" / "assets" / "pairs.jsonl"
+
+
+def test_the_loop_of_the_readme_trains() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (loop,) = [block for block in blocks if "fused_preference_loss" in block]
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 12
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+    model, reference = model.float().train(), reference.float().requires_grad_(False)
+    pairs = prepare_pairs(str(PAIRS), tokenizer, level="step")
+    batch = PairCollator(tokenizer.pad_token_id)([pairs[i] for i in range(8)])
+    batch["targets"], batch["segments"] = batch["targets"].flatten(), batch["segments"].flatten()
+    margins: list[float] = []
+
+    def batches():  # the same pairs again: their margin has to grow
+        for _ in range(6):
+            yield batch
+            margins.append(float(names["out"].metrics["rewards/margins"]))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    names = {
+        "torch": torch,
+        "model": model,
+        "reference": reference,
+        "optimizer": optimizer,
+        "batches": batches(),
+    }
+    exec(compile(loop, "README.md", "exec"), names)
+    assert margins == sorted(margins)
+    assert margins[-1] > margins[0] + 0.01
