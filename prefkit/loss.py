@@ -65,9 +65,8 @@ def fused_preference_loss(
     _check_reference(objective, ref_hidden, ref_weight, ref_logp)
     ignore_index = options.setdefault("ignore_index", -100)
     scored = segments >= 0
-    if weights is not None:
+    if weights is not None:  # such a token keeps its segment: a position is still a position
         scored = scored & (weights != 0)
-        segments = torch.where(scored, segments, -1)
     _check_scored(targets, scored, weights, ignore_index)
     outputs = objective.outputs
     if ref_logp is not None:

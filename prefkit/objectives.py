@@ -66,7 +66,8 @@ class DPO:
         nll_weight: adds −nll_weight · Σ w·logp / Σ w of the chosen side (RPO, arXiv 2404.19733).
         reduction: "sequence": one u a pair. "position": one u for every aligned position, as in the
             code released with cDPO (arXiv 2411.19943): token j of the chosen against token j of
-            the rejected side, link on each, mean over positions.
+            the rejected side, link on each, mean over positions. A token of weight 0 keeps its
+            place; a token of segment −1 (masked tool output) has none, and shifts what follows.
         positions_per_pair: with "position", divide a pair's sum by this many positions, those
             without a scored token adding link(0). The released code has the padded row length
             minus 1 here. None = the positions of the longer side.
@@ -124,7 +125,8 @@ class DPO:
         Args:
             stats: logp and, unless reference_free, ref_logp, each (T,).
             segments: (T,) int64: 2i chosen of pair i, 2i + 1 rejected, −1 nothing.
-            weights: (T,) or None = 1; a weight of 0 is the same as segment −1.
+            weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
+                positions of reduction="position").
             num_pairs: divisor of the mean; None = the pairs present in this call.
         """
         logp = _require(stats.logp, "logp")
@@ -157,9 +159,11 @@ class DPO:
         rank, lengths = ranks(sides.bucket, 2 * sides.count + 1)
         lengths = lengths[:-1].view(sides.count, 2).amax(1)
         width = int(lengths.max()) if sides.count else 0
-        table = ratio.new_zeros(2 * sides.count + 1, max(width, int(rank.max()) + 1, 1))
-        table = table.index_put((sides.bucket, rank), sides.weights * ratio, accumulate=True)
-        table = table[:-1, :width].view(sides.count, 2, width)
+        here = (sides.bucket < 2 * sides.count).nonzero().squeeze(1)
+        table = ratio.new_zeros(2 * sides.count, width)
+        values = (sides.weights * ratio)[here]
+        table = table.index_put((sides.bucket[here], rank[here]), values, accumulate=True)
+        table = table.view(sides.count, 2, width)
         u = self.beta * (table[:, 0] - table[:, 1]) - self.margin
         active = torch.arange(width, device=u.device) < lengths[:, None]
         total = (self._link(u) * active).sum(1)

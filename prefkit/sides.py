@@ -18,7 +18,7 @@ class Sides:
         count: number of pair slots P.
         bucket: (T,) int64, side of each token; 2P for tokens that belong to none.
         weights: (T,) weight of each token, 0 outside all sides.
-        present: (P,) 1.0 for pairs that have a scored token.
+        present: (P,) 1.0 for pairs that have a token of positive weight.
     """
 
     count: int
@@ -35,7 +35,7 @@ class Sides:
         weights = torch.ones_like(like) if weights is None else weights.to(like.dtype)
         weights = torch.where(scored, weights, 0)
         sides = cls(count, bucket, weights, like.new_zeros(count))
-        tokens = sides.sum(torch.ones_like(like))
+        tokens = sides.sum((weights > 0).to(like.dtype))
         present = (tokens.sum(1) > 0).to(like.dtype)
         return cls(count, bucket, weights, present)
 

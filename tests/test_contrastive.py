@@ -43,3 +43,28 @@ def test_bias_and_unequal_vocabularies() -> None:
     found = contrastive_scores(pos, pos_w, neg, neg_w, targets, pos_bias=bias)
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
+
+
+def test_autocast_does_not_round_the_logits() -> None:
+    draw = torch.Generator().manual_seed(2)
+    pos, neg = (torch.randn(6, 64, generator=draw) for _ in range(2))
+    pos_w, neg_w = (torch.randn(500, 64, generator=draw) for _ in range(2))
+    targets = torch.randint(0, 500, (6,), generator=draw)
+    low = [x.bfloat16() for x in (pos, pos_w, neg, neg_w)]
+    expected = contrastive_scores(*(x.double() for x in low), targets).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for operands in (low, [low[0], low[1].float(), low[2], low[3]]):  # mixed dtypes are cast
+            found = contrastive_scores(*operands, targets)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-12)
+
+
+def test_a_class_that_both_models_mask_spoils_nothing() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 5, generator=draw)
+    weight, bias = torch.randn(9, 5, generator=draw), torch.zeros(9)
+    bias[8] = -torch.inf
+    targets = torch.tensor([0, 1, 2, 3])
+    masked = contrastive_scores(x, weight, 2 * x, weight, targets, pos_bias=bias, neg_bias=bias)
+    without = contrastive_scores(x, weight[:8], 2 * x, weight[:8], targets)
+    torch.testing.assert_close(masked, without)

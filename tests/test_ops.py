@@ -67,9 +67,27 @@ def test_compiles_without_a_graph_break(frozen: bool) -> None:
         torch.testing.assert_close(compiled.weight.grad, eager.weight.grad)
 
 
-def test_a_second_derivative_is_refused_not_wrong() -> None:
-    problem = build(Case(), torch.float64)
+@pytest.mark.parametrize("frozen", [False, True], ids=["two passes", "one pass"])
+def test_a_second_derivative_is_refused_not_wrong(frozen: bool) -> None:
+    problem = build(Case(frozen_head=frozen), torch.float64)
     stats = token_stats(problem.hidden, problem.weight, problem.targets)
-    (grad,) = torch.autograd.grad(stats.logp.sum(), problem.hidden, create_graph=True)
+    loss = (stats.logp**2).sum()
+    (grad,) = torch.autograd.grad(loss, problem.hidden, create_graph=True)
     with pytest.raises(RuntimeError):
-        grad.sum().backward()
+        torch.autograd.grad((grad**2).sum(), problem.hidden)
+
+
+def test_inductor_and_transposed_hidden_states() -> None:
+    """The fakes promise contiguous gradients whatever the strides of the inputs."""
+    case = Case(tokens=6, outputs=("logp",))
+    arguments = list(_arguments(case, ("logp",)))
+    arguments[0] = arguments[0].detach().T.contiguous().T.requires_grad_()
+    torch.library.opcheck(token_stats_op, (*arguments, False))
+
+    def loss(hidden: torch.Tensor) -> torch.Tensor:
+        return token_stats(hidden, arguments[1], arguments[2]).logp.sum()
+
+    eager = arguments[0].detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    loss(eager).backward()
+    torch.compile(loss, fullgraph=True, backend="inductor")(arguments[0]).backward()
+    torch.testing.assert_close(arguments[0].grad, eager.grad)

@@ -5,6 +5,7 @@ import torch
 
 from prefkit_kernels import token_stats
 from prefkit_kernels.logits import LogitTransform
+from prefkit_kernels.rows_torch import Rows
 from tests.kernel_cases import Case, build, call, relative_error, run
 
 rows_triton = pytest.importorskip("prefkit_kernels.rows_triton", reason="Triton is not installed")
@@ -81,8 +82,6 @@ def test_the_two_row_modules_see_the_same_slice_of_the_vocabulary() -> None:
 
 
 def test_gradient_may_overwrite_the_logits_it_reads() -> None:
-    from prefkit_kernels.rows_torch import Rows
-
     z = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     rows = Rows(z, None, None, None, torch.tensor([0, 4999, 17], device=DEVICE), LogitTransform())
     stats, norms = torch.empty(1, 3, device=DEVICE), torch.zeros(4, 3, device=DEVICE)
@@ -112,25 +111,65 @@ def test_identical_policy_and_reference_have_kl_exactly_zero() -> None:
 
 
 def test_row_offsets_are_64_bit_before_they_are_multiplied() -> None:
-    """A view whose second row starts 2³¹ + elements in: a 32-bit product would wrap.
+    """Three rows 2³⁰ + 64 apart: the stride fits 32 bits, twice the stride does not.
 
-    The stride is what the kernel multiplies, so one far row shows it; the memory between is
-    reserved but never touched.
+    The memory between the rows is reserved but never touched.
     """
     if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 10 << 30:
         pytest.skip("needs 10 GiB of free GPU memory")
-    stride, width = 2**31 + 64, 33
-    store = torch.empty(stride + width, device=DEVICE)
-    z = store.as_strided((2, width), (stride, 1))
-    values = torch.randn(2, width, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    stride, width = 2**30 + 64, 33
+    store = torch.empty(2 * stride + width, device=DEVICE)
+    z = store.as_strided((3, width), (stride, 1))
+    values = torch.randn(3, width, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     z.copy_(values)
-    from prefkit_kernels.rows_torch import Rows
+    targets = torch.tensor([3, 32, 7], device=DEVICE)
+    rows = Rows(z, None, None, None, targets, LogitTransform())
+    stats, norms = torch.empty(1, 3, device=DEVICE), torch.zeros(4, 3, device=DEVICE)
+    rows_triton.statistics(rows, ("logp",), stats, norms)
+    logp = values.log_softmax(1)
+    torch.testing.assert_close(stats[0], logp[[0, 1, 2], targets])
+    rows_triton.gradient(rows, ("logp",), stats, norms, torch.ones_like(stats), z)
+    expected = torch.nn.functional.one_hot(targets, width) - logp.exp()
+    torch.testing.assert_close(z.clone(), expected)
 
-    rows = Rows(z, None, None, None, torch.tensor([3, 32], device=DEVICE), LogitTransform())
+
+def test_a_bias_may_have_any_stride() -> None:
+    """The kernels step through memory one element at a time; a view is not to be read so."""
+    case = Case()
+    dense, strided, expanded = (build(case, torch.float32, DEVICE) for _ in range(3))
+    with torch.no_grad():
+        strided.bias = torch.stack([dense.bias, dense.bias + 9], 1)[:, 0]
+        expanded.bias = torch.full((1,), 0.5, device=DEVICE).expand(case.vocab)
+    assert strided.bias.stride() == (2,)
+    expected, found = (call(problem, case, "triton") for problem in (dense, strided))
+    assert torch.equal(expected.kl, found.kl)
+    expected, found = (call(expanded, case, backend) for backend in ("torch", "triton"))
+    torch.testing.assert_close(found.kl, expected.kl, atol=1e-5, rtol=1e-5)
+
+
+def test_kl_gradient_keeps_its_digits_next_to_the_reference() -> None:
+    """p − p' as a difference of two exponentials loses all of them at |d| ≈ 1e-4."""
+    draw = torch.Generator().manual_seed(5)
+    z = 3 * torch.randn(4, 5000, generator=draw)
+    zr = z + 1e-4 * torch.randn(4, 5000, generator=draw)
+    p, q = (x.double().softmax(1) for x in (z, zr))
+    rows = Rows(z.to(DEVICE), zr.to(DEVICE), None, None, z.argmax(1).to(DEVICE), LogitTransform())
+    stats, norms = torch.empty(1, 4, device=DEVICE), torch.zeros(4, 4, device=DEVICE)
+    rows_triton.statistics(rows, ("kl",), stats, norms)
+    found = torch.empty_like(rows.raw)
+    rows_triton.gradient(rows, ("kl",), stats, norms, torch.ones_like(stats), found)
+    ours = relative_error(found.double().cpu(), p - q)
+    plain = relative_error((z.softmax(1) - zr.softmax(1)).double(), p - q)
+    assert ours < 0.6 * plain
+
+
+def test_a_negative_target_is_nan_and_no_other_row() -> None:
+    z = torch.randn(2, 40, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    rows = Rows(z, None, None, None, torch.tensor([5, -1], device=DEVICE), LogitTransform())
     stats, norms = torch.empty(1, 2, device=DEVICE), torch.zeros(4, 2, device=DEVICE)
     rows_triton.statistics(rows, ("logp",), stats, norms)
-    expected = values.log_softmax(1)[[0, 1], [3, 32]]
-    torch.testing.assert_close(stats[0], expected)
+    assert torch.isfinite(stats[0, 0])
+    assert stats[0, 1].isnan()
 
 
 def test_triton_refuses_what_it_cannot_do() -> None:

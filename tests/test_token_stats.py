@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels import token_stats
+from prefkit_kernels import schedules, token_stats
 from tests.kernel_cases import ALL, Case, build, call, relative_error, run
 
 CASES = {
@@ -219,13 +219,93 @@ def test_the_reference_gets_no_gradient() -> None:
     assert problem.ref_hidden.grad is None
 
 
-def test_autocast_casts_the_operands_and_keeps_fp32_logits() -> None:
-    case = Case(outputs=("logp",))
+def test_saturated_logits() -> None:
+    """Each model sure of another class: KL 300, and expm1 of ±300 must not become inf · 0."""
+    for backend in ("torch", "triton"):
+        if backend == "triton":
+            pytest.importorskip("triton", reason="Triton is not installed")
+        hidden = torch.tensor([[300.0, 0.0], [0.0, 300.0]], requires_grad=True)
+        eye, targets = torch.eye(2, requires_grad=True), torch.tensor([0, 1])
+        stats = token_stats(
+            hidden,
+            eye,
+            targets,
+            ref_hidden=hidden.detach().flip(0),
+            ref_weight=eye,
+            outputs=("kl", "reverse_kl"),
+            backend=backend,
+        )
+        torch.testing.assert_close(stats.kl, torch.tensor([300.0, 300.0]))
+        torch.testing.assert_close(stats.reverse_kl, torch.tensor([300.0, 300.0]))
+        stats.kl.sum().backward()
+        torch.testing.assert_close(hidden.grad, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+
+
+def test_what_reaches_a_skipped_row_does_not_matter() -> None:
+    """√(−logp) has an infinite slope at the 0 of a skipped row; its gradient is still 0."""
+    for frozen in (True, False):
+        case = Case(frozen_head=frozen, outputs=("logp",))
+        problem = build(case)
+        call(problem, case, "torch").logp.neg().sqrt().sum().backward()
+        assert torch.isfinite(problem.hidden.grad).all()
+        assert (problem.hidden.grad[[2, 5]] == 0).all()
+
+
+def test_a_scaled_loss_does_not_overflow_fp16_cotangents() -> None:
+    """A loss scale of 2¹⁷ is beyond fp16, the gradients of hidden are not."""
+    for frozen in (True, False):
+        case = Case(frozen_head=frozen, outputs=("logp",), bias=False)
+        problem = build(case, torch.float16)
+        (call(problem, case, "torch").logp[0] * 2.0**17 * 1e-3).backward()
+        assert torch.isfinite(problem.hidden.grad).all()
+        assert problem.hidden.grad[0].abs().max() > 10
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["two passes", "one pass"])
+def test_low_precision_gradient_products_as_on_a_gpu(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU dz is rounded to the operands' dtype; the same schedule, here on the CPU."""
+    monkeypatch.setattr(schedules, "gradient_dtype", lambda hidden: hidden.dtype)
+    case = Case(frozen_head=frozen, outputs=("logp", "ref_logp", "kl"), near=0.05)
+    exact = run_on_rounded_inputs(case, torch.bfloat16)
+    for backend in ("torch", "triton"):
+        found = run(case, backend, torch.bfloat16)
+        for key, truth in exact.items():
+            assert relative_error(found[key], truth) < (1e-2 if key.startswith("d_") else 1e-5)
+
+
+def test_logits_buffers_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix with a vocabulary side that is ever asked for, forward and backward."""
+    budget, biggest = 40_000, 0
+    empty = torch.Tensor.new_empty
+
+    def watched(self: Tensor, *size: object, **options: object) -> Tensor:
+        nonlocal biggest
+        made = empty(self, *size, **options)
+        biggest = max(biggest, made.nbytes)
+        return made
+
+    case = Case(vocab=2000, ref_vocab=2000, tokens=40, dim=8, ref_dim=8, outputs=("logp", "kl"))
+    problem = build(case, torch.float32)
+    monkeypatch.setattr(torch.Tensor, "new_empty", watched)
+    stats = call(problem, case, "torch", memory_budget=budget)
+    (stats.logp + stats.kl).sum().backward()
+    weight_gradient = problem.weight.nbytes
+    assert 5_000 < biggest <= max(budget, weight_gradient)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+def test_autocast_casts_the_operands_and_keeps_fp32_logits(backend: str) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    case = Case(outputs=("logp", "kl"), near=0.02, bias=False)
     low, high = build(case, torch.bfloat16), build(case, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        auto = call(high, case, "torch")
-    plain = token_stats(low.hidden, low.weight, low.targets, high.bias.detach())
-    assert auto.logp.dtype == torch.float32
+        auto = call(high, case, backend)
+    plain = call(low, case, backend)
+    assert auto.logp.dtype == auto.kl.dtype == torch.float32
     torch.testing.assert_close(auto.logp, plain.logp)
+    torch.testing.assert_close(auto.kl, plain.kl)
     auto.logp.sum().backward()
     assert high.hidden.grad.dtype == high.weight.grad.dtype == torch.float32

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .chunking import default_budget, token_chunks
 from .gemm import compute_dtype, project_
-from .token_stats import _check, _check_dtypes
+from .token_stats import autocast_operands, check_dtypes, check_head, check_targets
 
 
 @torch.no_grad()
@@ -40,26 +40,35 @@ def contrastive_scores(
         ValueError: shapes, dtypes or devices that do not fit together, or a target outside the
             common vocabulary.
     """
-    _check(pos_hidden, pos_weight, targets, pos_bias, "pos_")
-    _check(neg_hidden, neg_weight, targets, neg_bias, "neg_")
-    _check_dtypes(pos_hidden, pos_weight, "pos_")
-    _check_dtypes(neg_hidden, neg_weight, "neg_")
+    check_head(pos_hidden, pos_weight, targets, pos_bias, "pos_")
+    check_head(neg_hidden, neg_weight, targets, neg_bias, "neg_")
+    pos_hidden, pos_weight = autocast_operands(pos_hidden, pos_weight)
+    neg_hidden, neg_weight = autocast_operands(neg_hidden, neg_weight)
+    check_dtypes(pos_hidden, pos_weight, "pos_")
+    check_dtypes(neg_hidden, neg_weight, "neg_")
     vocab = min(pos_weight.shape[0], neg_weight.shape[0])
+    check_targets(targets, vocab, ignore_index)
     places = (targets != ignore_index).nonzero().squeeze(1)
-    kept = targets[places]
-    if not targets.is_cuda and bool(((kept < 0) | (kept >= vocab)).any()):
-        raise ValueError(f"targets must lie in 0..{vocab - 1}, the classes both models have")
     dtype = compute_dtype(pos_hidden.dtype)
     scores = pos_hidden.new_zeros(len(targets), dtype=dtype)
     budget = memory_budget or default_budget(pos_hidden.device)
     row_bytes = 2 * vocab * scores.element_size()
-    for start, stop in token_chunks(len(places), row_bytes, budget):
-        here = places[start:stop]
-        z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype).mul_(1 + beta)
-        z.sub_(_logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype), alpha=beta)
-        target_z = z.gather(1, targets[here, None]).squeeze(1)
-        scores[here] = (target_z - z.logsumexp(1)).exp()
+    with torch.autocast(pos_hidden.device.type, enabled=False):
+        for start, stop in token_chunks(len(places), row_bytes, budget):
+            here = places[start:stop]
+            z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype).mul_(1 + beta)
+            z.sub_(_logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype), alpha=beta)
+            _leave_out_masked_(z, pos_bias, neg_bias)
+            target_z = z.gather(1, targets[here, None]).squeeze(1)
+            scores[here] = (target_z - z.logsumexp(1)).exp()
     return scores
+
+
+def _leave_out_masked_(z: Tensor, *biases: Tensor | None) -> None:
+    """A class that either model masks (bias −inf) has no score: −inf − (−inf) is not a number."""
+    for bias in biases:
+        if bias is not None:
+            z.masked_fill_(bias[: z.shape[1]] == -torch.inf, -torch.inf)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -29,12 +29,12 @@ def project_(out: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         out: (C, S) fp32 (fp64 for fp64 operands), overwritten.
-        hidden: (C, D).
-        weight: (S, D), same dtype as hidden.
+        hidden: (C, D), in the dtype of weight or already in that of out.
+        weight: (S, D).
     """
-    if hidden.dtype == out.dtype:
+    if hidden.dtype == weight.dtype == out.dtype:
         return torch.mm(hidden, weight.T, out=out)
-    if hidden.is_cuda and _mm_has_out_dtype():
+    if _tensor_cores(hidden, weight, out):
         return torch.mm(hidden, weight.T, out_dtype=out.dtype, out=out)
     hidden = hidden.to(out.dtype)
     for start, stop in _upcast_slices(weight):
@@ -52,7 +52,7 @@ def add_hidden_grad_(out: Tensor, dz: Tensor, weight: Tensor) -> Tensor:
     """
     if dz.dtype == weight.dtype == out.dtype:
         return out.addmm_(dz, weight)
-    if dz.dtype == weight.dtype and dz.is_cuda and _mm_has_out_dtype():
+    if _tensor_cores(dz, weight, out):
         return out.add_(torch.mm(dz, weight, out_dtype=out.dtype))
     if dz.dtype == weight.dtype:
         return out.add_(dz @ weight)
@@ -66,12 +66,20 @@ def _upcast_slices(weight: Tensor) -> list[tuple[int, int]]:
     return [(s, min(weight.shape[0], s + rows)) for s in range(0, weight.shape[0], rows)]
 
 
+def _tensor_cores(a: Tensor, b: Tensor, out: Tensor) -> bool:
+    """Whether cuBLAS can multiply these into an fp32 result without rounding it first."""
+    low = a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
+    return low and out.dtype == torch.float32 and a.is_cuda and _mm_has_out_dtype()
+
+
 @functools.cache
 def _mm_has_out_dtype() -> bool:
     """Whether this torch and GPU multiply bf16 operands into an fp32 result."""
     try:
         a = torch.zeros(16, 16, dtype=torch.bfloat16, device="cuda")
         torch.mm(a, a, out_dtype=torch.float32, out=torch.empty(16, 16, device="cuda"))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, NotImplementedError):
         return False
     return True

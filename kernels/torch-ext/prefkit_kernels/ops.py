@@ -5,9 +5,10 @@ Being operators, they are opaque to `torch.compile` (no graph break), have stati
 the package's own name, so that a second copy loaded from a kernel hub does not collide.
 """
 
+import contextlib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -44,7 +45,7 @@ def kernels_of(backend: str) -> ModuleType:
 def token_stats_op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(stats (K, T), norms (4, T), directions (K', T, D)); see `schedules.forward`."""
     *problem, with_directions = args
-    with torch.autocast(args[0].device.type, enabled=False):
+    with _plain(args[0]):
         return schedules.forward(_problem(*problem), with_directions)
 
 
@@ -73,7 +74,7 @@ def token_stats_backward_op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(d hidden, d weight, d bias), each empty where not needed; see `schedules.backward`."""
     cotangents, stats, norms, *problem = args[:-3]
     hidden = problem[0]
-    with torch.autocast(hidden.device.type, enabled=False):
+    with _plain(hidden):
         grads = schedules.backward(_problem(*problem), stats, norms, cotangents, args[-3:])
     found = [hidden.new_empty(0) if grad is None else grad for grad in grads]
     return found[0], found[1], found[2]
@@ -83,10 +84,29 @@ def token_stats_backward_op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _token_stats_backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight, _, bias = args[3:7]
     found = [
-        torch.empty_like(tensor) if need and tensor is not None else hidden.new_empty(0)
+        tensor.new_empty(tensor.shape) if need and tensor is not None else hidden.new_empty(0)
         for tensor, need in zip((hidden, weight, bias), args[-3:], strict=True)
     ]
     return found[0], found[1], found[2]
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::scale_directions", mutates_args=())
+def scale_directions_op(directions: Tensor, cotangents: Tensor, skipped: Tensor) -> Tensor:
+    """See `schedules.scale_directions`; an operator, so that a second derivative is refused."""
+    with _plain(directions):
+        return schedules.scale_directions(directions, cotangents, skipped)
+
+
+@scale_directions_op.register_fake
+def _scale_directions_fake(directions: Tensor, cotangents: Tensor, skipped: Tensor) -> Tensor:
+    return directions.new_empty(directions.shape[1:])
+
+
+@contextlib.contextmanager
+def _plain(tensor: Tensor) -> Iterator[None]:
+    """No autocast, and the tensor's own GPU as the current one for Triton's launches."""
+    with torch.autocast(tensor.device.type, enabled=False), torch.cuda.device_of(tensor):
+        yield
 
 
 def _problem(
@@ -125,7 +145,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     stats, norms, directions = output
     ctx.one_pass = directions.shape[0] > 0
     if ctx.one_pass:
-        ctx.save_for_backward(directions)
+        ctx.save_for_backward(directions, inputs[2])
     else:
         ctx.save_for_backward(stats, norms, *inputs[:_NUM_TENSORS])
     ctx.set_materialize_grads(False)
@@ -136,9 +156,11 @@ def _backward(ctx: Any, grad_stats: Tensor | None, *_unused: Any) -> tuple[Any, 
     if grad_stats is None:
         return tuple(grads)
     if ctx.one_pass:
-        (directions,) = ctx.saved_tensors
-        rows = [k for k, code in enumerate(ctx.settings[0]) if OUTPUTS[code] in DIFFERENTIABLE]
-        grads[0] = schedules.scale_directions(directions, grad_stats[rows])
+        directions, targets = ctx.saved_tensors
+        outputs, ignore_index = ctx.settings[:2]
+        kept = [k for k, code in enumerate(outputs) if OUTPUTS[code] in DIFFERENTIABLE]
+        cotangents = torch.stack([grad_stats[k] for k in kept])
+        grads[0] = scale_directions_op(directions, cotangents, targets == ignore_index)
         return tuple(grads)
     stats, norms, *tensors = ctx.saved_tensors
     places = (0, 1, 3)  # hidden, weight, bias

@@ -5,8 +5,8 @@ raw logits (the bare matrix product) and leave them as they are; `gradient` may 
 Work goes by blocks of rows small enough that all temporaries stay in the processor's cache.
 
 Numerics. With lp = log p (policy), lr = log p' (reference) and d = lr − lp, each class adds
-p'·(d + e^{−d} − 1) ≥ 0 to KL(ref‖policy): term by term non-negative, relative error about 1e-6,
-where Σ p'·d loses 0.5 % at KL 2e-4 and can go negative. Where |d| is huge, p'·e^{−d} is p.
+p'·(d + e^{−d} − 1) ≥ 0 to KL(ref‖policy): non-negative term by term, where Σ p'·d can go negative.
+At a KL of 2e-4 the relative error is about 1e-6 against 5e-3. Where |d| is huge, p'·e^{−d} is p.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .logits import LogitTransform
 
-_BLOCK_BYTES = 1 << 20
+# Bytes of logits a block: a CPU's cache; on a GPU enough rows to fill it, within the budget.
+_BLOCK_BYTES, _GPU_BLOCK_BYTES = 1 << 20, 32 << 20
 # Beyond this |d|, expm1 may overflow to inf · 0; p' · e^{-d} = p is used instead.
 _SAFE_D = 60.0
 
@@ -234,7 +235,6 @@ def _within(d: Tensor, bound: float) -> bool:
 
 def _blocks(raw: Tensor) -> list[tuple[int, int]]:
     rows = raw.shape[0]
-    if raw.is_cuda:
-        return [(0, rows)]
-    size = max(1, _BLOCK_BYTES // (raw.shape[1] * raw.element_size()))
+    most = _GPU_BLOCK_BYTES if raw.is_cuda else _BLOCK_BYTES
+    size = max(1, most // (raw.shape[1] * raw.element_size()))
     return [(s, min(rows, s + size)) for s in range(0, rows, size)]

@@ -92,6 +92,9 @@ def _launch(width: int) -> tuple[int, int]:
 
 
 def _pointers(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    for tensor in (rows.raw, rows.ref, rows.bias, rows.ref_bias, rows.targets):
+        # An empty slice of a shorter vocabulary is never read, whatever its strides.
+        assert tensor is None or tensor.stride(-1) == 1 or tensor.numel() < 2, "needs unit stride"
     # An absent tensor is never read: its flag is off. Any tensor stands in for the pointer.
     ref = rows.raw if rows.ref is None else rows.ref
     bias = rows.raw if rows.bias is None else rows.bias
@@ -170,8 +173,10 @@ def _target_logp(
     HAS_BIAS: tl.constexpr,
     CAP: tl.constexpr,
 ):
-    z = _load_logits(row, bias, target, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
-    return (z - top) - log_sum
+    """log p of the target: −inf for a class beyond the vocabulary, NaN for a negative target."""
+    column = tl.maximum(target, 0)
+    z = _load_logits(row, bias, column, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
+    return tl.where(target < 0, float("nan"), (z - top) - log_sum)
 
 
 @triton.jit

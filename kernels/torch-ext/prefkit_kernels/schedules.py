@@ -22,6 +22,8 @@ from .gemm import add_hidden_grad_, compute_dtype, gradient_dtype, project_
 from .logits import DIFFERENTIABLE, LogitTransform
 from .rows_torch import Rows
 
+_ROWS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Head:
@@ -70,7 +72,7 @@ class Problem:
     def bias(self, head: Head | None, start: int, stop: int) -> Tensor | None:
         if head is None or head.bias is None:
             return None
-        return head.bias[start:stop].to(self.dtype)
+        return head.bias[start:stop].to(self.dtype).contiguous()
 
 
 def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,14 +115,22 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
 def scale_directions(
     directions: Tensor,  # (K', T, D)
     cotangents: Tensor,  # (K', T): ∂L/∂stat for the differentiable outputs
+    skipped: Tensor,  # (T,) bool: rows whose cotangents do not matter, be they inf or NaN
 ) -> Tensor:
-    """The backward of schedule A: dL/d hidden = Σ_k cotangent_k ⊙ direction_k, (T, D)."""
-    if directions.shape[0] == 1:
-        return directions[0] * cotangents[0].to(directions.dtype)[:, None]
-    total = directions[0] * cotangents[0][:, None]
-    for direction, cotangent in zip(directions[1:], cotangents[1:], strict=True):
-        total.addcmul_(direction.to(total.dtype), cotangent[:, None])
-    return total.to(directions.dtype)
+    """The backward of schedule A: dL/d hidden = Σ_k cotangent_k ⊙ direction_k, (T, D).
+
+    Products and sums are in the cotangents' precision (fp16 cannot hold a scaled loss's), by blocks
+    of rows, so that no second (T, D) tensor of that precision is held.
+    """
+    cotangents = cotangents.masked_fill(skipped, 0)
+    total = torch.empty_like(directions[0])
+    for start in range(0, total.shape[0], _ROWS_AT_ONCE):
+        here = slice(start, start + _ROWS_AT_ONCE)
+        block = directions[0, here] * cotangents[0, here, None]
+        for direction, cotangent in zip(directions[1:], cotangents[1:], strict=True):
+            block.addcmul_(direction[here].to(block.dtype), cotangent[here, None])
+        total[here] = block
+    return total
 
 
 def backward(
@@ -131,59 +141,105 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Schedule C: gradients of hidden, weight and bias (None where not in `needs`)."""
-    head = problem.policy
-    places = problem.scored()
     # Outputs that receive no gradient are not looked at: their reference is not recomputed.
-    rows_of = [k for k, name in enumerate(problem.outputs) if name in DIFFERENTIABLE]
-    names = tuple(problem.outputs[k] for k in rows_of)
-    stats, cotangents = (x[rows_of][:, places].contiguous() for x in (stats, cotangents))
-    norms, targets = norms[:, places].contiguous(), problem.targets[places]
-    everything = len(places) == len(problem.targets)
-    hidden = head.hidden if everything else head.hidden[places]
+    kept = [k for k, name in enumerate(problem.outputs) if name in DIFFERENTIABLE]
+    names = tuple(problem.outputs[k] for k in kept)
+    places = problem.scored()
+    stats, cotangents = (torch.stack([x[k, places] for k in kept]) for x in (stats, cotangents))
+    norms, targets = norms[:, places], problem.targets[places]
     with_ref = problem.reference is not None and bool({"kl", "reverse_kl"} & set(names))
-    ref_hidden = problem.reference.hidden if with_ref and problem.reference else None
-    if ref_hidden is not None and not everything:
-        ref_hidden = ref_hidden[places]
-    vocab = head.weight.shape[0]
-    grad_hidden = hidden.new_zeros(hidden.shape, dtype=problem.dtype) if needs[0] else None
-    grad_weight = torch.empty_like(head.weight) if needs[1] else None
-    grad_bias = torch.empty_like(head.bias) if needs[2] and head.bias is not None else None
-    gemm_dtype = gradient_dtype(hidden)
-    hidden_for_weight = hidden.to(gemm_dtype)
-    separate_dz = gemm_dtype != norms.dtype  # else dz overwrites the logits
-    buffers = 1 + separate_dz + with_ref
-    column_bytes = len(places) * norms.element_size() * buffers
-    for start, stop in vocab_slices(vocab, column_bytes, problem.budget):
-        raw = hidden.new_empty(len(places), stop - start, dtype=problem.dtype)
-        project_(raw, hidden, head.weight[start:stop])
+    head, reference = problem.policy, problem.reference if with_ref else None
+    # One copy of the hidden states in the products' precision serves all slices.
+    hidden = _gather(head.hidden, places).to(gradient_dtype(head.hidden))
+    ref_hidden = None
+    if reference is not None:
+        ref_hidden = _gather(reference.hidden, places).to(gradient_dtype(reference.hidden))
+    grads = _Gradients(problem, len(places), needs)
+    buffers = _SliceBuffers(problem, len(places), hidden.dtype, with_ref)
+    for start, stop in buffers.slices(problem.budget):
+        raw = project_(buffers.take("raw", stop - start), hidden, head.weight[start:stop])
         ref = None
-        if with_ref and problem.reference is not None and ref_hidden is not None:
-            ref_weight = problem.reference.weight[start:stop]
-            ref = raw.new_empty(len(places), ref_weight.shape[0])
-            project_(ref, ref_hidden, ref_weight)
+        if reference is not None and ref_hidden is not None:
+            ref_weight = reference.weight[start:stop]
+            ref = project_(buffers.take("ref", len(ref_weight)), ref_hidden, ref_weight)
         rows = Rows(
             raw,
             ref,
             problem.bias(head, start, stop),
-            problem.bias(problem.reference, start, stop),
+            problem.bias(reference, start, stop),
             targets,
             problem.transform,
             first_class=start,
         )
-        dz = raw.new_empty(raw.shape, dtype=gemm_dtype) if separate_dz else raw
+        dz = buffers.take("dz", stop - start) if buffers.separate_dz else raw
         problem.kernels.gradient(rows, names, stats, norms, cotangents, dz)
-        if grad_hidden is not None:
-            add_hidden_grad_(grad_hidden, dz, head.weight[start:stop])
-        if grad_weight is not None:
-            grad_weight[start:stop] = dz.T @ hidden_for_weight
-        if grad_bias is not None:
-            grad_bias[start:stop] = dz.sum(0, dtype=problem.dtype)
-    if grad_hidden is not None:
-        grad_hidden = grad_hidden.to(head.hidden.dtype)
-        if not everything:
-            full = torch.zeros_like(head.hidden)
-            grad_hidden = full.index_copy_(0, places, grad_hidden)
-    return grad_hidden, grad_weight, grad_bias
+        grads.add(dz, hidden, start, stop)
+    return grads.finish(places)
+
+
+class _Gradients:
+    """What the slices of the vocabulary add up to, or write once."""
+
+    def __init__(self, problem: Problem, rows: int, needs: tuple[bool, bool, bool]) -> None:
+        self.head = head = problem.policy
+        width = head.hidden.shape[1]
+        self.hidden = head.hidden.new_zeros(rows, width, dtype=problem.dtype) if needs[0] else None
+        self.weight = head.weight.new_empty(head.weight.shape) if needs[1] else None
+        self.bias = None
+        if needs[2] and head.bias is not None:
+            self.bias = head.bias.new_empty(head.bias.shape)
+
+    def add(self, dz: Tensor, hidden: Tensor, start: int, stop: int) -> None:
+        """The part of columns start..stop; dz (N, S) by raw logits, hidden (N, D) of dz's dtype."""
+        if self.hidden is not None:
+            add_hidden_grad_(self.hidden, dz, self.head.weight[start:stop])
+        if self.weight is not None:
+            self.weight[start:stop] = dz.T @ hidden
+        if self.bias is not None:
+            self.bias[start:stop] = dz.sum(0, dtype=compute_dtype(dz.dtype))
+
+    def finish(self, places: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Rows back in their places, 0 in skipped ones."""
+        if self.hidden is None:
+            return None, self.weight, self.bias
+        grad = self.hidden.to(self.head.hidden.dtype)
+        if len(places) < len(self.head.hidden):
+            full = self.head.hidden.new_zeros(self.head.hidden.shape)
+            grad = full.index_copy_(0, places, grad)
+        return grad, self.weight, self.bias
+
+
+class _SliceBuffers:
+    """Logits of one slice of the vocabulary, allocated once and viewed for every slice."""
+
+    def __init__(
+        self, problem: Problem, rows: int, gemm_dtype: torch.dtype, with_ref: bool
+    ) -> None:
+        self.rows, self.vocab = rows, problem.policy.weight.shape[0]
+        self.separate_dz = gemm_dtype != problem.dtype  # else dz overwrites the logits
+        self.dtypes = {"raw": problem.dtype}
+        if with_ref:
+            self.dtypes["ref"] = problem.dtype
+        if self.separate_dz:
+            self.dtypes["dz"] = gemm_dtype
+        self.like = problem.policy.hidden
+        self.store: dict[str, Tensor] = {}
+
+    def slices(self, budget: int) -> list[tuple[int, int]]:
+        column = self.rows * sum(dtype.itemsize for dtype in self.dtypes.values())
+        slices = list(vocab_slices(self.vocab, column, budget))
+        widest = max(stop - start for start, stop in slices)
+        for name, dtype in self.dtypes.items():
+            self.store[name] = self.like.new_empty(self.rows * widest, dtype=dtype)
+        return slices
+
+    def take(self, name: str, width: int) -> Tensor:
+        """(N, width), contiguous."""
+        return self.store[name][: self.rows * width].view(self.rows, width)
+
+
+def _gather(hidden: Tensor, places: Tensor) -> Tensor:
+    return hidden if len(places) == len(hidden) else hidden[places]
 
 
 def _restrict(

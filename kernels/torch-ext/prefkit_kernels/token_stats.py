@@ -84,24 +84,28 @@ def token_stats(
         TypeError: a DTensor; gather it first (`weight.full_tensor(grad_placements=…)`).
     """
     outputs = tuple(outputs)
-    _check(hidden, weight, targets, bias, "")
+    check_head(hidden, weight, targets, bias, "")
     _check_options(outputs, ref_hidden, ref_weight, temperature, softcap, memory_budget, backend)
     if not any(name in NEEDS_REFERENCE for name in outputs):
         ref_hidden = ref_weight = ref_bias = None
     elif ref_hidden is not None and ref_weight is not None:
-        _check(ref_hidden, ref_weight, targets, ref_bias, "ref_")
+        check_head(ref_hidden, ref_weight, targets, ref_bias, "ref_")
         ref_hidden, ref_weight = ref_hidden.detach(), ref_weight.detach()
         ref_bias = None if ref_bias is None else ref_bias.detach()
-    _check_targets(targets, weight.shape[0], ref_weight, ignore_index)
-    hidden, weight = _autocast(hidden, weight)
-    _check_dtypes(hidden, weight, "")
+    classes = weight.shape[0]
+    if ref_weight is not None and "ref_logp" in outputs:
+        classes = min(classes, ref_weight.shape[0])
+    check_targets(targets, classes, ignore_index)
+    hidden, weight = autocast_operands(hidden, weight)
+    check_dtypes(hidden, weight, "")
     if ref_hidden is not None and ref_weight is not None:
-        ref_hidden, ref_weight = _autocast(ref_hidden, ref_weight)
-        _check_dtypes(ref_hidden, ref_weight, "ref_")
+        ref_hidden, ref_weight = autocast_operands(ref_hidden, ref_weight)
+        check_dtypes(ref_hidden, ref_weight, "ref_")
     transform = LogitTransform(float(logit_scale), float(softcap or 0.0), float(temperature))
     heads = (hidden, weight, targets, bias, ref_hidden, ref_weight, ref_bias)
     if backend == "reference":
-        return _by_definition(*heads, outputs, ignore_index, transform)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _by_definition(*heads, outputs, ignore_index, transform)
     stats, _, _ = token_stats_op(
         *heads,
         [OUTPUTS.index(name) for name in outputs],
@@ -195,7 +199,7 @@ def _check_triton(hidden: Tensor) -> None:
         )
 
 
-def _autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def autocast_operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What autocast does to a linear layer's operands; the logits stay fp32 all the same."""
     device = hidden.device.type
     if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
@@ -204,7 +208,9 @@ def _autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.to(dtype), weight.to(dtype)
 
 
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, p: str) -> None:
+def check_head(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, p: str
+) -> None:
     for name, tensor in ((f"{p}hidden", hidden), (f"{p}weight", weight), (f"{p}bias", bias)):
         if isinstance(tensor, DTensor):
             raise TypeError(
@@ -229,7 +235,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
         raise ValueError(f"{p}bias must be (V,) = ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
-def _check_dtypes(hidden: Tensor, weight: Tensor, p: str) -> None:
+def check_dtypes(hidden: Tensor, weight: Tensor, p: str) -> None:
     if hidden.dtype not in _DTYPES:
         raise ValueError(f"{p}hidden must be a floating dtype, got {hidden.dtype}")
     if weight.dtype != hidden.dtype:
@@ -266,12 +272,10 @@ def _check_options(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
 
 
-def _check_targets(
-    targets: Tensor, vocab: int, ref_weight: Tensor | None, ignore_index: int
-) -> None:
+def check_targets(targets: Tensor, classes: int, ignore_index: int) -> None:
+    """Refuses targets outside 0..classes − 1; on a CPU only, a look costs a GPU a host sync."""
     if targets.is_cuda or torch.compiler.is_compiling():
         return
-    classes = vocab if ref_weight is None else min(vocab, ref_weight.shape[0])
     wrong = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
