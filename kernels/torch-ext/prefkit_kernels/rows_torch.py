@@ -64,14 +64,18 @@ def statistics(
     """Per-row statistics over whole rows (every class present)."""
     for start, stop in _blocks(rows.raw):
         block = rows.block(start, stop)
-        lp = _logits(block.raw, block.bias, block.transform)
-        lp, norms[0, start:stop], norms[1, start:stop] = _log_softmax(lp)
-        lr = None
+        here = norms[:, start:stop]
+        z = _logits(block.raw, block.bias, block.transform)
+        lp, here[0], here[1] = _log_softmax(z)
+        lr = d = None
         if block.ref is not None:
-            lr = _logits(block.ref, block.ref_bias, block.transform)
-            lr, norms[2, start:stop], norms[3, start:stop] = _log_softmax(lr)
+            zr = _logits(block.ref, block.ref_bias, block.transform)
+            lr, here[2], here[3] = _log_softmax(zr)
+            if "kl" in outputs or "reverse_kl" in outputs:
+                width = max(z.shape[1], zr.shape[1])
+                d = _log_ratio(_fit(z, width), _fit(zr, width), here)
         for k, name in enumerate(outputs):
-            stats[k, start:stop] = _statistic(name, lp, lr, block.targets)
+            stats[k, start:stop] = _statistic(name, lp, lr, d, block.targets)
 
 
 def gradient(
@@ -91,19 +95,32 @@ def gradient(
         block = rows.block(start, stop)
         z = _logits(block.raw, block.bias, block.transform)
         chain = _chain(z, block.transform)
-        lp = z.sub_(norms[0, start:stop, None]).sub_(norms[1, start:stop, None])
-        lr = None
+        here = norms[:, start:stop, None]
+        lr = d = None
         if block.ref is not None:
-            lr = _logits(block.ref, block.ref_bias, block.transform)
-            lr = lr.sub_(norms[2, start:stop, None]).sub_(norms[3, start:stop, None])
-            lr = _fit(lr, lp.shape[1])
+            zr = _fit(_logits(block.ref, block.ref_bias, block.transform), z.shape[1])
+            d = _log_ratio(z, zr, norms[:, start:stop])
+            lr = zr.sub_(here[2]).sub_(here[3])
+        lp = z.sub_(here[0]).sub_(here[1])
         dz = _gradient_by_logits(
-            outputs, lp, lr, stats[:, start:stop], cotangents[:, start:stop], block
+            outputs, lp, lr, d, stats[:, start:stop], cotangents[:, start:stop], block
         )
         out[start:stop] = dz.mul_(chain)
 
 
-def _statistic(name: str, lp: Tensor, lr: Tensor | None, targets: Tensor) -> Tensor:
+def _log_ratio(z: Tensor, zr: Tensor, norms: Tensor) -> Tensor:
+    """d = log p' − log p, from the difference of the logits.
+
+    Next to the reference z' − z is exact in floating point, while two log-probabilities have each
+    been rounded at their own size.
+    """
+    shift = (norms[2] - norms[0]) + (norms[3] - norms[1])
+    return (zr - z).sub_(shift[:, None])
+
+
+def _statistic(
+    name: str, lp: Tensor, lr: Tensor | None, d: Tensor | None, targets: Tensor
+) -> Tensor:
     if name == "logp":
         return lp.gather(1, targets[:, None]).squeeze(1)
     if name == "entropy":
@@ -113,14 +130,13 @@ def _statistic(name: str, lp: Tensor, lr: Tensor | None, targets: Tensor) -> Ten
     assert lr is not None, "token_stats refuses these outputs without a reference"
     if name == "ref_logp":
         return lr.gather(1, targets[:, None]).squeeze(1)
-    width = max(lp.shape[1], lr.shape[1])
-    lp, lr = _fit(lp, width), _fit(lr, width)
-    return _kl(lr, lp) if name == "kl" else _kl(lp, lr)
+    assert d is not None, "computed whenever a KL is asked for"
+    lp, lr = _fit(lp, d.shape[1]), _fit(lr, d.shape[1])
+    return _kl(lr, lp, d) if name == "kl" else _kl(lp, lr, -d)
 
 
-def _kl(lq: Tensor, lp: Tensor) -> Tensor:
-    """Σ q·[log q − log p] from log-probabilities of the same width, non-negative term by term."""
-    d = lq - lp
+def _kl(lq: Tensor, lp: Tensor, d: Tensor) -> Tensor:
+    """Σ q·[log q − log p] with d = log q − log p, non-negative term by term."""
     q = lq.exp()
     if _within(d, _SAFE_D):
         return torch.expm1(-d).add_(d).mul_(q).sum(1).clamp_min_(0)
@@ -143,6 +159,7 @@ def _gradient_by_logits(
     outputs: tuple[str, ...],
     lp: Tensor,
     lr: Tensor | None,
+    d: Tensor | None,
     stats: Tensor,
     cotangents: Tensor,
     block: Rows,
@@ -157,8 +174,7 @@ def _gradient_by_logits(
     if "log_sum_sq" in cot:
         factor.add_(torch.expm1(lp - value["log_sum_sq"]).mul_(cot["log_sum_sq"]), alpha=2)
     extra = None
-    if lr is not None and ("kl" in cot or "reverse_kl" in cot):
-        d = lr - lp
+    if lr is not None and d is not None and ("kl" in cot or "reverse_kl" in cot):
         near = None if _within(d, _SAFE_D) else d.abs() <= _SAFE_D
         if "kl" in cot:  # p − p' = −p·expm1(d) keeps its digits where p' ≈ p
             if near is None:

@@ -273,12 +273,13 @@ def _statistics_kernel(
                     HAS_REF_BIAS,
                     CAP,
                 )
-                lr = (zr - ref_top) - ref_log_sum
-                q = tl.exp(lr)
+                q = tl.exp((zr - ref_top) - ref_log_sum)
+                # z' − z is exact next to the reference; two rounded log-probabilities are not.
+                d = (zr - z) - ((ref_top - top) + (ref_log_sum - log_sum))
                 if KL >= 0:
-                    kl += kl_terms(q, p, lr - lp)
+                    kl += kl_terms(q, p, d)
                 if REVERSE_KL >= 0:
-                    reverse_kl += kl_terms(p, q, lp - lr)
+                    reverse_kl += kl_terms(p, q, -d)
         if KL >= 0:
             tl.store(stats + KL * stats_stride + i, tl.sum(kl, axis=0))
         if REVERSE_KL >= 0:
@@ -328,7 +329,9 @@ def _gradient_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = raw + i * raw_stride
     z = _load_logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
-    lp = (z - tl.load(norms + i)) - tl.load(norms + norms_stride + i)
+    top = tl.load(norms + i)
+    log_sum = tl.load(norms + norms_stride + i)
+    lp = (z - top) - log_sum
     p = tl.exp(lp)
     dz = tl.zeros((BLOCK,), tl.float32)
     if LOGP >= 0:
@@ -348,8 +351,10 @@ def _gradient_kernel(
         zr = _load_logits(
             ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, HAS_REF_BIAS, CAP
         )
-        lr = (zr - tl.load(norms + 2 * norms_stride + i)) - tl.load(norms + 3 * norms_stride + i)
-        d = lr - lp
+        ref_top = tl.load(norms + 2 * norms_stride + i)
+        ref_log_sum = tl.load(norms + 3 * norms_stride + i)
+        lr = (zr - ref_top) - ref_log_sum
+        d = (zr - z) - ((ref_top - top) + (ref_log_sum - log_sum))
         if KL >= 0:  # p − p' = −p·expm1(d): keeps its digits where the two are close
             b = tl.load(cotangents + KL * cotangents_stride + i)
             difference = tl.where(tl.abs(d) < 0.5, -p * expm1_small(d), p - tl.exp(lr))
