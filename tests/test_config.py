@@ -47,6 +47,16 @@ def test_levels_and_defaults() -> None:
     assert not plain.remove_unused_columns
 
 
+def test_liger_serves_the_body_and_leaves_the_head_alone(tmp_path: Path) -> None:
+    """Its fused loss replaces the forward that the fused head lives in."""
+    options = {"output_dir": str(tmp_path), "use_liger_kernel": True}
+    config = PreferenceConfig(**options, liger_kernel_config={"rms_norm": True})
+    off = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+    assert config.liger_kernel_config == {"rms_norm": True, **off}
+    with pytest.raises(ConfigError, match="replaces the head"):
+        PreferenceConfig(**options, liger_kernel_config={"fused_linear_cross_entropy": True})
+
+
 def test_every_own_field_is_documented() -> None:
     for cls in (PreferenceFields, ScriptArguments):
         docs = field_docs(cls)

@@ -126,6 +126,15 @@ def test_model_fingerprint_sees_weights_and_config_not_names() -> None:
     one, two = tiny_model(), tiny_model()
     two.config._name_or_path = "/elsewhere"
     assert fingerprint_model(one) == fingerprint_model(two)
+    with torch.no_grad():  # any one value, and any two that change places
+        embeddings = two.get_input_embeddings().weight
+        embeddings[37, 5] += 1e-3
+        assert fingerprint_model(one) != fingerprint_model(two)
+        embeddings.copy_(one.get_input_embeddings().weight)
+        embeddings[[1, 2]] = embeddings[[2, 1]]
+        assert fingerprint_model(one) != fingerprint_model(two)
+        embeddings.copy_(one.get_input_embeddings().weight)
+    assert fingerprint_model(one) == fingerprint_model(two)
     with torch.no_grad():
         two.lm_head.weight[0, 0] += 1e-3
     assert fingerprint_model(one) != fingerprint_model(two)

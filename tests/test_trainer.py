@@ -15,6 +15,7 @@ from prefkit.data.batch import PairCollator
 from prefkit.data.dataset import prepare_pairs
 from prefkit.errors import ConfigError, ModelError, RowError
 from prefkit.train.metrics import RewardWatch
+from prefkit.train.setup import disable_dropout
 from tests.trainer_cases import (
     CONFIGS,
     ROWS,
@@ -181,6 +182,25 @@ def test_bf16_policy_and_reference_agree_to_the_last_bit(
     trained.train()
     assert abs(logs_of(trained)[0]["rewards/chosen"]) < 1e-6
     assert abs(logs_of(trained)[0]["rewards/margins"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["bloom", "gpt2", "persimmon", "starcoder2"])
+def test_dropout_is_off_wherever_a_family_keeps_its_rate(name: str) -> None:
+    """As modules (gpt2), or as numbers that the forward reads (bloom's hidden_dropout, …)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        name, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=40
+    )
+    for key in list(config.to_dict()):
+        if "drop" in key or key.endswith("pdrop"):
+            setattr(config, key, 0.5)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    ids = {"input_ids": torch.arange(8)[None], "use_cache": False}
+    assert not torch.equal(model(**ids).logits, model(**ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(**ids).logits, model(**ids).logits)
 
 
 def test_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PAIRS_A_SHARD = 256
-_SAMPLES = 64  # values of each parameter that enter the fingerprint
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_AT_ONCE = 1 << 22  # values of a parameter that are summed in one go
 _VOLATILE = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype", "architectures")
 
 # log-probabilities of the scored tokens: for each pair chosen, then rejected
@@ -39,7 +40,7 @@ ScoreFn = Callable[[Sequence[TokenizedPair]], list[tuple[Tensor, Tensor]]]
 
 
 def fingerprint_model(model: nn.Module, *, without_adapter: bool = False) -> str:
-    """A hash of the config and of values spread over every parameter.
+    """A hash of the config and of every value of every parameter and buffer.
 
     Args:
         model: the reference.
@@ -51,16 +52,29 @@ def fingerprint_model(model: nn.Module, *, without_adapter: bool = False) -> str
     for key in _VOLATILE:
         content.pop(key, None)
     digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
+    for name, tensor in model.state_dict().items():
         if without_adapter and ("lora_" in name or "modules_to_save" in name):
             continue
-        flat = parameter.detach().reshape(-1)
-        count = min(_SAMPLES, flat.numel())
-        places = torch.arange(count) * (flat.numel() - 1) // max(count - 1, 1)
-        values = flat[places.to(flat.device)].to("cpu", torch.float64)
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_checksum(tensor)}".encode())
     return digest.hexdigest()
+
+
+def _checksum(tensor: Tensor) -> tuple[int, int]:
+    """Sums of a tensor's bits, plain and weighted by place, modulo 2⁶⁴.
+
+    In integers, so that no order of summation (threads, GPUs) changes them.
+    """
+    flat = tensor.detach().reshape(-1).contiguous()
+    if flat.is_complex() or flat.dtype.itemsize not in _BITS:
+        flat = flat.view(torch.uint8)
+    plain = weighted = 0
+    for start in range(0, flat.numel(), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE]
+        bits = part.view(_BITS[part.dtype.itemsize]).to(torch.int64)
+        places = torch.arange(start + 1, start + 1 + len(bits), device=bits.device)
+        plain += int(bits.sum())
+        weighted += int((bits * places).sum())
+    return plain % 2**64, weighted % 2**64
 
 
 def fingerprint_pairs(pairs: Sequence[TokenizedPair]) -> str:

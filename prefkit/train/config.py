@@ -42,6 +42,7 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
         self._check_choices()
         self._check_numbers()
         self._check_method()
+        self._keep_liger_off_the_head()
         if self.output_dir is None:
             self.output_dir = f"prefkit-output/{self.method}"
         if not torch.accelerator.is_available():
@@ -62,6 +63,20 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
             raise ConfigError(f"{error}") from error
         if self.label_names is None:
             self.label_names = ["targets"]
+
+    def _keep_liger_off_the_head(self) -> None:
+        """Liger's kernels serve the model's body; its own loss would take the head's place."""
+        if not self.use_liger_kernel:
+            return
+        asked = dict(self.liger_kernel_config or {})
+        for loss in ("fused_linear_cross_entropy", "cross_entropy"):
+            if asked.get(loss):
+                raise ConfigError(
+                    f"liger_kernel_config has {loss}, which replaces the head that the preference "
+                    "loss is computed in. Leave it out: Liger's other kernels are used."
+                )
+            asked[loss] = False
+        self.liger_kernel_config = asked
 
     def _check_choices(self) -> None:
         for name, choices in _CHOICES.items():

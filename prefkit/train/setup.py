@@ -29,19 +29,21 @@ from prefkit.train.config import PreferenceConfig
 
 logger = logging.getLogger(__name__)
 
-_DROPOUT_RATES = ("dropout", "attention_dropout", "attn_dropout", "activation_dropout", "layerdrop")
-
 
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout of the model to zero, an adapter's own `lora_dropout` excepted.
 
-    Both kinds: Dropout modules and the rates that attention functions read from their module.
+    All kinds: Dropout modules, and the rates (attention_dropout, hidden_dropout, layerdrop, …) that
+    functions read from the module that holds them. (Falcon reads its rates from the config, which
+    is left as it is because it is saved with the model; they are 0 in all published Falcons.)
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for rate in _DROPOUT_RATES:
-            if isinstance(getattr(module, rate, None), float):
+        for rate, value in vars(module).items():
+            if "drop" in rate and isinstance(value, float):
                 setattr(module, rate, 0.0)
 
 

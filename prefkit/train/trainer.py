@@ -22,7 +22,7 @@ from transformers import (
 
 from prefkit.data.batch import PairCollator
 from prefkit.data.pair import PairBatch
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, ModelError
 from prefkit.loss import fused_preference_loss
 from prefkit.model.head import install
 from prefkit.model.reference import ModelInputs, Reference
@@ -230,6 +230,12 @@ class PreferenceTrainer(ResumableTrainer):
             return out.loss, out.metrics
 
         output = model(**model_inputs, use_cache=False, prefkit_request=request)
+        if getattr(output, "value", None) is None:
+            raise ModelError(
+                f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
+                "put into it (by another library's patch?), so it formed logits instead. Apply such"
+                " patches before PreferenceTrainer is made, or leave them out."
+            )
         loss, metrics = output.value, dict(output.extras)
         metrics["loss"] = loss.detach() * ((num_items_in_batch or pairs) / pairs)
         # How much of the text carries the loss: Σ weights over all real tokens.
