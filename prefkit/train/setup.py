@@ -34,8 +34,8 @@ def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout of the model to zero, an adapter's own `lora_dropout` excepted.
 
     All kinds: Dropout modules, and the rates (attention_dropout, hidden_dropout, layerdrop, …) that
-    functions read from the module that holds them. (Falcon and Persimmon read a rate from the config, which
-    is left as it is because it is saved with the model; its default is 0.)
+    functions read from the module that holds them. Falcon and Persimmon read a rate from the
+    config, which is left as it is because it is saved with the model; its default is 0.
     """
     for name, module in model.named_modules():
         if "lora_dropout" in name:
