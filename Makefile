@@ -12,7 +12,9 @@ WORKERS ?= 2
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
 	@echo "make test         lint, types and tests"
-	@echo "make lint         ruff and mypy alone"
+	@echo "make lint         ruff and mypy alone      make pytest   the tests alone"
+	@echo "make format       ruff, in place           make types    mypy alone"
+	@echo "make install      .venv with prefkit       make install-dev   and what the tests need"
 	@echo "make bench        the benchmarks that fit a CPU"
 	@echo "make clean        remove .venv and caches"
 

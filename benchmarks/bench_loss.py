@@ -124,4 +124,4 @@ def test_loss(benchmark: Callable, way: str, loss: str) -> None:
         WAYS[way](x, loss == "tdpo2").backward()
 
     benchmark.group = loss
-    benchmark.pedantic(step, setup=x.clear, rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(step, setup=x.clear, rounds=ROUNDS, warmup_rounds=1, iterations=1)

@@ -13,19 +13,25 @@ __version__ = "0.1.0"
 __all__ = [
     "DPO",
     "TDPO",
+    "ConfigError",
+    "ModelError",
     "PreferenceConfig",
     "PreferenceTrainer",
+    "PrefkitError",
+    "RowError",
     "SimPO",
     "fused_preference_loss",
 ]
 
 if TYPE_CHECKING:
+    from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
     from prefkit.loss import fused_preference_loss
     from prefkit.objectives import DPO, TDPO, SimPO
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.trainer import PreferenceTrainer
 
 _HOMES = {
+    **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
     "DPO": "prefkit.objectives",
     "TDPO": "prefkit.objectives",
     "SimPO": "prefkit.objectives",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.objectives import Objective
+from prefkit.objectives import DPO, TDPO, Objective
 from prefkit_kernels import TokenStats, token_stats
 
 
@@ -45,7 +45,8 @@ def fused_preference_loss(
         weight: (V, D) the policy's head.
         targets: (T,) int64, the token that hidden[t] predicts (already shifted).
         segments: (T,) int64, aligned with targets: 2i for a scored chosen token of pair i, 2i + 1
-            for a rejected one, −1 for everything else (prompt, shared prefix, padding).
+            for a rejected one, −1 for everything else (prompt, shared prefix, padding). A pair
+            with one scored side only compares that side with 0.
         objective: `DPO(…)`, `TDPO(…)` or `SimPO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
         ref_hidden, ref_weight: (T, D'), (V', D'): the reference as hidden states, or
@@ -59,6 +60,10 @@ def fused_preference_loss(
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all.
     """
+    if not isinstance(objective, DPO | TDPO):
+        raise ValueError(
+            f"objective is {objective!r}; give an instance such as DPO(beta=0.1) or TDPO(beta=0.1)"
+        )
     if "outputs" in options:
         raise ValueError("outputs is set by the objective; use token_stats for other quantities")
     _check_vectors(targets, segments, weights, ref_logp)

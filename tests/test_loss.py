@@ -31,6 +31,8 @@ def _call(objective: object, **change: object) -> object:
         (DPO(), {"weights": torch.full((19,), torch.nan)}, r"weights\[2\] = nan"),
         (DPO(), {"targets": torch.full((19,), -100)}, r"targets\[2\] is ignore_index"),
         (DPO(), {"targets": torch.full((19,), 23)}, "outside 0..22"),
+        ("dpo", {}, r"objective is 'dpo'; give an instance"),
+        (DPO, {}, "give an instance such as DPO"),
         (DPO(), {"outputs": ("logp",)}, "outputs is set by the objective"),
     ],
 )
