@@ -20,6 +20,7 @@ wrong step, 0.3 elsewhere): those of the paper come from contrasting two models.
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def main() -> None:
     parser.add_argument("solutions", type=Path)
     parser.add_argument("--out", type=Path, default=Path("data/gsm8k"))
     arguments = parser.parse_args()
+    if not arguments.solutions.is_file():
+        sys.exit(f"gsm8k_pairs.py: there is no file {arguments.solutions}.")
     files: dict[str, list[Row]] = {}
     for place, (question, right, wrong) in enumerate(read(arguments.solutions)):
         part = "_eval" if place % 10 == 9 else ""

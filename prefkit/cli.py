@@ -1,10 +1,13 @@
 """The command `prefkit`. Everything heavy is imported only when it is used."""
 
 import argparse
+import contextlib
 import logging
+import os
 import re
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -102,9 +105,11 @@ def _train(argv: Sequence[str]) -> int:
         sys.stdout.write(_train_help())
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from prefkit.train.checks import one_line_errors
     from prefkit.train.options import load_options
 
-    options = load_options(argv)
+    with one_line_errors():
+        options = load_options(argv)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -155,8 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in _COMMANDS:
             raise PrefkitError(f"'{argv[0]}' is no command. Use one of: {', '.join(_COMMANDS)}.")
-        return _COMMANDS[argv[0]](argv[1:])
+        code = _COMMANDS[argv[0]](argv[1:])
+        sys.stdout.flush()  # a full disk shows here
+        return code
     except PrefkitError as error:
+        if os.environ.get("PREFKIT_TRACEBACK"):
+            traceback.print_exc()
         print(f"prefkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -165,6 +174,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `prefkit inspect … | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if argv[0] == "train":
+            raise  # in the middle of a run: where it happened matters
+        if os.environ.get("PREFKIT_TRACEBACK"):
+            traceback.print_exc()
+        print(f"prefkit: {argv[0]}: {error}. (PREFKIT_TRACEBACK=1 shows more.)", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # or Python would complain of what it could not write at exit
+        return 2
 
 
 if __name__ == "__main__":

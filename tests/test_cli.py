@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, its exit codes, and every mistake."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -214,6 +215,11 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "value of the wrong type": (["--max_steps", "many"], ["max_steps", "whole number"]),
     "unknown method": (["--method", "ppo"], ["method", "step-dpo"]),
     "option without effect": (["--alpha", "0.5"], ["alpha", "no effect"]),
+    "a seed below zero": (["--seed", "-1"], ["seed"]),
+    "Triton without a GPU": (["--head_backend", "triton"], ["head_backend", "GPU"]),
+    "Liger that is not there": (["--use_liger_kernel", "true"], ["use_liger_kernel", "liger"]),
+    "DeepSpeed that is not there": (["--deepspeed", "ds.json"], ["deepspeed"]),
+    "the Hub without a network": (["--push_to_hub", "true"], ["push_to_hub", "Hub"]),
     "no such model folder": (["--model", "/no/such"], ["model", "/no/such"]),
     "folder without a model": (lambda w: ["--model", str(w)], ["config.json"]),
     "an adapter as the model": (lambda w: ["--model", adapter_folder(w)], ["adapter", "Merge"]),
@@ -255,7 +261,18 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_get_one_clear_message(case: str, world: Path, capsys: Any) -> None:
+def test_mistakes_get_one_clear_message(
+    case: str, world: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    find_spec = importlib.util.find_spec
+    absent = ("deepspeed", "liger_kernel")
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name in absent else find_spec(name, *a),
+    )
     made, words = MISTAKES[case]
     flags = made(world) if callable(made) else made
     given = yaml.safe_load((world / "run.yaml").read_text())
@@ -284,6 +301,51 @@ def test_wrong_commands(argv: list[str], words: list[str], capsys: Any) -> None:
     shown = capsys.readouterr().err
     assert all(word in shown for word in words), shown
     assert "Traceback" not in shown
+
+
+def test_other_libraries_errors_are_one_line(
+    world: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr("prefkit.train.trainer.PreferenceTrainer.__init__", fails)
+    for shown in ("", "1"):
+        monkeypatch.setenv("PREFKIT_TRACEBACK", shown)
+        assert main(["train", str(world / "run.yaml")]) == 2
+        printed = capsys.readouterr().err
+        assert "prefkit: RuntimeError: first" in printed
+        assert ("Traceback" in printed) == bool(shown)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(world: Path) -> None:
+    argv = ["inspect", str(world / "rows.jsonl"), "--model", str(world / "model"), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefkit.cli", *argv],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "No space left" in done.stderr
+
+
+def test_example_script_without_its_file() -> None:
+    script = str(ROOT / "examples" / "gsm8k_pairs.py")
+    done = subprocess.run([sys.executable, script, "nope.jsonl"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert "nope.jsonl" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_examples_need_only_model_and_data(path: Path, world: Path) -> None:
+    given = yaml.safe_load(path.read_text())
+    assert not {"eval_data", "eval_strategy"} & set(given)
 
 
 @pytest.mark.slow

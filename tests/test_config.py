@@ -94,6 +94,9 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "too_long": ({"too_long": "truncate"}, ["too_long", "truncate_end"]),
     "token label smoothing": ({"label_smoothing_factor": 0.1}, ["label_smoothing"]),
     "bf16 and fp16": ({"bf16": True, "fp16": True}, ["fp16"]),
+    "unknown logger": ({"report_to": "wandbb"}, ["report_to", "wandb"]),
+    "fsdp alone": ({"fsdp": "full_shard"}, ["fsdp", "torchrun"]),
+    "cache in a file": ({"ref_cache_dir": __file__}, ["ref_cache_dir", "file"]),
     "eval without steps": ({"save_strategy": "sometimes"}, ["sometimes"]),
 }
 
@@ -215,6 +218,7 @@ BAD_FLAGS = {
     "lora without adapter": (["--lora_r", "8", *NEEDED], ["lora_r", "adapter: lora"]),
     "no model": (["--train_data", "x"], ["model is missing"]),
     "no data": (["--model", "x"], ["train_data is missing"]),
+    "eval without data": ([*NEEDED, "--eval_strategy", "epoch"], ["eval_strategy", "eval_data"]),
 }
 
 
@@ -224,3 +228,35 @@ def test_bad_flags(case: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_options(argv)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+BAD_NUMBERS: dict[str, Any] = {
+    "learning_rate": [-1e-5, float("nan")],
+    "per_device_train_batch_size": [0],
+    "per_device_eval_batch_size": [0],
+    "gradient_accumulation_steps": [0],
+    "seed": [-1, 2**32],
+    "max_steps": [0, -2],
+    "num_train_epochs": [0, -1.0],
+    "save_steps": [0],
+    "beta": ["0.1"],
+    "max_length": [1.5],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, v) for k, vs in BAD_NUMBERS.items() for v in vs])
+def test_bad_numbers_are_named(name: str, value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^{name} is {str(value).replace('.', '[.]')}|^{name} is '"
+    ):
+        PreferenceConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["none", "null", None, [None], [], ["none"]])
+def test_no_logger(value: Any, tmp_path: Path) -> None:
+    assert PreferenceConfig(report_to=value).report_to == []
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"report_to": value}))
+    assert load_options([str(path), *NEEDED]).config.report_to == []
+    if isinstance(value, str):
+        assert load_options(["--report_to", value, *NEEDED]).config.report_to == []

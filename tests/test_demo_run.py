@@ -90,6 +90,7 @@ def test_other_methods_run(method, capsys):
     [
         ({"method": "cdpo"}, "method is 'cdpo'.*prefkit train"),
         ({"problems": 0}, "problems is 0.*1 or more"),
+        ({"seed": -1}, "seed is -1"),
         ({"steps": 0}, "steps is 0.*1 or more"),
         ({"output_dir": "/dev/null/here"}, "output_dir /dev/null/here: cannot be written.*another"),
     ],

@@ -72,7 +72,7 @@ def run(
         ConfigError: an argument out of range, or an `output_dir` that cannot be written.
     """
     steps = STEPS if steps is None else steps
-    _check(problems, method, steps)
+    _check(problems, method, steps, seed)
     folder = _writable(output_dir)
     start = time.perf_counter()
     held_out = world.problems(problems, "held_out", seed)
@@ -140,12 +140,14 @@ def find_example(before: "Evaluation", after: "Evaluation") -> Example | None:
 # ------------------------------------------------------------------------------------------- parts
 
 
-def _check(count: int, method: str, steps: int) -> None:
+def _check(count: int, method: str, steps: int, seed: int) -> None:
     if method not in METHODS:
         raise ConfigError(
             f"method is {method!r}; the demo's pairs serve {', '.join(METHODS)}. For other methods "
             "use `prefkit train` with data of your own."
         )
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; it must be a whole number from 0 to 2^32 - 1.")
     for name, value in (("problems", count), ("steps", steps)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be 1 or more.")

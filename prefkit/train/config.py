@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
 from prefkit.objectives import DPO, TDPO, Objective, SimPO
+from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
 
 _CHOICES = {
@@ -24,6 +25,14 @@ _CHOICES = {
 }
 _DPO_ONLY = ("link", "label_smoothing", "length_normalized", "reference_free", "nll_weight")
 _DPO_FAMILY = ("dpo", "step-dpo", "scdpo", "cdpo")
+_NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("beta", "alpha", "label_smoothing", "margin", "nll_weight"), float),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
+    **dict.fromkeys(("positions_per_pair", "max_length", "pad_to_multiple_of"), int),
+    **dict.fromkeys(("precompute_ref_batch_size", "memory_budget", "seed", "data_seed"), int),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), int),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_steps"), int),
+}
 _POSITIVE = ("max_length", "pad_to_multiple_of", "memory_budget", "precompute_ref_batch_size")
 
 
@@ -40,7 +49,9 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_choices()
+        check_types(self, _NUMBERS)
         self._check_numbers()
+        check_numbers(self)
         self._check_method()
         self._keep_liger_off_the_head()
         if self.output_dir is None:
@@ -48,10 +59,14 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # said out loud, or transformers refuses bf16 here
             self.dataloader_pin_memory = False  # torch would warn at every epoch
+        if self.report_to in (None, [None], "null", ["null"]):
+            self.report_to = "none"  # what a bare null or none in a YAML file means
+        check_packages(self)
         try:
             super().__post_init__()
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise ConfigError(f"{error}") from error
+        check_loggers(self.report_to)  # type: ignore[arg-type]
         if self.label_smoothing_factor:
             raise ConfigError(
                 "label_smoothing_factor smooths next-token labels, which a preference loss does not"

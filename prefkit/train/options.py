@@ -229,6 +229,11 @@ def load_options(argv: Sequence[str]) -> Options:
     script = ScriptArguments(**{key: value for key, value in values.items() if key in own})
     _check_script(script, values)
     config = PreferenceConfig(**{key: value for key, value in values.items() if key not in own})
+    if config.eval_strategy != "no" and not script.eval_data:
+        raise ConfigError(
+            f"eval_strategy is {config.eval_strategy.value}, but there is no eval_data. Name the "
+            "file of pairs to evaluate on, or leave eval_strategy out."
+        )
     return Options(script, config, values)
 
 

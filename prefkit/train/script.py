@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from prefkit.atomic import write_text
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
+from prefkit.train.checks import check_machine, one_line_errors
 from prefkit.train.fields import ScriptArguments
 from prefkit.train.options import Options
 
@@ -88,8 +89,10 @@ def run(options: Options, argv_hint: str = "") -> int:
     """
     script, config, _ = options
     check_paths(script, config.output_dir, config.resume_from_checkpoint)
+    check_machine(config)
     started = time.perf_counter()
-    trainer = _make_trainer(script, config)
+    with one_line_errors():
+        trainer = _make_trainer(script, config)
     if trainer.is_world_process_zero():
         write_text(Path(config.output_dir) / "prefkit_config.yaml", options.as_yaml())
         _say_plan(script, config, trainer)
