@@ -19,7 +19,10 @@ from rich.text import Text
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.view import TokenView, view_pair
-from prefkit.errors import ModelError
+from prefkit.errors import ConfigError, ModelError
+from prefkit.inspect_options import add_arguments, resolve
+
+__all__ = ["add_arguments", "load_tokenizer", "run", "run_arguments"]
 
 SHOWN = 3  # pairs shown to people unless they ask for more
 GREEN, RED, GREY = (0, 200, 0), (235, 60, 60), (110, 110, 110)
@@ -30,6 +33,7 @@ def run(
     model: Any,
     *,
     options: TokenizeOptions | None = None,
+    method: str | None = None,
     level: str = "step",
     mask_tool_output: bool = True,
     format: str = "auto",
@@ -37,6 +41,7 @@ def run(
     block_style: str = "plain",
     on_bad_row: str = "error",
     skipped_file: str | None = None,
+    vocab_size: int | None = None,
     limit: int | None = None,
     as_json: bool = False,
     stream: TextIO | None = None,
@@ -44,9 +49,10 @@ def run(
     """Show the tokens of the pairs of a source.
 
     Args:
-        source, options, level, …, skipped_file: as for `prepare_pairs`.
+        source, options, level, …, vocab_size: as for `prepare_pairs`.
         model: a model folder, hub name, or tokenizer.
-        limit: pairs to show; None = all as JSON, three in colour.
+        method: the training method the level was taken from; only named in the summary.
+        limit: pairs to show, 0 or more; None = all as JSON, three in colour.
         as_json: one JSON object a pair and line instead of colours: `{"pair": i, "tokens": [{"id",
             "text", "segment", "weight"}, …], "eos": {"chosen": bool, "rejected": bool}}`, the
             tokens of the chosen sequence first, then those of the rejected one.
@@ -56,8 +62,10 @@ def run(
         The exit status, 0.
 
     Raises:
-        PrefkitError: as `prepare_pairs`, or the tokenizer cannot be loaded.
+        PrefkitError: as `prepare_pairs`, a negative limit, or the tokenizer cannot be loaded.
     """
+    if limit is not None and limit < 0:
+        raise ConfigError(f"limit is {limit}. Give 0 pairs or more, or leave it out.")
     options = options or TokenizeOptions()
     stream = stream or sys.stdout
     tokenizer = load_tokenizer(model) if isinstance(model, str | os.PathLike) else model
@@ -72,6 +80,7 @@ def run(
         block_style=block_style,
         on_bad_row=on_bad_row,  # type: ignore[arg-type]
         skipped_file=skipped_file,
+        vocab_size=vocab_size,
         keep_text=True,
     )
     renderer = Renderer(tokenizer, options)
@@ -82,7 +91,8 @@ def run(
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for index, sides in _views(dataset, renderer, SHOWN if limit is None else limit):
         _print_pair(console, index, sides, dataset)
-    console.print(_summary_table(dataset))
+    read_as = {"level": level, "method": method, "string prompts": options.string_prompts}
+    console.print(_summary_table(dataset, read_as))
     return 0
 
 
@@ -168,7 +178,7 @@ def _coloured(views: list[TokenView], colour: tuple[int, int, int]) -> Text:
     return text
 
 
-def _summary_table(dataset: PairDataset) -> Table:
+def _summary_table(dataset: PairDataset, read_as: dict[str, str | None]) -> Table:
     report = dataset.report
     lengths = np.array([len(s.ids) for p in dataset.pairs for s in (p.chosen, p.rejected)])
     weighted = sum(
@@ -179,6 +189,8 @@ def _summary_table(dataset: PairDataset) -> Table:
     table = Table(show_header=False)
     for name, count in report.sources.items():
         table.add_row("rows", Text(f"{count} in {name}"))
+    read = (f"{name} {value}" for name, value in read_as.items() if value is not None)
+    table.add_row("read with", ", ".join(read))
     table.add_row("pairs", str(report.pairs))
     table.add_row("skipped", _counts(report.skipped) or "0")
     table.add_row("cut at the end", str(report.truncated))
@@ -201,76 +213,6 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in counts.items())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `prefkit inspect`."""
-    parser.add_argument("data", nargs="+", help="file, folder or hub name; several are joined")
-    parser.add_argument("--model", required=True, help="model folder or hub name: its tokenizer")
-    parser.add_argument("--json", action="store_true", help="one JSON object a pair")
-    parser.add_argument("--limit", type=int, help="pairs to show")
-    parser.add_argument("--split", default="train", help="split of a dataset with several")
-    reading = parser.add_argument_group("reading")
-    reading.add_argument(
-        "--level",
-        choices=("auto", "step", "solution"),
-        default="step",
-        help="rows with a prefix end after one step (default), or run to the end of the solution",
-    )
-    reading.add_argument("--format", default="auto", help="row format; auto tells it by the fields")
-    reading.add_argument("--block_style", default="plain", help="plain or tagged typed blocks")
-    reading.add_argument(
-        "--score_tool_output", action="store_true", help="score execution blocks as well"
-    )
-    reading.add_argument(
-        "--on_bad_row",
-        choices=("error", "skip"),
-        default="error",
-        help="stop at an unusable row (default), or skip and count it",
-    )
-    reading.add_argument("--skipped_file", help="JSON Lines file for skipped and cut rows")
-    tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--max_length", type=int, help="longest sequence, prompt included")
-    tokens.add_argument(
-        "--too_long",
-        choices=("error", "skip", "truncate_end"),
-        default="error",
-        help="stop, skip and count, or cut the end of whole solutions (never a step or a prompt)",
-    )
-    tokens.add_argument(
-        "--string_prompts",
-        choices=("raw", "chat"),
-        default="raw",
-        help="plain prompts as they are (default), or put into the chat template",
-    )
-    tokens.add_argument(
-        "--prompt_template", default="{prompt}", help='wraps plain prompts, as "Q: {prompt}"'
-    )
-    tokens.add_argument("--joiner", default="", help="text between a plain prompt and the rest")
-    tokens.add_argument("--system_prompt", help="system message before plain prompts read as chat")
-    tokens.add_argument("--chat_template", help='a Jinja template, or "plain"')
-
-
 def run_arguments(arguments: argparse.Namespace) -> int:
     """Run with the flags of `add_arguments`; returns the exit status."""
-    options = TokenizeOptions(
-        max_length=arguments.max_length,
-        too_long=arguments.too_long,
-        string_prompts=arguments.string_prompts,
-        prompt_template=arguments.prompt_template,
-        joiner=arguments.joiner,
-        system_prompt=arguments.system_prompt,
-        chat_template=arguments.chat_template,
-    )
-    return run(
-        arguments.data if len(arguments.data) > 1 else arguments.data[0],
-        arguments.model,
-        options=options,
-        level=arguments.level,
-        mask_tool_output=not arguments.score_tool_output,
-        format=arguments.format,
-        split=arguments.split,
-        block_style=arguments.block_style,
-        on_bad_row=arguments.on_bad_row,
-        skipped_file=arguments.skipped_file,
-        limit=arguments.limit,
-        as_json=arguments.json,
-    )
+    return run(**resolve(arguments))

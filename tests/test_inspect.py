@@ -3,21 +3,28 @@
 import argparse
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from transformers import AutoConfig
 
 from prefkit import inspect
 from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs
-from prefkit.errors import ModelError
+from prefkit.errors import ConfigError, ModelError
+from prefkit.train.options import load_options
+from prefkit.train.setup import prepare_dataset
 from tests.data_cases import (
     CONVERSATION_ROW,
     IMPLICIT_ROW,
     STANDARD_ROW,
     STEP_ROW,
     TDPO_FILE,
+    TINY,
     cdpo_scored_file,
     character_tokenizer,
     named_tokenizer,
@@ -158,3 +165,113 @@ def test_command_line_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_missing_model_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer could be loaded .* tokenizer\.json"):
         inspect.run([STANDARD_ROW], tmp_path / "nothing")
+
+
+MODEL, PAIRS = str(TINY), str(TINY.parent / "pairs.jsonl")
+
+
+def _command(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    inspect.add_arguments(parser)
+    return inspect.run_arguments(parser.parse_args(list(argv)))
+
+
+def _config(folder: Path, **options: Any) -> str:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": MODEL, "train_data": PAIRS, **options}))
+    return str(path)
+
+
+@pytest.mark.parametrize("method", ["dpo", "step-dpo", "tdpo2"])
+def test_a_config_shows_the_tokens_that_train_scores(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"chat_template": "plain", "max_length": 200, "output_dir": str(tmp_path / "out")}
+    path = _config(tmp_path, method=method, string_prompts="chat", learning_rate=1e-5, **options)
+    config = load_options([path]).config
+    tokenizer = inspect.load_tokenizer(MODEL)
+    trained = prepare_dataset(PAIRS, tokenizer, config, AutoConfig.from_pretrained(MODEL), "train")
+    assert _command(path, "--json", "--limit", "2") == 0
+    for row in map(json.loads, capsys.readouterr().out.splitlines()):
+        pair = trained.pairs[row["pair"]]  # type: ignore[attr-defined]
+        ids = [*pair.chosen.ids.tolist(), *pair.rejected.ids.tolist()]
+        assert [token["id"] for token in row["tokens"]] == ids
+        assert [token["segment"] >= 0 for token in row["tokens"]] == [
+            *pair.chosen.scored.tolist(),
+            *pair.rejected.scored.tolist(),
+        ]
+
+
+def test_keys_of_other_machines_and_flags_over_the_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _config(tmp_path, method="step-dpo", tf32=True, bf16=True, optim="adamw_bnb_8bit")
+    assert _command(path) == 0
+    shown = capsys.readouterr().out
+    assert "level step, method step-dpo, string prompts raw" in shown
+    (tmp_path / "own.jsonl").write_text(json.dumps(STANDARD_ROW | {"prompt": "2+2="}) + "\n")
+    assert _command(path, str(tmp_path / "own.jsonl"), "--method", "scdpo") == 0
+    shown = capsys.readouterr().out
+    assert "level solution, method scdpo" in shown
+    assert "1 in" in shown
+
+
+def test_a_method_reads_at_its_level_and_data_alone_at_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for flags, level in (((), "step"), (("--method", "dpo"), "auto"), (("--method", "scdpo"), "s")):
+        assert _command(PAIRS, "--model", MODEL, "--limit", "1", *flags) == 0
+        shown = capsys.readouterr().out
+        assert f"level {level}" in shown
+        assert ("<eos>" in shown.split("read with")[0]) == (level != "step")
+
+
+def test_configs_and_flags_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no option 'string_promts'. Did you mean 'string_pro"):
+        _command(_config(tmp_path, string_promts="chat"))
+    with pytest.raises(ConfigError, match="train_data"):
+        _command(_config(tmp_path, train_data=[]))
+    with pytest.raises(ConfigError, match=r"Add --model"):
+        _command(PAIRS)
+    with pytest.raises(ConfigError, match="limit is -1"):
+        _command(PAIRS, "--model", MODEL, "--limit", "-1")
+    with pytest.raises(ConfigError, match="chat_template_kwargs is '7'"):
+        _command(PAIRS, "--model", MODEL, "--chat_template_kwargs", "7")
+    with pytest.raises(ConfigError, match="contradict"):
+        _command(PAIRS, "--model", MODEL, "--score_tool_output", "--mask_tool_output", "true")
+
+
+def test_tool_output_and_template_variables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(scdpo_row()) + "\n")
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{{ greeting }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "model")
+    flags = [str(tmp_path / "rows.jsonl"), "--model", str(tmp_path / "model"), "--json"]
+    flags += ["--chat_template_kwargs", '{"greeting": "Hello!"}']
+    for masked in ("true", "false"):
+        assert _command(*flags, "--mask_tool_output", masked) == 0
+        row = json.loads(capsys.readouterr().out)
+        assert "".join(token["text"] for token in row["tokens"]).startswith("Hello!")
+        assert ("144\n" in _scored(row, 0)) == (masked == "false")
+
+
+def test_help_says_defaults_choices_and_the_shape_of_the_json() -> None:
+    parser = argparse.ArgumentParser()
+    inspect.add_arguments(parser)
+    for action in parser._actions[2:]:
+        assert "(default: " in str(action.help), action.dest
+    shown = parser.format_help()
+    for words in ("step-dpo,scdpo,cdpo,tdpo", '{"id": …, "text": …', "2i+1", "-1 for"):
+        assert words in shown
+
+
+def test_data_alone_needs_no_training_code(tmp_path: Path) -> None:
+    program = (
+        "import sys; from prefkit.cli import main; "
+        f"main(['inspect', {PAIRS!r}, '--model', {MODEL!r}, '--limit', '1']); "
+        "print([m for m in sys.modules if m in ('prefkit.train.config', 'transformers.trainer')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
