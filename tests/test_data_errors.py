@@ -480,3 +480,28 @@ def test_bad_tokenize_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TokenizeOptions(**options)
     assert message in str(caught.value)
+
+
+def test_chat_templates_are_read_from_files_and_never_lose_the_question(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}<{{ m['content'] }}>{% endfor %}")
+    options = {"string_prompts": "chat", "chat_template": str(path)}
+    pair = prepare_pairs([GOOD], TOKENIZER, TokenizeOptions(**options)).pairs[0]
+    assert TOKENIZER.decode(pair.chosen.ids).startswith(f"<{GOOD['prompt']}>")
+    for template, words in (
+        (str(tmp_path / "nope.jinja"), "is a file that cannot be read"),
+        ("qwen", "does not write the messages' content"),
+    ):
+        with pytest.raises(ConfigError, match=f"chat_template .*{words}.*plain"):
+            prepare_pairs([GOOD], TOKENIZER, TokenizeOptions(chat_template=template))
+    forgetful = character_tokenizer()
+    forgetful.chat_template = "{{ messages[0]['content'] }}"
+    row = {**CONVERSATION_ROW, "prompt": [{"role": "system", "content": "Be brief."}]}
+    row["prompt"] += CONVERSATION_ROW["prompt"]
+    with pytest.raises(RowError, match=r"field 'prompt': is lost in the chat template.*'Be brief"):
+        prepare_pairs([row], forgetful)
+
+
+def test_template_variables_that_are_no_object() -> None:
+    with pytest.raises(ConfigError, match=r"chat_template_kwargs is 'x'\. Write an object"):
+        TokenizeOptions(chat_template_kwargs="x")  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ the assistant's turn and never closed, so that a step or a continuation can foll
 """
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers.processors import TemplateProcessing
@@ -34,7 +36,8 @@ class TokenizeOptions:
         joiner: put between a raw string prompt and what follows it (Step-DPO's alpaca template
             uses "\\n", its deepseek-math template " ").
         system_prompt: system message put before string prompts read as chat.
-        chat_template: a Jinja template in place of the tokenizer's own, or "plain".
+        chat_template: a Jinja template in place of the tokenizer's own, the path of a file that
+            holds one, or "plain".
         chat_template_kwargs: extra variables of the template, e.g. {"enable_thinking": False}.
     """
 
@@ -56,6 +59,11 @@ class TokenizeOptions:
             raise ConfigError(
                 f"prompt_template is {self.prompt_template!r}. Write {{prompt}} where the question "
                 "goes."
+            )
+        if not isinstance(self.chat_template_kwargs, Mapping):
+            raise ConfigError(
+                f"chat_template_kwargs is {self.chat_template_kwargs!r}. Write an object of "
+                'variables, such as {"enable_thinking": false}.'
             )
 
 
@@ -102,6 +110,7 @@ class Renderer:
 
     Raises:
         PrefkitError: the tokenizer is not fast.
+        ConfigError: `chat_template` is a file that cannot be read, or writes no message.
     """
 
     def __init__(self, tokenizer: Any, options: TokenizeOptions) -> None:
@@ -112,6 +121,9 @@ class Renderer:
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
         self._end_of_turn: int | None = None
+        self._template = _read_template(options.chat_template)
+        if options.chat_template is not None:
+            self._check_template(options.chat_template)
 
     def render(self, pair: Pair) -> Rendered:
         """Raises RowError where the chat template refuses the messages."""
@@ -147,7 +159,7 @@ class Renderer:
     def _chat(self, pair: Pair, messages: list[Message]) -> str:
         continues = messages[-1]["role"] == "assistant"  # a prompt that begins the answer itself
         try:
-            return self._apply(
+            text = self._apply(
                 messages, add_generation_prompt=not continues, continue_final_message=continues
             )
         except PrefkitError as error:
@@ -158,11 +170,27 @@ class Renderer:
             problem = f"is refused by the chat template ({type(error).__name__}: {error})"
             remedy = "Check the order of the roles, or set chat_template."
             raise RowError(pair.source, pair.row, "prompt", problem, remedy) from error
+        asked = [str(m["content"]).strip() for m in messages if m["role"] == "user"]
+        if asked and asked[-1] not in text:  # earlier turns may be left out, the question not
+            problem = f"is lost in the chat template, which writes {text[:60]!r} for it"
+            remedy = "Set chat_template to a template that writes the messages' content."
+            raise RowError(pair.source, pair.row, "prompt", problem, remedy)
+        return text
+
+    def _check_template(self, given: str) -> None:
+        """A template that loses every question is refused before any row is read."""
+        try:
+            text = self._apply([{"role": "user", "content": _PROBE}], add_generation_prompt=True)
+        except Exception:  # other roles, or no valid Jinja: the rows' own messages will tell
+            return
+        if _PROBE not in text:
+            raise ConfigError(
+                f"chat_template {given[:80]!r} does not write the messages' content. Give a Jinja "
+                'template, the path of a file that holds one, or "plain".'
+            )
 
     def _apply(self, messages: list[Message], **how: bool) -> str:
-        template = self.options.chat_template
-        if template == "plain":
-            template = PLAIN_TEMPLATE
+        template = self._template
         if template is None and not getattr(self.tokenizer, "chat_template", None):
             raise PrefkitError("holds messages, but the tokenizer has no chat template")
         return self.tokenizer.apply_chat_template(
@@ -193,6 +221,21 @@ class Renderer:
         special.update(self.tokenizer.all_special_ids)
         ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
         return next((i for i in ids if i in special), eos)
+
+
+def _read_template(given: str | None) -> str | None:
+    """The template itself: what the name "plain" or the file stands for, or the text as it is."""
+    if given == "plain":
+        return PLAIN_TEMPLATE
+    if given is None or not (given.endswith(".jinja") or os.path.isfile(given)):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat_template {given!r} is a file that cannot be read ({error}). Name a file that "
+            'holds a Jinja template, or give the template itself, or "plain".'
+        ) from error
 
 
 def _untrimmed(tokenizer: Any) -> Any:
