@@ -126,3 +126,12 @@ def test_progress_bar_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None
     assert "Tokenising pairs: 100%" in capsys.readouterr().err
     prepare_pairs(_rows(3), TOKENIZER)
     assert capsys.readouterr().err == ""
+
+
+def test_the_report_says_how_many_pairs_carry_weights() -> None:
+    rows = [*_rows(2), {**STANDARD_ROW, "rejected_spans": [[0, 1, 0.5], [1, 2, 0.0]]}]
+    report = prepare_pairs(rows, TOKENIZER).report
+    assert (report.weighted_rows, report.zero_weight) == (1, 1)
+    assert "1 pairs have token weights other than 1" in report.summary()
+    assert "(1 of them with weight 0)" in report.summary()
+    assert "0 pairs have token weights" in prepare_pairs(_rows(2), TOKENIZER).report.summary()

@@ -505,3 +505,25 @@ def test_chat_templates_are_read_from_files_and_never_lose_the_question(tmp_path
 def test_template_variables_that_are_no_object() -> None:
     with pytest.raises(ConfigError, match=r"chat_template_kwargs is 'x'\. Write an object"):
         TokenizeOptions(chat_template_kwargs="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("chosen_wieghts", "chosen_weights"),
+        ("rejected_span", "rejected_spans"),
+        ("Append_EOS", "append_eos"),
+        ("initial_reasoning_steps", "initial_reason_steps"),
+    ],
+)
+def test_misspelt_fields_are_refused(name: str, meant: str) -> None:
+    with pytest.raises(RowError, match=f"row 1, field '{name}': .*Rename it to '{meant}'"):
+        prepare_pairs([GOOD, {**GOOD, name: [1.0]}], TOKENIZER)
+    assert len(prepare_pairs([GOOD, {**GOOD, name: None}], TOKENIZER)) == 2
+
+
+def test_fields_of_other_meaning_are_ignored() -> None:
+    names = ("prompt_id", "chosen_score", "rejected_lengths", "chosen_tokens", "answer", "response")
+    row = {**GOOD, **dict.fromkeys(names, "x"), "chosen_weights_raw": 7}
+    row["chosen_weights"] = [1.0, 0.5, 1.0]
+    assert len(prepare_pairs([row], TOKENIZER)) == 1

@@ -7,7 +7,8 @@
     cdpo       scored files with prob_result (arXiv 2411.19943); unscored ones are trl rows
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
 
-A row tells its format by its fields, so one source may mix several. Other fields are ignored.
+A row tells its format by its fields, so one source may mix several. Other fields are ignored,
+unless their name is nearly that of an optional field: then it was meant, and the row is refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,6 +91,7 @@ def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
             continue
         row = Row(rows.source, index, data)
         try:
+            row.check_names()
             name = detect_format(row) if options.format == "auto" else options.format
             yield from FORMATS[name](row, options)
         except RowError as error:

@@ -38,7 +38,9 @@ class DataReport:
         skipped: reason ("too long", or the field at fault) → pairs skipped for it.
         truncated: pairs of which one side or both lost their end.
         tokens: all tokens of all sequences.
-        scored: tokens whose log-probability counts, by side.
+        scored: tokens that are scored, by side, those of weight 0 included.
+        weighted_rows: pairs that have a scored token with another weight than 1.
+        zero_weight: scored tokens of weight 0: they count in no loss.
         shared: tokens of the common prefixes, counted once a pair.
         longest: tokens of the longest sequence.
         eos: sides that end with a scored end-of-sequence token.
@@ -54,6 +56,8 @@ class DataReport:
     truncated: int = 0
     tokens: int = 0
     scored: dict[str, int] = field(default_factory=lambda: {"chosen": 0, "rejected": 0})
+    weighted_rows: int = 0
+    zero_weight: int = 0
     shared: int = 0
     longest: int = 0
     eos: int = 0
@@ -66,9 +70,12 @@ class DataReport:
         """Add one pair to the totals."""
         self.pairs += 1
         self.shared += pair.shared
+        sides = (pair.chosen, pair.rejected)
+        self.weighted_rows += any(bool((s.weights[s.scored] != 1).any()) for s in sides)
         for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
             self.tokens += len(side.ids)
             self.scored[name] += int(side.scored.sum())
+            self.zero_weight += int((side.weights[side.scored] == 0).sum())
             self.longest = max(self.longest, len(side.ids))
             self.eos += side.eos
             if unknown_id is not None:
@@ -89,9 +96,11 @@ class DataReport:
         lines = [
             f"{self.pairs} pairs from {rows}",
             f"{self.tokens} tokens, longest sequence {self.longest}; scored: "
-            f"{self.scored['chosen']} chosen, {self.scored['rejected']} rejected; "
-            f"{self.shared_fraction:.0%} of the tokens lie in prefixes that both sides share",
+            f"{self.scored['chosen']} chosen, {self.scored['rejected']} rejected"
+            + (f" ({self.zero_weight} of them with weight 0); " if self.zero_weight else "; ")
+            + f"{self.shared_fraction:.0%} of the tokens lie in prefixes that both sides share",
         ]
+        lines.append(f"{self.weighted_rows} pairs have token weights other than 1")
         if self.skipped:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
             lines.append(f"{self.skipped.total()} skipped: {reasons}")

@@ -4,6 +4,8 @@ The format readers (formats.py) say what a row means; this file only knows how t
 list of messages or a flag out of it, or to refuse with a remedy.
 """
 
+import difflib
+import functools
 from typing import Any
 
 from prefkit.data.files import RawRow
@@ -11,6 +13,20 @@ from prefkit.data.pair import Message
 from prefkit.errors import RowError
 
 NEEDED = "Give every row prompt, chosen and rejected."
+# Fields a row may leave out: misspelt, they would be missed by nobody.
+_OPTIONAL = (
+    "prefix",
+    "initial_reason_steps",
+    "full_chosen",
+    "full_rejected",
+    "chosen_weights",
+    "rejected_weights",
+    "chosen_spans",
+    "rejected_spans",
+    "append_eos",
+    "prob_result",
+)
+_NEAR = 0.85  # chosen_wieghts is 0.93 like chosen_weights, rejected_lengths 0.81 like its weights
 
 
 class Row:
@@ -39,6 +55,14 @@ class Row:
         if field not in self.data:
             raise self.error(field, "is missing", remedy)
         return self.data[field]
+
+    def check_names(self) -> None:
+        """Raises RowError for a misspelt optional field; fields of other meaning are ignored."""
+        near = _misspelt(tuple(map(str, self.data)))
+        if near is not None:
+            name, meant = near
+            problem = f"is no field that is read, but nearly '{meant}'"
+            raise self.error(name, problem, f"Rename it to '{meant}', or remove it.")
 
     def text(self, field: str, *, empty: bool = False, remedy: str = NEEDED) -> str:
         """A string field. Raises RowError when missing, no string, or (unless `empty`) blank."""
@@ -82,3 +106,15 @@ class Row:
                     "Write the call into the content, or give prompt and responses as strings.",
                 )
         return value
+
+
+@functools.lru_cache(maxsize=256)
+def _misspelt(names: tuple[str, ...]) -> tuple[str, str] | None:
+    """The first name that nearly is an optional field the row lacks, with that field."""
+    lacking = [field for field in _OPTIONAL if field not in names]
+    for name in names:
+        if name not in _OPTIONAL:
+            near = difflib.get_close_matches(name.lower(), lacking, n=1, cutoff=_NEAR)
+            if near:
+                return name, near[0]
+    return None
