@@ -147,7 +147,10 @@ _COMMANDS = {"train": _train, "inspect": _inspect, "demo": _demo, "env": _env}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Runs one command; returns the exit code.
+
+    0 done, 1 a loss that became NaN, 2 a user's mistake, 130 interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
         sys.stdout.write(_OVERVIEW)
@@ -167,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("PREFKIT_TRACEBACK"):
             traceback.print_exc()
         print(f"prefkit: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("\nprefkit: interrupted.", file=sys.stderr)
         return 130

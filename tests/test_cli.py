@@ -215,6 +215,8 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "value of the wrong type": (["--max_steps", "many"], ["max_steps", "whole number"]),
     "unknown method": (["--method", "ppo"], ["method", "step-dpo"]),
     "option without effect": (["--alpha", "0.5"], ["alpha", "no effect"]),
+    "float16 weights": (["--dtype", "float16"], ["dtype", "float32 --bf16"]),
+    "float16 under an adapter": (["--dtype", "float16", "--adapter", "lora"], ["float32 --fp16"]),
     "a seed below zero": (["--seed", "-1"], ["seed"]),
     "Triton without a GPU": (["--head_backend", "triton"], ["head_backend", "GPU"]),
     "Liger that is not there": (["--use_liger_kernel", "true"], ["use_liger_kernel", "liger"]),
@@ -301,6 +303,32 @@ def test_wrong_commands(argv: list[str], words: list[str], capsys: Any) -> None:
     shown = capsys.readouterr().err
     assert all(word in shown for word in words), shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--learning_rate", "1e38", "--save_steps", "1"], ["step 2", "checkpoint-1"]),
+        (["--learning_rate", "1e38", "--logging_steps", "50"], ["to 4", "checkpoint is none"]),
+    ],
+)
+def test_a_lost_loss_stops_the_run(
+    flags: list[str], words: list[str], world: Path, capsys: Any
+) -> None:
+    assert main(["train", str(world / "run.yaml"), *flags]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert all(word in shown for word in ["loss became nan", *words]), shown
+    assert not (world / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("adapter", "said"), [("none", True), ("lora", False)])
+def test_pure_bfloat16_is_warned_of(
+    adapter: str, said: bool, world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--dtype", "bfloat16", "--adapter", adapter, "--max_steps", "1"]
+    assert main(["train", str(world / "run.yaml"), *flags]) == 0
+    assert ("--dtype float32 --bf16" in caplog.text) == said
 
 
 def test_other_libraries_errors_are_one_line(

@@ -5,6 +5,7 @@ names the option and the remedy.
 """
 
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -12,9 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import ConfigError, PrefkitError
+import torch
+
+from prefkit.errors import ConfigError, ModelError, PrefkitError
+
+logger = logging.getLogger(__name__)
 
 TRACEBACK = "PREFKIT_TRACEBACK"
+FLOAT16 = (
+    "dtype is float16, in which the optimiser's steps underflow or destroy the weights. Use "
+    "--dtype float32 --fp16 (mixed precision), or --dtype float32 --bf16."
+)
 _COUNTS = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -141,8 +150,27 @@ def check_machine(config: Any) -> None:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"push_to_hub: the Hub cannot be used ({reason}). Log in with `hf auth login`, "
-                "check the network, or leave push_to_hub out: the model is saved in output_dir anyway."
+                "check the network, or leave push_to_hub out."
             ) from error
+
+
+def check_precision(model: Any) -> None:
+    """Refuses to train weights kept in float16, and warns of weights kept in bfloat16.
+
+    Adam's second moment and most updates fall below float16's smallest number; bfloat16 keeps 8
+    bits, so that an update below about 1/256 of a weight is rounded away.
+
+    Raises:
+        ModelError: a trainable parameter is float16.
+    """
+    kinds = {p.dtype for p in model.parameters() if p.requires_grad}
+    if torch.float16 in kinds:
+        raise ModelError(FLOAT16)
+    if torch.bfloat16 in kinds:
+        logger.warning(
+            "Weights trained in pure bfloat16 hardly move at small learning rates: most updates "
+            "round to nothing. Use --dtype float32 --bf16 for mixed precision."
+        )
 
 
 def _need(package: str, option: str) -> None:

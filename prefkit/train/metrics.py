@@ -9,6 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from prefkit.errors import PrefkitError
+
+
+class NotFiniteError(PrefkitError):
+    """The loss became NaN or infinite: nothing that the user typed, so not a usage error."""
+
+    exit_code = 1
+
 
 class MetricWindow:
     """Sums of metrics over the pairs since the last log line; no device sync until `means`."""

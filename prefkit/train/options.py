@@ -242,6 +242,10 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any]) -> None:
         raise ConfigError("model is missing. Name the folder or Hub name of the model to train.")
     if not script.train_data:
         raise ConfigError("train_data is missing. Name the file(s) of preference pairs.")
+    if script.dtype == "float16":
+        from prefkit.train.checks import FLOAT16
+
+        raise ConfigError(FLOAT16)
     if script.adapter == "none":
         for name in given:
             if name.startswith("lora_"):

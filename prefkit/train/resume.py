@@ -33,6 +33,7 @@ class ResumableTrainer(Trainer):
     """
 
     _reference_id: str | None = None
+    _last_good_step = 0  # of the last log line whose loss was finite
     _clock: TokenClock
 
     def train(
@@ -52,6 +53,8 @@ class ResumableTrainer(Trainer):
         )
         if folder is not None:
             self._load_state(Path(folder))
+            state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
+            self._last_good_step = state.global_step
             if self._is_finished(Path(folder)):
                 return self._as_it_ended(Path(folder))
         self._clock.restart()

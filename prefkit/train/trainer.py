@@ -6,8 +6,10 @@ reference is one of `prefkit.model.reference`, and checkpoints are complete or r
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +29,16 @@ from prefkit.loss import fused_preference_loss
 from prefkit.model.head import install
 from prefkit.model.reference import ModelInputs, Reference
 from prefkit.objectives import Objective
+from prefkit.train import checkpoint
+from prefkit.train.checks import check_precision
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock, peak_memory_mb
+from prefkit.train.metrics import (
+    MetricWindow,
+    NotFiniteError,
+    RewardWatch,
+    TokenClock,
+    peak_memory_mb,
+)
 from prefkit.train.resume import ResumableTrainer
 from prefkit.train.setup import (
     CachedCollator,
@@ -103,6 +113,7 @@ class PreferenceTrainer(ResumableTrainer):
         if args.disable_dropout:
             disable_dropout(policy)
         policy = apply_peft(policy, peft_config, args)
+        check_precision(policy)
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         self._reference_id = reference_fingerprint(self.reference, args)
@@ -303,9 +314,12 @@ class PreferenceTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics of the window to a log line, for training as for evaluation."""
         prefix = getattr(self, "_eval_prefix", "eval")
+        self._stop_if_not_finite(logs)
         if "loss" in logs:
             means = self._windows["train"].means(self.accelerator)
-            means.pop("loss", None)  # Trainer's own mean over steps is already there
+            # Trainer's own mean over steps is there; ours tells what logging_nan_inf_filter hides.
+            self._stop_if_not_finite({"loss": means.pop("loss", 0.0)})
+            self._last_good_step = self.state.global_step
             logs.update(means)
             logs["tokens_per_second"] = self._clock.read(self.accelerator)
             logs["num_tokens"] = self._clock.total
@@ -315,6 +329,30 @@ class PreferenceTrainer(ResumableTrainer):
             means = self._windows["eval"].means(self.accelerator)
             logs.update({f"{prefix}_{name}": value for name, value in means.items()})
         super().log(logs, start_time)
+
+    def _stop_if_not_finite(self, logs: Mapping[str, float]) -> None:
+        """Ends a run whose loss is lost, at its next log line: no extra sync with the device.
+
+        Raises:
+            NotFiniteError: the loss, or (where no gradient scaler probes for it) the gradient.
+        """
+        names = ("loss", "train_loss") if self.args.fp16 else ("loss", "train_loss", "grad_norm")
+        bad = [name for name in names if name in logs and not math.isfinite(logs[name])]
+        if not bad:
+            return
+        step, good = self.state.global_step, self._last_good_step
+        found = checkpoint.list_checkpoints(Path(self.args.output_dir or "."))
+        kept = [
+            folder
+            for folder in found
+            if int(folder.name.split("-")[1]) <= good and checkpoint.problem_with(folder) is None
+        ]
+        where = f"step {step}" if good + 1 >= step else f"a step from {good + 1} to {step}"
+        raise NotFiniteError(
+            f"{bad[0]} became {logs[bad[0]]} at {where}; training stopped and the model was not "
+            f"saved. The last good checkpoint is {kept[0] if kept else 'none'}. Lower learning_rate"
+            " or lengthen warmup_steps; with fp16, use bf16 or float32."
+        )
 
     def _explain(self, logs: dict[str, float]) -> None:
         if "rewards/chosen" not in logs:
