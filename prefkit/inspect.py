@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, TextIO
 
 import numpy as np
@@ -25,6 +26,13 @@ from prefkit.inspect_options import add_arguments, resolve
 __all__ = ["add_arguments", "load_tokenizer", "run", "run_arguments"]
 
 SHOWN = 3  # pairs shown to people unless they ask for more
+COLOUR_LEGEND = (
+    "prompt and prefix dim; scored green (chosen) or red (rejected), greyer the lower its weight; "
+    "struck through = context, not scored; reversed = end token"
+)
+PLAIN_LEGEND = (
+    "⟦scored⟧, ⟦scored⟧×0.3 = weight 0.3; outside the brackets = context, not scored (tool output)"
+)
 GREEN, RED, GREY = (0, 200, 0), (235, 60, 60), (110, 110, 110)
 
 
@@ -89,6 +97,8 @@ def run(
             stream.write(json.dumps(_as_json(index, sides, dataset), ensure_ascii=False) + "\n")
         return 0
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    legend = PLAIN_LEGEND if _is_plain(console) else COLOUR_LEGEND
+    console.print(Text(legend, style="italic"))
     for index, sides in _views(dataset, renderer, SHOWN if limit is None else limit):
         _print_pair(console, index, sides, dataset)
     read_as = {"level": level, "method": method, "string prompts": options.string_prompts}
@@ -154,8 +164,12 @@ def _print_pair(
         ("chosen", GREEN, pair.chosen, sides[0]),
         ("rejected", RED, pair.rejected, sides[1]),
     ):
-        line = Text(f"{name} ({int(side.scored.sum())} scored tokens) ", style="bold")
-        line.append_text(_coloured(views, colour))
+        zeros = int((side.weights[side.scored] == 0).sum())
+        counts = f"{int(side.scored.sum())} scored tokens" + (
+            f", {zeros} of weight 0" * bool(zeros)
+        )
+        line = Text(f"{name} ({counts}) ", style="bold")
+        line.append_text(_marked(views) if _is_plain(console) else _coloured(views, colour))
         if not side.eos:
             line.append("  · no end token", style="dim")
         console.print(line)
@@ -175,6 +189,23 @@ def _coloured(views: list[TokenView], colour: tuple[int, int, int]) -> Text:
             mixed = (round(g + share * (c - g)) for g, c in zip(GREY, colour, strict=True))
             style = "rgb({},{},{})".format(*mixed)
         text.append(view.text, style=f"{style} reverse" if view.part == "end" else style)
+    return text
+
+
+def _is_plain(console: Console) -> bool:
+    """A pipe, a CI log or NO_COLOR: marks have to say what colours would."""
+    return console.no_color or console.color_system is None
+
+
+def _marked(views: list[TokenView]) -> Text:
+    """The response's tokens; runs of scored ones of one weight in brackets, with the weight."""
+    response = [view for view in views if view.part not in ("prompt", "prefix")]
+    text = Text()
+    for (scored, weight), run_of in groupby(response, lambda v: (v.segment >= 0, v.weight)):
+        run_text = "".join(view.text for view in run_of)
+        if scored:
+            run_text = f"⟦{run_text}⟧" + ("" if weight == 1 else f"×{weight:g}")
+        text.append(run_text)
     return text
 
 
@@ -201,7 +232,8 @@ def _summary_table(dataset: PairDataset, read_as: dict[str, str | None]) -> Tabl
     table.add_row(
         "scored tokens", f"{report.scored['chosen']} chosen, {report.scored['rejected']} rejected"
     )
-    table.add_row("weights other than 1", str(weighted))
+    table.add_row("of these with weight 0", str(report.zero_weight))
+    table.add_row("weights other than 1", f"{weighted} tokens in {report.weighted_rows} pairs")
     table.add_row("end tokens scored", f"{report.eos} of {2 * report.pairs} sequences")
     if report.unknown:
         table.add_row("unknown tokens", str(report.unknown), style="bold red")

@@ -144,7 +144,7 @@ def test_colours_and_summary_for_people() -> None:
     inspect.run([row, STEP_ROW, scdpo_row()], character_tokenizer(), stream=stream, limit=1)
     text = stream.getvalue()
     assert "pair 0 · rows in memory, row 0" in text
-    assert "chosen (4 scored tokens)  4!<eos>" in text
+    assert "chosen (4 scored tokens) ⟦ 4!<eos>⟧" in text
     assert "pair 1" not in text
     for words in ("3 in rows in memory", "weights other than 1", "tokens in shared prefixes"):
         assert words in text
@@ -275,3 +275,27 @@ def test_data_alone_needs_no_training_code(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_without_colour_marks_show_weights_and_context() -> None:
+    stream = io.StringIO()
+    row = {**STANDARD_ROW, "rejected_weights": [0.3, 0, 1, 1]}
+    inspect.run([{**row, "rejected": " 5."}, scdpo_row()], character_tokenizer(), stream=stream)
+    text = stream.getvalue()
+    assert text.startswith(inspect.PLAIN_LEGEND)
+    assert "rejected (4 scored tokens, 1 of weight 0) ⟦ ⟧×0.3⟦5⟧×0⟦.<eos>⟧" in text
+    assert "⟦print(12 * 12)⟧\n144\n⟦The answer is 144.<eos>⟧" in text
+    assert "1 pairs" in text.split("weights other than 1")[1]
+
+
+def test_with_colour_a_legend_and_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = io.StringIO()
+    inspect.run([STANDARD_ROW], character_tokenizer(), stream=stream)
+    text = stream.getvalue()
+    assert inspect.COLOUR_LEGEND in text
+    assert "⟦" not in text
+    assert "38;5;40m" in text  # green
