@@ -527,3 +527,30 @@ def test_fields_of_other_meaning_are_ignored() -> None:
     row = {**GOOD, **dict.fromkeys(names, "x"), "chosen_weights_raw": 7}
     row["chosen_weights"] = [1.0, 0.5, 1.0]
     assert len(prepare_pairs([row], TOKENIZER)) == 1
+
+
+ZEROS = {
+    "list": {"chosen_weights": [0.0] * 3},
+    "couples": {"chosen_weights": [[t, 0] for t in TOKENIZER(GOOD["chosen"])["input_ids"]]},
+    "span": {"chosen_spans": [[0, 3, 0]]},
+}
+
+
+@pytest.mark.parametrize("name", list(ZEROS))
+def test_weights_that_leave_only_the_implied_end_token_are_refused(name: str) -> None:
+    field = next(iter(ZEROS[name]))
+    message = f"'{field}': has no token with a weight above 0, so only the end.*Give one weight"
+    with pytest.raises(RowError, match=message):
+        prepare_pairs([{**GOOD, **ZEROS[name]}], TOKENIZER)
+
+
+def test_scores_of_1_throughout_leave_nothing_to_train() -> None:
+    bad = _scored(ce_prob=[1.0] * len(SCORES))
+    with pytest.raises(RowError, match=r"prob_result\.neg\.ce_prob': has no token with a weight"):
+        prepare_pairs([bad], TOKENIZER)
+
+
+def test_an_end_token_weighted_by_the_row_may_stand_alone() -> None:
+    row = {**GOOD, "chosen_weights": [0.0, 0.0, 0.0, 1.0]}
+    report = prepare_pairs([row], TOKENIZER).report
+    assert (report.zero_weight, report.scored["chosen"]) == (3, 4)

@@ -57,6 +57,14 @@ def bind_weights(pair: Pair, name: str, side: Side, tokens: Tokens) -> np.ndarra
     return weights
 
 
+def end_is_implied(side: Side, tokens: Tokens) -> bool:
+    """Whether the end token's weight 1 is nobody's choice: appended, and not among the weights."""
+    given = side.token_weights
+    if not tokens.has_end or given is None or given.context is not None:
+        return tokens.has_end
+    return len(given.weights) < int(tokens.in_response.sum())
+
+
 def _span_weights(side: Side, encoded: "Encoded") -> np.ndarray:
     """The weight of the span that holds a token's first character that is not white space."""
     text = side.text

@@ -14,8 +14,10 @@ import numpy as np
 
 from prefkit.data.pair import Pair, Side, TokenizedPair, TokenizedSide
 from prefkit.data.render import Rendered, Renderer, TokenizeOptions
-from prefkit.data.token_weights import Tokens, bind_weights
+from prefkit.data.token_weights import Tokens, bind_weights, end_is_implied
 from prefkit.errors import RowError
+
+_WEIGH = "Give one weight above 0, or remove the row."
 
 
 class TooLongError(RowError):
@@ -213,17 +215,25 @@ def _finish_side(
     weights = np.where(scored, bind_weights(pair, name, side, tokens), 0.0).astype(np.float32)
     _check_vocabulary(pair, name, ids, vocab_size)
     length = _allowed_length(pair, name, len(ids), first_scored, renderer.options)
-    if not weights[:length].any():
+    implied = length == len(ids) and end_is_implied(side, tokens)
+    if not weights[: length - implied].any():
         problem = "has no token with a weight above 0"
-        raise RowError(
-            pair.source, pair.row, f"{name}_weights", problem, "Give one weight above 0."
-        )
+        if implied:
+            problem += ", so only the end-of-sequence token, weight 1, would be trained"
+        raise RowError(pair.source, pair.row, _weights_field(name, side), problem, _WEIGH)
     return TokenizedSide(
         ids=ids[:length].astype(np.int32),
         scored=scored[:length],
         weights=weights[:length],
         eos=bool((append or ends_already) and length == len(ids)),
     )
+
+
+def _weights_field(name: str, side: Side) -> str:
+    """The field that the side's weights came from."""
+    if side.token_weights is not None and side.token_weights.context is not None:
+        return f"prob_result.{'pos' if name == 'chosen' else 'neg'}.ce_prob"
+    return f"{name}_spans" if side.spans else f"{name}_weights"
 
 
 def _wholly_masked(encoded: Encoded, side: Side) -> np.ndarray:
