@@ -113,6 +113,8 @@ def _train(argv: Sequence[str]) -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
+    # Its lines about every retry say no more than the one message at the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     return import_module("prefkit.train.script").run(options, " ".join(argv))
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -159,6 +160,17 @@ def other_tokenizer(world: Path) -> str:
     return str(folder)
 
 
+def shuffled_tokenizer(world: Path) -> str:
+    """The same tokens, two of them with each other's id."""
+    byte_tokenizer().save_pretrained(world / "shuffled")
+    path = world / "shuffled" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(content))
+    return str(world / "shuffled")
+
+
 def cut_weights(world: Path) -> str:
     path = world / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:200])
@@ -217,6 +229,10 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "option without effect": (["--alpha", "0.5"], ["alpha", "no effect"]),
     "float16 weights": (["--dtype", "float16"], ["dtype", "float32 --bf16"]),
     "float16 under an adapter": (["--dtype", "float16", "--adapter", "lora"], ["float32 --fp16"]),
+    "tokenizer of another model": (
+        lambda w: ["--tokenizer", shuffled_tokenizer(w)],
+        ["tokenizer", "other ids"],
+    ),
     "a seed below zero": (["--seed", "-1"], ["seed"]),
     "Triton without a GPU": (["--head_backend", "triton"], ["head_backend", "GPU"]),
     "Liger that is not there": (["--use_liger_kernel", "true"], ["use_liger_kernel", "liger"]),
@@ -303,6 +319,56 @@ def test_wrong_commands(argv: list[str], words: list[str], capsys: Any) -> None:
     shown = capsys.readouterr().err
     assert all(word in shown for word in words), shown
     assert "Traceback" not in shown
+
+
+CHANGES: dict[str, tuple[list[str], list[str], int]] = {
+    "beta": (["--beta", "0.3"], ["beta", "0.1", "0.3"], 2),
+    "method": (["--method", "tdpo2"], ["method", "'dpo'", "'tdpo2'"], 2),
+    "seed": (["--seed", "7"], ["seed", "42", "7"], 2),
+    "accumulation": (["--gradient_accumulation_steps", "2"], ["gradient_accumulation_steps"], 2),
+    "batch": (["--per_device_train_batch_size", "2"], ["per_device_train_batch_size"], 2),
+    "rate": (["--learning_rate", "1e-3"], ["learning_rate", "0.001"], 2),
+    "optim": (["--optim", "sgd"], ["optim", "sgd"], 2),
+    "adapter": (["--adapter", "lora"], ["adapter", "'none'", "'lora'"], 2),
+    "dtype": (["--dtype", "bfloat16"], ["dtype"], 2),
+    "its own default": (["--beta", "0.1", "--seed", "42"], [], 0),
+    "logs": (["--logging_steps", "2"], ["Changed", "logging_steps 1 → 2"], 0),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint and a few steps to go."""
+    folder = tmp_path_factory.mktemp("stopped")
+    save_model(folder / "model")
+    write_rows(folder / "rows.jsonl", ROWS)
+    files = [f"--model={folder}/model", f"--train_data={folder}/rows.jsonl"]
+    flags = [*files, f"--output_dir={folder}/out", "--learning_rate=1e-2", "--logging_steps=1"]
+    flags += ["--save_steps=1", "--disable_tqdm"]
+    assert main(["train", *flags, "--max_steps=1"]) == 0
+    (folder / "flags").write_text("\n".join(flags))
+    return folder
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_run_goes_on_only_as_the_same_run(
+    case: str, stopped_run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    flags, words, code = CHANGES[case]
+    out = tmp_path / "out"
+    shutil.copytree(stopped_run / "out", out)
+    before = (out / "prefkit_config.yaml").read_bytes()
+    name = flags[0] + "="
+    old = [x for x in (stopped_run / "flags").read_text().split("\n") if not x.startswith(name)]
+    old = [x for x in old if not x.startswith("--output_dir=")]
+    again = ["--max_steps=2", f"--output_dir={out}", "--resume_from_checkpoint=auto"]
+    assert main(["train", *old, *flags, *again]) == code
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in words), shown
+    if code:
+        assert (out / "prefkit_config.yaml").read_bytes() == before
+    else:
+        assert "max_steps 1 → 2" in shown
 
 
 @pytest.mark.parametrize(

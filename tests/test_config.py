@@ -218,6 +218,10 @@ BAD_FLAGS = {
     "lora without adapter": (["--lora_r", "8", *NEEDED], ["lora_r", "adapter: lora"]),
     "no model": (["--train_data", "x"], ["model is missing"]),
     "no data": (["--model", "x"], ["train_data is missing"]),
+    "loss_type": (["--loss_type", "ipo"], ["loss_type", "method", "link"]),
+    "forgotten data": (["--model", "m", "--train_data"], ["train_data needs a value"]),
+    "forgotten number": ([*NEEDED, "--beta"], ["beta needs a value"]),
+    "forgotten choice": ([*NEEDED, "--method"], ["method needs a value"]),
     "eval without data": ([*NEEDED, "--eval_strategy", "epoch"], ["eval_strategy", "eval_data"]),
 }
 

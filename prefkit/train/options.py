@@ -22,6 +22,15 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NONE = ("none", "null", "~", "")
 
 
+_ELSEWHERE = {  # names of other libraries
+    "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, hinge, robust).",
+    "model_name_or_path": "Use model.",
+    "dataset_name": "Use train_data.",
+    "eval_dataset": "Use eval_data.",
+    "use_peft": "Use adapter: lora.",
+}
+
+
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice instead of keeping the last."""
 
@@ -176,9 +185,17 @@ def _flag_value(values: list[str]) -> Any:
 def _refuse_unknown(name: str, known: Sequence[str], where: str) -> None:
     if name in known:
         return
+    if name in _ELSEWHERE:
+        raise ConfigError(f"{where}: there is no option '{name}'. {_ELSEWHERE[name]}")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"Did you mean '{near[0]}'?" if near else "`prefkit train --help` lists the options."
     raise ConfigError(f"{where}: there is no option '{name}'. {hint}")
+
+
+def _refuse_bare(name: str, hint: Any) -> None:
+    """A flag without a value means true, where true is a value of the field."""
+    if bool not in _kinds(hint)[0] and name != "resume_from_checkpoint":
+        raise ConfigError(f"{name} needs a value: --{name} VALUE.")
 
 
 class Options(NamedTuple):
@@ -221,6 +238,8 @@ def load_options(argv: Sequence[str]) -> Options:
     for where, key, value in given:
         key = key.replace("-", "_")
         _refuse_unknown(key, known, where)
+        if where == "command line" and not flags.get(key):
+            _refuse_bare(key, hints[key])
         try:
             values[key] = coerce(key, value, hints[key])
         except ConfigError as error:

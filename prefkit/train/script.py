@@ -15,6 +15,7 @@ from prefkit.train import checkpoint
 from prefkit.train.checks import check_machine, one_line_errors
 from prefkit.train.fields import ScriptArguments
 from prefkit.train.options import Options
+from prefkit.train.same_run import CONFIG_FILE, check_same_run
 
 _DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".jsonlines", ".ndjson")
 _SHOWN = (
@@ -90,11 +91,12 @@ def run(options: Options, argv_hint: str = "") -> int:
     script, config, _ = options
     check_paths(script, config.output_dir, config.resume_from_checkpoint)
     check_machine(config)
+    check_same_run(options, _say)
     started = time.perf_counter()
     with one_line_errors():
         trainer = _make_trainer(script, config)
     if trainer.is_world_process_zero():
-        write_text(Path(config.output_dir) / "prefkit_config.yaml", options.as_yaml())
+        write_text(Path(config.output_dir) / CONFIG_FILE, options.as_yaml())
         _say_plan(script, config, trainer)
     try:
         result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
@@ -138,7 +140,8 @@ def _load_config(name: str) -> Any:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: its config cannot be loaded: {reason}") from error
+        remedy = "" if Path(name).exists() else " Give a local folder, or check name and network."
+        raise ModelError(f"{name}: its config cannot be loaded: {reason}{remedy}") from error
 
 
 def _load_tokenizer(name: str) -> Any:
@@ -150,6 +153,27 @@ def _load_tokenizer(name: str) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"{name}: no tokenizer can be loaded ({reason}). Name one with --tokenizer."
+        ) from error
+
+
+def _check_tokenizer(script: ScriptArguments, tokenizer: Any) -> None:
+    """Compares --tokenizer with the tokenizer that the model folder has, if it has one."""
+    from transformers import AutoTokenizer
+
+    from prefkit.model.reference import check_tokenizers
+
+    try:
+        own = AutoTokenizer.from_pretrained(
+            script.model, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError):
+        return  # the model has none: that is what --tokenizer is for
+    try:
+        check_tokenizers(own, tokenizer)
+    except ModelError as error:
+        raise ModelError(
+            f"tokenizer: {script.tokenizer} gives other ids than the tokenizer of {script.model}, "
+            "so the model would read other text. Leave tokenizer out, or use the model's own."
         ) from error
 
 
@@ -178,6 +202,8 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
     # Rows first: they are cheap to check, the weights are not cheap to load.
     model_config = _load_config(script.model)
     tokenizer = _load_tokenizer(script.tokenizer or script.model)
+    if script.tokenizer and script.tokenizer != script.model:
+        _check_tokenizer(script, tokenizer)
     adapter = _lora(script)
     train = prepare_dataset(
         script.train_data, tokenizer, config, model_config, "train", split=script.train_split
