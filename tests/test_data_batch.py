@@ -1,11 +1,15 @@
 """The collator shifts once and pads right; nothing downstream has to."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from prefkit.data import PairCollator, PairDataset, prepare_pairs
 from prefkit.errors import ConfigError
-from tests.data_cases import STANDARD_ROW, STEP_ROW, character_tokenizer
+from tests.data_cases import STANDARD_ROW, STEP_ROW, TINY, character_tokenizer
 
 
 @pytest.fixture
@@ -54,3 +58,13 @@ def test_padding_to_a_multiple_and_dtypes(dataset: PairDataset) -> None:
 def test_no_padding_token_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no padding token\. Set tokenizer\.pad_token"):
         PairCollator(pad_token_id=None)
+
+
+def test_the_loop_of_the_page_on_data_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+    (loop,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"torch": torch, "tokenizer": AutoTokenizer.from_pretrained(TINY)}
+    exec(loop.replace("pairs.jsonl", str(TINY.parent / "pairs.jsonl")), names)
+    rows, length = names["batch"]["input_ids"].shape
+    assert names["targets"].shape == names["weights"].shape == (rows * length,)
+    assert names["segments"].unique().tolist() == list(range(-1, rows))
