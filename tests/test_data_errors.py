@@ -554,3 +554,16 @@ def test_an_end_token_weighted_by_the_row_may_stand_alone() -> None:
     row = {**GOOD, "chosen_weights": [0.0, 0.0, 0.0, 1.0]}
     report = prepare_pairs([row], TOKENIZER).report
     assert (report.zero_weight, report.scored["chosen"]) == (3, 4)
+
+
+@pytest.mark.parametrize(("shift", "fits"), [(-2, False), (-1, True), (1, True), (2, False)])
+def test_scores_that_begin_elsewhere_than_the_response_are_refused(shift: int, fits: bool) -> None:
+    row = _scored()
+    result = row["prob_result"]["neg"]
+    result["response_start_idx"] += shift
+    result["text"] = row["rejected"][max(shift, 0) :]
+    if fits:
+        assert len(prepare_pairs([row], TOKENIZER)) == 1
+        return
+    with pytest.raises(RowError, match=r"neg\.response_start_idx': is \d+, but .* Correct it"):
+        prepare_pairs([row], TOKENIZER)

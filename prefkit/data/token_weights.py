@@ -106,11 +106,17 @@ def _fit_joint(pair: Pair, name: str, given: TokenWeights, tokens: Tokens) -> np
     """
     assert given.context is not None
     count = int(tokens.in_response.sum()) - tokens.has_end
+    side = "pos" if name == "chosen" else "neg"
     if len(given.weights) == len(tokens.encoded.ids) - 1:
+        begins = len(given.weights) - count
+        if abs(given.context - begins) > 1:  # 1: a token that straddles prompt and response
+            problem = f"is {given.context}, but the response begins at score {begins}"
+            remedy = "Correct it, or score the row again with this tokenizer."
+            field = f"prob_result.{side}.response_start_idx"
+            raise RowError(pair.source, pair.row, field, problem, remedy)
         return np.asarray(given.weights[-count:])
     if len(given.weights) - given.context == count:
         return np.asarray(given.weights[given.context :])
-    side = "pos" if name == "chosen" else "neg"
     problem = (
         f"has {len(given.weights)} scores ({len(given.weights) - given.context} of the response) "
         f"for {len(tokens.encoded.ids)} tokens ({count} of the response)"
