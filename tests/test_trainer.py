@@ -1,6 +1,7 @@
 """The trainer: accumulation, references, evaluation, logs, and what it refuses."""
 
 import copy
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -417,3 +418,43 @@ def test_own_collator_is_used(tmp_path: Path) -> None:
         processing_class=byte_tokenizer(),
     ).train()
     assert Counting.calls >= 2
+
+
+WRONG_ARGUMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no model": ({"model": None}, ["model is None"]),
+    "a layer": ({"model": torch.nn.Linear(2, 2)}, ["model is a Linear"]),
+    "a name as reference": ({"ref_model": "gpt2"}, ["ref_model is a str"]),
+    "a name as tokenizer": ({"processing_class": "x"}, ["processing_class", "AutoTokenizer"]),
+    "a dict as adapter": ({"peft_config": {"r": 4}}, ["peft_config is a dict", "LoraConfig"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ARGUMENTS)
+def test_wrong_arguments_are_named(case: str, tmp_path: Path) -> None:
+    changes, words = WRONG_ARGUMENTS[case]
+    arguments = {"model": tiny_model(), "processing_class": byte_tokenizer(), **changes}
+    with pytest.raises((ConfigError, ModelError)) as error:
+        PreferenceTrainer(args=config(tmp_path), train_dataset=ROWS, **arguments)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_evaluation_of_a_file_and_no_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
+    made = trainer(tmp_path, eval_dataset={"a": ROWS[:5]})
+    want = made.evaluate(ROWS[:5])["eval_loss"]
+    assert made.evaluate(str(path))["eval_loss"] == want
+    assert made.evaluate()["eval_a_loss"] == want
+    assert made.evaluate({"b": str(path)})["eval_b_loss"] == want
+    with pytest.raises(ConfigError, match="evaluate"):
+        made.predict(ROWS)
+
+
+def test_evaluation_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="eval_strategy"):
+        trainer(tmp_path, eval_strategy="epoch")
+
+
+def test_float16_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="float32 --fp16"):
+        trainer(tmp_path, tiny_model().half())

@@ -30,7 +30,7 @@ from prefkit.model.head import install
 from prefkit.model.reference import ModelInputs, Reference
 from prefkit.objectives import Objective
 from prefkit.train import checkpoint
-from prefkit.train.checks import check_precision
+from prefkit.train.checks import check_machine, check_precision
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.metrics import (
     MetricWindow,
@@ -98,7 +98,13 @@ class PreferenceTrainer(ResumableTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
-        _refuse_unusable(args, compute_metrics, model, ref_model)
+        _refuse_unusable(args, compute_metrics, model, ref_model, processing_class, peft_config)
+        if args.eval_strategy != "no" and eval_dataset is None:
+            raise ConfigError(
+                f"eval_strategy is {args.eval_strategy.value}, but there is no eval_dataset. Give "
+                "one, or leave eval_strategy out."
+            )
+        check_machine(args)
         policy: Any = model
         if isinstance(model, str):
             policy = AutoModelForCausalLM.from_pretrained(
@@ -301,7 +307,10 @@ class PreferenceTrainer(ResumableTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """As in Trainer; rows of any format are prepared first."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str | dict):
+        # The keys of a dict of evaluation sets are names, too: Trainer evaluates each by its own.
+        keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        named = isinstance(eval_dataset, str) and eval_dataset in keys
+        if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
             eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
         self._eval_prefix = metric_key_prefix
         start = time.perf_counter()
@@ -310,6 +319,17 @@ class PreferenceTrainer(ResumableTrainer):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             self._clock.pause(time.perf_counter() - start)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: there are no logits to return.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "predict returns logits, which are never formed. Use evaluate(rows) for the metrics, "
+            "or model.generate to write text."
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics of the window to a log line, for training as for evaluation."""
@@ -363,8 +383,32 @@ class PreferenceTrainer(ResumableTrainer):
 
 
 def _refuse_unusable(
-    args: PreferenceConfig, compute_metrics: Any, model: Any, ref_model: Any
+    args: PreferenceConfig,
+    compute_metrics: Any,
+    model: Any,
+    ref_model: Any,
+    processing_class: Any,
+    peft_config: Any,
 ) -> None:
+    if not isinstance(model, str) and not hasattr(getattr(model, "config", None), "model_type"):
+        raise ModelError(
+            f"model is {_kind(model)}; it must be a causal language model of transformers, or the "
+            "name or folder of one."
+        )
+    if ref_model is not None and not hasattr(getattr(ref_model, "config", None), "model_type"):
+        raise ModelError(
+            f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
+        )
+    if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
+        raise ConfigError(
+            f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
+            "(AutoTokenizer.from_pretrained), or None for the model's own."
+        )
+    if peft_config is not None and not hasattr(peft_config, "peft_type"):
+        raise ConfigError(
+            f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
+            "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
+        )
     if not isinstance(args, PreferenceConfig):
         raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
     if compute_metrics is not None:
@@ -377,3 +421,7 @@ def _refuse_unusable(
             "model and ref_model are the same object, so the reference would train along. Leave "
             "ref_model out: a copy of the model as it is now is made."
         )
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
