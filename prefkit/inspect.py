@@ -221,7 +221,7 @@ def _summary_table(dataset: PairDataset, read_as: dict[str, str | None]) -> Tabl
     for name, count in report.sources.items():
         table.add_row("rows", Text(f"{count} in {name}"))
     read = (f"{name} {value}" for name, value in read_as.items() if value is not None)
-    table.add_row("read with", ", ".join(read))
+    table.add_row("read with", "\n".join(read))
     table.add_row("pairs", str(report.pairs))
     table.add_row("skipped", _counts(report.skipped) or "0")
     table.add_row("cut at the end", str(report.truncated))

@@ -208,11 +208,13 @@ def test_keys_of_other_machines_and_flags_over_the_config(
     path = _config(tmp_path, method="step-dpo", tf32=True, bf16=True, optim="adamw_bnb_8bit")
     assert _command(path) == 0
     shown = capsys.readouterr().out
-    assert "level step, method step-dpo, string prompts raw" in shown
+    for words in ("level step", "method step-dpo", "string prompts raw"):
+        assert words in shown
     (tmp_path / "own.jsonl").write_text(json.dumps(STANDARD_ROW | {"prompt": "2+2="}) + "\n")
     assert _command(path, str(tmp_path / "own.jsonl"), "--method", "scdpo") == 0
     shown = capsys.readouterr().out
-    assert "level solution, method scdpo" in shown
+    assert "level solution" in shown
+    assert "method scdpo" in shown
     assert "1 in" in shown
 
 
