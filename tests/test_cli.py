@@ -255,7 +255,7 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     ),
     "adapter on the head": (
         ["--adapter", "lora", "--lora_target_modules", "lm_head"],
-        ["head", "target_modules"],
+        ["head", "lora_target_modules"],
     ),
     "adapter on nothing": (["--adapter", "lora", "--lora_target_modules", "nope"], ["nope"]),
     "reference of another tokenizer": (
@@ -319,6 +319,24 @@ def test_wrong_commands(argv: list[str], words: list[str], capsys: Any) -> None:
     shown = capsys.readouterr().err
     assert all(word in shown for word in words), shown
     assert "Traceback" not in shown
+
+
+def test_the_words_around_a_run(world: Path, capsys: Any) -> None:
+    bad = write_rows(world / "bad.jsonl", [{"prompt": "x", "chosen": "", "rejected": "y"}, ROWS[0]])
+    flags = ["--train_data", bad, "--on_bad_row", "skip", "--max_steps", "1", "--save_steps", "1"]
+    assert main(["train", str(world / "run.yaml"), *flags, "--margin", "0.5"]) == 0
+    shown = capsys.readouterr()
+    assert "Method     dpo: beta 0.1, margin 0.5\n" in shown.err
+    assert "scored:" not in shown.err  # the log has told it
+    assert "Trained 1 step in" in shown.out
+    assert shown.out.count("step 1\n") == 1
+    assert "step 1 " not in shown.out.replace("Trained 1 step in", "")
+    again = ["--margin", "0.5", "--resume_from_checkpoint", "auto"]
+    assert main(["train", str(world / "run.yaml"), *flags, *again]) == 0
+    assert "finished at step 1 already: nothing was trained" in capsys.readouterr().out
+    longer = [x if x != "1" or flags[i - 1] != "--max_steps" else "3" for i, x in enumerate(flags)]
+    assert main(["train", str(world / "run.yaml"), *longer, *again]) == 0
+    assert "Trained 2 steps (2 to 3)" in capsys.readouterr().out
 
 
 CHANGES: dict[str, tuple[list[str], list[str], int]] = {

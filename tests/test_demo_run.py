@@ -85,6 +85,23 @@ def test_other_methods_run(method, capsys):
     assert f"Training: {method}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("method", "said"), [("scdpo", True), ("dpo", False)])
+def test_scdpo_says_what_it_is_here(method, said, capsys):
+    assert main(["--method", method, "--steps", "1", "--problems", "1"]) == 0
+    assert ("the one that --method dpo makes" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("flags", [["--stepz", "1"], ["--steps", "many"], ["--seed", "-1"]])
+def test_wrong_flags_are_one_line(flags, capsys):
+    from prefkit.cli import main as prefkit
+
+    assert prefkit(["demo", *flags]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("prefkit: ")
+    assert flags[0][2:] in shown
+    assert len(shown.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -37,6 +37,12 @@ on the model's own right answers does as well: with as many problems, steps and 
 from about 62 % to 98.8, 99.4 and 98.6 % (seeds 0, 1, 2; examples/tiny_model/fine_tune.py)."""
 
 
+SCDPO = (
+    "  scdpo is DPO on continuations, mixed with naive pairs of whole solutions. The shipped set "
+    "has\n  no naive pairs, so this run is the one that --method dpo makes."
+)
+
+
 @dataclass(frozen=True)
 class Example:
     """A step that was wrong before training and is right after it; `step` counts from 1."""
@@ -82,6 +88,8 @@ def run(
         print(f"{problems} held-out problems such as {held_out[0].prompt.strip()}", flush=True)
         before = _measure("before", model, tokenizer, held_out)
         print(f"Training: {method}, {steps} steps of {BATCH_SIZE} pairs, seed {seed}", flush=True)
+        if method == "scdpo":
+            print(SCDPO, flush=True)
         trainer, training_seconds = _train(model, tokenizer, scratch, method, steps, seed)
         after = _measure("after ", model, tokenizer, held_out)
         if folder:
@@ -111,7 +119,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `prefkit demo`; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="prefkit demo", description="Trains a tiny model on step pairs, before and after."
     )
     parser.add_argument("--seed", type=int, default=0, help="order of pairs, choice of problems")
@@ -122,6 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     run(**vars(options))
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong flag as every other mistake is reported."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigError(f"{message}. `{self.prog} --help` lists the flags.")
 
 
 def find_example(before: "Evaluation", after: "Evaluation") -> Example | None:

@@ -250,7 +250,7 @@ def load_options(argv: Sequence[str]) -> Options:
     config = PreferenceConfig(**{key: value for key, value in values.items() if key not in own})
     if config.eval_strategy != "no" and not script.eval_data:
         raise ConfigError(
-            f"eval_strategy is {config.eval_strategy.value}, but there is no eval_data. Name the "
+            "eval_strategy is on, but there is no eval_data. Name the "
             "file of pairs to evaluate on, or leave eval_strategy out."
         )
     return Options(script, config, values)

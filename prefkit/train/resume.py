@@ -33,6 +33,7 @@ class ResumableTrainer(Trainer):
     """
 
     _reference_id: str | None = None
+    started_at = 0  # the step that the last call of `train` began after
     _last_good_step = 0  # of the last log line whose loss was finite
     _clock: TokenClock
 
@@ -51,10 +52,11 @@ class ResumableTrainer(Trainer):
         folder = checkpoint.resolve_resume(
             resume_from_checkpoint, Path(self.args.output_dir or "."), logger.warning
         )
+        self.started_at = 0
         if folder is not None:
             self._load_state(Path(folder))
             state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
-            self._last_good_step = state.global_step
+            self._last_good_step = self.started_at = state.global_step
             if self._is_finished(Path(folder)):
                 return self._as_it_ended(Path(folder))
         self._clock.restart()

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -213,19 +214,37 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
         evaluation = prepare_dataset(
             script.eval_data, tokenizer, config, model_config, "eval", split=script.eval_split
         )
-    return PreferenceTrainer(
-        _load(script.model, script),
-        ref_model=_load(script.ref_model, script) if script.ref_model else None,
-        args=config,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        processing_class=tokenizer,
-        peft_config=adapter,
-    )
+    model = _load(script.model, script)
+    ref_model = _load(script.ref_model, script) if script.ref_model else None
+    try:
+        return PreferenceTrainer(
+            model,
+            ref_model=ref_model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
+    except ModelError as error:
+        if adapter is None or "target_modules" not in str(error):
+            raise
+        raise ModelError(f"lora_target_modules: {error}") from error
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def describe(objective: Any) -> str:
+    """The objective in words: its beta, and what differs from its defaults."""
+    parts = [f"beta {objective.beta:g}"]
+    for field in fields(objective):
+        value = getattr(objective, field.name)
+        if field.name != "beta" and value != field.default:
+            shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
+            parts.append(f"{field.name} {shown}")
+    return ", ".join(parts)
 
 
 def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
@@ -238,11 +257,22 @@ def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     else:
         reference = script.ref_model or "a frozen copy of the model"
     _say(f"Model      {script.model}: {trainable:,} of {everything:,} parameters train")
-    _say(f"Method     {config.method}: {trainer.objective}")
+    _say(f"Method     {config.method}: {describe(trainer.objective)}")
     _say(f"Reference  {reference}")
     pairs = getattr(trainer.train_dataset, "dataset", trainer.train_dataset)
-    for place, line in enumerate(pairs.report.summary().splitlines()):
+    report = pairs.report
+    told = report.incidents or report.unknown  # its summary was a warning when it was read
+    lines = [f"{len(pairs)} pairs (see above)"] if told else report.summary().splitlines()
+    for place, line in enumerate(lines):
         _say(f"{'Data' if place == 0 else '':10} {line}")
+
+
+def _trained(begun: int, ended: int, seconds: float) -> str:
+    if (count := ended - begun) == 0:
+        return f"The run was finished at step {ended} already: nothing was trained."
+    steps = "1 step" if count == 1 else f"{count} steps"
+    which = f" ({begun + 1} to {ended})" if begun else ""
+    return f"Trained {steps}{which} in {seconds:.0f} s, all included."
 
 
 def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> None:
@@ -251,12 +281,15 @@ def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> Non
     history = trainer.state.log_history
     train = [line for line in history if "loss" in line]
     evaluations = [line for line in history if "eval_loss" in line]
-    print(f"\nTrained {result.global_step} steps in {seconds:.0f} s, all included.")
+    print(f"\n{_trained(trainer.started_at, result.global_step, seconds)}")
     if train:
         first, last = train[0], train[-1]
-        print(f"{'':24}{'step ' + str(first['step']):>12}{'step ' + str(last['step']):>12}")
+        one = len(train) == 1  # its only column stands where the last one would
+        begun = "" if one else f"step {first['step']}"
+        print(f"{'':24}{begun:>12}{'step ' + str(last['step']):>12}")
         for name in [name for name in _SHOWN if name in last]:
-            print(f"{name:24}{first.get(name, float('nan')):12.4f}{last[name]:12.4f}")
+            before = "" if one else f"{first.get(name, float('nan')):.4f}"
+            print(f"{name:24}{before:>12}{last[name]:12.4f}")
         speed = sum(line["tokens_per_second"] for line in train) / len(train)
         print(f"{'tokens a second':24}{'':12}{speed:12,.0f}")
         print(f"{'peak memory, MiB':24}{'':12}{last['peak_memory_mb']:12,.0f}")

@@ -101,7 +101,7 @@ class PreferenceTrainer(ResumableTrainer):
         _refuse_unusable(args, compute_metrics, model, ref_model, processing_class, peft_config)
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
-                f"eval_strategy is {args.eval_strategy.value}, but there is no eval_dataset. Give "
+                "eval_strategy is on, but there is no eval_dataset. Give "
                 "one, or leave eval_strategy out."
             )
         check_machine(args)
