@@ -202,6 +202,12 @@ def prepare_dataset(
         raise ConfigError(
             f"The {name} data hold no usable pair. Look at the rows that were skipped."
         )
+    if args.method == "cdpo" and not dataset.report.weighted_rows:
+        logger.warning(
+            "method cdpo: no row of the %s data carries weights, so this is plain DPO. Give "
+            "rejected_weights, rejected_spans or a scored file (docs/data.md).",
+            name,
+        )
     return dataset
 
 

@@ -30,6 +30,7 @@ from prefkit.model.head import install
 from prefkit.model.reference import ModelInputs, Reference
 from prefkit.objectives import Objective
 from prefkit.train import checkpoint
+from prefkit.train.arguments import refuse_unusable
 from prefkit.train.checks import check_machine, check_precision
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.metrics import (
@@ -98,7 +99,7 @@ class PreferenceTrainer(ResumableTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
-        _refuse_unusable(args, compute_metrics, model, ref_model, processing_class, peft_config)
+        refuse_unusable(args, compute_metrics, model, ref_model, processing_class, peft_config)
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
                 "eval_strategy is on, but there is no eval_dataset. Give "
@@ -380,48 +381,3 @@ class PreferenceTrainer(ResumableTrainer):
         text = self._watch.see(logs["rewards/chosen"], logs["rewards/margins"])
         if text and self.is_world_process_zero():
             logger.warning(text)
-
-
-def _refuse_unusable(
-    args: PreferenceConfig,
-    compute_metrics: Any,
-    model: Any,
-    ref_model: Any,
-    processing_class: Any,
-    peft_config: Any,
-) -> None:
-    if not isinstance(model, str) and not hasattr(getattr(model, "config", None), "model_type"):
-        raise ModelError(
-            f"model is {_kind(model)}; it must be a causal language model of transformers, or the "
-            "name or folder of one."
-        )
-    if ref_model is not None and not hasattr(getattr(ref_model, "config", None), "model_type"):
-        raise ModelError(
-            f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
-        )
-    if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
-        raise ConfigError(
-            f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
-            "(AutoTokenizer.from_pretrained), or None for the model's own."
-        )
-    if peft_config is not None and not hasattr(peft_config, "peft_type"):
-        raise ConfigError(
-            f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
-            "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
-        )
-    if not isinstance(args, PreferenceConfig):
-        raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
-    if compute_metrics is not None:
-        raise ConfigError(
-            "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "
-            "metrics are always logged; anything else belongs into a TrainerCallback."
-        )
-    if ref_model is not None and ref_model is model:
-        raise ConfigError(
-            "model and ref_model are the same object, so the reference would train along. Leave "
-            "ref_model out: a copy of the model as it is now is made."
-        )
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

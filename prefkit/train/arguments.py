@@ -1,0 +1,57 @@
+"""What may be passed to `PreferenceTrainer`, told before anything is loaded or wrapped."""
+
+from typing import Any
+
+from prefkit.errors import ConfigError, ModelError
+from prefkit.train.config import PreferenceConfig
+
+
+def refuse_unusable(
+    args: PreferenceConfig,
+    compute_metrics: Any,
+    model: Any,
+    ref_model: Any,
+    processing_class: Any,
+    peft_config: Any,
+) -> None:
+    """Names the argument that `PreferenceTrainer` cannot work with.
+
+    Raises:
+        ModelError: a model or reference that is no causal language model of transformers.
+        ConfigError: any other argument of the wrong kind, or one that cannot be served.
+    """
+    if not isinstance(model, str) and not hasattr(getattr(model, "config", None), "model_type"):
+        raise ModelError(
+            f"model is {_kind(model)}; it must be a causal language model of transformers, or the "
+            "name or folder of one."
+        )
+    if ref_model is not None and not hasattr(getattr(ref_model, "config", None), "model_type"):
+        raise ModelError(
+            f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
+        )
+    if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
+        raise ConfigError(
+            f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
+            "(AutoTokenizer.from_pretrained), or None for the model's own."
+        )
+    if peft_config is not None and not hasattr(peft_config, "peft_type"):
+        raise ConfigError(
+            f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
+            "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
+        )
+    if not isinstance(args, PreferenceConfig):
+        raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
+    if compute_metrics is not None:
+        raise ConfigError(
+            "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "
+            "metrics are always logged; anything else belongs into a TrainerCallback."
+        )
+    if ref_model is not None and ref_model is model:
+        raise ConfigError(
+            "model and ref_model are the same object, so the reference would train along. Leave "
+            "ref_model out: a copy of the model as it is now is made."
+        )
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
