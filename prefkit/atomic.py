@@ -3,8 +3,28 @@
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from prefkit.errors import ConfigError
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Makes a folder and sees that files can be made in it, before any compute is spent.
+
+    Raises:
+        ConfigError: it cannot; names `option`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: {folder} cannot be written ({error.strerror or error}). Choose another "
+            f"{option}."
+        ) from error
 
 
 def fsync_path(path: Path) -> None:

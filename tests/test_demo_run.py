@@ -109,7 +109,7 @@ def test_wrong_flags_are_one_line(flags, capsys):
         ({"problems": 0}, "problems is 0.*1 or more"),
         ({"seed": -1}, "seed is -1"),
         ({"steps": 0}, "steps is 0.*1 or more"),
-        ({"output_dir": "/dev/null/here"}, "output_dir /dev/null/here: cannot be written.*another"),
+        ({"output_dir": "/dev/null/here"}, "output_dir: /dev/null/here cannot be written.*another"),
     ],
 )
 def test_mistakes(arguments, message):

@@ -9,17 +9,19 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch.utils.data
 from tqdm.auto import tqdm
 
+from prefkit.atomic import check_writable
 from prefkit.data.files import Rows, load_rows
 from prefkit.data.formats import ReadOptions, iter_pairs
 from prefkit.data.pair import Pair, TokenizedPair
 from prefkit.data.render import Renderer, TokenizeOptions
-from prefkit.data.report import DataReport, Incident, check_writable, write_incidents
+from prefkit.data.report import DataReport, Incident, write_incidents
 from prefkit.data.tokenize import TooLongError, tokenize_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
@@ -107,7 +109,7 @@ def prepare_pairs(
     )
     renderer = Renderer(tokenizer, options)
     if skipped_file is not None:
-        check_writable(skipped_file)
+        check_writable(Path(skipped_file).parent, "skipped_file")
     sources = [
         one if _is_pairs(one) else load_rows(one, split=split) for one in _split_sources(source)
     ]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from prefkit.atomic import replace_file
 from prefkit.data.pair import TokenizedPair
-from prefkit.errors import PrefkitError, RowError
+from prefkit.errors import RowError
 
 
 @dataclass(frozen=True)
@@ -117,23 +116,6 @@ class DataReport:
         fields = asdict(self)
         fields.pop("incidents")
         return {**fields, "skipped": dict(self.skipped)}
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Make the file's folder and see that a file can be made in it, before any work is done.
-
-    Raises:
-        PrefkitError: it cannot.
-    """
-    folder = Path(path).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PrefkitError(
-            f"{path}: cannot be written ({error}). Choose another skipped_file."
-        ) from error
 
 
 def write_incidents(path: str | os.PathLike[str], incidents: list[Incident]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefkit.atomic import check_writable
 from prefkit.demo import arithmetic as world
 from prefkit.errors import ConfigError
 
@@ -173,14 +174,7 @@ def _writable(output_dir: str | None) -> Path | None:
     if output_dir is None:
         return None
     folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir {output_dir}: cannot be written ({error.strerror}). Name another folder."
-        ) from error
+    check_writable(folder, "output_dir")
     return folder
 
 

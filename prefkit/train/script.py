@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from prefkit.atomic import write_text
+from prefkit.atomic import check_writable, write_text
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
 from prefkit.train.checks import check_machine, one_line_errors
@@ -66,14 +65,7 @@ def _check_model_folder(option: str, name: str) -> None:
 
 
 def _check_output(folder: Path, resume: Any) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir: cannot write into {folder} ({error.strerror or error}). Choose another."
-        ) from error
+    check_writable(folder, "output_dir")
     found = checkpoint.list_checkpoints(folder)
     if found and (not resume or str(resume).lower() == "false"):
         raise ConfigError(
