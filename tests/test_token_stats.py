@@ -286,13 +286,13 @@ def test_logits_buffers_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) 
         biggest = max(biggest, made.nbytes)
         return made
 
-    case = Case(vocab=2000, ref_vocab=2000, tokens=40, dim=8, ref_dim=8, outputs=("logp", "kl"))
+    case = Case(vocab=2000, ref_vocab=2000, tokens=40, dim=2, ref_dim=2, outputs=("logp", "kl"))
     problem = build(case, torch.float32)
     monkeypatch.setattr(torch.Tensor, "new_empty", watched)
     stats = call(problem, case, "torch", memory_budget=budget)
     (stats.logp + stats.kl).sum().backward()
-    weight_gradient = problem.weight.nbytes
-    assert 5_000 < biggest <= max(budget, weight_gradient)
+    assert problem.weight.nbytes < budget  # the weight's gradient is no buffer of logits
+    assert 5_000 < biggest <= budget
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", "reference"])

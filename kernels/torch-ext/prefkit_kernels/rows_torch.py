@@ -6,7 +6,8 @@ Work goes by blocks of rows small enough that all temporaries stay in the proces
 
 Numerics. With lp = log p (policy), lr = log p' (reference) and d = lr − lp, each class adds
 p'·(d + e^{−d} − 1) ≥ 0 to KL(ref‖policy): non-negative term by term, where Σ p'·d can go negative.
-At a KL of 2e-4 the relative error is about 1e-6 against 5e-3. Where |d| is huge, p'·e^{−d} is p.
+At a KL of 5e-9 the relative error is about 1e-4 (tests/test_rows_triton.py).
+Where |d| is huge, p'·e^{−d} is p.
 """
 
 from dataclasses import dataclass
