@@ -1,22 +1,33 @@
-"""Row operations as Triton kernels: raw logits → per-token statistics, and their gradient.
+"""Row operations as Triton kernels: raw logits → normalisers, sums over classes, gradients.
 
-Same two functions, same arguments and same meaning as `rows_torch`. One program reads one row; a
-row is never held whole, so any vocabulary fits. Rows lie on grid axis 0 (the other axes end at
-65535) and every row offset is int64 (rows × V passes 2³¹ at 14 k rows of a 152 k vocabulary).
-Without a GPU the kernels run under `TRITON_INTERPRET=1` (set before the import).
+Same functions, same arguments and same meaning as in `rows_torch`; this file chooses the launches
+of the kernels in `triton_rows`. Without a GPU they run under `TRITON_INTERPRET=1` (set before the
+import).
 """
 
 import os
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from .logits import OUTPUTS
+from . import triton_rows
 from .rows_torch import Rows
-from .triton_math import expm1_small, kl_terms, tanh
 
-_FINITE_MIN = tl.constexpr(-3.0e38)  # starts a running maximum without inf − inf
+_SUMS = ("kl", "reverse_kl", "entropy", "log_sum_sq")
+_NEED_REFERENCE = {"kl", "reverse_kl"}
+# Tile of partial results a program combines: rows × blocks. 32 blocks of 4096 are V = 131072.
+_TILE, _TILE_WARPS = 32, 4
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is cut up: columns a program (a power of two) and warps a program."""
+
+    block: int
+    warps: int
 
 
 def interpreted() -> bool:
@@ -24,348 +35,204 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def statistics(rows: Rows, outputs: tuple[str, ...], stats: Tensor, norms: Tensor) -> None:
-    """See `rows_torch.statistics`."""
-    raw, ref = rows.raw, rows.ref
-    block, warps = _launch(max(raw.shape[1], ref.shape[1] if ref is not None else 0))
-    _statistics_kernel[(raw.shape[0],)](
-        *_pointers(rows),
-        stats,
-        norms,
-        raw.stride(0),
-        ref.stride(0) if ref is not None else 0,
-        stats.stride(0),
-        norms.stride(0),
-        raw.shape[1],
-        ref.shape[1] if ref is not None else 0,
-        rows.transform.scale,
-        rows.transform.softcap,
-        1.0 / rows.transform.temperature,
-        *_flags(rows),
-        *_slots(outputs),
-        BLOCK=block,
-        num_warps=warps,
+def launch(width: int, heads: int) -> Launch:
+    """The launch for rows of `width` classes of one or two heads; chosen without a GPU to time it.
+
+    Each thread holds 16 elements of one row, or 8 of each of two: four 128-bit loads in flight, and
+    registers for at least half of the threads that an SM can have (tests/compile_kernels.py). Of
+    blocks of 4096, 2048 and 1024 columns the largest whose last one wastes at most 1/16 of the
+    work: V = 32000, 49152, 128256, 152064 take 4096 and waste 0 to 2.4 %; a slice of 6500 takes
+    1024, where 4096 would waste a quarter.
+    """
+    width = max(width, 1)
+    for block in (4096, 2048, 1024):
+        if triton.cdiv(width, block) * block * 16 <= width * 17:
+            break
+    block = min(block, triton.next_power_of_2(width))
+    return Launch(block, warps=max(1, block * heads // (32 * 16)))
+
+
+def normalisers(rows: Rows, out: Tensor, how: Launch | None = None) -> None:
+    """See `rows_torch.normalisers`. `how` overrides `launch`, for tuning."""
+    _check(rows.raw, rows.bias, rows.targets, out)
+    count, width = rows.raw.shape
+    how = how or launch(width, heads=1)
+    blocks = max(1, triton.cdiv(width, how.block))  # the target's logit is written even for none
+    partial = out.new_empty(2, blocks, count)
+    triton_rows.norms_kernel[(count, blocks)](
+        raw=rows.raw,
+        bias=_pointer(rows.bias, rows),
+        targets=rows.targets,
+        partial=partial,
+        out=out,
+        raw_stride=rows.raw.stride(0),
+        partial_plane=partial.stride(0),
+        partial_stride=partial.stride(1),
+        out_stride=out.stride(0),
+        width=width,
+        first_class=rows.first_class,
+        **_transform(rows),
+        **_options(how),
     )
+    triton_rows.combine_norms_kernel[(triton.cdiv(count, _TILE),)](
+        partial=partial,
+        out=out,
+        partial_plane=partial.stride(0),
+        partial_stride=partial.stride(1),
+        out_stride=out.stride(0),
+        rows=count,
+        blocks=blocks,
+        ROWS=_TILE,
+        BLOCKS=_TILE,
+        num_warps=_TILE_WARPS,
+        enable_fp_fusion=True,
+    )
+
+
+def class_sums(
+    rows: Rows,
+    outputs: tuple[str, ...],
+    norms: Tensor,  # (4, C) fp32
+    out: Tensor,  # (len(outputs), C) fp32
+    how: Launch | None = None,
+) -> None:
+    """See `rows_torch.class_sums`. `how` overrides `launch`, for tuning."""
+    _check(rows.raw, rows.ref, rows.bias, rows.ref_bias, norms, out)
+    two = bool(_NEED_REFERENCE & set(outputs))
+    width, ref_width = _widths(rows, two)
+    how = how or launch(max(width, ref_width), heads=1 + two)
+    blocks = max(1, triton.cdiv(max(width, ref_width), how.block))
+    partial = out.new_empty(len(outputs), blocks, rows.raw.shape[0])
+    triton_rows.class_sums_kernel[(rows.raw.shape[0], blocks)](
+        **_both(rows, two),
+        norms=norms,
+        partial=partial,
+        norms_stride=norms.stride(0),
+        partial_plane=partial.stride(0),
+        partial_stride=partial.stride(1),
+        width=width,
+        ref_width=ref_width,
+        **_transform(rows),
+        HAS_REF_BIAS=two and rows.ref_bias is not None,
+        **{name.upper(): _slot(name, outputs) for name in _SUMS},
+        **_options(how),
+    )
+    torch.sum(partial, dim=1, out=out)
 
 
 def gradient(
     rows: Rows,
     outputs: tuple[str, ...],
-    stats: Tensor,
-    norms: Tensor,
-    cotangents: Tensor,
-    out: Tensor,
+    stats: Tensor,  # (len(outputs), C) fp32
+    norms: Tensor,  # (4, C) fp32
+    cotangents: Tensor,  # (len(outputs), C) fp32
+    out: Tensor,  # (C, S) fp32 | bf16 | fp16
+    kl_sum: Tensor | None = None,  # (C,) fp32
+    how: Launch | None = None,
 ) -> None:
     """See `rows_torch.gradient`. `out` may have a lower precision than the logits; it may be
-    `rows.raw` itself, since each element is written by the program that has read it."""
-    raw, ref = rows.raw, rows.ref
-    block, warps = _launch(raw.shape[1])
-    _gradient_kernel[(raw.shape[0], triton.cdiv(raw.shape[1], block))](
-        *_pointers(rows),
-        stats,
-        norms,
-        cotangents,
-        out,
-        raw.stride(0),
-        ref.stride(0) if ref is not None else 0,
-        stats.stride(0),
-        norms.stride(0),
-        cotangents.stride(0),
-        out.stride(0),
-        raw.shape[1],
-        ref.shape[1] if ref is not None else 0,
-        rows.first_class,
-        rows.transform.scale,
-        rows.transform.softcap,
-        1.0 / rows.transform.temperature,
-        *_flags(rows),
-        *_slots(outputs),
-        BLOCK=block,
-        num_warps=warps,
+    `rows.raw` itself, since each element is written by the program that has read it.
+    `how` overrides `launch`, for tuning."""
+    _check(rows.raw, rows.ref, rows.bias, rows.ref_bias, rows.targets)
+    _check(stats, norms, cotangents, out, kl_sum)
+    two = bool(_NEED_REFERENCE & set(outputs))
+    width, ref_width = _widths(rows, two)
+    # A class of the reference alone has no gradient here, but it is part of the KL.
+    columns = max(width, ref_width) if kl_sum is not None else width
+    how = how or launch(columns, heads=1 + two)
+    blocks = max(1, triton.cdiv(columns, how.block))
+    partial = norms.new_empty(blocks if kl_sum is not None else 0, rows.raw.shape[0])
+    triton_rows.gradient_kernel[(rows.raw.shape[0], blocks)](
+        **_both(rows, two),
+        targets=rows.targets,
+        stats=stats,
+        norms=norms,
+        cotangents=cotangents,
+        dz=out,
+        partial=partial,
+        stats_stride=stats.stride(0),
+        norms_stride=norms.stride(0),
+        cotangents_stride=cotangents.stride(0),
+        dz_stride=out.stride(0),
+        partial_stride=partial.stride(0),
+        width=width,
+        ref_width=ref_width,
+        first_class=rows.first_class,
+        **_transform(rows),
+        HAS_REF_BIAS=two and rows.ref_bias is not None,
+        KL_SUM=kl_sum is not None,
+        LOGP=_slot("logp", outputs),
+        **{name.upper(): _slot(name, outputs) for name in _SUMS},
+        **_options(how),
     )
+    if kl_sum is not None:
+        torch.sum(partial, dim=0, out=kl_sum)
 
 
-def _launch(width: int) -> tuple[int, int]:
-    """Block size and warps for rows of `width` classes."""
-    block = min(4096, triton.next_power_of_2(width))
-    return block, (8 if block >= 4096 else 4)
-
-
-def _pointers(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    for tensor in (rows.raw, rows.ref, rows.bias, rows.ref_bias, rows.targets):
+def _check(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
         # An empty slice of a shorter vocabulary is never read, whatever its strides.
-        assert tensor is None or tensor.stride(-1) == 1 or tensor.numel() < 2, "needs unit stride"
-    # An absent tensor is never read: its flag is off. Any tensor stands in for the pointer.
-    ref = rows.raw if rows.ref is None else rows.ref
-    bias = rows.raw if rows.bias is None else rows.bias
-    ref_bias = rows.raw if rows.ref_bias is None else rows.ref_bias
-    return rows.raw, ref, bias, ref_bias, rows.targets
+        assert tensor is None or tensor.numel() < 2 or tensor.stride(-1) == 1, "needs unit stride"
 
 
-def _flags(rows: Rows) -> tuple[bool, bool, bool, bool]:
-    return (
-        rows.ref is not None,
-        rows.bias is not None,
-        rows.ref_bias is not None,
-        rows.transform.softcap != 0.0,
-    )
+def _pointer(tensor: Tensor | None, rows: Rows) -> Tensor:
+    """The tensor, or any other in its place: it is never read, its flag being off."""
+    return rows.raw if tensor is None else tensor
 
 
-def _slots(outputs: tuple[str, ...]) -> tuple[int, ...]:
-    """For each known output its row in `stats`, −1 where it was not asked for."""
-    return tuple(outputs.index(name) if name in outputs else -1 for name in OUTPUTS)
+def _widths(rows: Rows, two: bool) -> tuple[int, int]:
+    return rows.raw.shape[1], rows.ref.shape[1] if two and rows.ref is not None else 0
 
 
-@triton.jit
-def _load_logits(
-    row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS: tl.constexpr, CAP: tl.constexpr
-):
-    """Logits of some columns of a row; −inf beyond its width."""
-    inside = columns < width
-    z = tl.load(row + columns, mask=inside, other=float("-inf")).to(tl.float32)
-    dead = z == float("-inf")
-    if HAS_BIAS:
-        z += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-        dead = z == float("-inf")
-    z *= scale
-    if CAP:
-        z = softcap * tanh(z / softcap)
-    return tl.where(dead, float("-inf"), z * inv_temp)
+def _both(rows: Rows, two: bool) -> dict[str, Any]:
+    """Pointers and strides of policy and reference; the policy's twice where one is enough."""
+    ref = _pointer(rows.ref if two else None, rows)
+    return {
+        "raw": rows.raw,
+        "ref": ref,
+        "bias": _pointer(rows.bias, rows),
+        "ref_bias": _pointer(rows.ref_bias if two else None, rows),
+        "raw_stride": rows.raw.stride(0),
+        "ref_stride": ref.stride(0),
+    }
 
 
-@triton.jit
-def _norms_of_row(
-    row,
-    bias,
-    width,
-    scale,
-    softcap,
-    inv_temp,
-    HAS_BIAS: tl.constexpr,
-    CAP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Maximum and log Σ exp(z − max) of a row in one read, each lane with its own running pair."""
-    top = tl.full((BLOCK,), _FINITE_MIN, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, width, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        z = _load_logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
-        higher = tl.maximum(top, z)
-        total = total * tl.exp(top - higher) + tl.exp(z - higher)
-        top = higher
-    row_top = tl.max(top, axis=0)
-    row_total = tl.sum(total * tl.exp(top - row_top), axis=0)
-    return row_top, tl.log(row_total)
+def _transform(rows: Rows) -> dict[str, Any]:
+    transform = rows.transform
+    return {
+        "scale": transform.scale,
+        "softcap": transform.softcap,
+        "inv_temp": 1.0 / transform.temperature,
+        "HAS_BIAS": rows.bias is not None,
+        "CAP": transform.softcap != 0.0,
+    }
 
 
-@triton.jit
-def _target_logp(
-    row,
-    bias,
-    target,
-    width,
-    top,
-    log_sum,
-    scale,
-    softcap,
-    inv_temp,
-    HAS_BIAS: tl.constexpr,
-    CAP: tl.constexpr,
-):
-    """log p of the target: −inf for a class beyond the vocabulary, NaN for a negative target."""
-    column = tl.maximum(target, 0)
-    z = _load_logits(row, bias, column, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
-    return tl.where(target < 0, float("nan"), (z - top) - log_sum)
+def _slot(name: str, outputs: tuple[str, ...]) -> int:
+    """The row of an output, −1 where it was not asked for."""
+    return outputs.index(name) if name in outputs else -1
 
 
-@triton.jit
-def _statistics_kernel(
-    raw,  # (C, V)
-    ref,  # (C, V')
-    bias,  # (V,)
-    ref_bias,  # (V',)
-    targets,  # (C,)
-    stats,  # (K, C) out
-    norms,  # (4, C) out
-    raw_stride,
-    ref_stride,
-    stats_stride,
-    norms_stride,
-    width,
-    ref_width,
-    scale,
-    softcap,
-    inv_temp,
-    HAS_REF: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_REF_BIAS: tl.constexpr,
-    CAP: tl.constexpr,
-    LOGP: tl.constexpr,
-    REF_LOGP: tl.constexpr,
-    KL: tl.constexpr,
-    REVERSE_KL: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    LOG_SUM_SQ: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0).to(tl.int64)
-    target = tl.load(targets + i)
-    row = raw + i * raw_stride
-    top, log_sum = _norms_of_row(row, bias, width, scale, softcap, inv_temp, HAS_BIAS, CAP, BLOCK)
-    tl.store(norms + i, top)
-    tl.store(norms + norms_stride + i, log_sum)
-    if LOGP >= 0:
-        logp = _target_logp(
-            row, bias, target, width, top, log_sum, scale, softcap, inv_temp, HAS_BIAS, CAP
-        )
-        tl.store(stats + LOGP * stats_stride + i, logp)
-
-    ref_row = ref + i * ref_stride
-    ref_top = 0.0
-    ref_log_sum = 0.0
-    if HAS_REF:
-        ref_top, ref_log_sum = _norms_of_row(
-            ref_row, ref_bias, ref_width, scale, softcap, inv_temp, HAS_REF_BIAS, CAP, BLOCK
-        )
-        tl.store(norms + 2 * norms_stride + i, ref_top)
-        tl.store(norms + 3 * norms_stride + i, ref_log_sum)
-        if REF_LOGP >= 0:
-            ref_logp = _target_logp(
-                ref_row,
-                ref_bias,
-                target,
-                ref_width,
-                ref_top,
-                ref_log_sum,
-                scale,
-                softcap,
-                inv_temp,
-                HAS_REF_BIAS,
-                CAP,
-            )
-            tl.store(stats + REF_LOGP * stats_stride + i, ref_logp)
-
-    # A second read, now that the normalisers are known: the sums over classes.
-    if KL >= 0 or REVERSE_KL >= 0 or ENTROPY >= 0 or LOG_SUM_SQ >= 0:
-        kl = tl.zeros((BLOCK,), tl.float32)
-        reverse_kl = tl.zeros((BLOCK,), tl.float32)
-        entropy = tl.zeros((BLOCK,), tl.float32)
-        squares = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, tl.maximum(width, ref_width), BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            z = _load_logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
-            lp = (z - top) - log_sum
-            p = tl.exp(lp)
-            if ENTROPY >= 0:
-                entropy -= tl.where(lp == float("-inf"), 0.0, p * lp)
-            if LOG_SUM_SQ >= 0:
-                squares += p * p
-            if KL >= 0 or REVERSE_KL >= 0:
-                zr = _load_logits(
-                    ref_row,
-                    ref_bias,
-                    columns,
-                    ref_width,
-                    scale,
-                    softcap,
-                    inv_temp,
-                    HAS_REF_BIAS,
-                    CAP,
-                )
-                q = tl.exp((zr - ref_top) - ref_log_sum)
-                # z' − z is exact next to the reference; two rounded log-probabilities are not.
-                d = (zr - z) - ((ref_top - top) + (ref_log_sum - log_sum))
-                if KL >= 0:
-                    kl += kl_terms(q, p, d)
-                if REVERSE_KL >= 0:
-                    reverse_kl += kl_terms(p, q, -d)
-        if KL >= 0:
-            tl.store(stats + KL * stats_stride + i, tl.sum(kl, axis=0))
-        if REVERSE_KL >= 0:
-            tl.store(stats + REVERSE_KL * stats_stride + i, tl.sum(reverse_kl, axis=0))
-        if ENTROPY >= 0:
-            tl.store(stats + ENTROPY * stats_stride + i, tl.sum(entropy, axis=0))
-        if LOG_SUM_SQ >= 0:
-            tl.store(stats + LOG_SUM_SQ * stats_stride + i, tl.log(tl.sum(squares, axis=0)))
+def _options(how: Launch) -> dict[str, Any]:
+    """Fused multiply-adds are asked for by name: Triton is about to change its default."""
+    return {"BLOCK": how.block, "num_warps": how.warps, "enable_fp_fusion": True}
 
 
-@triton.jit
-def _gradient_kernel(
-    raw,  # (C, S)
-    ref,  # (C, S')
-    bias,
-    ref_bias,
-    targets,  # (C,)
-    stats,  # (K, C)
-    norms,  # (4, C)
-    cotangents,  # (K, C)
-    out,  # (C, S)
-    raw_stride,
-    ref_stride,
-    stats_stride,
-    norms_stride,
-    cotangents_stride,
-    out_stride,
-    width,
-    ref_width,
-    first_class,
-    scale,
-    softcap,
-    inv_temp,
-    HAS_REF: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_REF_BIAS: tl.constexpr,
-    CAP: tl.constexpr,
-    LOGP: tl.constexpr,
-    REF_LOGP: tl.constexpr,
-    KL: tl.constexpr,
-    REVERSE_KL: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    LOG_SUM_SQ: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = raw + i * raw_stride
-    z = _load_logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
-    top = tl.load(norms + i)
-    log_sum = tl.load(norms + norms_stride + i)
-    lp = (z - top) - log_sum
-    p = tl.exp(lp)
-    dz = tl.zeros((BLOCK,), tl.float32)
-    if LOGP >= 0:
-        a = tl.load(cotangents + LOGP * cotangents_stride + i)
-        hit = columns + first_class == tl.load(targets + i)
-        dz += tl.where(hit, a, 0.0) - a * p
-    if ENTROPY >= 0:
-        e = tl.load(cotangents + ENTROPY * cotangents_stride + i)
-        h = tl.load(stats + ENTROPY * stats_stride + i)
-        dz -= tl.where(p == 0, 0.0, e * p * (lp + h))
-    if LOG_SUM_SQ >= 0:
-        f = tl.load(cotangents + LOG_SUM_SQ * cotangents_stride + i)
-        log_squares = tl.load(stats + LOG_SUM_SQ * stats_stride + i)
-        dz += 2.0 * f * p * (tl.exp(lp - log_squares) - 1.0)
-    if KL >= 0 or REVERSE_KL >= 0:
-        ref_row = ref + i * ref_stride
-        zr = _load_logits(
-            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, HAS_REF_BIAS, CAP
-        )
-        ref_top = tl.load(norms + 2 * norms_stride + i)
-        ref_log_sum = tl.load(norms + 3 * norms_stride + i)
-        lr = (zr - ref_top) - ref_log_sum
-        d = (zr - z) - ((ref_top - top) + (ref_log_sum - log_sum))
-        if KL >= 0:  # p − p' = −p·expm1(d): keeps its digits where the two are close
-            b = tl.load(cotangents + KL * cotangents_stride + i)
-            difference = tl.where(tl.abs(d) < 0.5, -p * expm1_small(d), p - tl.exp(lr))
-            dz += b * difference
-        if REVERSE_KL >= 0:
-            c = tl.load(cotangents + REVERSE_KL * cotangents_stride + i)
-            reverse_kl = tl.load(stats + REVERSE_KL * stats_stride + i)
-            dz -= tl.where(p == 0, 0.0, c * p * (d + reverse_kl))
-    slope = tl.full((BLOCK,), 1.0, tl.float32) * (scale * inv_temp)
-    if CAP:
-        tanh = z / (inv_temp * softcap)
-        slope *= 1.0 - tanh * tanh
-    dz = tl.where(z == float("-inf"), 0.0, dz * slope)
-    tl.store(out + i * out_stride + columns, dz.to(out.dtype.element_ty), mask=columns < width)
+def statistics(rows: Rows, outputs: tuple[str, ...], stats: Tensor, norms: Tensor) -> None:
+    """Per-row statistics over whole rows, made of the functions above."""
+    own = norms.new_empty(3, norms.shape[1])
+    normalisers(rows, own)
+    norms[:2] = own[:2]
+    logps = {"logp": (own[2] - own[0]) - own[1]}
+    if rows.ref is not None:
+        ref = Rows(rows.ref, None, rows.ref_bias, None, rows.targets, rows.transform)
+        normalisers(ref, own)
+        norms[2:] = own[:2]
+        logps["ref_logp"] = (own[2] - own[0]) - own[1]
+    names = tuple(name for name in outputs if name in _SUMS)
+    sums = norms.new_empty(len(names), norms.shape[1])
+    if names:
+        class_sums(rows, names, norms, sums)
+    for k, name in enumerate(outputs):
+        found = sums[names.index(name)] if name in names else logps[name]
+        stats[k] = found.log() if name == "log_sum_sq" else found
