@@ -4,45 +4,28 @@ A preference loss needs a few numbers a token, not the (tokens, vocabulary) logi
 asked for those numbers instead: `install` gives the model's `forward` one extra keyword,
 `prefkit_request`. While a request is set, the head hands it `(hidden, weight, bias)` and returns an
 empty `(..., 0)` tensor in place of the logits. The head is still *called as a module* inside the
-wrapped forward, so that hooks of FSDP2, ZeRO-3, PEFT and autocast see what they always see.
+wrapped forward, and the result depends on what that call returned, so that hooks of FSDP2, ZeRO-3,
+PEFT and autocast see what they always see, forward and backward.
 
-What the model does to its logits afterwards (Gemma's softcap, Cohere's and Granite's scale) is read
-from the config and then *proved*: known numbers are sent through the model in the head's place, and
-what comes out must be the transform that was read. A model that does anything else is refused.
+What the model does to its logits afterwards is found and proved in `prefkit.model.transform`.
 """
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
+from prefkit.model.sharded import release
+from prefkit.model.transform import LogitTransform, candidates, proved_transform
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
 Request = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitTransform:
-    """What a model does to `hidden @ weight.T + bias`: first the scale, then the softcap.
-
-    Attributes:
-        logit_scale: factor of the logits (Cohere `logit_scale`, 1 / Granite `logits_scaling`).
-        softcap: c of c·tanh(logits / c) (Gemma-2, arXiv 2408.00118, section 2), or None.
-    """
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, logits: Tensor) -> Tensor:  # any shape, any float dtype
-        logits = logits * self.logit_scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @dataclass(frozen=True)
@@ -112,10 +95,13 @@ def find_head(model: nn.Module) -> Head:
     _refuse_odd_head(module, name)
     if module.weight.is_meta or hasattr(module.weight, "ds_id"):
         # Nothing to compute with yet (meta device, ZeRO-3 partition): the config must be believed.
-        return Head(owner, module, next(_candidates(owner.config)))
-    if module.weight.numel():
-        _probe_linear(module, name)
-    return Head(owner, module, _proved_transform(owner, module, name))
+        return Head(owner, module, next(candidates(owner.config)))
+    sharded = isinstance(module.weight, DTensor)
+    # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
+    transform = proved_transform(model if sharded else owner, owner, module)
+    if sharded:  # as they were: whoever reads the parameters next expects shards
+        release(model)
+    return Head(owner, module, transform)
 
 
 def _refuse_odd_head(module: nn.Module, name: str) -> None:
@@ -138,95 +124,6 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
         )
 
 
-def _numeric(attribute: object) -> float | None:
-    usable = isinstance(attribute, int | float) and not isinstance(attribute, bool) and attribute
-    return float(attribute) if usable else None  # type: ignore[arg-type]
-
-
-def _candidates(config: Any) -> Iterator[LogitTransform]:
-    """Transforms the config may mean, the likeliest first."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    softcap = _numeric(getattr(text, "final_logit_softcapping", None))
-    scales = []
-    if (value := _numeric(getattr(text, "logits_scaling", None))) is not None:
-        scales += [1.0 / value, value]  # Granite divides, HyperCLOVA X multiplies
-    for key in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
-        if (value := _numeric(getattr(text, key, None))) is not None:
-            scales.append(value)
-    for scale in [*scales, 1.0]:
-        yield LogitTransform(logit_scale=scale, softcap=softcap)
-    if softcap is not None:
-        yield LogitTransform()
-
-
-def _probe_linear(module: nn.Module, name: str) -> None:
-    """Refuses a head whose output is not `hidden @ weight.T + bias` on known numbers."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    width = weight.shape[1]
-    ramp = torch.linspace(-1.0, 1.0, 2 * width, device=weight.device)
-    hidden = torch.cos(ramp * 7.0).reshape(1, 2, width).to(weight.dtype)
-    with torch.no_grad():
-        got = module(hidden)
-        want = nn.functional.linear(hidden, weight, getattr(module, "bias", None))
-    if got.shape != want.shape or not torch.allclose(got.float(), want.float(), 1e-2, 1e-2):
-        raise ModelError(
-            f"{name}: its head ({type(module).__name__}) computes something else than hidden @ "
-            "weight.T + bias, so it cannot be fused. Use a model with an ordinary linear head."
-        )
-
-
-@contextlib.contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module(...)` runs `forward` inside the block; an instance attribute, as `install` uses."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = before
-
-
-def _proved_transform(owner: nn.Module, module: nn.Module, name: str) -> LogitTransform:
-    """The transform that turns known head outputs into the logits the model really returns."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    vocab = weight.shape[0]
-    # Logits from -90 to 90: a softcap or scale shows at once, whatever the model's own logits are.
-    known = torch.linspace(-90.0, 90.0, 2 * vocab, device=weight.device).reshape(1, 2, vocab)
-    known = known.to(weight.dtype)
-    seen: list[Tensor] = []
-
-    def stand_in(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        seen.append(hidden)
-        return known.clone()
-
-    ids = torch.zeros((1, 2), dtype=torch.long, device=weight.device)
-    was_training = owner.training
-    owner.eval()
-    try:
-        with torch.no_grad(), _forward_replaced(module, stand_in):
-            mask = torch.ones_like(ids)
-            logits = owner(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    finally:
-        owner.train(was_training)
-    if len(seen) != 1 or seen[0].shape[:-1] != (1, 2) or logits.shape != known.shape:
-        raise ModelError(
-            f"{name} does not call its head once with one vector a token, so the head cannot be "
-            "fused. Use an ordinary decoder-only model."
-        )
-    for transform in _candidates(owner.config):
-        if torch.allclose(logits.double(), transform(known.double()), rtol=2e-2, atol=1e-2):
-            return transform
-    raise ModelError(
-        f"{name} changes its logits after the head in a way that its config does not tell (neither "
-        "a scale nor a tanh softcap): the fused loss would not be this model's loss. Use another "
-        "model, or one whose config names the change (logit_scale, logits_scaling, "
-        "final_logit_softcapping)."
-    )
-
-
 def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         request: Request | None = kwargs.pop("prefkit_request", None)
@@ -237,13 +134,15 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         slot: dict[str, Any] = {"request": request}
         head._prefkit_slot = slot
         try:
-            call(*args, **kwargs)
+            output = call(*args, **kwargs)
         finally:
             del head._prefkit_slot
         if "result" not in slot:
             raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
         value, extras = slot["result"]
-        return RequestOutput(value=value, extras=extras)
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        # + 0: the second half of the way through the head's output, see `_requesting_head`.
+        return RequestOutput(value=value + logits.sum().to(value), extras=extras)
 
     # The signature for whoever inspects it, but no __wrapped__: accelerate unwraps along that to
     # the innermost function and would silently take the fused head off again.
@@ -256,8 +155,15 @@ def _requesting_head(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any)
     if slot is None:
         inner = self.__dict__.get("_prefkit_inner_forward")
         return inner(hidden, *args, **kwargs) if inner else type(self).forward(self, hidden)
-    slot["result"] = slot["request"](hidden, self.weight, getattr(self, "bias", None))
-    return hidden[..., :0]
+    value, extras = slot["request"](hidden, self.weight, getattr(self, "bias", None))
+    slot["result"] = value, extras
+    # The value leaves by the slot, but its gradient must also come in through this output: FSDP2
+    # (as ZeRO-3) gathers the weight for the backward in a hook on the *output* of the module, and
+    # a backward that goes round it reads freed memory. So the empty logits depend on the value,
+    # and the forward adds their sum, 0, to it. Autograd runs no node before all who use its result
+    # have run, hence never the loss's backward before that hook. (hidden[..., :0] would also be a
+    # view, which FSDP2 warns of.)
+    return hidden.new_empty((*hidden.shape[:-1], 0)) + value.sum()
 
 
 def install(model: nn.Module) -> Head:
@@ -265,7 +171,8 @@ def install(model: nn.Module) -> Head:
 
     With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
     (R, L, D), `weight` (V, D), `bias` (V,) or None. Without one the model behaves as ever:
-    class, state dict and `save_pretrained` are untouched. Calling it twice changes nothing.
+    class, state dict and `save_pretrained` are untouched. Calling it twice changes nothing. It may
+    be called before `fully_shard` or after it, then with the root and in every process at once.
 
     Raises:
         ModelError: see `find_head`.

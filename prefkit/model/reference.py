@@ -7,7 +7,8 @@
 | a cache on disk (`reference_cache`) | refused | read from the batch |
 
 The reference always runs without gradient, in evaluation mode, and only the hidden states of scored
-tokens leave its forward.
+tokens leave its forward. Of a reference sharded by FSDP2 the head stays gathered while the loss
+needs it, which is on; everything else is freed after each forward.
 """
 
 import contextlib
@@ -17,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from prefkit.errors import ModelError
 from prefkit.model.head import Head, LogitTransform, unwrap
+from prefkit.model.sharded import release, unit_of
 from prefkit_kernels import token_stats
 
 ModelInputs = Mapping[str, Tensor]
@@ -52,8 +55,17 @@ class Reference:
     head: Head
     adapter_owner: Any = None
 
-    def _run(self, inputs: ModelInputs, rows: Tensor, compute: Compute) -> Any:
-        """compute(hidden (T, D), weight, bias) inside the model's forward, where autocast is on."""
+    def _run(
+        self,
+        inputs: ModelInputs,
+        rows: Tensor,
+        compute: Compute,
+        keep: FSDPModule | None = None,
+    ) -> Any:
+        """compute(hidden (T, D), weight, bias) inside the model's forward, where autocast is on.
+
+        Units of FSDP2 are freed after it, but for `keep`.
+        """
         got: list[Any] = []
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
@@ -64,6 +76,8 @@ class Reference:
         off = self.adapter_owner.disable_adapter if self.adapter_owner else contextlib.nullcontext
         with evaluating(self.model), off():
             self.model(**inputs, use_cache=False, prefkit_request=request)
+        if self.adapter_owner is None:  # the policy itself would have to gather it again at once
+            release(self.model, keep)
         return got[0]
 
     def operands(
@@ -76,8 +90,21 @@ class Reference:
             rows: (T,) int64, places of the scored tokens in the flattened R·L.
             policy: the policy's logit transform, which the loss applies to both.
             vocab_size: rows of the policy's head.
+
+        Raises:
+            ModelError: the head's memory was freed when the model's forward ended.
         """
-        hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands)
+        unit = None
+        if self.adapter_owner is None:
+            unit = self._hold_head()
+        hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands, unit)
+        # With the adapter off, the policy's forward gathers this same parameter once more.
+        if self.adapter_owner is None and not weight.untyped_storage().size():
+            raise ModelError(
+                "The reference's head was freed when its forward ended, but the full-vocabulary KL "
+                "reads it in the policy's loss. Shard the reference with FSDP2 (fully_shard; "
+                "fsdp_version 2 in accelerate), or use a method without KL (dpo, step-dpo, scdpo)."
+            )
         factor = self.head.transform.logit_scale / policy.logit_scale
         if factor != 1.0:  # the loss knows one scale: fold the difference into the hidden states
             hidden = hidden * factor
@@ -87,6 +114,18 @@ class Reference:
         weight = weight[:vocab_size]
         bias = None if bias is None else bias[:vocab_size]
         return {"ref_hidden": hidden, "ref_weight": weight, "ref_bias": bias}
+
+    def _hold_head(self) -> FSDPModule | None:
+        """Lets FSDP2 leave the head gathered after the forward; returns the unit that holds it.
+
+        The loss reads the head in the policy's forward and, in two passes, in its backward. Leaving
+        the gathered weight where it is costs no copy, and no gathering in later steps: a reference
+        never changes. The most memory is taken in the loss, where this head is needed anyway.
+        """
+        unit = unit_of(self.model, self.head.module)
+        if unit is not None:
+            unit.set_reshard_after_forward(False, recurse=False)
+        return unit
 
     def logp(self, inputs: ModelInputs, rows: Tensor, targets: Tensor, **options: Any) -> Tensor:
         """(T,) log-probabilities of `targets` in nats, fp32 (fp64 for an fp64 model).

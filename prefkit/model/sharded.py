@@ -1,0 +1,42 @@
+"""FSDP2 units, seen from outside: which of them holds a module, and when its weights are whole.
+
+`torch.distributed.fsdp.fully_shard` gathers the parameters of a unit before the unit's forward,
+may free them after it, and gathers them again in the backward. Code that reads a parameter at any
+other time finds a shard or freed memory.
+"""
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+
+def unit_of(model: nn.Module, module: nn.Module) -> FSDPModule | None:
+    """The FSDP2 unit inside `model` that gathers the parameters of `module`, or None.
+
+    It is the module itself or the nearest module around it that `fully_shard` was called on; in a
+    group `fully_shard([norm, lm_head])` each of the group answers for all.
+    """
+    paths = [name for name, part in model.named_modules(remove_duplicate=False) if part is module]
+    if not paths:
+        return None
+    names = paths[0].split(".")
+    for length in range(len(names), -1, -1):
+        around = model.get_submodule(".".join(names[:length]))
+        if isinstance(around, FSDPModule):
+            return around
+    return None
+
+
+def release(model: nn.Module, keep: FSDPModule | None = None) -> None:
+    """Frees what the units of `model` gathered and left in place after a forward without backward.
+
+    FSDP2 leaves the root and every unit with `reshard_after_forward=False` gathered for a backward
+    to come. Where none comes, that memory would be lost for good.
+
+    Args:
+        model: a model with or without units.
+        keep: a unit that stays as it is.
+    """
+    kept = None if keep is None else keep._get_fsdp_state()  # one state for all of a group
+    for part in model.modules():
+        if isinstance(part, FSDPModule) and part._get_fsdp_state() is not kept:
+            part.reshard()

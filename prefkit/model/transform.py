@@ -1,0 +1,142 @@
+"""What a model does to its logits after the head: read from the config, then proved by numbers.
+
+Known numbers are sent through the model in the head's place, and what comes out must be the
+transform that was read (Gemma's softcap, Cohere's and Granite's scale). A model that does anything
+else is refused.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from prefkit.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitTransform:
+    """What a model does to `hidden @ weight.T + bias`: first the scale, then the softcap.
+
+    Attributes:
+        logit_scale: factor of the logits (Cohere `logit_scale`, 1 / Granite `logits_scaling`).
+        softcap: c of c·tanh(logits / c) (Gemma-2, arXiv 2408.00118, section 2), or None.
+    """
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:  # any shape, any float dtype
+        logits = logits * self.logit_scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def _numeric(attribute: object) -> float | None:
+    usable = isinstance(attribute, int | float) and not isinstance(attribute, bool) and attribute
+    return float(attribute) if usable else None  # type: ignore[arg-type]
+
+
+def candidates(config: Any) -> Iterator[LogitTransform]:
+    """Transforms the config may mean, the likeliest first."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    softcap = _numeric(getattr(text, "final_logit_softcapping", None))
+    scales = []
+    if (value := _numeric(getattr(text, "logits_scaling", None))) is not None:
+        scales += [1.0 / value, value]  # Granite divides, HyperCLOVA X multiplies
+    for key in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        if (value := _numeric(getattr(text, key, None))) is not None:
+            scales.append(value)
+    for scale in [*scales, 1.0]:
+        yield LogitTransform(logit_scale=scale, softcap=softcap)
+    if softcap is not None:
+        yield LogitTransform()
+
+
+def _is_linear(forward: Callable[..., Any], weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `forward(hidden)` is `hidden @ weight.T + bias` on known numbers."""
+    width = weight.shape[1]
+    ramp = torch.linspace(-1.0, 1.0, 2 * width, device=weight.device)
+    hidden = torch.cos(ramp * 7.0).reshape(1, 2, width).to(weight.dtype)
+    got, want = forward(hidden), nn.functional.linear(hidden, weight, bias)
+    return got.shape == want.shape and torch.allclose(got.float(), want.float(), 1e-2, 1e-2)
+
+
+@contextlib.contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module(...)` runs `forward` inside the block; an instance attribute, as `install` uses."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = before
+
+
+def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> LogitTransform:
+    """The transform that turns known head outputs into the logits `model` really returns.
+
+    Args:
+        model: what is called; `owner` or, for a sharded model, the FSDP2 root around it.
+        owner: the causal LM that holds the head.
+        module: the head.
+
+    Raises:
+        ModelError: a head that is called otherwise than once, is not linear, or whose weight is a
+            shard even inside the forward; logits that the config does not explain.
+    """
+    name, inner = type(owner).__name__, module.forward
+    seen: list[Tensor] = []
+    known: list[Tensor] = []
+    linear: list[bool] = []
+
+    def stand_in(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        weight: Tensor = module.weight  # type: ignore[assignment]  # FSDP2 makes it whole here
+        if isinstance(weight, DTensor):
+            raise ModelError(
+                f"{name}: inside the model's forward the weight of its head is still a shard. With "
+                "FSDP2, hand over the module that fully_shard was called on last (the root); leave "
+                "the head out of tensor-parallel plans."
+            )
+        linear.append(_is_linear(inner, weight, getattr(module, "bias", None)))
+        # Logits from -90 to 90: a softcap or scale shows at once, whatever the model's own are.
+        vocab = weight.shape[0]
+        ramp = torch.linspace(-90.0, 90.0, 2 * vocab, device=weight.device)
+        known.append(ramp.reshape(1, 2, vocab).to(weight.dtype))
+        seen.append(hidden)
+        return known[-1].clone()
+
+    device = module.weight.device
+    ids = torch.zeros((1, 2), dtype=torch.long, device=device)  # type: ignore[arg-type]
+    was_training = owner.training
+    owner.eval()
+    try:
+        with torch.no_grad(), _forward_replaced(module, stand_in):
+            mask = torch.ones_like(ids)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        owner.train(was_training)
+    if len(seen) != 1 or seen[0].shape[:-1] != (1, 2) or logits.shape != known[0].shape:
+        raise ModelError(
+            f"{name} does not call its head once with one vector a token, so the head cannot be "
+            "fused. Use an ordinary decoder-only model."
+        )
+    if not linear[0]:
+        raise ModelError(
+            f"{name}: its head ({type(module).__name__}) computes something else than hidden @ "
+            "weight.T + bias, so it cannot be fused. Use a model with an ordinary linear head."
+        )
+    for transform in candidates(owner.config):
+        if torch.allclose(logits.double(), transform(known[0].double()), rtol=2e-2, atol=1e-2):
+            return transform
+    raise ModelError(
+        f"{name} changes its logits after the head in a way that its config does not tell (neither "
+        "a scale nor a tanh softcap): the fused loss would not be this model's loss. Use another "
+        "model, or one whose config names the change (logit_scale, logits_scaling, "
+        "final_logit_softcapping)."
+    )
