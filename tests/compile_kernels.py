@@ -1,17 +1,23 @@
 """Compile every Triton kernel for GPUs that are not here; run as a process of its own.
 
-    python -m tests.compile_kernels
+    python -m tests.compile_kernels            # all targets, the project's launches
+    python -m tests.compile_kernels --sweep    # other launches, on sm_90 alone
 
-Prints one JSON object a kernel and target: registers, shared memory in bytes, spilled bytes or
-registers. The interpreter switch must be off in this process, hence the process.
+Prints one JSON object a kernel and target: registers a thread, shared memory in bytes, spilled
+bytes or registers, and on NVIDIA the share of an SM's threads that registers leave room for. The
+interpreter switch must be off in this process, hence the process.
 """
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
 
@@ -19,7 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prefkit_kernels import rows_triton
+from prefkit_kernels import rows_triton, triton_rows
+from prefkit_kernels.rows_triton import Launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -27,54 +34,86 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-POINTERS = {
-    "raw": "*fp32",
-    "ref": "*fp32",
-    "bias": "*fp32",
-    "ref_bias": "*fp32",
-    "targets": "*i64",
-    "stats": "*fp32",
-    "norms": "*fp32",
-    "cotangents": "*fp32",
-    "out": "*bf16",
-}
 FLOATS = ("scale", "softcap", "inv_temp")
-# The two ways the project launches them: the loss of TDPO, and every output with every option.
-VARIANTS = {
-    "tdpo": {"HAS_REF": True, "LOGP": 0, "REF_LOGP": 1, "KL": 2},
-    "all": {
-        "HAS_REF": True,
-        "HAS_BIAS": True,
-        "HAS_REF_BIAS": True,
-        "CAP": True,
-        "LOGP": 0,
-        "REF_LOGP": 1,
-        "KL": 2,
-        "REVERSE_KL": 3,
-        "ENTROPY": 4,
-        "LOG_SUM_SQ": 5,
-    },
-}
-OFF = {"HAS_REF": False, "HAS_BIAS": False, "HAS_REF_BIAS": False, "CAP": False}
+ROW_POINTERS = ("raw", "ref", "bias", "ref_bias", "dz")
+NUMBER_POINTERS = ("stats", "norms", "cotangents", "partial", "out")
+# Multiples of 16 in every vocabulary that matters, so that loads are 128 bits wide.
+ALIGNED = (*ROW_POINTERS, "raw_stride", "ref_stride", "dz_stride", "width", "ref_width")
+SLOTS = ("LOGP", "KL", "REVERSE_KL", "ENTROPY", "LOG_SUM_SQ")
+OFF = {"BIAS": False, "REF_BIAS": False, "SCALE": False, "CAP": False, "KL_SUM": False}
+EVERY_OPTION = {"BIAS": True, "REF_BIAS": True, "SCALE": True, "CAP": True}
+EVERY_SUM = {name: k for k, name in enumerate(SLOTS[1:])}
+EVERY_SLOT = {name: k for k, name in enumerate(SLOTS)}
 WIDTH = 128_256
 
 
-def source(kernel: object, variant: dict) -> ASTSource:
-    slots = dict.fromkeys(("LOGP", "REF_LOGP", "KL", "REVERSE_KL", "ENTROPY", "LOG_SUM_SQ"), -1)
-    block, _ = rows_triton._launch(WIDTH)
-    constants = {**OFF, **slots, **variant, "BLOCK": block}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in POINTERS:
-            signature[name] = POINTERS[name]
-        else:
-            signature[name] = "fp32" if name in FLOATS else "i32"
-    return ASTSource(fn=kernel, signature=signature, constexprs=constants)
+@dataclass(frozen=True)
+class Case:
+    """One compilation: a kernel, what it is asked for, the gradient's dtype, its launch."""
+
+    kernel: str
+    variant: str
+    how: Launch
+    flags: dict[str, Any] = field(default_factory=dict)
+    dz: str = "fp32"
+    aligned: bool = True
 
 
-def resources(binary: object, target: GPUTarget) -> dict[str, int]:
+def cases() -> Iterator[Case]:
+    """What DPO, TDPO and a call for everything launch; a vocabulary that 16 does not divide."""
+    one, two = (rows_triton.launch(WIDTH, heads) for heads in (1, 2))
+    tdpo = {"LOGP": 0, "KL": 1, "KL_SUM": True}
+    everything = {**EVERY_OPTION, **EVERY_SLOT, "KL_SUM": True}
+    yield Case("norms", "plain", one)
+    yield Case("norms", "all", one, EVERY_OPTION)
+    yield Case("combine_norms", "", Launch(0, rows_triton._TILE_WARPS))
+    yield Case("class_sums", "kl", two, {"KL": 0})
+    yield Case("class_sums", "all", two, {**EVERY_OPTION, **EVERY_SUM})
+    for dz in ("fp32", "bf16", "fp16"):
+        yield Case("gradient", "dpo", one, {"LOGP": 0}, dz)
+        yield Case("gradient", "tdpo", two, tdpo, dz)
+        yield Case("gradient", "all", two, everything, dz)
+    yield Case("gradient", "tdpo, odd V", two, tdpo, "bf16", aligned=False)
+
+
+def sweep() -> Iterator[Case]:
+    """Other launches of the kernels that need most registers."""
+    tdpo = {"LOGP": 0, "KL": 1, "KL_SUM": True}
+    everything = {**EVERY_OPTION, **EVERY_SLOT, "KL_SUM": True}
+    for block, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8), (4096, 16)):
+        how = Launch(block, warps)
+        yield Case("norms", "plain", how)
+        yield Case("class_sums", "kl", how, {"KL": 0})
+        yield Case("gradient", "dpo", how, {"LOGP": 0}, "bf16")
+        yield Case("gradient", "tdpo", how, tdpo, "bf16")
+        yield Case("gradient", "all", how, everything, "bf16")
+
+
+def compile_(case: Case, target: GPUTarget) -> Any:
+    function = getattr(triton_rows, f"{case.kernel}_kernel")
+    tile = {"ROWS": rows_triton._TILE, "BLOCKS": rows_triton._TILE}
+    given = {**OFF, **dict.fromkeys(SLOTS, -1), **case.flags, **tile, "BLOCK": case.how.block}
+    constants = {name: given[name] for name in function.arg_names if name in given}
+    types = {
+        **dict.fromkeys(constants, "constexpr"),
+        **dict.fromkeys(FLOATS, "fp32"),
+        **dict.fromkeys((*ROW_POINTERS, *NUMBER_POINTERS), "*fp32"),
+        "dz": f"*{case.dz}",
+        "targets": "*i64",
+    }
+    signature = {name: types.get(name, "i32") for name in function.arg_names}
+    known = ALIGNED if case.aligned else ROW_POINTERS
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(function.arg_names)
+        if name in known
+    }
+    source = ASTSource(function, signature, constants, attributes)
+    options = {"num_warps": case.how.warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(binary: Any, target: GPUTarget) -> dict[str, int]:
     if target.backend == "hip":
         text = binary.asm["amdgcn"]
         found = {
@@ -97,18 +136,36 @@ def resources(binary: object, target: GPUTarget) -> dict[str, int]:
         "registers": found["REG"],
         "shared": binary.metadata.shared,
         "spilled": found["STACK"] + found["LOCAL"],
+        "occupancy": occupancy(found["REG"], binary.metadata.num_warps),
     }
 
 
+def occupancy(registers: int, warps: int) -> int:
+    """Percent of the 64 warps of an SM (8.0, 9.0 and 10.0 alike) that can be resident.
+
+    A warp takes its 32 × registers in units of 256, out of 65536; an SM holds at most 32 programs.
+    """
+    per_warp = -(-registers * 32 // 256) * 256
+    programs = min(65536 // per_warp // warps, 64 // warps, 32)
+    return 100 * programs * warps // 64
+
+
 def main() -> None:
-    for kernel in (rows_triton._statistics_kernel, rows_triton._gradient_kernel):
-        for variant, flags in VARIANTS.items():
-            for name, target in TARGETS.items():
-                _, warps = rows_triton._launch(WIDTH)
-                options = {"num_warps": warps}
-                binary = triton.compile(source(kernel, flags), target=target, options=options)
-                row = {"kernel": kernel.__name__.strip("_"), "variant": variant, "target": name}
-                print(json.dumps({**row, **resources(binary, target)}), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sweep", action="store_true", help="other launches, sm_90 alone")
+    swept = parser.parse_args().sweep
+    targets = {"sm_90": TARGETS["sm_90"]} if swept else TARGETS
+    for case in sweep() if swept else cases():
+        for name, target in targets.items():
+            row = {
+                "kernel": case.kernel,
+                "variant": case.variant,
+                "dz": case.dz if case.kernel == "gradient" else "",
+                "target": name,
+                "block": case.how.block,
+                "warps": case.how.warps,
+            }
+            print(json.dumps({**row, **resources(compile_(case, target), target)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ def launch(width: int, heads: int) -> Launch:
     """The launch for rows of `width` classes of one or two heads; chosen without a GPU to time it.
 
     Each thread holds 16 elements of one row, or 8 of each of two: four 128-bit loads in flight, and
-    registers for at least half of the threads that an SM can have (tests/compile_kernels.py). Of
-    blocks of 4096, 2048 and 1024 columns the largest whose last one wastes at most 1/16 of the
-    work: V = 32000, 49152, 128256, 152064 take 4096 and waste 0 to 2.4 %; a slice of 6500 takes
-    1024, where 4096 would waste a quarter.
+    few enough registers for half of the threads of an SM or more (docs/kernels.md). Programs are
+    small, so that the last block of a row wastes little: of blocks of 4096 (two heads: 2048), half
+    and a quarter of that, the largest that wastes at most 1/16. V = 32000, 49152, 128256 and 152064
+    take the largest and waste 0 to 2.4 %; a slice of 6500 takes 1024 (10 %), not 4096 (26 %).
     """
     width = max(width, 1)
-    for block in (4096, 2048, 1024):
+    for block in (4096 // heads, 2048 // heads, 1024 // heads):
         if triton.cdiv(width, block) * block * 16 <= width * 17:
             break
     block = min(block, triton.next_power_of_2(width))
@@ -113,7 +113,7 @@ def class_sums(
         width=width,
         ref_width=ref_width,
         **_transform(rows),
-        HAS_REF_BIAS=two and rows.ref_bias is not None,
+        REF_BIAS=two and rows.ref_bias is not None,
         **{name.upper(): _slot(name, outputs) for name in _SUMS},
         **_options(how),
     )
@@ -159,7 +159,7 @@ def gradient(
         ref_width=ref_width,
         first_class=rows.first_class,
         **_transform(rows),
-        HAS_REF_BIAS=two and rows.ref_bias is not None,
+        REF_BIAS=two and rows.ref_bias is not None,
         KL_SUM=kl_sum is not None,
         LOGP=_slot("logp", outputs),
         **{name.upper(): _slot(name, outputs) for name in _SUMS},
@@ -203,7 +203,8 @@ def _transform(rows: Rows) -> dict[str, Any]:
         "scale": transform.scale,
         "softcap": transform.softcap,
         "inv_temp": 1.0 / transform.temperature,
-        "HAS_BIAS": rows.bias is not None,
+        "BIAS": rows.bias is not None,
+        "SCALE": transform.scale != 1.0 or transform.temperature != 1.0,
         "CAP": transform.softcap != 0.0,
     }
 

@@ -1,53 +1,80 @@
 """Elementary functions that the Triton kernels need exact where plain formulas cancel.
 
 Written out, not taken from libdevice, so that they are the same on NVIDIA, on AMD and under the
-interpreter. `tl.exp(x)` needs no help: it compiles to one multiplication by log₂e and the
-hardware's exp2, and it is only ever given differences from a maximum. Folding log₂e into the
-logits before that difference would save the multiplication and cost the digits of an offset.
+interpreter. One series, of e^d − 1 − d, serves all that cancels near d = 0.
 """
 
 import triton
 import triton.language as tl
 
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
-def tanh(x):
-    """tanh without libdevice, to a few ulp: (e^{2x} − 1) / (e^{2x} + 1), e^{2x} − 1 by series
-    where it would cancel."""
-    t = tl.exp(-2.0 * tl.abs(x))
-    far = tl.where(x < 0, t - 1.0, 1.0 - t)
-    e = expm1_small(2.0 * x)
-    small = tl.abs(x) < 0.25
-    return tl.where(small, e, far) / tl.where(small, e + 2.0, 1.0 + t)
+def exp(x):
+    """e^x as the hardware's exp2; `tl.exp` adds instructions for results below 1e-38."""
+    return tl.exp2(x * _LOG2_E)
+
+
+@triton.jit
+def probability(z, top, log_sum):
+    """exp((z − top) − log_sum) in three instructions.
+
+    log₂e comes in after the maximum was subtracted: folded into the logits themselves it would
+    cost the digits of their common offset.
+    """
+    return tl.exp2((z - top) * _LOG2_E - log_sum * _LOG2_E)
 
 
 @triton.jit
 def rescale(total, own, common):
     """Σ exp(z − own) → Σ exp(z − common); 0 where there was no finite z (own = −inf)."""
-    return total * tl.where(own == float("-inf"), 0.0, tl.exp(own - common))
+    return total * tl.where(own == float("-inf"), 0.0, exp(own - common))
 
 
 @triton.jit
-def expm1_small(d):
-    """e^d − 1 for |d| < 0.5 by its series, relative error below 1e-8."""
-    s = 1.0 + d * (1.0 / 8.0) * (1.0 + d * (1.0 / 9.0) * (1.0 + d * (1.0 / 10.0)))
-    s = 1.0 + d * (1.0 / 6.0) * (1.0 + d * (1.0 / 7.0) * s)
-    s = 1.0 + d * (1.0 / 4.0) * (1.0 + d * (1.0 / 5.0) * s)
-    return d * (1.0 + d * (1.0 / 2.0) * (1.0 + d * (1.0 / 3.0) * s))
+def excess(d):
+    """e^d − 1 − d for |d| < 0.5 by its series to d⁹: never negative, relative error 1e-7."""
+    s = d * (1.0 / 362880.0) + 1.0 / 40320.0
+    s = d * s + 1.0 / 5040.0
+    s = d * s + 1.0 / 720.0
+    s = d * s + 1.0 / 120.0
+    s = d * s + 1.0 / 24.0
+    s = d * s + 1.0 / 6.0
+    s = d * s + 0.5
+    return d * d * s
 
 
 @triton.jit
-def excess_small(d):
-    """e^d − 1 − d for |d| < 0.5 by its series: no cancellation, never negative."""
-    s = 1.0 + d * (1.0 / 8.0) * (1.0 + d * (1.0 / 9.0) * (1.0 + d * (1.0 / 10.0)))
-    s = 1.0 + d * (1.0 / 6.0) * (1.0 + d * (1.0 / 7.0) * s)
-    s = 1.0 + d * (1.0 / 4.0) * (1.0 + d * (1.0 / 5.0) * s)
-    return d * d * 0.5 * (1.0 + d * (1.0 / 3.0) * s)
+def tanh(x):
+    """(e^{2x} − 1) / (e^{2x} + 1) to a few ulp: e^{2x} − 1 by its series where it would cancel."""
+    small = tl.abs(x) < 0.25
+    rise = 2.0 * x + excess(2.0 * x)
+    fall = exp(-2.0 * tl.abs(x))
+    far = tl.where(x < 0, fall - 1.0, 1.0 - fall)
+    return tl.where(small, rise, far) / tl.where(small, rise + 2.0, 1.0 + fall)
 
 
 @triton.jit
-def kl_terms(q, p, d):
-    """Per-class terms q·(d + e^{−d} − 1) of KL(q‖p), d = log q − log p; they are never negative."""
-    near = q * excess_small(-d)
-    far = q * d + (p - q)
-    return tl.where(q == 0, p, tl.where(tl.abs(d) < 0.5, near, far))
+def difference(p, q, d):
+    """q − p of two probabilities with d = log q − log p: p·expm1(d) where q − p would cancel."""
+    return tl.where(tl.abs(d) < 0.5, p * (d + excess(d)), q - p)
+
+
+@triton.jit
+def kl_terms(p, q, d):
+    """Terms q·(d + e^{−d} − 1) of KL(q‖p), d = log q − log p; never negative.
+
+    Near d = 0 they are p·(d·c − (c − d)) with c = e^d − 1, about p·d²/2; p where q is 0.
+    """
+    e = excess(d)
+    near = p * (d * (d + e) - e)
+    far = tl.where(q == 0, 0.0, q * d) + (p - q)
+    return tl.where(tl.abs(d) < 0.5, near, far)
+
+
+@triton.jit
+def reverse_kl_terms(p, q, d):
+    """Terms p·(e^d − 1 − d) of KL(p‖q), d = log q − log p; never negative; q where p is 0."""
+    far = (q - p) - tl.where(p == 0, 0.0, p * d)
+    return tl.where(tl.abs(d) < 0.5, p * excess(d), far)

@@ -15,7 +15,7 @@ are: a width divisible by 16 lets loads be 128 bits wide.
 import triton
 import triton.language as tl
 
-from .triton_math import expm1_small, kl_terms, rescale, tanh
+from .triton_math import difference, exp, kl_terms, probability, rescale, reverse_kl_terms, tanh
 
 # Read or written one number a row, so their alignment does not matter; and counts.
 _VARYING = (
@@ -27,18 +27,28 @@ _VARYING = (
 
 @triton.jit
 def _logits(
-    row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS: tl.constexpr, CAP: tl.constexpr
+    row,
+    bias,
+    columns,
+    width,
+    scale,
+    softcap,
+    inv_temp,
+    BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
+    CAP: tl.constexpr,
 ):
     """Logits of some columns of a row; −inf outside of 0 ≤ column < width."""
     inside = (columns >= 0) & (columns < width)
     z = tl.load(row + columns, mask=inside, other=float("-inf")).to(tl.float32)
-    if HAS_BIAS:
+    if BIAS:
         z += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    masked = z == float("-inf")
-    z *= scale
-    if CAP:
-        z = softcap * tanh(z / softcap)
-    return tl.where(masked, float("-inf"), z * inv_temp)
+    if SCALE or CAP:
+        scaled = z * scale
+        if CAP:
+            scaled = softcap * tanh(scaled * (1.0 / softcap))
+        z = tl.where(z == float("-inf"), z, scaled * inv_temp)
+    return z
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -57,7 +67,8 @@ def norms_kernel(
     scale,
     softcap,
     inv_temp,
-    HAS_BIAS: tl.constexpr,
+    BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
     CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -65,17 +76,17 @@ def norms_kernel(
     block = tl.program_id(1)
     row = raw + i * raw_stride
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
+    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
     top = tl.max(z, axis=0)
     # A block of masked classes alone adds 0, not exp(−inf + inf).
-    total = tl.sum(tl.exp(z - tl.where(top == float("-inf"), 0.0, top)), axis=0)
+    total = tl.sum(exp(z - tl.where(top == float("-inf"), 0.0, top)), axis=0)
     here = partial + block.to(tl.int64) * partial_stride + i
     tl.store(here, top)
     tl.store(here + partial_plane, total)
     if block == 0:
         target = tl.load(targets + i)
         column = target - first_class
-        hit = _logits(row, bias, column, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
+        hit = _logits(row, bias, column, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
         tl.store(out + 2 * out_stride + i, tl.where(target < 0, float("nan"), hit))
 
 
@@ -127,8 +138,9 @@ def class_sums_kernel(
     scale,
     softcap,
     inv_temp,
-    HAS_BIAS: tl.constexpr,
-    HAS_REF_BIAS: tl.constexpr,
+    BIAS: tl.constexpr,
+    REF_BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
     CAP: tl.constexpr,
     KL: tl.constexpr,  # an output's row in `partial`, −1 where it was not asked for
     REVERSE_KL: tl.constexpr,
@@ -141,12 +153,12 @@ def class_sums_kernel(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     row = raw + i * raw_stride
     here = partial + block.to(tl.int64) * partial_stride + i
-    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
+    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
     top = tl.load(norms + i)
     log_sum = tl.load(norms + norms_stride + i)
-    lp = (z - top) - log_sum
-    p = tl.exp(lp)
+    p = probability(z, top, log_sum)
     if ENTROPY >= 0:
+        lp = (z - top) - log_sum
         terms = tl.where(lp == float("-inf"), 0.0, -p * lp)
         tl.store(here + ENTROPY * partial_plane, tl.sum(terms, axis=0))
     if LOG_SUM_SQ >= 0:
@@ -154,17 +166,17 @@ def class_sums_kernel(
     if KL >= 0 or REVERSE_KL >= 0:
         ref_row = ref + i * ref_stride
         zr = _logits(
-            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, HAS_REF_BIAS, CAP
+            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, REF_BIAS, SCALE, CAP
         )
         ref_top = tl.load(norms + 2 * norms_stride + i)
         ref_log_sum = tl.load(norms + 3 * norms_stride + i)
-        q = tl.exp((zr - ref_top) - ref_log_sum)
+        q = probability(zr, ref_top, ref_log_sum)
         # z' − z is exact next to the reference; two rounded log-probabilities are not.
         d = (zr - z) - ((ref_top - top) + (ref_log_sum - log_sum))
         if KL >= 0:
-            tl.store(here + KL * partial_plane, tl.sum(kl_terms(q, p, d), axis=0))
+            tl.store(here + KL * partial_plane, tl.sum(kl_terms(p, q, d), axis=0))
         if REVERSE_KL >= 0:
-            tl.store(here + REVERSE_KL * partial_plane, tl.sum(kl_terms(p, q, -d), axis=0))
+            tl.store(here + REVERSE_KL * partial_plane, tl.sum(reverse_kl_terms(p, q, d), axis=0))
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -192,8 +204,9 @@ def gradient_kernel(
     scale,
     softcap,
     inv_temp,
-    HAS_BIAS: tl.constexpr,
-    HAS_REF_BIAS: tl.constexpr,
+    BIAS: tl.constexpr,
+    REF_BIAS: tl.constexpr,
+    SCALE: tl.constexpr,
     CAP: tl.constexpr,
     KL_SUM: tl.constexpr,
     LOGP: tl.constexpr,  # an output's row in `stats` and `cotangents`, −1 where it is not there
@@ -207,15 +220,16 @@ def gradient_kernel(
     block = tl.program_id(1)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     row = raw + i * raw_stride
-    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, HAS_BIAS, CAP)
+    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
     top = tl.load(norms + i)
     log_sum = tl.load(norms + norms_stride + i)
     lp = (z - top) - log_sum
-    p = tl.exp(lp)
+    p = probability(z, top, log_sum)
     grad = tl.zeros((BLOCK,), tl.float32)
     if LOGP >= 0:
         a = tl.load(cotangents + LOGP * cotangents_stride + i)
-        hit = columns + first_class == tl.load(targets + i)
+        target = tl.load(targets + i) - first_class
+        hit = columns == tl.where((target >= 0) & (target < width), target, -1).to(tl.int32)
         grad += tl.where(hit, a, 0.0) - a * p
     if ENTROPY >= 0:
         e = tl.load(cotangents + ENTROPY * cotangents_stride + i)
@@ -224,29 +238,30 @@ def gradient_kernel(
     if LOG_SUM_SQ >= 0:
         f = tl.load(cotangents + LOG_SUM_SQ * cotangents_stride + i)
         log_squares = tl.load(stats + LOG_SUM_SQ * stats_stride + i)
-        grad += 2.0 * f * p * (tl.exp(lp - log_squares) - 1.0)
+        grad += 2.0 * f * p * (exp(lp - log_squares) - 1.0)
     if KL >= 0 or REVERSE_KL >= 0:
         ref_row = ref + i * ref_stride
         zr = _logits(
-            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, HAS_REF_BIAS, CAP
+            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, REF_BIAS, SCALE, CAP
         )
         ref_top = tl.load(norms + 2 * norms_stride + i)
         ref_log_sum = tl.load(norms + 3 * norms_stride + i)
-        q = tl.exp((zr - ref_top) - ref_log_sum)
+        q = probability(zr, ref_top, ref_log_sum)
         d = (zr - z) - ((ref_top - top) + (ref_log_sum - log_sum))
-        if KL >= 0:  # p − p' = −p·expm1(d): keeps its digits where the two are close
+        if KL >= 0:
             b = tl.load(cotangents + KL * cotangents_stride + i)
-            grad += b * tl.where(tl.abs(d) < 0.5, -p * expm1_small(d), p - q)
+            grad -= b * difference(p, q, d)
         if REVERSE_KL >= 0:
             c = tl.load(cotangents + REVERSE_KL * cotangents_stride + i)
             reverse_kl = tl.load(stats + REVERSE_KL * stats_stride + i)
             grad -= tl.where(p == 0, 0.0, c * p * (d + reverse_kl))
         if KL_SUM:
             here = partial + block.to(tl.int64) * partial_stride + i
-            tl.store(here, tl.sum(kl_terms(q, p, d), axis=0))
-    grad *= scale * inv_temp
+            tl.store(here, tl.sum(kl_terms(p, q, d), axis=0))
+    if SCALE or CAP:
+        grad *= scale * inv_temp
     if CAP:
-        t = z / (inv_temp * softcap)
+        t = z * (1.0 / (inv_temp * softcap))
         grad *= 1.0 - t * t
     grad = tl.where(z == float("-inf"), 0.0, grad)
     tl.store(dz + i * dz_stride + columns, grad.to(dz.dtype.element_ty), mask=columns < width)
