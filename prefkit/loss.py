@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from prefkit.objectives import DPO, TDPO, Objective
-from prefkit_kernels import TokenStats, token_stats
+from prefkit.schedule import takes_one_pass
+from prefkit.sides import Sides
+from prefkit_kernels import TokenStats, pair_scores, token_stats
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ def fused_preference_loss(
     ref_weight: Tensor | None = None,  # (V', D')
     ref_logp: Tensor | None = None,  # (T,)
     num_pairs: int | Tensor | None = None,
+    schedule: str = "auto",
+    pairs_in_call: int | None = None,
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (T, V) logits.
@@ -53,12 +57,16 @@ def fused_preference_loss(
         ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
         num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
             the whole optimiser step when you accumulate gradients.
+        schedule: "one_pass", "two_pass" or "auto"; see `prefkit.schedule`.
+        pairs_in_call: number of pairs in this call, if you know it: segments < 2·pairs_in_call.
+            None counts them, which costs a GPU a synchronisation, and breaks a compiled graph.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
-            memory_budget, backend.
+            memory_budget, backend, num_scored, vocab_shard.
     Returns:
         PreferenceLoss: `.loss`, `.metrics`, `.stats`.
     Raises:
-        ValueError: shapes, references or options that do not fit; no scored token at all.
+        ValueError: shapes, references or options that do not fit; no scored token at all; a
+            schedule that cannot compute this loss.
     """
     if not isinstance(objective, DPO | TDPO):
         raise ValueError(
@@ -76,19 +84,26 @@ def fused_preference_loss(
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
-    stats = token_stats(
-        hidden,
-        weight,
-        torch.where(scored, targets, ignore_index),
-        ref_hidden=ref_hidden if objective.needs_reference else None,
-        ref_weight=ref_weight if objective.needs_reference else None,
-        outputs=outputs,
-        **options,
-    )
-    if ref_logp is not None and stats.logp is not None:
-        cached = torch.where(scored, ref_logp.detach(), 0).to(stats.logp.dtype)
+    heads = (hidden, weight, torch.where(scored, targets, ignore_index))
+    options |= {"outputs": outputs}
+    if objective.needs_reference:
+        options |= {"ref_hidden": ref_hidden, "ref_weight": ref_weight}
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    like = targets.new_empty(targets.shape, dtype=dtype)
+    sides = Sides.of(segments, weights, like, pairs_in_call)
+    linear, scores = objective.linear, None
+    if linear is not None and takes_one_pass(schedule, objective, sides.count, heads, options):
+        scores, stats = pair_scores(
+            *heads, segments // 2, sides.count, linear.coefficients(sides), **options
+        )
+    else:
+        if schedule == "two_pass":
+            options["schedule"] = schedule
+        stats = token_stats(*heads, **options)
+    if ref_logp is not None:
+        cached = torch.where(scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
-    result = objective(stats, segments, weights, num_pairs)
+    result = objective(stats, segments, weights, num_pairs, sides.count, scores)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 

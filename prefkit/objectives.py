@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefkit.margins import Linear
 from prefkit.sides import Sides, ranks
 
 LINKS = ("sigmoid", "robust", "hinge", "ipo")
@@ -113,12 +114,27 @@ class DPO:
     def outputs(self) -> tuple[str, ...]:
         return ("logp",) if self.reference_free else ("logp", "ref_logp")
 
+    @property
+    def linear(self) -> Linear | None:
+        """The margin, where the loss of a pair is a function of it alone; None where it is not."""
+        if self.reduction == "position" or self.nll_weight:
+            return None
+        return self._margin
+
+    @property
+    def _margin(self) -> Linear:
+        beta = 1.0 if self.link == "ipo" else self.beta
+        normalized = self.length_normalized or self.link == "ipo"
+        return Linear(ratio=(beta, -beta), normalized=normalized, shift=self.margin)
+
     def __call__(
         self,
         stats: Stats,  # of (T,) tensors
         segments: Tensor,  # (T,) int64
         weights: Tensor | None = None,  # (T,)
         num_pairs: int | Tensor | None = None,
+        pairs_in_call: int | None = None,
+        scores: Tensor | None = None,  # (P,)
     ) -> ObjectiveResult:
         """Loss and metrics of a flat stream of tokens.
 
@@ -128,15 +144,17 @@ class DPO:
             weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
                 positions of reduction="position").
             num_pairs: divisor of the mean; None = the pairs present in this call.
+            pairs_in_call: number of pairs in the stream, if known (see `Sides.of`).
+            scores: (P,) margins whose gradient was made in one pass; the stats then need none.
         """
         logp = _require(stats.logp, "logp")
         ref = None if self.reference_free else _require(stats.ref_logp, "ref_logp")
         ratio = logp if ref is None else logp - ref
-        sides = Sides.of(segments, weights, logp)
+        sides = Sides.of(segments, weights, logp, pairs_in_call)
         if self.reduction == "position":
             per_pair = self._by_position(ratio, sides)
         else:
-            per_pair = self._by_sequence(ratio, sides)
+            per_pair = self._link(self._margin.margins(sides, ratio, None, scores))
         if self.nll_weight:
             per_pair = per_pair - self.nll_weight * sides.mean(logp)[:, 0]
         normalized = self.length_normalized and self.reference_free
@@ -145,14 +163,6 @@ class DPO:
         if self.nll_weight:
             metrics["nll_loss"] = sides.average(-sides.mean(logp)[:, 0]).detach()
         return ObjectiveResult(_mean(per_pair, sides, num_pairs), metrics)
-
-    def _by_sequence(self, ratio: Tensor, sides: Sides) -> Tensor:
-        normalized = self.length_normalized or self.link == "ipo"
-        score = sides.mean(ratio) if normalized else sides.weighted(ratio)
-        difference = score[:, 0] - score[:, 1]
-        if self.link == "ipo":
-            return (difference - 1 / (2 * self.beta)) ** 2
-        return self._link(self.beta * difference - self.margin)
 
     def _by_position(self, ratio: Tensor, sides: Sides) -> Tensor:
         """(P,) mean over aligned positions of link(β(w·r^w_j − w·r^l_j) − margin)."""
@@ -173,6 +183,8 @@ class DPO:
         return (total + silent * self._link(u.new_zeros(()))) / self.positions_per_pair
 
     def _link(self, u: Tensor) -> Tensor:
+        if self.link == "ipo":
+            return (u - 1 / (2 * self.beta)) ** 2
         if self.link == "hinge":
             return torch.relu(1 - u)
         right, wrong = -F.logsigmoid(u), -F.logsigmoid(-u)
@@ -221,12 +233,23 @@ class TDPO:
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
             raise ValueError(f"alpha must be a finite number ≥ 0, got {self.alpha}")
 
+    @property
+    def linear(self) -> Linear:
+        """The margin: the loss of a pair is a function of it alone."""
+        first = self.variant == "tdpo1"
+        kappa = self.beta if first else self.alpha * self.beta
+        return Linear(
+            ratio=(self.beta, -self.beta), kl=(kappa, -kappa), kl_detached=(not first, False)
+        )
+
     def __call__(
         self,
         stats: Stats,  # of (T,) tensors
         segments: Tensor,  # (T,) int64
         weights: Tensor | None = None,  # (T,)
         num_pairs: int | Tensor | None = None,
+        pairs_in_call: int | None = None,
+        scores: Tensor | None = None,  # (P,)
     ) -> ObjectiveResult:
         """Loss and metrics of a flat stream of tokens; arguments as in `DPO.__call__`.
 
@@ -234,13 +257,11 @@ class TDPO:
         """
         logp = _require(stats.logp, "logp")
         kl = _require(stats.kl, "kl")
-        sides = Sides.of(segments, weights, logp)
-        r = sides.weighted(logp - _require(stats.ref_logp, "ref_logp"))
-        k = sides.weighted(kl)
-        k_chosen = k[:, 0] if self.variant == "tdpo1" else k[:, 0].detach()
-        kappa = self.beta if self.variant == "tdpo1" else self.alpha * self.beta
-        u = self.beta * (r[:, 0] - r[:, 1]) - kappa * (k[:, 1] - k_chosen)
-        metrics = _metrics(self.beta * (r + k), logp, sides)
+        sides = Sides.of(segments, weights, logp, pairs_in_call)
+        ratio = logp - _require(stats.ref_logp, "ref_logp")
+        u = self.linear.margins(sides, ratio, kl, scores)
+        rewards = self.beta * (sides.weighted(ratio) + sides.weighted(kl))
+        metrics = _metrics(rewards, logp, sides)
         kl_sums = sides.sum(torch.where(sides.bucket < 2 * sides.count, kl, 0)).detach()
         metrics["kl/chosen"] = sides.average(kl_sums[:, 0])
         metrics["kl/rejected"] = sides.average(kl_sums[:, 1])

@@ -27,9 +27,23 @@ class Sides:
     present: Tensor
 
     @classmethod
-    def of(cls, segments: Tensor, weights: Tensor | None, like: Tensor) -> "Sides":
-        """From segments (T,) and weights (T,) or None; one synchronisation to count the pairs."""
-        count = int(segments.max()) // 2 + 1 if segments.numel() else 0
+    def of(
+        cls,
+        segments: Tensor,
+        weights: Tensor | None,
+        like: Tensor,
+        pairs_in_call: int | None = None,
+    ) -> "Sides":
+        """From segments (T,) and weights (T,) or None.
+
+        Without `pairs_in_call` the pairs are counted, which is a synchronisation on a GPU. A
+        segment beyond it is refused (by a device-side assertion on a GPU).
+        """
+        count = pairs_in_call
+        if count is None:
+            count = int(segments.max()) // 2 + 1 if segments.numel() else 0
+        else:
+            _check_count(segments, count)
         scored = segments >= 0
         bucket = torch.where(scored, segments, 2 * count)
         weights = torch.ones_like(like) if weights is None else weights.to(like.dtype)
@@ -38,6 +52,10 @@ class Sides:
         tokens = sides.sum((weights > 0).to(like.dtype))
         present = (tokens.sum(1) > 0).to(like.dtype)
         return cls(count, bucket, weights, present)
+
+    def by_token(self, chosen: float, rejected: float) -> Tensor:
+        """(T,) weight times the coefficient of the token's side, 0 outside all sides."""
+        return torch.where(self.bucket % 2 == 0, chosen * self.weights, rejected * self.weights)
 
     def sum(self, values: Tensor) -> Tensor:
         """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted.
@@ -60,6 +78,15 @@ class Sides:
     def average(self, per_pair: Tensor) -> Tensor:
         """Scalar mean of (P,) over the pairs that exist."""
         return (per_pair * self.present).sum() / self.present.sum().clamp(min=1)
+
+
+def _check_count(segments: Tensor, count: int) -> None:
+    right = (segments < 2 * count).all()
+    message = f"pairs_in_call is {count}: segments must be below {2 * count}"
+    if right.is_cuda:
+        torch._assert_async(right, message)
+    elif not torch.compiler.is_compiling() and not bool(right):
+        raise ValueError(message)
 
 
 def ranks(bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels import schedules, token_stats
+from prefkit_kernels import backward, chunks, token_stats
 from tests.kernel_cases import ALL, Case, build, call, relative_error, run
 
 CASES = {
@@ -266,7 +266,8 @@ def test_low_precision_gradient_products_as_on_a_gpu(
     frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU dz is rounded to the operands' dtype; the same schedule, here on the CPU."""
-    monkeypatch.setattr(schedules, "gradient_dtype", lambda hidden: hidden.dtype)
+    for module in (backward, chunks):
+        monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     case = Case(frozen_head=frozen, outputs=("logp", "ref_logp", "kl"), near=0.05)
     exact = run_on_rounded_inputs(case, torch.bfloat16)
     for backend in ("torch", "triton"):

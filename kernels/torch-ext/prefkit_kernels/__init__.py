@@ -1,12 +1,21 @@
 """Fused per-token quantities of language-model heads for preference training.
 
-    from prefkit_kernels import token_stats, contrastive_scores
+    from prefkit_kernels import token_stats, pair_scores, contrastive_scores
 
 No (tokens × vocabulary) matrix is ever held; logits are fp32 whatever the inputs' precision.
 """
 
 from .contrastive import contrastive_scores
+from .pair_scores import PairScores, pair_scores
 from .token_stats import TokenStats, token_stats
+from .vocab_parallel import VocabShard
 
-__all__ = ["TokenStats", "contrastive_scores", "token_stats"]
+__all__ = [
+    "PairScores",
+    "TokenStats",
+    "VocabShard",
+    "contrastive_scores",
+    "pair_scores",
+    "token_stats",
+]
 __version__ = "0.1.0"

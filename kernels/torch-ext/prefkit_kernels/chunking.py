@@ -1,6 +1,6 @@
-"""How many rows or vocabulary columns fit a byte budget.
+"""How many rows or vocabulary columns are worked on at a time.
 
-The budget bounds every buffer that has a vocabulary side. It is never derived from V / D: chunk
+A byte budget bounds every buffer that has a vocabulary side. It is never derived from V / D: chunk
 size decides the speed (too few rows starve the matrix product), so it is an argument in bytes.
 """
 
@@ -9,13 +9,21 @@ from collections.abc import Iterator
 from torch import device as Device
 
 MIB = 1 << 20
-# A CPU's caches favour small buffers; on a GPU small chunks starve the matrix product.
-_DEFAULT_BUDGET = {"cpu": 64 * MIB, "cuda": 1024 * MIB}
+# On a GPU small chunks starve the matrix products.
+_GPU_BUDGET = 1024 * MIB
+# On a CPU more rows at a time gain little: 256 → 512 rows, 4 % at V 32000, D 1024.
+_CPU_ROWS, _CPU_MOST = 256, 512 * MIB
+_CPU_SLICES = 64 * MIB
 
 
-def default_budget(device: Device) -> int:
-    """Bytes for logits buffers when the caller gives none: 64 MiB on a CPU, 1 GiB elsewhere."""
-    return _DEFAULT_BUDGET.get(device.type, 1024 * MIB)
+def token_budget(device: Device, row_bytes: int) -> int:
+    """Default bytes for chunks of tokens: 256 rows on a CPU (at most 512 MiB), 1 GiB elsewhere."""
+    return min(_CPU_ROWS * row_bytes, _CPU_MOST) if device.type == "cpu" else _GPU_BUDGET
+
+
+def slice_budget(device: Device) -> int:
+    """Default bytes for slices of the vocabulary: 64 MiB on a CPU, 1 GiB elsewhere."""
+    return _CPU_SLICES if device.type == "cpu" else _GPU_BUDGET
 
 
 def token_chunks(num_rows: int, row_bytes: int, budget: int) -> Iterator[tuple[int, int]]:

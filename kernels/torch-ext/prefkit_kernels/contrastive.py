@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .chunking import default_budget, token_chunks
+from .checks import autocast_operands, check_dtypes, check_head, check_targets
+from .chunking import token_budget, token_chunks
 from .gemm import compute_dtype, project_
-from .token_stats import autocast_operands, check_dtypes, check_head, check_targets
 
 
 @torch.no_grad()
@@ -51,8 +51,8 @@ def contrastive_scores(
     places = (targets != ignore_index).nonzero().squeeze(1)
     dtype = compute_dtype(pos_hidden.dtype)
     scores = pos_hidden.new_zeros(len(targets), dtype=dtype)
-    budget = memory_budget or default_budget(pos_hidden.device)
     row_bytes = 2 * vocab * scores.element_size()
+    budget = memory_budget or token_budget(pos_hidden.device, row_bytes)
     with torch.autocast(pos_hidden.device.type, enabled=False):
         for start, stop in token_chunks(len(places), row_bytes, budget):
             here = places[start:stop]

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 OUTPUTS = ("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 DIFFERENTIABLE = ("logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 NEEDS_REFERENCE = ("ref_logp", "kl", "reverse_kl")
+# Sums over classes, once the normalisers are known.
+SUMS = ("kl", "reverse_kl", "entropy", "log_sum_sq")
+KLS = frozenset({"kl", "reverse_kl"})
 
 
 @dataclass(frozen=True)

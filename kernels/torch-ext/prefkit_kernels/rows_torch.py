@@ -1,7 +1,8 @@
 """Row operations in plain torch: raw logits → per-token statistics, and their gradient.
 
-Two functions, with the same signatures as in `rows_triton`: `statistics` and `gradient`. Both read
-raw logits (the bare matrix product) and leave them as they are; `gradient` may write over them.
+Three functions, with the same signatures as in `rows_triton`: `normalisers`, `class_sums` and
+`gradient`. All read raw logits (the bare matrix product), of the whole vocabulary or of a slice of
+it, and leave them as they are; only `gradient` may write over them.
 Work goes by blocks of rows small enough that all temporaries stay in the processor's cache.
 
 Numerics. With lp = log p (policy), lr = log p' (reference) and d = lr − lp, each class adds
@@ -10,6 +11,7 @@ At a KL of 5e-9 the relative error is about 1e-4 (tests/test_rows_triton.py).
 Where |d| is huge, p'·e^{−d} is p.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,57 +58,150 @@ class Rows:
         )
 
 
-def statistics(
-    rows: Rows,
-    outputs: tuple[str, ...],
-    stats: Tensor,  # (len(outputs), C), overwritten
-    norms: Tensor,  # (4, C): max and log-sum of policy, of reference; overwritten
-) -> None:
-    """Per-row statistics over whole rows (every class present)."""
-    for start, stop in _blocks(rows.raw):
-        block = rows.block(start, stop)
-        here = norms[:, start:stop]
+def normalisers(rows: Rows, out: Tensor) -> None:
+    """What makes probabilities of the rows of `rows.raw`; the reference is not looked at.
+
+    Args:
+        rows: any slice of the vocabulary.
+        out: (3, C), overwritten: max z, log Σ exp(z − max) (kept apart, so that a common offset of
+            1e4 costs no digits of a difference), and the target's logit: −inf where the target is
+            no class of this slice, NaN for a negative one.
+    """
+    width = rows.raw.shape[1]
+    for block, here in _blocks(rows):
         z = _logits(block.raw, block.bias, block.transform)
-        lp, here[0], here[1] = _log_softmax(z)
+        top = z.amax(1)
+        column = block.targets - block.first_class
+        inside = (column >= 0) & (column < width)
+        found = z.gather(1, column.clamp(0, width - 1)[:, None]).squeeze(1)
+        found = torch.where(inside, found, -torch.inf)
+        out[2, here] = torch.where(block.targets < 0, torch.nan, found)
+        # A slice of masked classes only has the sum 0, not NaN: other slices may hold the rest.
+        shift = torch.where(top == -torch.inf, 0, top)[:, None]
+        shifted = z.sub_(shift) if z is not block.raw else z - shift
+        out[0, here] = top
+        out[1, here] = shifted.exp_().sum(1).log_()
+
+
+def class_sums(
+    rows: Rows,
+    outputs: tuple[str, ...],  # of "kl", "reverse_kl", "entropy", "log_sum_sq"
+    norms: Tensor,  # (4, C): max and log-sum of policy, of reference, over the whole vocabulary
+    out: Tensor,  # (len(outputs), C), overwritten
+) -> None:
+    """Sums over the classes of this slice: KL terms, −p·log p, and p² (its log is the caller's)."""
+    for block, here in _blocks(rows):
+        z = _logits(block.raw, block.bias, block.transform)
+        lp = (z - norms[0, here, None]).sub_(norms[1, here, None])
         lr = d = None
         if block.ref is not None:
             zr = _logits(block.ref, block.ref_bias, block.transform)
-            lr, here[2], here[3] = _log_softmax(zr)
-            if "kl" in outputs or "reverse_kl" in outputs:
-                width = max(z.shape[1], zr.shape[1])
-                d = _log_ratio(_fit(z, width), _fit(zr, width), here)
+            lr = (zr - norms[2, here, None]).sub_(norms[3, here, None])
+            width = max(z.shape[1], zr.shape[1])
+            d = _log_ratio(_fit(z, width), _fit(zr, width), norms[:, here])
         for k, name in enumerate(outputs):
-            stats[k, start:stop] = _statistic(name, lp, lr, d, block.targets)
+            out[k, here] = _class_sum(name, lp, lr, d)
 
 
 def gradient(
     rows: Rows,
     outputs: tuple[str, ...],
-    stats: Tensor,  # (len(outputs), C) as computed by `statistics`
+    stats: Tensor,  # (len(outputs), C); those of "logp" and "kl" are not read
     norms: Tensor,  # (4, C)
     cotangents: Tensor,  # (len(outputs), C)
     out: Tensor,  # (C, S): gradient by the raw logits, overwritten; may be rows.raw itself
+    kl_sum: Tensor | None = None,  # (C,), overwritten: what `class_sums` gives for "kl"
 ) -> None:
     """dL/d raw logits for any slice of the vocabulary, given ∂L/∂stats.
 
     dz = a(1_y − p) + b(p − p') + c·p⊙((lp − lr) − KL(p‖p')) − e·p⊙(lp + H)
          + 2f(p²/Σp² − p), then through temperature, softcap and scale.
     """
-    for start, stop in _blocks(rows.raw):
-        block = rows.block(start, stop)
-        z = _logits(block.raw, block.bias, block.transform)
-        chain = _chain(z, block.transform)
-        here = norms[:, start:stop, None]
-        lr = d = None
-        if block.ref is not None:
-            zr = _fit(_logits(block.ref, block.ref_bias, block.transform), z.shape[1])
-            d = _log_ratio(z, zr, norms[:, start:stop])
-            lr = zr.sub_(here[2]).sub_(here[3])
-        lp = z.sub_(here[0]).sub_(here[1])
-        dz = _gradient_by_logits(
-            outputs, lp, lr, d, stats[:, start:stop], cotangents[:, start:stop], block
-        )
-        out[start:stop] = dz.mul_(chain)
+    lean = set(outputs) <= {"logp", "kl"} and not rows.transform.softcap and not out.is_cuda
+    work = out.new_empty(0)
+    for block, here in _blocks(rows):
+        cot, dz = cotangents[:, here], out[here]
+        sums = None if kl_sum is None else kl_sum[here]
+        if lean and out.dtype == rows.raw.dtype:
+            work = work if len(work) else out.new_empty(2, *block.raw.shape)
+            if _lean_gradient(block, outputs, norms[:, here], cot, dz, sums, work):
+                continue
+        _careful_gradient(block, outputs, stats[:, here], norms[:, here], cot, dz, sums)
+
+
+def _lean_gradient(
+    block: Rows,
+    outputs: tuple[str, ...],
+    norms: Tensor,
+    cotangents: Tensor,
+    out: Tensor,
+    kl_sum: Tensor | None,
+    work: Tensor,  # (2, at least C, S) scratch that stays in the cache from block to block
+) -> bool:
+    """`gradient` for logp and kl without temporaries: dz = p ⊙ (−a − b·expm1(d)) + a·1_y.
+
+    False, with nothing written, where some |d| is too large for it (or a class is masked).
+    """
+    cot = dict(zip(outputs, cotangents[:, :, None], strict=True))
+    rows, transform = len(block.raw), block.transform
+    slope = transform.scale / transform.temperature
+    change = None
+    if "kl" in cot:
+        assert block.ref is not None, "a KL has a reference"
+        if block.ref.shape[1] != block.raw.shape[1]:
+            return False
+        z = _logits(block.raw, block.bias, transform)
+        d = torch.sub(_logits(block.ref, block.ref_bias, transform), z, out=work[0, :rows])
+        d.sub_(_log_ratio_shift(norms)[:, None])
+        if not _within(d, _SAFE_D):
+            return False
+        change = torch.expm1(d, out=work[1, :rows])  # p'/p − 1
+        p = torch.sub(z, norms[0, :, None], out=out).sub_(norms[1, :, None]).exp_()
+        if kl_sum is not None:  # p'(d + e^{−d} − 1) = p(d + d·c − c), c = expm1(d)
+            terms = torch.addcmul(d, d, change, out=d).sub_(change).mul_(p)
+            kl_sum.copy_(terms.sum(1)).clamp_min_(0)
+        change.mul_(cot["kl"] * -slope)
+        p.mul_(change.sub_(cot["logp"] * slope) if "logp" in cot else change)
+    else:
+        z = _logits(block.raw, block.bias, transform)
+        p = torch.sub(z, norms[0, :, None], out=out).exp_()
+        p.mul_(cot["logp"] * (-slope) * torch.exp(-norms[1])[:, None])
+    if "logp" in cot:
+        _add_at_target(out, block, cot["logp"] * slope)
+    return True
+
+
+def _careful_gradient(
+    block: Rows,
+    outputs: tuple[str, ...],
+    stats: Tensor,
+    norms: Tensor,
+    cotangents: Tensor,
+    out: Tensor,
+    kl_sum: Tensor | None,
+) -> None:
+    """`gradient` for every output, any |d|, masked classes and softcaps."""
+    z = _logits(block.raw, block.bias, block.transform)
+    if z is block.raw:
+        z = z.clone()
+    chain = _chain(z, block.transform)
+    norms = norms[:, :, None]
+    lr = d = None
+    if block.ref is not None:
+        zr = _logits(block.ref, block.ref_bias, block.transform)
+        if kl_sum is not None:
+            class_sums(block, ("kl",), norms[:, :, 0], kl_sum[None])
+        zr = _fit(zr, z.shape[1])
+        d = _log_ratio(z, zr, norms[:, :, 0])
+        lr = (zr - norms[2]).sub_(norms[3])
+    lp = z.sub_(norms[0]).sub_(norms[1])
+    dz = _gradient_by_logits(outputs, lp, lr, d, stats, cotangents, block)
+    out.copy_(dz.mul_(chain))
+
+
+def _log_ratio_shift(norms: Tensor) -> Tensor:
+    """(C,) what z' − z exceeds log p' − log p by."""
+    return (norms[2] - norms[0]) + (norms[3] - norms[1])
 
 
 def _log_ratio(z: Tensor, zr: Tensor, norms: Tensor) -> Tensor:
@@ -115,23 +210,16 @@ def _log_ratio(z: Tensor, zr: Tensor, norms: Tensor) -> Tensor:
     Next to the reference z' − z is exact in floating point, while two log-probabilities have each
     been rounded at their own size.
     """
-    shift = (norms[2] - norms[0]) + (norms[3] - norms[1])
-    return (zr - z).sub_(shift[:, None])
+    return (zr - z).sub_(_log_ratio_shift(norms)[:, None])
 
 
-def _statistic(
-    name: str, lp: Tensor, lr: Tensor | None, d: Tensor | None, targets: Tensor
-) -> Tensor:
-    if name == "logp":
-        return lp.gather(1, targets[:, None]).squeeze(1)
+def _class_sum(name: str, lp: Tensor, lr: Tensor | None, d: Tensor | None) -> Tensor:
     if name == "entropy":
         return -_expectation(lp, lp)
     if name == "log_sum_sq":
-        return (2 * lp).logsumexp(1)
-    assert lr is not None, "token_stats refuses these outputs without a reference"
-    if name == "ref_logp":
-        return lr.gather(1, targets[:, None]).squeeze(1)
-    assert d is not None, "computed whenever a KL is asked for"
+        return (2 * lp).exp_().sum(1)
+    assert lr is not None, "token_stats refuses a KL without a reference"
+    assert d is not None, "made with lr"
     lp, lr = _fit(lp, d.shape[1]), _fit(lr, d.shape[1])
     return _kl(lr, lp, d) if name == "kl" else _kl(lp, lr, -d)
 
@@ -205,11 +293,10 @@ def _add_at_target(dz: Tensor, block: Rows, values: Tensor) -> None:
 
 
 def _logits(raw: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tensor:
-    """Raw products → logits, in a new tensor."""
-    z = raw.clone() if bias is None else raw + bias
+    """Raw products → logits; `raw` itself, never written to, where nothing changes it."""
     if transform.identity:
-        return z
-    z.mul_(transform.scale)
+        return raw if bias is None else raw + bias
+    z = (raw if bias is None else raw + bias) * transform.scale
     if transform.softcap:
         z.div_(transform.softcap).tanh_().mul_(transform.softcap)
         if bias is not None:
@@ -227,14 +314,6 @@ def _chain(z: Tensor, transform: LogitTransform) -> Tensor | float:
     return inside.masked_fill_(z == -torch.inf, 0)
 
 
-def _log_softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log-probabilities, row maximum, and log Σ exp(z − max): kept apart, so that a common offset
-    of 1e4 costs no digits of the difference."""
-    top = z.amax(1)
-    lp = z.log_softmax(1)
-    return lp, top, -lp.amax(1)
-
-
 def _fit(lp: Tensor, width: int) -> Tensor:
     """Cut or extend with −inf to `width` classes."""
     if lp.shape[1] >= width:
@@ -250,8 +329,10 @@ def _within(d: Tensor, bound: float) -> bool:
     return bool(low >= -bound) and bool(high <= bound)
 
 
-def _blocks(raw: Tensor) -> list[tuple[int, int]]:
-    rows = raw.shape[0]
-    most = _GPU_BLOCK_BYTES if raw.is_cuda else _BLOCK_BYTES
-    size = max(1, most // (raw.shape[1] * raw.element_size()))
-    return [(s, min(rows, s + size)) for s in range(0, rows, size)]
+def _blocks(rows: Rows) -> Iterator[tuple[Rows, slice]]:
+    """Blocks of rows that fit the cache, with the places of their rows."""
+    count, width = rows.raw.shape
+    most = _GPU_BLOCK_BYTES if rows.raw.is_cuda else _BLOCK_BYTES
+    size = max(1, most // max(1, width * rows.raw.element_size()))
+    for start in range(0, count, size):
+        yield rows.block(start, min(count, start + size)), slice(start, start + size)

@@ -1,0 +1,137 @@
+"""Tokens chunk by chunk: the logits of a chunk, and the statistics they give.
+
+Every schedule starts here. Buffers are allocated once and reused for every chunk; their size is the
+byte budget. Where no KL is wanted the reference's logits are read before the policy's overwrite
+them: one buffer, and chunks of twice the rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .chunking import token_budget, token_chunks
+from .gemm import gradient_dtype, project_
+from .problem import Head, Problem
+from .row_stats import add_sums, normalise
+from .rows_torch import Rows
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of scored tokens, its logits and statistics.
+
+    Attributes:
+        start, stop: places among the N scored tokens; C = stop − start.
+        rows: raw logits of the policy, and of the reference where a KL is wanted.
+        stats: (K, C).
+        norms: (4, C): maximum and log-sum of policy, of reference.
+    """
+
+    start: int
+    stop: int
+    rows: Rows
+    stats: Tensor
+    norms: Tensor
+
+
+class Chunks:
+    """The chunks of a problem.
+
+    Args:
+        problem: what to read.
+        gradients: how many gradients by the logits will be asked of each chunk.
+        without: outputs in `logits.SUMS` that are left to `gradient`, which has them for free.
+    """
+
+    def __init__(self, problem: Problem, gradients: int, without: tuple[str, ...] = ()) -> None:
+        self.problem, self.without = problem, without
+        self.scored = problem.scored()
+        self.classes = problem.policy.weight.shape[0]
+        self.ref_classes = problem.reference.weight.shape[0] if problem.reference else 0
+        self.gemm_dtype = gradient_dtype(problem.policy.hidden)
+        # The last gradient may overwrite the logits it is made from, if the dtypes agree.
+        self.extra_dz = gradients > 1 or (gradients == 1 and self.gemm_dtype != problem.dtype)
+        self._store: dict[str, Tensor] = {}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of all logits buffers for one row, the same on all processes of a group."""
+        classes = self.problem.shard.widest or self.classes
+        ref_classes = self.problem.shard.widest or self.ref_classes
+        logits = classes + ref_classes if self.problem.wants_kl else max(classes, ref_classes)
+        dz = classes * self.extra_dz
+        return logits * self.problem.dtype.itemsize + dz * self.gemm_dtype.itemsize
+
+    def __iter__(self) -> Iterator[Chunk]:
+        device = self.problem.policy.hidden.device
+        budget = self.problem.budget or token_budget(device, self.row_bytes)
+        for start, stop in token_chunks(self.scored.count, self.row_bytes, budget):
+            yield self._read(start, stop)
+
+    def hidden(self, chunk: Chunk) -> Tensor:
+        """(C, D) hidden states of the policy in the dtype of the gradient products."""
+        return self.scored.pick(self.problem.policy.hidden, chunk.start, chunk.stop).to(
+            self.gemm_dtype
+        )
+
+    def dz(self, chunk: Chunk, last: bool = True) -> Tensor:
+        """(C, V) buffer for a gradient by the logits: the logits' own place where that fits."""
+        raw = chunk.rows.raw
+        if last and self.gemm_dtype == raw.dtype:
+            return raw
+        return self._take("dz", len(raw), self.classes, self.gemm_dtype)
+
+    def _read(self, start: int, stop: int) -> Chunk:
+        problem = self.problem
+        targets = self.scored.pick(problem.targets, start, stop)
+        stats = problem.policy.hidden.new_zeros(
+            len(problem.outputs), stop - start, dtype=problem.dtype
+        )
+        norms = stats.new_zeros(4, stop - start)
+        ref = None
+        if problem.reference is not None:
+            name = "reference" if problem.wants_kl else "policy"
+            rows = self._project(problem.reference, name, start, stop, targets)
+            found = normalise(problem.kernels, rows, problem.shard, norms[2:])
+            if "ref_logp" in problem.outputs:
+                stats[problem.outputs.index("ref_logp")] = found
+            ref = rows if problem.wants_kl else None
+        rows = self._project(problem.policy, "policy", start, stop, targets, ref)
+        found = normalise(problem.kernels, rows, problem.shard, norms[:2])
+        if "logp" in problem.outputs:
+            stats[problem.outputs.index("logp")] = found
+        outputs = tuple("" if name in self.without else name for name in problem.outputs)
+        add_sums(problem.kernels, rows, outputs, problem.shard, norms, stats)
+        return Chunk(start, stop, rows, stats, norms)
+
+    def _project(
+        self, head: Head, name: str, start: int, stop: int, targets: Tensor, ref: Rows | None = None
+    ) -> Rows:
+        problem = self.problem
+        raw = self._take(name, stop - start, head.weight.shape[0], problem.dtype)
+        project_(raw, self.scored.pick(head.hidden, start, stop), head.weight)
+        return Rows(
+            raw,
+            None if ref is None else ref.raw,
+            problem.bias(head),
+            None if ref is None else ref.bias,
+            targets,
+            problem.transform,
+            problem.shard.first_class,
+        )
+
+    def _take(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """(rows, width), contiguous, in a buffer that the largest chunk (the first) allocates."""
+        held = self._store.get(name)
+        if held is None or held.numel() < rows * width:
+            held = self.problem.policy.hidden.new_empty(rows * width, dtype=dtype)
+            self._store[name] = held
+        return held[: rows * width].view(rows, width)
+
+
+def restrict(name: str, problem: Problem, chunk: Chunk) -> tuple[tuple[str, ...], Tensor]:
+    """`outputs` and `stats` of `gradient` for one output alone: no zeros are computed."""
+    k = problem.outputs.index(name)
+    return (name,), chunk.stats[k : k + 1]

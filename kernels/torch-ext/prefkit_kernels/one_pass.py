@@ -1,0 +1,131 @@
+"""Schedule B: scores that are linear in the per-token quantities, and their gradients, in one pass.
+
+S_i = Σ_t (a_t·logp_t + b_t·KL_t) over the tokens of pair i, with a, b known beforehand. A loss that
+is a function of S has the gradient L'(S_i)·∂S_i, and ∂S_i can be accumulated while the logits of a
+chunk are still there: nothing is recomputed. dH and dW cost 1 unit each (2NDV operations), as in an
+unchunked computation; the backward multiplies by L'(S_i).
+
+dW of all tokens is one fp32 accumulator, so a trainable head takes one pair; a frozen head takes
+any number of them.
+"""
+
+import torch
+from torch import Tensor
+
+from .chunks import Chunk, Chunks
+from .gemm import add_hidden_grad_, add_weight_grad_, compute_dtype
+from .problem import Problem
+
+COEFFICIENTS = ("logp", "kl")
+_BLOCK_ELEMENTS = 4 << 20
+
+
+def pair_scores(
+    problem: Problem,
+    pairs: Tensor,  # (T,) int64, 0..num_pairs − 1 where the row counts
+    coefficients: Tensor,  # (2, T): a of logp, b of KL
+    num_pairs: int,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Scores, statistics and the gradients of the scores.
+
+    Returns:
+        scores: (P,) fp32 | fp64.
+        stats: (K, T), 0 in skipped rows.
+        d_hidden: (T, D) in the dtype of hidden: row t is ∂S_i/∂hidden_t of its own pair i.
+        d_weight: (V, D) fp32 | fp64 ∂(Σ_i S_i)/∂weight, d_bias: (V,) likewise.
+    """
+    hidden = problem.policy.hidden
+    names = tuple(name for name in COEFFICIENTS if name in problem.outputs)
+    with_kl = "kl" in names
+    sums = _Directions(problem, needs)
+    chunks = Chunks(problem, gradients=int(any(needs)), without=("kl",) * (with_kl and any(needs)))
+    stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
+    for chunk in chunks:
+        if any(needs):
+            here = [COEFFICIENTS.index(name) for name in names]
+            cotangents = torch.stack(
+                [chunks.scored.pick(coefficients[k], chunk.start, chunk.stop) for k in here]
+            ).to(problem.dtype)
+            sums.add(chunks, chunk, _gradient(problem, chunks, chunk, names, cotangents))
+        chunks.scored.put_(stats, chunk.start, chunk.stop, chunk.stats.T)
+    per_token = torch.stack([stats[:, problem.outputs.index(name)] for name in names])
+    used = coefficients[[COEFFICIENTS.index(name) for name in names]].to(problem.dtype)
+    # A skipped row may carry any coefficient and any pair: it has no part in a score.
+    counts = problem.targets != problem.ignore_index
+    value = torch.where(counts, (per_token * used).sum(0), 0)
+    scores = value.new_zeros(num_pairs)
+    if num_pairs == 1:
+        scores[0] = value.sum()
+    else:
+        scores.index_put_((torch.where(counts, pairs, 0),), value, accumulate=True)
+    return scores, stats.T.contiguous(), *sums.finish()
+
+
+def _gradient(
+    problem: Problem, chunks: Chunks, chunk: Chunk, names: tuple[str, ...], cotangents: Tensor
+) -> Tensor:
+    """(C, V) ∂S/∂raw logits of a chunk; its KL, summed in the same read, enters `chunk.stats`."""
+    dz = chunks.dz(chunk)
+    kl = None
+    if "kl" in names:
+        kl = chunk.stats[problem.outputs.index("kl")]
+    if dz.shape[1]:
+        problem.kernels.gradient(
+            chunk.rows, names, chunk.stats, chunk.norms, cotangents, dz, kl_sum=kl
+        )
+    if kl is not None:
+        problem.shard.sum_(kl)
+    return dz
+
+
+class _Directions:
+    """∂S/∂(hidden, weight, bias), chunk by chunk."""
+
+    def __init__(self, problem: Problem, needs: tuple[bool, bool, bool]) -> None:
+        self.problem, self.needs, self.first = problem, needs, True
+        head = problem.policy
+        like = head.hidden.new_empty(0, dtype=problem.dtype)
+        self.hidden = head.hidden.new_zeros(head.hidden.shape) if needs[0] else None
+        self.weight = like.new_empty(head.weight.shape) if needs[1] else None
+        self.bias = like.new_zeros(head.weight.shape[0]) if needs[2] else None
+        self.direction = like
+
+    def add(self, chunks: Chunks, chunk: Chunk, dz: Tensor) -> None:
+        if self.hidden is not None:
+            shape = (len(dz), self.hidden.shape[1])
+            if self.direction.shape != shape:
+                self.direction = self.direction.new_empty(shape)
+            add_hidden_grad_(self.direction, dz, self.problem.policy.weight, first=True)
+            self.problem.shard.sum_(self.direction)
+            chunks.scored.put_(self.hidden, chunk.start, chunk.stop, self.direction)
+        if self.weight is not None:
+            add_weight_grad_(self.weight, dz, chunks.hidden(chunk), first=self.first)
+        if self.bias is not None:
+            self.bias.add_(dz.sum(0, dtype=compute_dtype(dz.dtype)))
+        self.first = False
+
+    def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if self.first and self.weight is not None:  # no scored token at all
+            self.weight.zero_()
+        return self.hidden, self.weight, self.bias
+
+
+def scale_rows(
+    direction: Tensor,  # (R, …)
+    factors: Tensor,  # (R,) fp32 | fp64
+    out: Tensor,  # (R, …), overwritten; may be `direction` itself
+) -> Tensor:
+    """direction ⊙ factors, each product in the factors' precision and rounded once.
+
+    By blocks of rows, so that no second tensor of that precision is held.
+    """
+    factors = factors.view(-1, *(1,) * (direction.dim() - 1))
+    rows = max(1, _BLOCK_ELEMENTS * len(direction) // max(1, direction.numel()))
+    for start in range(0, len(direction), rows):
+        here = slice(start, start + rows)
+        if direction.dtype == factors.dtype == out.dtype:
+            torch.mul(direction[here], factors[here], out=out[here])
+        else:
+            out[here] = direction[here] * factors[here]
+    return out

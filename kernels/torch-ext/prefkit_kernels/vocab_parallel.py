@@ -1,0 +1,71 @@
+"""Heads whose vocabulary is split over processes: each holds a slice of the rows of the weight.
+
+    shard = VocabShard(group, vocab_size=128_256)
+    stats = token_stats(hidden, local_weight, targets, ref_hidden=…, ref_weight=local_ref, …,
+                        vocab_shard=shard)
+
+Hidden states and targets are the same on all processes of the group (tensor parallelism; gather
+sequence-parallel ones first), and so are the statistics that come back. What is reduced, per chunk
+of tokens and in fp32: maxima and target logits (one all-reduce of 2 numbers a token), sums of
+exponentials (1), sums of KL terms and the like (1 an output), and the gradient of hidden (D). The
+gradient of a process's slice of the weight needs no communication.
+"""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """This process's slice of a vocabulary, cut as `DTensor` with `Shard(0)` cuts rows.
+
+    Every process has ⌈vocab_size / processes⌉ rows, the last ones fewer or none. Policy and
+    reference are cut alike; pad the shorter one, with a bias of −inf in the padded classes.
+
+    Args:
+        group: the processes that together hold the vocabulary.
+        vocab_size: V, number of classes over all of them.
+    Raises:
+        ValueError: vocab_size is no positive number.
+    """
+
+    group: dist.ProcessGroup
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if not self.vocab_size > 0:
+            raise ValueError(f"vocab_size must be > 0, got {self.vocab_size}")
+
+    @property
+    def widest(self) -> int:
+        """Rows of the first process's slice, the widest of all."""
+        return -(-self.vocab_size // self.group.size())
+
+    @property
+    def start(self) -> int:
+        """Class of this process's first row."""
+        return min(self.vocab_size, self.group.rank() * self.widest)
+
+    @property
+    def stop(self) -> int:
+        """Class after this process's last row."""
+        return min(self.vocab_size, self.start + self.widest)
+
+    def check(self, weight: Tensor, ref_weight: Tensor | None) -> int:
+        """Number of classes over all processes.
+
+        Raises:
+            ValueError: a weight that does not have the rows of this slice.
+        """
+        rows = self.stop - self.start
+        for name, tensor in (("weight", weight), ("ref_weight", ref_weight)):
+            if tensor is not None and tensor.shape[0] != rows:
+                raise ValueError(
+                    f"{name} has {tensor.shape[0]} rows, but process {self.group.rank()} of "
+                    f"{self.group.size()} holds classes {self.start}..{self.stop - 1} of "
+                    f"{self.vocab_size}: {rows} rows (⌈V / processes⌉ each, as DTensor's Shard(0) "
+                    "cuts; policy and reference alike)"
+                )
+        return self.vocab_size

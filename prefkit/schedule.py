@@ -1,0 +1,60 @@
+"""Which schedule computes a preference loss: one pass over the logits, or two.
+
+- One pass: the gradient is made in the forward, chunk by chunk, and scaled in the backward. `auto`
+  takes it where the loss of a pair is a function of its linear margin (all but
+  reduction="position" and nll_weight) and the head is frozen or the call holds one pair.
+- Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
+
+One pass takes 3 products of the head's size with a frozen head and 4 with a trainable one, the
+reference included; two passes take 4 or 5, 6 with a KL. For a trainable head one pass holds the
+weight's gradient in fp32 between forward and backward: that is the gradient itself where the weight
+is fp32, and beside it, twice its size, where the weight is bf16; `schedule="two_pass"` avoids that.
+One pass refuses a second backward through the same graph (`retain_graph=True`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.objectives import Objective
+
+SCHEDULES = ("auto", "one_pass", "two_pass")
+
+
+def takes_one_pass(
+    schedule: str,
+    objective: Objective,
+    pairs: int,
+    heads: tuple[Tensor, Tensor, Tensor],  # hidden (T, D), weight (V, D), targets (T,)
+    options: Mapping[str, Any],
+) -> bool:
+    """Whether to compute this call in one pass.
+
+    Args:
+        schedule: what the user asked for.
+        objective: the loss.
+        pairs: number of pairs in the call.
+        heads, options: arguments of `token_stats`.
+    Raises:
+        ValueError: an unknown schedule; "one_pass" where it cannot compute the loss.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
+    hidden, weight, _ = heads
+    bias = options.get("bias")
+    trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
+    obstacle = None
+    if objective.linear is None:
+        obstacle = "reduction='position' and nll_weight are no functions of a pair's margin alone"
+    elif pairs != 1 and trainable:
+        obstacle = f"a trainable head takes one pair a call, this one holds {pairs}"
+    elif options.get("backend") == "reference":
+        obstacle = "backend='reference' is the unfused definition"
+    if schedule == "one_pass" and obstacle:
+        raise ValueError(
+            f"schedule='one_pass' cannot compute this loss: {obstacle}; leave schedule at 'auto'"
+        )
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or trainable)
+    return schedule != "two_pass" and obstacle is None and wanted
