@@ -111,6 +111,52 @@ def test_head_is_called_as_a_module_once() -> None:
     assert seen == ["hook"]
 
 
+class Passing(torch.autograd.Function):
+    """Returns its input and notes when the gradient comes back, as ZeRO-3 wraps outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, seen: list[str]) -> torch.Tensor:
+        ctx.seen = seen
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        ctx.seen.append("wrapped output")
+        return grads[0], None
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_backward_passes_the_output_of_the_head_first(family: str, return_dict: bool) -> None:
+    """Sharding gathers the weight in hooks on the head's output; the loss's backward reads it."""
+    model = tiny_model(family).eval()
+    head, seen = install(model), []
+
+    def on_output(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        assert output._base is None  # a view could lose its hooks
+        output.register_hook(lambda _: seen.append("output"))
+        return Passing.apply(output, seen)
+
+    def request(hidden: Any, weight: Any, bias: Any) -> Any:
+        hidden.register_hook(lambda _: seen.append("hidden"))
+        return (hidden @ weight.T).square().mean(), {}
+
+    head.module.register_forward_hook(on_output)
+    model(input_ids=IDS, prefkit_request=request, return_dict=return_dict).value.backward()
+    assert seen == ["wrapped output", "output", "hidden"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_value_of_any_shape_and_dtype_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
+    model = tiny_model().to(torch.bfloat16)
+    value = torch.randn(3, 2, dtype=dtype)
+    install(model)
+    output = model(input_ids=IDS, prefkit_request=lambda *_: (value, {"extra": value}))
+    assert output.value.dtype == dtype
+    assert torch.equal(output.value, value)
+    assert output.extras["extra"] is value
+
+
 def test_a_failing_request_leaves_the_model_usable() -> None:
     model = tiny_model().eval()
     before = model(input_ids=IDS).logits

@@ -98,7 +98,8 @@ class Reference:
         if self.adapter_owner is None:
             unit = self._hold_head()
         hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands, unit)
-        # With the adapter off, the policy's forward gathers this same parameter once more.
+        # With the adapter off, the weight is the policy's own, and freed memory is as it should be:
+        # the policy's forward gathers it into the same tensor again before the loss reads it.
         if self.adapter_owner is None and not weight.untyped_storage().size():
             raise ModelError(
                 "The reference's head was freed when its forward ended, but the full-vocabulary KL "
@@ -111,8 +112,9 @@ class Reference:
             bias = None if bias is None else bias * factor
         # A longer head is longer by padding (`check_vocabularies`): rows that no text can hold, and
         # that the policy, lacking them, would make an infinite KL.
-        weight = weight[:vocab_size]
-        bias = None if bias is None else bias[:vocab_size]
+        if weight.shape[0] > vocab_size:
+            weight = weight[:vocab_size]
+            bias = None if bias is None else bias[:vocab_size]
         return {"ref_hidden": hidden, "ref_weight": weight, "ref_bias": bias}
 
     def _hold_head(self) -> FSDPModule | None:
