@@ -1,9 +1,12 @@
 """The Triton row kernels against the definition: interpreted on a CPU, compiled on a GPU."""
 
+from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from prefkit_kernels import rows_torch, token_stats
 from prefkit_kernels.logits import LogitTransform
@@ -11,6 +14,7 @@ from prefkit_kernels.rows_torch import Rows
 from tests.kernel_cases import Case, build, call, relative_error, run
 
 rows_triton = pytest.importorskip("prefkit_kernels.rows_triton", reason="Triton is not installed")
+triton_rows = rows_triton.triton_rows
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CASES = {
@@ -54,44 +58,6 @@ def test_agrees_with_the_torch_backend_in_low_precision(dtype: torch.dtype) -> N
         assert relative_error(ours[key], torch_rows[key]) < bound, key
 
 
-def test_the_two_row_modules_see_the_same_slice_of_the_vocabulary() -> None:
-    """`gradient` on columns 64..128 only, with the target inside, outside, and at its edge."""
-    draw = torch.Generator().manual_seed(0)
-    z, zr = (torch.randn(4, 200, generator=draw).to(DEVICE) for _ in range(2))
-    targets = torch.tensor([64, 127, 128, 3], device=DEVICE)
-    outputs = ("logp", "kl")
-    stats, norms = torch.empty(2, 4, device=DEVICE), torch.zeros(4, 4, device=DEVICE)
-    whole = Rows(z, zr, None, None, targets, LogitTransform())
-    rows_torch.statistics(whole, outputs, stats, norms)
-    cot = torch.randn(2, 4, generator=draw).to(DEVICE)
-    full = torch.empty_like(z)
-    rows_torch.gradient(whole, outputs, stats, norms, cot, full)
-    for module in (rows_torch, rows_triton):
-        part = Rows(
-            z[:, 64:128].contiguous(),
-            zr[:, 64:128].contiguous(),
-            None,
-            None,
-            targets,
-            LogitTransform(),
-            first_class=64,
-        )
-        found = torch.empty(4, 64, device=DEVICE)
-        module.gradient(part, outputs, stats, norms, cot, found)
-        torch.testing.assert_close(found, full[:, 64:128], atol=1e-6, rtol=1e-5)
-
-
-def test_gradient_may_overwrite_the_logits_it_reads() -> None:
-    z = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    rows = Rows(z, None, None, None, torch.tensor([0, 4999, 17], device=DEVICE), LogitTransform())
-    stats, norms = torch.empty(1, 3, device=DEVICE), torch.zeros(4, 3, device=DEVICE)
-    rows_triton.statistics(rows, ("logp",), stats, norms)
-    ones, apart = torch.ones(1, 3, device=DEVICE), torch.empty_like(z)
-    rows_triton.gradient(rows, ("logp",), stats, norms, ones, apart)
-    rows_triton.gradient(rows, ("logp",), stats, norms, ones, z)
-    assert torch.equal(z, apart)
-
-
 def test_nan_in_either_model_is_not_hidden() -> None:
     for which in ("hidden", "ref_hidden"):
         case = Case(ignored=(), outputs=("kl",), tokens=3)
@@ -111,26 +77,90 @@ def test_identical_policy_and_reference_have_kl_exactly_zero() -> None:
 
 
 def test_row_offsets_are_64_bit_before_they_are_multiplied() -> None:
-    """Three rows 2³⁰ + 64 apart: the stride fits 32 bits, twice the stride does not.
+    """Rows 2³⁰ + 64 elements apart: the stride fits 32 bits, twice the stride does not.
 
     The memory between the rows is reserved but never touched.
     """
-    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 10 << 30:
-        pytest.skip("needs 10 GiB of free GPU memory")
-    stride, width = 2**30 + 64, 33
-    store = torch.empty(2 * stride + width, device=DEVICE)
-    z = store.as_strided((3, width), (stride, 1))
-    values = torch.randn(3, width, generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    z.copy_(values)
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("needs 40 GiB of free GPU memory")
+    draw, width = torch.Generator().manual_seed(2), 33
+    z, zr, dz = (_far_apart(3, width) for _ in range(3))
+    for rows in (z, zr):
+        rows.copy_(torch.randn(3, width, generator=draw))
     targets = torch.tensor([3, 32, 7], device=DEVICE)
-    rows = Rows(z, None, None, None, targets, LogitTransform())
-    stats, norms = torch.empty(1, 3, device=DEVICE), torch.zeros(4, 3, device=DEVICE)
-    rows_triton.statistics(rows, ("logp",), stats, norms)
-    logp = values.log_softmax(1)
-    torch.testing.assert_close(stats[0], logp[[0, 1, 2], targets])
-    rows_triton.gradient(rows, ("logp",), stats, norms, torch.ones_like(stats), z)
-    expected = torch.nn.functional.one_hot(targets, width) - logp.exp()
-    torch.testing.assert_close(z.clone(), expected)
+    rows = Rows(z, zr, None, None, targets, LogitTransform())
+    norms = _norms(rows_triton, rows)
+    p, q = z.clone().double().softmax(1), zr.clone().double().softmax(1)
+    kl_terms = q * (q.log() - p.log())
+    sums, kl = torch.empty(1, 3, device=DEVICE), torch.empty(3, device=DEVICE)
+    rows_triton.class_sums(rows, ("kl",), norms, sums)
+    ones = torch.ones(2, 3, device=DEVICE)
+    rows_triton.gradient(rows, ("logp", "kl"), ones, norms, ones, dz, kl)
+    for found in (sums[0], kl):
+        torch.testing.assert_close(found, kl_terms.sum(1).float())
+    expected = torch.nn.functional.one_hot(targets, width) - q
+    torch.testing.assert_close(dz.clone(), expected.float())
+
+
+def _far_apart(count: int, width: int) -> Tensor:
+    stride = 2**30 + 64
+    store = torch.empty((count - 1) * stride + width, device=DEVICE)
+    return store.as_strided((count, width), (stride, 1))
+
+
+@pytest.mark.parametrize("function", ["normalisers", "class_sums", "gradient"])
+def test_more_rows_than_the_other_axes_of_a_grid_have(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """65,538 rows have to lie on axis 0. On a GPU all of them run; interpreted, where a program
+    takes milliseconds, the last two."""
+    count = 65_538
+    if rows_triton.interpreted():
+        for name, keep in (("norms", 2), ("combine_norms", 1), ("class_sums", 2), ("gradient", 2)):
+            kernel = _LastPrograms(getattr(triton_rows, f"{name}_kernel"), keep, monkeypatch)
+            monkeypatch.setattr(triton_rows, f"{name}_kernel", kernel)
+    z = torch.linspace(-3, 3, 2 * count, device=DEVICE).view(count, 2)
+    zr, targets = z.flip(1), torch.zeros(count, dtype=torch.int64, device=DEVICE)
+    rows = Rows(z, zr, None, None, targets, LogitTransform())
+    tops = [x.amax(1) for x in (z, zr)]
+    log_sums = [(x - top[:, None]).logsumexp(1) for x, top in zip((z, zr), tops, strict=True)]
+    norms = torch.stack([tops[0], log_sums[0], tops[1], log_sums[1]])
+    p, q = z[-2:].softmax(1), zr[-2:].softmax(1)
+    ones, out = torch.ones(1, count, device=DEVICE), torch.empty(3, count, device=DEVICE)
+    if function == "normalisers":
+        rows_triton.normalisers(rows, out)
+        torch.testing.assert_close(out[:2, -2:], norms[:2, -2:])
+        assert torch.equal(out[2, -2:], z[-2:, 0])
+    elif function == "class_sums":
+        rows_triton.class_sums(rows, ("entropy",), norms, out[:1])
+        torch.testing.assert_close(out[0, -2:], -(p * p.log()).sum(1))
+    else:
+        dz = torch.empty_like(z)
+        rows_triton.gradient(rows, ("kl",), ones, norms, ones, dz)
+        torch.testing.assert_close(dz[-2:], p - q)
+
+
+class _LastPrograms:
+    """An interpreted kernel of which only the last programs of axis 0 run, under their numbers."""
+
+    def __init__(self, kernel: Any, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel, self.keep, self.monkeypatch = kernel, keep, monkeypatch
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        first = grid[0] - self.keep
+        assert all(axis <= 65_535 for axis in grid[1:])
+
+        def place(x: int, y: int, z: int) -> None:
+            builder.grid_idx = (x + first, y, z)
+
+        def run(**arguments: Any) -> None:
+            with self.monkeypatch.context() as patch:
+                patch.setattr(builder, "set_grid_idx", place)
+                self.kernel[(self.keep, *grid[1:])](**arguments)
+
+        return run
 
 
 def test_a_bias_may_have_any_stride() -> None:
@@ -156,24 +186,24 @@ def test_digits_survive_next_to_the_reference(module: ModuleType, bound: float) 
     p, q = (x.double().softmax(1) for x in (z, zr))
     kl = (q * (q.log() - p.log())).sum(1)
     rows = Rows(z.to(DEVICE), zr.to(DEVICE), None, None, z.argmax(1).to(DEVICE), LogitTransform())
-    stats, norms = torch.empty(1, 16, device=DEVICE), torch.zeros(4, 16, device=DEVICE)
-    module.statistics(rows, ("kl",), stats, norms)
-    found = torch.empty_like(rows.raw)
-    module.gradient(rows, ("kl",), stats, norms, torch.ones_like(stats), found)
+    norms, sums = _norms(module, rows), torch.empty(1, 16, device=DEVICE)
+    module.class_sums(rows, ("kl",), norms, sums)
+    found, ones = torch.empty_like(rows.raw), torch.ones_like(sums)
+    module.gradient(rows, ("kl",), sums, norms, ones, found)
     plain = relative_error((z.softmax(1) - zr.softmax(1)).double(), p - q)
-    errors = [relative_error(stats[0].double().cpu(), kl), relative_error(found.cpu(), p - q)]
+    errors = [relative_error(sums[0].double().cpu(), kl), relative_error(found.cpu(), p - q)]
     print(f"KL error {errors[0]:.1e}, gradient {errors[1]:.1e}, plain softmaxes {plain:.1e}")
     assert errors[0] < bound
     assert errors[1] < plain
 
 
-def test_a_negative_target_is_nan_and_no_other_row() -> None:
-    z = torch.randn(2, 40, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    rows = Rows(z, None, None, None, torch.tensor([5, -1], device=DEVICE), LogitTransform())
-    stats, norms = torch.empty(1, 2, device=DEVICE), torch.zeros(4, 2, device=DEVICE)
-    rows_triton.statistics(rows, ("logp",), stats, norms)
-    assert torch.isfinite(stats[0, 0])
-    assert stats[0, 1].isnan()
+def _norms(module: ModuleType, rows: Rows) -> Tensor:
+    """(4, C) normalisers of both heads."""
+    assert rows.ref is not None
+    out = torch.empty(2, 3, len(rows.raw), device=DEVICE)
+    module.normalisers(rows, out[0])
+    module.normalisers(replace(rows, raw=rows.ref, ref=None), out[1])
+    return out[:, :2].reshape(4, -1)
 
 
 def test_triton_refuses_what_it_cannot_do() -> None:

@@ -14,9 +14,9 @@ import triton
 from torch import Tensor
 
 from . import triton_rows
+from .logits import SUMS
 from .rows_torch import Rows
 
-_SUMS = ("kl", "reverse_kl", "entropy", "log_sum_sq")
 _NEED_REFERENCE = {"kl", "reverse_kl"}
 # Tile of partial results a program combines: rows × blocks. 32 blocks of 4096 are V = 131072.
 _TILE, _TILE_WARPS = 32, 4
@@ -114,7 +114,7 @@ def class_sums(
         ref_width=ref_width,
         **_transform(rows),
         REF_BIAS=two and rows.ref_bias is not None,
-        **{name.upper(): _slot(name, outputs) for name in _SUMS},
+        **{name.upper(): _slot(name, outputs) for name in SUMS},
         **_options(how),
     )
     torch.sum(partial, dim=1, out=out)
@@ -162,7 +162,7 @@ def gradient(
         REF_BIAS=two and rows.ref_bias is not None,
         KL_SUM=kl_sum is not None,
         LOGP=_slot("logp", outputs),
-        **{name.upper(): _slot(name, outputs) for name in _SUMS},
+        **{name.upper(): _slot(name, outputs) for name in SUMS},
         **_options(how),
     )
     if kl_sum is not None:
@@ -217,23 +217,3 @@ def _slot(name: str, outputs: tuple[str, ...]) -> int:
 def _options(how: Launch) -> dict[str, Any]:
     """Fused multiply-adds are asked for by name: Triton is about to change its default."""
     return {"BLOCK": how.block, "num_warps": how.warps, "enable_fp_fusion": True}
-
-
-def statistics(rows: Rows, outputs: tuple[str, ...], stats: Tensor, norms: Tensor) -> None:
-    """Per-row statistics over whole rows, made of the functions above."""
-    own = norms.new_empty(3, norms.shape[1])
-    normalisers(rows, own)
-    norms[:2] = own[:2]
-    logps = {"logp": (own[2] - own[0]) - own[1]}
-    if rows.ref is not None:
-        ref = Rows(rows.ref, None, rows.ref_bias, None, rows.targets, rows.transform)
-        normalisers(ref, own)
-        norms[2:] = own[:2]
-        logps["ref_logp"] = (own[2] - own[0]) - own[1]
-    names = tuple(name for name in outputs if name in _SUMS)
-    sums = norms.new_empty(len(names), norms.shape[1])
-    if names:
-        class_sums(rows, names, norms, sums)
-    for k, name in enumerate(outputs):
-        found = sums[names.index(name)] if name in names else logps[name]
-        stats[k] = found.log() if name == "log_sum_sq" else found
