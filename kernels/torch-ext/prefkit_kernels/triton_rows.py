@@ -106,7 +106,8 @@ def combine_norms_kernel(
     block = tl.arange(0, BLOCKS)
     top = tl.full((BLOCKS, ROWS), float("-inf"), tl.float32)
     total = tl.zeros((BLOCKS, ROWS), tl.float32)
-    for start in range(0, blocks, BLOCKS):
+    start = 0
+    while start < blocks:  # `range` over an argument fails interpreted by Triton 3.6, NumPy 2.4
         inside = (start + block < blocks)[:, None] & (i < rows)[None, :]
         place = (start + block).to(tl.int64)[:, None] * partial_stride + i[None, :]
         other_top = tl.load(partial + place, mask=inside, other=float("-inf"))
@@ -114,6 +115,7 @@ def combine_norms_kernel(
         higher = tl.maximum(top, other_top)
         total = rescale(total, top, higher) + rescale(other, other_top, higher)
         top = higher
+        start += BLOCKS
     row_top = tl.max(top, axis=0)
     row_total = tl.sum(rescale(total, top, row_top[None, :]), axis=0)
     tl.store(out + i, row_top, mask=i < rows)
