@@ -1,11 +1,12 @@
-"""Does any buffer grow with tokens × vocabulary? Peak memory of one loss, against the tokens.
+"""Does any buffer grow with tokens × vocabulary? Memory and time of one loss, against the tokens.
 
-    python -m benchmarks.memory_vs_tokens [--tokens 1024 2048 4096 8192] [--objective tdpo2]
+    python -m benchmarks.memory_vs_tokens [--tokens 1024 2048 4096] [--objective tdpo2]
+    python -m benchmarks.run --only memory_vs_tokens          (every way, and the picture)
 
-For each N a fresh process runs forward + backward of `fused_preference_loss` and reports the most
-memory it held above its inputs (peak resident size, reset just before). The slope between two N
-is what one more token costs. Beside it: the bytes of a token's hidden state, its gradient and fp32
-copies of both, which a fused loss may cost, and of one row of fp32 logits, which it may not.
+Called itself: for each N a fresh process runs forward + backward of `fused_preference_loss` and
+reports the most memory it held above its inputs. The slope between two N is what one more token
+costs. Beside it: the bytes of a token's hidden state, its gradient and fp32 copies of both, which a
+fused loss may cost, and of one row of fp32 logits, which it may not.
 """
 
 import argparse
@@ -13,10 +14,46 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from benchmarks.memory import ALLOCATOR, resident_peak
+from benchmarks.problems import LOSSES, Case, Problem, build
+from benchmarks.questions import EVERY, MAIN, Group, Question
+from benchmarks.ways.base import objective
+from prefkit import fused_preference_loss
+
 VOCAB, DIM = 128_256, 256
+_SMALL: dict[str, Any] = {"dim": 256, "vocab": 32_000}
+_LLAMA_8B: dict[str, Any] = {
+    "dim": 4096,
+    "vocab": 128_256,
+    "dtype": "bfloat16",
+    "head": "Llama-3-8B",
+}
+
+
+def _growing(loss: str, tokens: tuple[int, ...], **shape: Any) -> tuple[Case, ...]:
+    return tuple(Case(loss=loss, tokens=count, **shape) for count in tokens)
+
+
+QUESTION = Question(
+    name="memory_vs_tokens",
+    title="Memory and time against the number of tokens",
+    cpu=(Group(_growing("dpo", (128, 512, 1024), **_SMALL), MAIN),),
+    full=tuple(Group(_growing(loss, (256, 512, 1024, 2048), **_SMALL), EVERY) for loss in LOSSES),
+    gpu=tuple(
+        Group(_growing(loss, (2048, 8192, 32_768, 65_536), **_LLAMA_8B), EVERY) for loss in LOSSES
+    ),
+    error_tokens=64,
+)
+
+
+def test_tokens(replay: Callable[[], None]) -> None:
+    replay()
 
 
 @dataclass(frozen=True)
@@ -27,88 +64,61 @@ class Point:
     extra: int
 
 
-def measure(tokens: int, objective: str, dtype: str, frozen: bool, budget_mib: int) -> Point:
+def measure(tokens: int, loss: str, dtype: str, frozen: bool, budget_mib: int) -> Point:
     """Run one point in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory_vs_tokens", "--child", str(tokens)]
-    command += ["--objective", objective, "--dtype", dtype, "--budget-mib", str(budget_mib)]
+    command += ["--objective", loss, "--dtype", dtype, "--budget-mib", str(budget_mib)]
     command += ["--frozen"] if frozen else []
-    # Freed buffers go back to the system at once, so that the peak is of what is really held.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    env = {**os.environ, **ALLOCATOR}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     return Point(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def allowed_bytes_a_token(dtype: str) -> int:
     """hidden + its gradient, in their dtype, + fp32 copies of both."""
-    return DIM * 2 * ((2 if dtype == "bfloat16" else 4) + 4)
+    return DIM * 2 * (getattr(torch, dtype).itemsize + 4)
 
 
-def _child(
-    tokens: int, objective_name: str, dtype_name: str, frozen: bool, budget_mib: int
-) -> None:
-    import torch
-
-    from prefkit import DPO, TDPO, fused_preference_loss
-
-    dtype = getattr(torch, dtype_name)
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, DIM).to(dtype).requires_grad_()
-    weight = (torch.randn(VOCAB, DIM) * 0.1).to(dtype).requires_grad_(not frozen)
-    targets = torch.randint(0, VOCAB, (tokens,))
-    segments = torch.arange(tokens) // (tokens // 2)
-    objective = DPO() if objective_name == "dpo" else TDPO()
-    reference: dict[str, Any] = {"ref_logp": torch.zeros(tokens)}
-    if objective.needs_kl:
-        ref_hidden = hidden.detach() + 0.01
-        reference = {"ref_hidden": ref_hidden, "ref_weight": weight.detach()}
-    reference["memory_budget"] = budget_mib << 20
-    few = slice(0, 64)  # warm up the libraries, and the weight's gradient, outside the measurement
-    whole = ("ref_weight", "memory_budget")
-    warm = {k: v if k in whole else v[few] for k, v in reference.items()}
-    small = segments[few] * 0 + torch.arange(64) // 32
-    fused_preference_loss(
-        hidden[few], weight, targets[few], small, objective, **warm
-    ).loss.backward()
-    hidden.grad = weight.grad = None
-    before = _reset_peak()
-    out = fused_preference_loss(hidden, weight, targets, segments, objective, **reference)
-    out.loss.backward()
-    print(json.dumps({"tokens": tokens, "extra": _peak() - before}))
+def _child(case: Case, budget: int) -> Point:
+    """With the reference's log-probs cached for DPO, as hidden states for TDPO."""
+    for warming in (case.cut(64), case):  # libraries are warmed outside the measurement
+        problem = build(warming)
+        extra = resident_peak(lambda problem=problem: _step(problem, budget))  # type: ignore[misc]
+    return Point(case.tokens, extra)
 
 
-def _reset_peak() -> int:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith(field))
-    return int(line.split()[1]) * 1024
+def _step(problem: Problem, budget: int) -> None:
+    reference: dict[str, Any] = {"ref_logp": problem.ref_logp}
+    if problem.ref_logp is None:
+        reference = {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
+    stream = (problem.hidden, problem.weight, problem.targets, problem.segments)
+    loss = objective(problem.case)
+    fused_preference_loss(*stream, loss, memory_budget=budget, **reference).loss.backward()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
-    parser.add_argument("--objective", choices=["dpo", "tdpo2"], default="tdpo2")
+    parser.add_argument("--objective", choices=LOSSES, default="tdpo2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--frozen", action="store_true", help="frozen head (one pass)")
     parser.add_argument("--budget-mib", type=int, default=64, help="for logits buffers")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    kind = options.objective, options.dtype, options.frozen
     if options.child:
-        return _child(
-            options.child, options.objective, options.dtype, options.frozen, options.budget_mib
+        case = Case(
+            loss=options.objective,
+            tokens=options.child,
+            dim=DIM,
+            vocab=VOCAB,
+            dtype=options.dtype,
+            frozen=options.frozen,
+            cached_ref=options.objective == "dpo",
         )
-    points = [
-        measure(n, options.objective, options.dtype, options.frozen, options.budget_mib)
-        for n in options.tokens
-    ]
+        point = _child(case, options.budget_mib << 20)
+        return print(json.dumps({"tokens": point.tokens, "extra": point.extra}))
+    points = [measure(tokens, *kind, options.budget_mib) for tokens in options.tokens]
     allowed = allowed_bytes_a_token(options.dtype)
     head = "frozen" if options.frozen else "trainable"
     print(f"{options.objective}, {options.dtype}, {head} head, V {VOCAB}, D {DIM}")

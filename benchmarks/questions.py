@@ -1,0 +1,76 @@
+"""What a benchmark file asks: cases, the ways beside each other, and how to shrink them.
+
+A group of cases is measured in one go, all its ways in turn round by round, so that ratios within
+a group do not depend on how fast the machine happened to be.
+"""
+
+import importlib
+from dataclasses import dataclass, replace
+
+from benchmarks.problems import Case
+from benchmarks.ways import WAYS
+
+# In the order of usefulness: where time runs out, the last ones are missing.
+FILES = (
+    "bench_loss",
+    "bench_frozen",
+    "bench_masked",
+    "bench_precision",
+    "memory_vs_tokens",
+    "bench_heads",
+    "bench_pairs",
+)
+
+EVERY = tuple(name for name in WAYS if name not in ("one_pass", "plain_fp32"))
+MAIN = ("prefkit", "eager", "trl", "liger", "gemms")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases measured together, and the names of the ways that do each of them."""
+
+    cases: tuple[Case, ...]
+    ways: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One benchmark file.
+
+    Attributes:
+        name: of the file.
+        title: the question in words.
+        cpu: what `make bench` runs; full: the same question with every way, for a CPU with time;
+            gpu: what `make bench-gpu` runs.
+        rounds: steps timed of each way.
+        error_tokens: tokens of the same case on which errors against fp64 are taken.
+        memory: whether memory is measured.
+    """
+
+    name: str
+    title: str
+    cpu: tuple[Group, ...]
+    full: tuple[Group, ...]
+    gpu: tuple[Group, ...]
+    rounds: int = 5
+    error_tokens: int = 256
+    memory: bool = True
+
+    def groups(self, size: str) -> tuple[Group, ...]:
+        """The groups of a size; "tiny" are those of `cpu` at shapes that take no time."""
+        if size != "tiny":
+            return {"cpu": self.cpu, "full": self.full, "gpu": self.gpu}[size]
+        return tuple(replace(group, cases=tuple(map(tiny, group.cases))) for group in self.cpu)
+
+
+def tiny(case: Case) -> Case:
+    """The case at V 640, D 32 and 8 to 32 tokens a sequence, more where the original has more."""
+    length = min(32, max(8, case.length // 16))
+    return replace(case, tokens=2 * case.pairs * length, dim=32, vocab=640)
+
+
+def load(name: str) -> Question:
+    """The question of a benchmark file."""
+    question = importlib.import_module(f"benchmarks.{name}").QUESTION
+    assert isinstance(question, Question), f"benchmarks/{name}.py has no QUESTION"
+    return question

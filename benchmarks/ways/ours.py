@@ -1,0 +1,33 @@
+"""prefkit: the schedule it picks itself, and each schedule forced."""
+
+from functools import partial
+from typing import Any
+
+from benchmarks.problems import Problem
+from benchmarks.ways.base import Outcome, Unavailable, Way, objective
+from prefkit import fused_preference_loss
+
+
+def _run(problem: Problem, schedule: str) -> Outcome:
+    if schedule == "one_pass" and not problem.case.frozen and problem.case.pairs > 1:
+        raise Unavailable("one pass with a trainable head is for one pair")
+    reference: dict[str, Any] = {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
+    if problem.ref_logp is not None:
+        reference = {"ref_logp": problem.ref_logp}
+    out = fused_preference_loss(
+        problem.hidden,
+        problem.weight,
+        problem.targets,
+        problem.segments,
+        objective(problem.case),
+        schedule=schedule,
+        **reference,
+    )
+    return Outcome(out.loss, out.stats.logp, out.stats.kl)
+
+
+OURS = (
+    Way("prefkit", "prefkit", partial(_run, schedule="auto")),
+    Way("one_pass", "prefkit, one pass forced", partial(_run, schedule="one_pass")),
+    Way("two_pass", "prefkit, two passes forced", partial(_run, schedule="two_pass")),
+)
