@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 # One torch thread a test worker: the workers share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
+# The benchmarks alone use the cores.
+BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev test lint format types pytest bench clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-full bench-gpu clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -15,7 +17,8 @@ help:
 	@echo "make lint         ruff and mypy alone      make pytest   the tests alone"
 	@echo "make format       ruff, in place           make types    mypy alone"
 	@echo "make install      .venv with prefkit       make install-dev   and what the tests need"
-	@echo "make bench        the benchmarks that fit a CPU"
+	@echo "make bench        the benchmarks that fit a CPU, 10 minutes at most, beside the peers"
+	@echo "make bench-full   every peer at every CPU size     make bench-gpu   the full set on a GPU"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: install
@@ -23,6 +26,7 @@ quickstart: install
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-bench: $(VENV)/.installed-bench
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
@@ -36,6 +40,11 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml setup.py constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The peers that the benchmarks measure; without them the tables show a dash and the reason.
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 test: lint pytest
@@ -55,10 +64,15 @@ format: install-dev
 pytest: install-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
 
-bench: install-dev
-	$(BIN)/python -m pytest benchmarks/bench_loss.py
-	$(BIN)/python -m benchmarks.memory_vs_tokens --objective dpo
-	$(BIN)/python -m benchmarks.memory_vs_tokens --objective tdpo2
+bench: install-bench
+	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --minutes 10
+
+bench-full: install-bench
+	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --full
+
+# From a checkout without an installation: PYTHONPATH=.:kernels/torch-ext python -m benchmarks.run --gpu
+bench-gpu: install-bench
+	$(BIN)/python -m benchmarks.run --gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
