@@ -18,9 +18,10 @@ from prefkit.model.reference import Reference
 from prefkit.objectives import DPO, TDPO, Objective
 from tests.trainer_cases import tiny_model
 
-WORLD, PAIRS, LENGTH = 2, 3, 9
+WORLD = 2
+IDS = torch.randint(0, 250, (6, 9), generator=torch.Generator().manual_seed(5))  # three pairs
 MINE = ([0, 1], [2])  # pairs of each rank
-IDS = torch.randint(0, 250, (2 * PAIRS, LENGTH), generator=torch.Generator().manual_seed(5))
+ONE_EACH = ([0], [1])  # as one pass wants them, if the head is trainable
 OBJECTIVES: dict[str, Objective] = {"dpo": DPO(beta=0.5), "tdpo": TDPO(beta=0.5, alpha=0.7)}
 BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
@@ -32,9 +33,11 @@ class Layout:
     Attributes:
         family: of `trainer_cases.tiny_model`.
         head: "own" unit, in the "root" group, or in the "tail" group with the last norm.
-        trainable: the head learns (the loss then takes two passes), or is frozen (one pass).
+        trainable: the head learns, or is frozen.
         reshard: `reshard_after_forward` of every unit; None = torch's own choice.
         objective: "dpo" or "tdpo".
+        schedule: of the loss. "auto" takes two passes on rank 0 and one on rank 1 where the head
+            is trainable, for rank 0 holds two pairs; one pass on both where it is frozen.
         checkpointing: gradient checkpointing of the layers.
         steps: backward passes before the gradients are read.
     """
@@ -44,12 +47,14 @@ class Layout:
     trainable: bool = True
     reshard: bool | None = True
     objective: str = "tdpo"
+    schedule: str = "auto"
     checkpointing: bool = False
     steps: int = 1
 
     def __str__(self) -> str:
         learns = "trainable" if self.trainable else "frozen"
         parts = [self.family, self.head, learns, f"reshard={self.reshard}", self.objective]
+        parts += [self.schedule] * (self.schedule != "auto")
         parts += ["checkpointing"] * self.checkpointing + ["two-steps"] * (self.steps == 2)
         return "-".join(parts)
 
@@ -58,10 +63,14 @@ PLACES = [(family, place) for family in ("llama", "llama-tied") for place in ("r
 PLACES.append(("llama", "own"))
 LAYOUTS = [
     Layout(family=family, head=head, trainable=trainable, reshard=reshard)
-    for (family, head), trainable, reshard in itertools.product(
-        PLACES, (True, False), (True, False)
-    )
+    for (family, head) in PLACES
+    for trainable, reshard in itertools.product((True, False), repeat=2)
 ]
+LAYOUTS += [
+    Layout(head=head, schedule=schedule)
+    for head, schedule in itertools.product(("own", "root", "tail"), ("one_pass", "two_pass"))
+]
+LAYOUTS.append(Layout(trainable=False, schedule="two_pass"))
 LAYOUTS += [Layout(trainable=trainable, objective="dpo") for trainable in (True, False)]
 LAYOUTS += [Layout(family="gemma2", head=head, reshard=None) for head in ("tail", "root")]
 LAYOUTS += [Layout(family="cohere", head="root", reshard=None), Layout(family="granite")]
@@ -85,10 +94,18 @@ def loss_of(
     reference: Reference,
     pairs: list[int],
     objective: Objective,
-    num_pairs: float = PAIRS / WORLD,
-    backend: str = "auto",
+    num_pairs: float,
+    **options: Any,
 ) -> Tensor:
-    """The loss as the trainer computes it: divided by the mean number of pairs of a rank."""
+    """The loss as the trainer computes it.
+
+    Args:
+        model, head, reference: the policy and what it is compared with.
+        pairs: those of this rank.
+        objective: the loss.
+        num_pairs: the mean number of pairs of a rank, by which every rank divides.
+        options: `backend` and `schedule` of `fused_preference_loss`.
+    """
     inputs, rows, targets, segments = batch(pairs)
     terms: dict[str, Any]
     if objective.needs_kl:
@@ -107,8 +124,8 @@ def loss_of(
             bias=bias,
             logit_scale=head.transform.logit_scale,
             softcap=head.transform.softcap,
-            backend=backend,
             **terms,
+            **options,
         )
         return out.loss, out.metrics
 

@@ -28,7 +28,7 @@ from tests.fsdp2_cases import (
     LAYOUTS,
     MINE,
     OBJECTIVES,
-    PAIRS,
+    ONE_EACH,
     WORLD,
     Layout,
     batch,
@@ -60,8 +60,10 @@ def gradients(
     plain, plain_reference = models(layout)
     model, reference = copy.deepcopy(plain), copy.deepcopy(plain_reference)
     head, objective = find_head(model), OBJECTIVES[layout.objective]
+    shares = ONE_EACH if layout.schedule == "one_pass" else MINE
+    pairs = [pair for share in shares for pair in share]
     whole = Reference(plain_reference, find_head(plain_reference))
-    want = loss_of(plain, head, whole, list(range(PAIRS)), objective, PAIRS, "reference")
+    want = loss_of(plain, head, whole, pairs, objective, len(pairs), backend="reference")
     want.backward()
     sharded = Reference(reference, find_head(reference))
     for part in (model, reference):
@@ -69,7 +71,15 @@ def gradients(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(layout.steps):
-            got = loss_of(model, head, sharded, MINE[mesh.get_local_rank()], objective)
+            got = loss_of(
+                model,
+                head,
+                sharded,
+                shares[mesh.get_local_rank()],
+                objective,
+                len(pairs) / WORLD,
+                schedule=layout.schedule,
+            )
             (got / layout.steps).backward()
     mean = got.detach() / WORLD
     dist.all_reduce(mean)
@@ -90,13 +100,10 @@ def adapter_gradients(mesh: DeviceMesh) -> dict[str, float]:
     model = copy.deepcopy(plain)
     heads = find_head(plain), find_head(model)
     shard(model, mesh, "own", True)
-    parts = (
-        (plain, list(range(PAIRS)), PAIRS),
-        (model, MINE[mesh.get_local_rank()], PAIRS / WORLD),
-    )
-    for head, (part, pairs, count) in zip(heads, parts, strict=True):
+    shares = [0, 1, 2], MINE[mesh.get_local_rank()]
+    for head, part, pairs, ranks in zip(heads, (plain, model), shares, (1, WORLD), strict=True):
         reference = Reference(part, head, adapter_owner=part)
-        loss_of(part, head, reference, pairs, OBJECTIVES["tdpo"], count).backward()
+        loss_of(part, head, reference, pairs, OBJECTIVES["tdpo"], 3 / ranks).backward()
     return compared(model, plain)
 
 
@@ -141,7 +148,7 @@ def late_install(mesh: DeviceMesh) -> dict[str, Any]:
     head = install(model)
     shards = all(isinstance(value, DTensor) for value in model.parameters())
     logp = []
-    for part, pairs in ((plain, list(range(PAIRS))), (model, MINE[mesh.get_local_rank()])):
+    for part, pairs in ((plain, [0, 1, 2]), (model, MINE[mesh.get_local_rank()])):
         reference = Reference(part, head)
         inputs, rows, targets, _ = batch(pairs)
         logp.append(reference.logp(inputs, rows, targets).sum())
