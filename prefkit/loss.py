@@ -91,11 +91,11 @@ def fused_preference_loss(
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     like = targets.new_empty(targets.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call)
-    linear, scores = objective.linear, None
-    if linear is not None and takes_one_pass(schedule, objective, sides.count, heads, options):
-        scores, stats = pair_scores(
-            *heads, segments // 2, sides.count, linear.coefficients(sides), **options
-        )
+    scores = None
+    if takes_one_pass(schedule, objective, sides.count, heads, options):
+        assert objective.linear is not None, "takes_one_pass has looked"
+        coefficients = objective.linear.coefficients(sides)
+        scores, stats = pair_scores(*heads, segments // 2, sides.count, coefficients, **options)
     else:
         if schedule == "two_pass":
             options["schedule"] = schedule

@@ -71,8 +71,9 @@ def _gradient(
     if "kl" in names:
         kl = chunk.stats[problem.outputs.index("kl")]
     if dz.shape[1]:
+        # No value of logp or KL enters their gradients: any rows will do for `stats`.
         problem.kernels.gradient(
-            chunk.rows, names, chunk.stats, chunk.norms, cotangents, dz, kl_sum=kl
+            chunk.rows, names, chunk.stats[: len(names)], chunk.norms, cotangents, dz, kl_sum=kl
         )
     if kl is not None:
         problem.shard.sum_(kl)

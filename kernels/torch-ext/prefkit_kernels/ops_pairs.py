@@ -1,4 +1,4 @@
-"""`pair_scores` as torch.library operators; see `ops`."""
+"""`pair_scores` as a torch.library operator (see `ops`), and its gradient."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .gemm import compute_dtype
 from .one_pass import pair_scores, scale_rows
-from .problem_args import NAMESPACE, NUM_SETTINGS, NUM_TENSORS, SETTINGS, TENSORS, plain, problem_of
+from .problem_args import NAMESPACE, NUM_TENSORS, SETTINGS, TENSORS, plain, problem_of
 
 _NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
 
@@ -44,49 +44,60 @@ def _pair_scores_fake(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, d_hidden, d_weight, d_bias = output
-    weight, targets, bias = inputs[1:4]
-    ctx.skip_value = inputs[NUM_TENSORS + 1]
-    ctx.needs = inputs[-3:]
-    ctx.dtypes = (inputs[0].dtype, weight.dtype, weight.dtype if bias is None else bias.dtype)
-    pairs, num_pairs = inputs[-6], inputs[-4]
-    # With one pair there is nothing to look up.
-    ctx.save_for_backward(d_hidden, d_weight, d_bias, targets, pairs if num_pairs > 1 else None)
-    ctx.set_materialize_grads(False)
+class ScoresWithGradient(torch.autograd.Function):
+    """Ties scores to the operands whose gradients `pair_scores_op` has made along with them.
 
+    No part of the operator: the backward writes over those gradients, which an operator's outputs
+    do not allow.
+    """
 
-def _backward(ctx: Any, grad_scores: Tensor | None, *_unused: Any) -> tuple[Any, ...]:
-    grads: list[Any] = [None] * (NUM_TENSORS + NUM_SETTINGS + 6)
-    if grad_scores is None:
-        return tuple(grads)
-    if torch.is_grad_enabled():
-        raise RuntimeError("pair_scores has no second derivative (backward with create_graph=True)")
-    d_hidden, d_weight, d_bias, targets, pairs = ctx.saved_tensors
-    factors = grad_scores[0] if pairs is None else grad_scores[pairs.clamp(0, len(grad_scores) - 1)]
-    per_row = torch.where(targets == ctx.skip_value, 0, factors)
-    of_all = grad_scores[0].expand(len(d_weight) or len(d_bias))  # only with one pair
-    found = (d_hidden, per_row), (d_weight, of_all), (d_bias, of_all)
-    for place, need, dtype, (direction, factor) in zip(
-        (0, 1, 3), ctx.needs, ctx.dtypes, found, strict=True
-    ):
-        if need:
-            grads[place] = _scaled(direction, factor, dtype)
-    return tuple(grads)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,  # (T, D)
+        weight: Tensor,  # (V, D)
+        bias: Tensor | None,  # (V,)
+        scores: Tensor,  # (P,)
+        d_hidden: Tensor,
+        d_weight: Tensor,
+        d_bias: Tensor,
+        pair_of_row: Tensor,  # (T,) int64, P where the row does not count
+    ) -> Tensor:
+        ctx.save_for_backward(d_hidden, d_weight, d_bias, pair_of_row)
+        ctx.dtypes = [x.dtype if x is not None else hidden.dtype for x in (hidden, weight, bias)]
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "pair_scores has no second derivative (backward with create_graph=True)"
+            )
+        d_hidden, d_weight, d_bias, pair_of_row = ctx.saved_tensors
+        by_row = torch.cat([grad_scores, grad_scores.new_zeros(1)])[pair_of_row]
+        of_all = grad_scores[:1].expand(max(len(d_weight), len(d_bias)))  # there is one pair then
+        grads = [
+            _scaled(direction, factors, dtype) if need else None
+            for direction, factors, dtype, need in zip(
+                (d_hidden, d_weight, d_bias),
+                (by_row, of_all, of_all),
+                ctx.dtypes,
+                ctx.needs_input_grad[:3],
+                strict=True,
+            )
+        ]
+        return *grads, None, None, None, None, None
 
 
 def _scaled(direction: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """direction ⊙ factors in `dtype`, in the direction's own memory where nobody can tell.
+    """direction ⊙ factors in `dtype`, in the direction's own memory where the dtypes agree.
 
     A second backward through the same graph would find it scaled already: autograd sees that a
     saved tensor was changed and raises. While a compiler traces, the product is an ordinary one.
     """
-    if type(direction) is not Tensor:
+    if torch.compiler.is_compiling() or type(direction) is not Tensor:
         shape = (-1,) + (1,) * (direction.dim() - 1)
         return (direction.to(factors.dtype) * factors.view(shape)).to(dtype)
     same = direction.dtype == dtype
     out = direction if same else direction.new_empty(direction.shape, dtype=dtype)
     return scale_rows(direction, factors, out).detach()
-
-
-torch.library.register_autograd(pair_scores_op, _backward, setup_context=_setup_context)

@@ -9,7 +9,7 @@ from torch import Tensor
 from .checks import Options, checked
 from .gemm import compute_dtype
 from .one_pass import COEFFICIENTS
-from .ops_pairs import pair_scores_op
+from .ops_pairs import ScoresWithGradient, pair_scores_op
 from .token_stats import TokenStats, named_stats
 from .vocab_parallel import VocabShard
 
@@ -86,10 +86,19 @@ def pair_scores(
     _check_pairs(pairs, num_pairs, targets, trainable=needs[1] or needs[2])
     if backend == "reference":
         raise ValueError("backend='reference' is token_stats' alone: pair_scores has no definition")
-    scores, stats, *_ = pair_scores_op(
-        *heads, *options.settings(hidden), pairs, table, num_pairs, *needs
+    scores, stats, *gradients = pair_scores_op(
+        *(None if x is None else x.detach() for x in heads),
+        *options.settings(hidden),
+        pairs,
+        table,
+        num_pairs,
+        *needs,
     )
-    return PairScores(scores, named_stats(options.outputs, stats.detach()))
+    if any(needs):
+        pair_of_row = torch.where(targets == ignore_index, num_pairs, pairs)
+        # The caller's own tensors: under autocast an fp32 weight gets its fp32 gradient, unrounded.
+        scores = ScoresWithGradient.apply(hidden, weight, bias, scores, *gradients, pair_of_row)
+    return PairScores(scores, named_stats(options.outputs, stats))
 
 
 def _coefficients(

@@ -1,0 +1,302 @@
+"""One pass for linear scores: the same loss and gradients as the definition and as two passes."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefkit import DPO, TDPO, fused_preference_loss
+from prefkit.sides import Sides
+from prefkit_kernels import pair_scores, token_stats
+from prefkit_kernels.logits import OUTPUTS
+from prefkit_kernels.ops_pairs import pair_scores_op
+from tests.kernel_cases import Case, build, relative_error
+from tests.test_objectives import CASES, Direct, sample
+
+LINEAR = [name for name, (objective, _) in CASES.items() if objective.linear is not None]
+
+
+def one_pair(weighted: bool = True) -> dict[str, Tensor]:
+    """Pair 0 of the sample alone."""
+    x = sample(weighted)
+    x["segments"] = torch.where(x["segments"] < 2, x["segments"], -1)
+    return x
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("schedule", ["one_pass", "two_pass"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_one_pair_with_a_trainable_head_equals_the_direct_formula(
+    name: str, schedule: str, weighted: bool
+) -> None:
+    objective, formula = CASES[name]
+    ours, direct = one_pair(weighted), one_pair(weighted)
+    found = fused_preference_loss(objective=objective, schedule=schedule, **ours)
+    expected = formula(Direct(direct, 0), Direct(direct, 1))
+    assert abs(found.loss.item() - expected.item()) < 1e-10
+    found.loss.backward()
+    expected.backward()
+    for key in ("hidden", "weight"):
+        assert (ours[key].grad - direct[key].grad).abs().max() < 1e-10, key
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_coefficients_are_the_derivatives_of_the_margin(name: str) -> None:
+    """`Linear` states value and coefficients; autograd of the value must give the coefficients."""
+    objective, _ = CASES[name]
+    x, draw = sample(True), torch.Generator().manual_seed(1)
+    logp, kl = (
+        torch.rand(len(x["targets"]), generator=draw, dtype=torch.float64).requires_grad_()
+        for _ in range(2)
+    )
+    sides = Sides.of(x["segments"], x["weights"], x["weights"])
+    margins = objective.linear.margins(sides, logp, kl, None)
+    wanted = torch.autograd.grad(margins.sum(), [logp, kl], allow_unused=True)
+    found = objective.linear.coefficients(sides)
+    torch.testing.assert_close(found["logp"], wanted[0], rtol=1e-12, atol=0)
+    if objective.needs_kl:
+        torch.testing.assert_close(found["kl"], wanted[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("outputs", [("logp",), ("logp", "ref_logp", "kl"), ("kl",)])
+def test_scores_equal_those_of_token_stats(
+    outputs: tuple[str, ...], frozen: bool, backend: str
+) -> None:
+    """Any coefficients, biases, softcap, several chunks; token_stats in fp64 is the oracle."""
+    if backend == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+    case = Case(tokens=17, frozen_head=frozen, outputs=outputs)
+    options = {"softcap": 8.0, "logit_scale": 0.8, "temperature": 1.1, "memory_budget": 6000}
+    dtype = torch.float64 if backend == "torch" else torch.float32
+    ours, oracle = build(case, dtype), build(case)
+    pairs = torch.arange(17) % 3 if frozen else torch.zeros(17, dtype=torch.int64)
+    given = {name: ours.cotangents[name] for name in outputs if name != "ref_logp"}
+    found = pair_scores(
+        ours.hidden,
+        ours.weight,
+        ours.targets,
+        pairs,
+        3 if frozen else 1,
+        given,
+        bias=ours.bias,
+        ref_hidden=ours.ref_hidden,
+        ref_weight=ours.ref_weight,
+        ref_bias=ours.ref_bias,
+        outputs=outputs,
+        backend=backend,
+        **options,
+    )
+    stats = token_stats(
+        *(oracle.hidden, oracle.weight, oracle.targets, oracle.bias),
+        *(oracle.ref_hidden, oracle.ref_weight, oracle.ref_bias),
+        outputs=outputs,
+        backend="reference",
+        **{k: v for k, v in options.items() if k != "memory_budget"},
+    )
+    value = sum(getattr(stats, name) * oracle.cotangents[name] for name in given)
+    expected = torch.stack([value[pairs == i].sum() for i in range(len(found.scores))])
+    upstream = torch.tensor([0.7, -1.3, 2.0], dtype=torch.float64)[: len(expected)]
+    (found.scores * upstream.to(dtype)).sum().backward()
+    (expected * upstream).sum().backward()
+    bound = 1e-11 if backend == "torch" else 5e-6
+    assert relative_error(found.scores.double(), expected) < bound
+    for name in outputs:
+        error = relative_error(getattr(found.stats, name).double(), getattr(stats, name))
+        assert error < bound, name
+    for name in ("hidden",) if frozen else ("hidden", "weight", "bias"):
+        grads = (getattr(x, name).grad.double() for x in (ours, oracle))
+        assert relative_error(*grads) < bound, name
+
+
+def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    import prefkit.loss
+
+    taken = []
+    inner = prefkit.loss.pair_scores
+
+    def watched(*args: Any, **options: Any) -> Any:
+        taken.append(True)
+        return inner(*args, **options)
+
+    monkeypatch.setattr(prefkit.loss, "pair_scores", watched)
+
+    def passes(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> bool:
+        taken.clear()
+        fused_preference_loss(objective=objective, **x, **options)
+        return bool(taken)
+
+    assert passes(one_pair())
+    assert passes(one_pair(), TDPO())
+    assert not passes(sample(True))  # two pairs, trainable head
+    assert passes({**sample(True), "weight": sample(True)["weight"].detach()})
+    assert not passes(one_pair(), DPO(nll_weight=0.1))
+    assert not passes(one_pair(), schedule="two_pass")
+    with torch.no_grad():
+        assert not passes(one_pair())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": DPO(nll_weight=0.1)}, "schedule='one_pass' cannot .* nll_weight"),
+        ({"objective": DPO(reduction="position")}, "reduction='position'"),
+        ({"segments": sample(True)["segments"]}, "one pair a call, this one holds 2"),
+        ({"backend": "reference"}, "unfused definition"),
+        ({"schedule": "both"}, "schedule must be one of auto, one_pass, two_pass"),
+        ({"pairs_in_call": 0}, "pairs_in_call is 0"),
+        ({"num_scored": 3}, "num_scored is not the number of rows"),
+        ({"num_scored": 19}, "num_scored counts every row"),
+    ],
+)
+def test_what_one_pass_cannot_do_is_refused(change: dict, message: str) -> None:
+    arguments = {"objective": DPO(), "schedule": "one_pass", **one_pair(), **change}
+    with pytest.raises(ValueError, match=message):
+        fused_preference_loss(**arguments)
+
+
+def test_counts_that_are_known_change_nothing() -> None:
+    known, counted = one_pair(), one_pair()
+    scored = int((known["segments"] >= 0).sum())
+    for x, options in ((known, {"pairs_in_call": 1, "num_scored": scored}), (counted, {})):
+        fused_preference_loss(objective=TDPO(), **x, **options).loss.backward()
+    assert torch.equal(known["hidden"].grad, counted["hidden"].grad)
+    assert torch.equal(known["weight"].grad, counted["weight"].grad)
+
+
+def _scores(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Any, Tensor]:
+    problem = build(case, dtype)
+    pairs = torch.zeros(case.tokens, dtype=torch.int64)
+    ones = {"logp": torch.ones(case.tokens, dtype=dtype)}
+    return problem, pair_scores(
+        problem.hidden, problem.weight, problem.targets, pairs, 1, ones, bias=problem.bias
+    ).scores
+
+
+def test_the_gradient_of_an_fp32_weight_is_the_accumulator_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No second (V, D) matrix: at V 128,256 and D 4096 it would be 2.1 GB."""
+    made = []
+
+    def watched(*args: Any) -> Any:
+        found = pair_scores_op(*args)
+        made.append(found[3].data_ptr())
+        return found
+
+    monkeypatch.setattr(sys.modules["prefkit_kernels.pair_scores"], "pair_scores_op", watched)
+    problem, scores = _scores(Case(), torch.float32)
+    scores.sum().backward()
+    assert problem.weight.grad.data_ptr() == made[0]
+
+
+def test_a_second_backward_is_refused_not_wrong() -> None:
+    _, scores = _scores(Case())
+    scores.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        scores.sum().backward()
+    problem, scores = _scores(Case())
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad((scores**2).sum(), problem.hidden, create_graph=True)
+
+
+def test_skipped_rows_may_hold_anything() -> None:
+    """NaN hidden states, coefficients and pairs out of range in rows that are ignored."""
+    clean, dirty = build(Case()), build(Case())
+    ignored = clean.targets < 0
+    dirty.hidden.data[ignored] = torch.nan
+    for problem, junk in ((clean, 0.0), (dirty, torch.nan)):
+        pairs = torch.where(ignored, -1 if junk != junk else 0, 0)
+        coefficient = torch.where(ignored, junk, 0.5).double()
+        args = (problem.hidden, problem.weight, problem.targets, pairs, 1)
+        pair_scores(*args, {"logp": coefficient}).scores.sum().backward()
+    assert torch.equal(dirty.hidden.grad, clean.hidden.grad)
+    assert torch.equal(dirty.weight.grad, clean.weight.grad)
+    assert (clean.hidden.grad[ignored] == 0).all()
+
+
+def test_no_scored_row_at_all_gives_zero_gradients() -> None:
+    problem, scores = _scores(Case(tokens=3, ignored=(0, 1, 2)))
+    scores.sum().backward()
+    assert scores.tolist() == [0.0]
+    assert problem.hidden.grad.abs().max() == problem.weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_opcheck(frozen: bool) -> None:
+    problem = build(Case(tokens=6, frozen_head=frozen), torch.float32)
+    heads = (problem.hidden, problem.weight, problem.targets, problem.bias)
+    reference = (problem.ref_hidden, problem.ref_weight, problem.ref_bias)
+    codes = [OUTPUTS.index(name) for name in ("logp", "kl")]
+    settings = (codes, -100, 1.0, 0.0, 1.0, 1 << 20, -1, "torch", "", 0, 0)
+    pairs = torch.arange(6) // 3 if frozen else torch.zeros(6, dtype=torch.int64)
+    last = (pairs, torch.ones(2, 6), 2 if frozen else 1, True, not frozen, not frozen)
+    plain = [x.detach() for x in (*heads, *reference)]  # its gradient is tied on outside
+    torch.library.opcheck(pair_scores_op, (*plain, *settings, *last))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_autocast_casts_the_operands_and_rounds_no_fp32_gradient(frozen: bool) -> None:
+    cast, low = one_pair(), _low_case(frozen, torch.bfloat16)
+    for key in ("hidden", "weight", "ref_hidden", "ref_weight"):
+        cast[key] = low[key].detach().float().requires_grad_(low[key].requires_grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused_preference_loss(objective=TDPO(), **cast)
+    expected = fused_preference_loss(objective=TDPO(), **low)
+    assert torch.equal(found.loss, expected.loss)
+    found.loss.backward()
+    expected.loss.backward()
+    for key in ("hidden",) if frozen else ("hidden", "weight"):
+        assert cast[key].grad.dtype == torch.float32
+        assert torch.equal(cast[key].grad.bfloat16(), low[key].grad), key
+
+
+@pytest.mark.parametrize("schedule", ["one_pass", "two_pass"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: str) -> None:
+    def loss(x: dict[str, Tensor]) -> Tensor:
+        return fused_preference_loss(
+            x["hidden"] * 2,
+            x["weight"],
+            x["targets"],
+            x["segments"],
+            TDPO(beta=0.3),
+            weights=x["weights"],
+            ref_hidden=x["ref_hidden"],
+            ref_weight=x["ref_weight"],
+            schedule=schedule,
+            pairs_in_call=1,
+        ).loss
+
+    eager, compiled = one_pair(), one_pair()
+    loss(eager).backward()
+    torch.compile(loss, fullgraph=True, backend=backend)(compiled).backward()
+    for key in ("hidden", "weight"):
+        torch.testing.assert_close(compiled[key].grad, eager[key].grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_low_precision_inputs(dtype: torch.dtype, frozen: bool) -> None:
+    """Gradients as exact as their dtype allows: two roundings for hidden, one for the weight."""
+    low, exact = (_low_case(frozen, dtype) for _ in range(2))
+    exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in exact.items()}
+    for key in ("hidden", "weight"):
+        exact[key].requires_grad_(low[key].requires_grad)
+    for x in (low, exact):
+        fused_preference_loss(objective=TDPO(), schedule="one_pass", **x).loss.backward()
+    for key in ("hidden",) if frozen else ("hidden", "weight"):
+        error = relative_error(low[key].grad.double(), exact[key].grad)
+        assert low[key].grad.dtype == dtype
+        assert error < torch.finfo(dtype).eps, key
+
+
+def _low_case(frozen: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    x = one_pair()
+    for key in ("hidden", "weight", "ref_hidden", "ref_weight"):
+        grad = key == "hidden" or (key == "weight" and not frozen)
+        x[key] = x[key].detach().to(dtype).requires_grad_(grad)
+    return x
