@@ -1,0 +1,65 @@
+"""Lay this folder out as the Hub's builder does for a kernel of Python and Triton alone.
+
+    python kernels/build_local.py OUT      # OUT/build/torch-cpu, torch-cuda, torch-rocm
+
+Afterwards `kernels.get_local_kernel(Path("OUT"))` loads it, under a name of its own, beside an
+installed `prefkit_kernels`. Only the standard library is needed.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def build(out: Path) -> list[Path]:
+    """Write one variant a backend of build.toml under `out`/build and return their folders.
+
+    A variant is the package's files beside a metadata.json; its `id` becomes the module's name, and
+    so the namespace of the operators. The id names the sources by their hash: two versions loaded
+    in one process have two names.
+
+    Raises:
+        FileExistsError: a variant is there already.
+    """
+    general = tomllib.loads((HERE / "build.toml").read_text())["general"]
+    package = general["name"].replace("-", "_")
+    sources = sorted((HERE / "torch-ext" / package).glob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:7]
+    variants = []
+    for backend in general["backends"]:
+        variant = out / "build" / f"torch-{backend}"
+        variant.mkdir(parents=True)
+        for path in sources:
+            shutil.copy(path, variant)
+        metadata = _metadata(general, backend, f"_{package}_{backend}_{digest}")
+        (variant / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        variants.append(variant)
+    return variants
+
+
+def _metadata(general: dict[str, Any], backend: str, identifier: str) -> dict[str, Any]:
+    return {
+        "id": identifier,
+        "name": general["name"],
+        "version": general["version"],
+        "license": general["license"],
+        "python-depends": [],
+        "backend": {"type": backend},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder to write build/ into")
+    for variant in build(parser.parse_args().out):
+        print(variant)
+
+
+if __name__ == "__main__":
+    main()
