@@ -15,6 +15,7 @@ from tests.kernel_cases import Case, build, call, relative_error, run
 
 rows_triton = pytest.importorskip("prefkit_kernels.rows_triton", reason="Triton is not installed")
 triton_rows = rows_triton.triton_rows
+tune_rows = pytest.importorskip("benchmarks.tune_rows")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CASES = {
@@ -204,6 +205,20 @@ def _norms(module: ModuleType, rows: Rows) -> Tensor:
     module.normalisers(rows, out[0])
     module.normalisers(replace(rows, raw=rows.ref, ref=None), out[1])
     return out[:, :2].reshape(4, -1)
+
+
+def test_the_tuning_script_runs_its_kernels_and_refuses_without_a_gpu() -> None:
+    for kernel in tune_rows.kernels(vocab=100, count=2, device=DEVICE):
+        kernel.run(rows_triton.Launch(block=64, warps=1))
+    if DEVICE == "cpu":
+        with pytest.raises(SystemExit, match="on a machine with a GPU"):
+            tune_rows.main([])
+    measured = {
+        rows_triton.Launch(block, warps): 1.0
+        for block in tune_rows.BLOCKS
+        for warps in tune_rows.WARPS
+    }
+    assert tune_rows.table(kernel, 32_000, measured).count("*") == 1
 
 
 def test_triton_refuses_what_it_cannot_do() -> None:
