@@ -39,10 +39,11 @@ def launch(width: int, heads: int) -> Launch:
     """The launch for rows of `width` classes of one or two heads; chosen without a GPU to time it.
 
     Each thread holds 16 elements of one row, or 8 of each of two: four 128-bit loads in flight, and
-    few enough registers for half of the threads of an SM or more (docs/kernels.md). Programs are
-    small, so that the last block of a row wastes little: of blocks of 4096 (two heads: 2048), half
-    and a quarter of that, the largest that wastes at most 1/16. V = 32000, 49152, 128256 and 152064
-    take the largest and waste 0 to 2.4 %; a slice of 6500 takes 1024 (10 %), not 4096 (26 %).
+    registers for at least half of an SM's threads (a quarter with every output and option at once;
+    docs/kernels.md). Programs are small, so that the last block of a row wastes little: of blocks
+    of 4096 (two heads: 2048), half and a quarter of that, the largest that wastes at most 1/16.
+    V = 32000, 49152, 128256 and 152064 take the largest and waste 0 to 2.4 %; a slice of 6500 takes
+    1024 (10 %), not 4096 (26 %). `benchmarks/tune_rows.py` sweeps the alternatives on a GPU.
     """
     width = max(width, 1)
     for block in (4096 // heads, 2048 // heads, 1024 // heads):
