@@ -146,6 +146,18 @@ def test_backward_passes_the_output_of_the_head_first(family: str, return_dict: 
     assert seen == ["wrapped output", "output", "hidden"]
 
 
+def test_a_compiled_model_is_one_graph_with_its_head() -> None:
+    model = tiny_model(scale=3.0).eval()
+    head = install(model)
+    want = request_logp(model, head)
+    want.sum().backward()
+    grad, model.lm_head.weight.grad = model.lm_head.weight.grad, None
+    got = request_logp(torch.compile(model, fullgraph=True, backend="aot_eager"), head)
+    got.sum().backward()
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(model.lm_head.weight.grad, grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_value_of_any_shape_and_dtype_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
     model = tiny_model().to(torch.bfloat16)

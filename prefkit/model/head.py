@@ -124,17 +124,24 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
         )
 
 
+def _as_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward that `install` replaced."""
+    inner = module.__dict__.get("_prefkit_inner_forward")
+    if inner is not None:
+        return inner(*args, **kwargs)
+    return type(module).forward(module, *args, **kwargs)
+
+
 def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         request: Request | None = kwargs.pop("prefkit_request", None)
-        call = self.__dict__.get("_prefkit_inner_forward") or MethodType(type(self).forward, self)
         if request is None:
-            return call(*args, **kwargs)
+            return _as_before(self, *args, **kwargs)
         head = self.get_output_embeddings()  # type: ignore[operator]
         slot: dict[str, Any] = {"request": request}
         head._prefkit_slot = slot
         try:
-            output = call(*args, **kwargs)
+            output = _as_before(self, *args, **kwargs)
         finally:
             del head._prefkit_slot
         if "result" not in slot:
@@ -153,8 +160,7 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
 def _requesting_head(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     slot = self.__dict__.get("_prefkit_slot")
     if slot is None:
-        inner = self.__dict__.get("_prefkit_inner_forward")
-        return inner(hidden, *args, **kwargs) if inner else type(self).forward(self, hidden)
+        return _as_before(self, hidden, *args, **kwargs)
     value, extras = slot["request"](hidden, self.weight, getattr(self, "bias", None))
     slot["result"] = value, extras
     # The value leaves by the slot, but its gradient must also come in through this output: FSDP2
