@@ -17,6 +17,7 @@ KERNELS = {"norms", "combine_norms", "class_sums", "gradient"}
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942"}
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_without_a_spill() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(
