@@ -126,16 +126,16 @@ def reference_memory(mesh: DeviceMesh, place: str) -> dict[str, Any]:
         model(**inputs, prefkit_request=request)
     unheld = seen[0].untyped_storage().size()
     reference = Reference(model, head)
-    for _ in range(2):  # the second finds the head gathered already
-        weight = reference.operands(inputs, rows, head.transform, head.vocab_size)["ref_weight"]
-    assert weight is not None
-    right, after_operands = torch.equal(weight, whole), gathered()
     reference.logp(inputs, rows, targets)
+    after_logp = gathered()
+    weight = reference.operands(inputs, rows, head.transform, head.vocab_size)["ref_weight"]
+    assert weight is not None
+    reference.logp(inputs, rows, targets)  # must not free what a loss may still have to read
     return {
         "unheld": unheld,
-        "right": right,
-        "after_operands": after_operands,
-        "after_logp": gathered(),
+        "after_logp": after_logp,
+        "after_operands": gathered(),
+        "right": torch.equal(weight, whole),
     }
 
 

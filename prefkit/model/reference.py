@@ -13,7 +13,7 @@ needs it, which is on; everything else is freed after each forward.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,17 +54,12 @@ class Reference:
     model: nn.Module
     head: Head
     adapter_owner: Any = None
+    _held: FSDPModule | None = field(default=None, init=False, repr=False)
 
-    def _run(
-        self,
-        inputs: ModelInputs,
-        rows: Tensor,
-        compute: Compute,
-        keep: FSDPModule | None = None,
-    ) -> Any:
+    def _run(self, inputs: ModelInputs, rows: Tensor, compute: Compute) -> Any:
         """compute(hidden (T, D), weight, bias) inside the model's forward, where autocast is on.
 
-        Units of FSDP2 are freed after it, but for `keep`.
+        Units of FSDP2 are freed after it, but for the one that is held.
         """
         got: list[Any] = []
 
@@ -77,7 +72,7 @@ class Reference:
         with evaluating(self.model), off():
             self.model(**inputs, use_cache=False, prefkit_request=request)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
-            release(self.model, keep)
+            release(self.model, self._held)
         return got[0]
 
     def operands(
@@ -94,10 +89,9 @@ class Reference:
         Raises:
             ModelError: the head's memory was freed when the model's forward ended.
         """
-        unit = None
-        if self.adapter_owner is None:
-            unit = self._hold_head()
-        hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands, unit)
+        if self.adapter_owner is None and self._held is None:
+            self._hold_head()
+        hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands)
         # With the adapter off, the weight is the policy's own, and freed memory is as it should be:
         # the policy's forward gathers it into the same tensor again before the loss reads it.
         if self.adapter_owner is None and not weight.untyped_storage().size():
@@ -117,17 +111,16 @@ class Reference:
             bias = None if bias is None else bias[:vocab_size]
         return {"ref_hidden": hidden, "ref_weight": weight, "ref_bias": bias}
 
-    def _hold_head(self) -> FSDPModule | None:
-        """Lets FSDP2 leave the head gathered after the forward; returns the unit that holds it.
+    def _hold_head(self) -> None:
+        """Lets FSDP2 leave the head gathered after every forward, if the head is sharded.
 
         The loss reads the head in the policy's forward and, in two passes, in its backward. Leaving
         the gathered weight where it is costs no copy, and no gathering in later steps: a reference
         never changes. The most memory is taken in the loss, where this head is needed anyway.
         """
-        unit = unit_of(self.model, self.head.module)
-        if unit is not None:
-            unit.set_reshard_after_forward(False, recurse=False)
-        return unit
+        self._held = unit_of(self.model, self.head.module)
+        if self._held is not None:
+            self._held.set_reshard_after_forward(False, recurse=False)
 
     def logp(self, inputs: ModelInputs, rows: Tensor, targets: Tensor, **options: Any) -> Tensor:
         """(T,) log-probabilities of `targets` in nats, fp32 (fp64 for an fp64 model).
