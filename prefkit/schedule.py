@@ -45,16 +45,24 @@ def takes_one_pass(
     hidden, weight, _ = heads
     bias = options.get("bias")
     trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
-    obstacle = None
-    if objective.linear is None:
-        obstacle = "reduction='position' and nll_weight are no functions of a pair's margin alone"
-    elif pairs != 1 and trainable:
-        obstacle = f"a trainable head takes one pair a call, this one holds {pairs}"
-    elif options.get("backend") == "reference":
-        obstacle = "backend='reference' is the unfused definition"
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or trainable)):
+        return False  # no gradient, no schedule
+    obstacle = obstacle_to_one_pass(objective, pairs, trainable, options.get("backend", "auto"))
     if schedule == "one_pass" and obstacle:
         raise ValueError(
             f"schedule='one_pass' cannot compute this loss: {obstacle}; leave schedule at 'auto'"
         )
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad or trainable)
-    return schedule != "two_pass" and obstacle is None and wanted
+    return schedule != "two_pass" and obstacle is None
+
+
+def obstacle_to_one_pass(
+    objective: Objective, pairs: int, trainable_head: bool, backend: str
+) -> str | None:
+    """Why a loss takes two passes over the logits, in words; None if one will do."""
+    if objective.linear is None:
+        return "reduction='position' and nll_weight are no functions of a pair's margin alone"
+    if pairs != 1 and trainable_head:
+        return f"a trainable head takes one pair a call, this one holds {pairs}"
+    if backend == "reference":
+        return "backend='reference' is the unfused definition"
+    return None

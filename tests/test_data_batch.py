@@ -50,6 +50,10 @@ def test_padding_to_a_multiple_and_dtypes(dataset: PairDataset) -> None:
     batch = PairCollator(pad_token_id=7, pad_to_multiple_of=64)([dataset[1]])
     assert batch_length(batch) == 64
     assert batch["input_ids"][0, -1] == 7
+    assert batch.pop("num_scored") == len(batch["rows"])
+    flat = batch["targets"].reshape(-1)
+    assert (flat[batch["rows"]] >= 0).all()
+    assert len(batch["rows"]) == (flat >= 0).sum()
     dtypes = {name: tensor.dtype for name, tensor in batch.items()}  # type: ignore[attr-defined]
     assert dtypes.pop("weights") == torch.float32
     assert set(dtypes.values()) == {torch.int64}

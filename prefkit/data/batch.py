@@ -50,6 +50,8 @@ class PairCollator:
         )
         for row, side in enumerate(sides):
             _fill_row(batch, row, side)
+        batch["rows"] = (batch["targets"].reshape(-1) != IGNORE_INDEX).nonzero().squeeze(1)
+        batch["num_scored"] = int((batch["weights"].reshape(-1)[batch["rows"]] != 0).sum())
         return batch
 
     def _row_length(self, sides: list[TokenizedSide]) -> int:

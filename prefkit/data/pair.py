@@ -115,4 +115,6 @@ class PairBatch(TypedDict, total=False):
     segments: Tensor  # (R, L) int64: 2i chosen of pair i in this batch, 2i + 1 rejected, -1 none
     weights: Tensor  # (R, L) float32
     pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
+    rows: Tensor  # (T,) int64: places of the targets in the flattened R·L, in order
+    num_scored: int  # how many of them have a weight: known here, a GPU would have to be asked
     ref_logp: Tensor  # (R, L) float32, cached reference log-probs; only where precomputed

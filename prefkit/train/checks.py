@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from prefkit.errors import ConfigError, ModelError, PrefkitError
+from prefkit.objectives import Objective
+from prefkit.schedule import obstacle_to_one_pass
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +126,23 @@ def check_packages(config: Any) -> None:
                 if not place.is_dir():
                     raise ConfigError(f"ref_cache_dir: {place} is a file. Name a folder.")
                 break
+
+
+def check_schedule(config: Any, objective: Objective, head: nn.Module) -> None:
+    """Refuses a forced schedule that the first batch would refuse.
+
+    Raises:
+        ConfigError: head_schedule is one_pass, and the loss or the batch does not allow it.
+    """
+    trainable = any(parameter.requires_grad for parameter in head.parameters())
+    obstacle = obstacle_to_one_pass(
+        objective, config.per_device_train_batch_size, trainable, config.head_backend
+    )
+    if config.head_schedule == "one_pass" and obstacle:
+        raise ConfigError(
+            f"head_schedule is one_pass, which cannot compute this loss: {obstacle}. Leave it at "
+            "auto, or set per_device_train_batch_size to 1 and raise gradient_accumulation_steps."
+        )
 
 
 def check_machine(config: Any) -> None:

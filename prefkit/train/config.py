@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
 from prefkit.objectives import DPO, TDPO, Objective, SimPO
+from prefkit.schedule import SCHEDULES
 from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
 
@@ -22,6 +23,7 @@ _CHOICES = {
     "on_bad_row": ("error", "skip"),
     "string_prompts": ("raw", "chat"),
     "head_backend": ("auto", "triton", "torch", "reference"),
+    "head_schedule": SCHEDULES,
 }
 _DPO_ONLY = ("link", "label_smoothing", "length_normalized", "reference_free", "nll_weight")
 _DPO_FAMILY = ("dpo", "step-dpo", "scdpo", "cdpo")

@@ -103,6 +103,9 @@ class PreferenceFields:
     """Bytes for buffers of logits in the fused head; None = a sensible default."""
     head_backend: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of the fused head."""
+    head_schedule: Literal["auto", "one_pass", "two_pass"] = "auto"
+    """Make the head's gradient in the forward (one_pass: a frozen head, or one pair a batch) or
+    compute its logits again in the backward (two_pass: half the memory for a bf16 head)."""
     disable_dropout: bool = True
     """Set the model's dropout to zero (an adapter's own lora_dropout is kept)."""
 

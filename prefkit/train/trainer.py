@@ -31,7 +31,7 @@ from prefkit.model.reference import ModelInputs, Reference
 from prefkit.objectives import Objective
 from prefkit.train import checkpoint
 from prefkit.train.arguments import refuse_unusable
-from prefkit.train.checks import check_machine, check_precision
+from prefkit.train.checks import check_machine, check_precision, check_schedule
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.metrics import (
     MetricWindow,
@@ -123,6 +123,7 @@ class PreferenceTrainer(ResumableTrainer):
         check_precision(policy)
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
+        check_schedule(args, self.objective, self.head.module)
         self._reference_id = reference_fingerprint(self.reference, args)
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
         self._clock, self._watch = TokenClock(), RewardWatch()
@@ -220,7 +221,9 @@ class PreferenceTrainer(ResumableTrainer):
             num_items_in_batch: pairs the mean runs over; None = those of this batch.
         """
         pairs = len(inputs["pair_index"])
-        rows = (inputs["targets"].reshape(-1) >= 0).nonzero().squeeze(1)
+        rows = inputs.get("rows")
+        if rows is None:  # another collator: count here, which stalls a GPU
+            rows = (inputs["targets"].reshape(-1) >= 0).nonzero().squeeze(1)
         flat = {key: inputs[key].reshape(-1)[rows] for key in ("targets", "segments", "weights")}
         model_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         options: dict[str, Any] = {
@@ -239,6 +242,9 @@ class PreferenceTrainer(ResumableTrainer):
                 objective=self.objective,
                 weights=flat["weights"],
                 num_pairs=num_items_in_batch,
+                pairs_in_call=pairs,
+                num_scored=inputs.get("num_scored"),
+                schedule=self.args.head_schedule,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
@@ -285,6 +291,8 @@ class PreferenceTrainer(ResumableTrainer):
             return self.reference.operands(
                 model_inputs, rows, self.head.transform, self.head.vocab_size
             )
+        # Every row has a target: nothing to look for.
+        options = {**options, "num_scored": len(rows)}
         return {"ref_logp": self.reference.logp(model_inputs, rows, targets, **options)}
 
     def prediction_step(
