@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from benchmarks import bench_loss
 from benchmarks.problems import Case
-from benchmarks.questions import EVERY, Group, Question
+from benchmarks.questions import EVERY, FUSED, Group, Question
 
 
 def _cases(trainable: Case) -> tuple[Case, ...]:
@@ -26,9 +26,9 @@ LARGE_DPO, LARGE_TDPO2 = (group.cases[0] for group in bench_loss.QUESTION.gpu)
 QUESTION = Question(
     name="bench_frozen",
     title="Frozen head against a trainable one, and a cached reference",
-    cpu=(Group(_cases(bench_loss.DPO), ("prefkit", "gemms")),),
+    cpu=(Group(_cases(bench_loss.DPO), ("prefkit",)),),
     full=tuple(Group(_cases(case), EVERY) for case in (bench_loss.DPO, bench_loss.TDPO2)),
-    gpu=tuple(Group(_cases(case), EVERY) for case in (LARGE_DPO, LARGE_TDPO2)),
+    gpu=tuple(Group(_cases(case), FUSED) for case in (LARGE_DPO, LARGE_TDPO2)),
 )
 
 

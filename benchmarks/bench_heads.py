@@ -21,7 +21,7 @@ LLAMA_70B: dict[str, Any] = {"dim": 8192, "vocab": 128_256, "head": "Llama-3-70B
 QUESTION = Question(
     name="bench_heads",
     title="Heads of models in use, beside every peer",
-    cpu=(Group((Case(loss="dpo", tokens=256, **SMOLLM2),), EVERY),),
+    cpu=(Group((Case(loss="dpo", tokens=128, **SMOLLM2),), EVERY, memory=False),),
     full=(
         Group((Case(loss="dpo", tokens=1024, **SMOLLM2),), EVERY),
         Group((Case(loss="tdpo2", tokens=1024, **SMOLLM2),), EVERY),

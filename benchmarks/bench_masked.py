@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from benchmarks import bench_loss
 from benchmarks.problems import Case
-from benchmarks.questions import EVERY, Group, Question
+from benchmarks.questions import EVERY, FUSED, Group, Question
 
 
 def _cases(case: Case) -> tuple[Case, ...]:
@@ -23,7 +23,7 @@ QUESTION = Question(
     title="0, 75 and 95 % of the tokens masked",
     cpu=(Group(_cases(bench_loss.DPO), ("prefkit",)),),
     full=(Group(_cases(bench_loss.DPO), EVERY),),
-    gpu=(Group(_cases(bench_loss.QUESTION.gpu[0].cases[0]), EVERY),),
+    gpu=(Group(_cases(bench_loss.QUESTION.gpu[0].cases[0]), FUSED),),
 )
 
 

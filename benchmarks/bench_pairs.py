@@ -12,21 +12,21 @@ from dataclasses import replace
 
 from benchmarks import bench_loss
 from benchmarks.problems import Case
-from benchmarks.questions import EVERY, Group, Question
+from benchmarks.questions import EVERY, FUSED, Group, Question
 
 
 def _cases(case: Case) -> tuple[Case, ...]:
     return (case, replace(case, pairs=8))
 
 
-SMALL = replace(bench_loss.DPO, tokens=512)
+SMALL = replace(bench_loss.DPO, tokens=256)
 
 QUESTION = Question(
     name="bench_pairs",
     title="One pair and eight, with the same number of tokens",
-    cpu=(Group(_cases(SMALL), ("prefkit", "two_pass", "liger", "gemms")),),
+    cpu=(Group(_cases(SMALL), ("prefkit", "two_pass", "gemms"), memory=False),),
     full=tuple(Group(_cases(case), EVERY) for case in (bench_loss.DPO, bench_loss.TDPO2)),
-    gpu=tuple(Group(_cases(group.cases[0]), EVERY) for group in bench_loss.QUESTION.gpu),
+    gpu=tuple(Group(_cases(group.cases[0]), FUSED) for group in bench_loss.QUESTION.gpu),
 )
 
 

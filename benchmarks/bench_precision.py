@@ -30,12 +30,11 @@ WAYS = tuple(name for name in (*EVERY, "plain_fp32") if name not in _OTHERS)
 QUESTION = Question(
     name="bench_precision",
     title="bf16 inputs: errors of each way against fp64",
-    cpu=tuple(Group((Case(loss=loss, **SMALL),), WAYS) for loss in LOSSES),
-    full=tuple(Group((Case(loss=loss, **SMALL),), WAYS) for loss in LOSSES),
-    gpu=tuple(Group((Case(loss=loss, **LARGE),), WAYS) for loss in LOSSES),
+    cpu=tuple(Group((Case(loss=loss, **SMALL),), WAYS, memory=False) for loss in LOSSES),
+    full=tuple(Group((Case(loss=loss, **SMALL),), WAYS, memory=False) for loss in LOSSES),
+    gpu=tuple(Group((Case(loss=loss, **LARGE),), WAYS, memory=False) for loss in LOSSES),
     rounds=0,
     error_tokens=512,
-    memory=False,
 )
 
 

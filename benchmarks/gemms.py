@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.problems import IGNORE, Problem
-from benchmarks.ways.base import Unavailable, Way
+from benchmarks.ways.base import Unavailable, Way, objective
+from prefkit.schedule import obstacle_to_one_pass
 from prefkit_kernels import backward, forward, one_pass
 from prefkit_kernels import problem as schedule_problem
 from prefkit_kernels.logits import LogitTransform
@@ -128,15 +129,19 @@ def _as_scheduled(problem: Problem) -> schedule_problem.Problem:
 
 
 def _of_auto(problem: Problem) -> Products:
-    """The schedule that prefkit picks itself: one pass for a frozen head or one pair."""
-    one = problem.case.frozen or problem.case.pairs == 1
-    return products(problem, "one_pass" if one else "two_pass")
+    """The schedule that prefkit picks itself."""
+    return products(problem, "one_pass" if _takes_one_pass(problem) else "two_pass")
 
 
 def _of_two_passes(problem: Problem) -> Products:
-    if not problem.case.frozen and problem.case.pairs > 1:
+    if not _takes_one_pass(problem):
         raise Unavailable("the same as the bare products above")
     return products(problem, "two_pass")
+
+
+def _takes_one_pass(problem: Problem) -> bool:
+    case = problem.case
+    return obstacle_to_one_pass(objective(case), case.pairs, not case.frozen, "auto") is None
 
 
 GEMMS = (

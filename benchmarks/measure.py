@@ -85,16 +85,15 @@ def measure(
         for case in of.cases
         for name in of.ways
     ]
-    shares = _shares(question, device)
-    with_memory = question.memory and device == "cpu"
+    shares = _shares(question, of, device)
     for case in of.cases:
         _errors([e for e in entries if e.record.case is case], case, question, device)
         report("errors", shares["errors"] / len(of.cases))
-    if with_memory:
+    if of.memory and device == "cpu":
         for name in of.ways:
             _cpu_memory([e for e in entries if e.record.way == name and e.alive])
             report(f"memory of {name}", shares["memory"] / len(of.ways))
-    _prepare(entries, of, device, question.memory)
+    _prepare(entries, of, device)
     report("ready", shares["ready"])
     for done in _rounds(entries, question.rounds, device):
         report(f"round {done} of {question.rounds}", shares["round"])
@@ -104,9 +103,9 @@ def measure(
     return [entry.record for entry in entries]
 
 
-def _shares(question: Question, device: str) -> dict[str, float]:
+def _shares(question: Question, of: Group, device: str) -> dict[str, float]:
     """How much of the work each part is, roughly, in steps of one way."""
-    steps = {"errors": 0.4, "memory": 1.0 if question.memory and device == "cpu" else 0.0}
+    steps = {"errors": 0.4, "memory": 1.0 if of.memory and device == "cpu" else 0.0}
     steps |= {"ready": 0.2 if device == "cpu" else 2.0, "round": 1.0}
     total = sum(steps.values()) + question.rounds - 1
     return {name: share / total for name, share in steps.items()}
@@ -145,7 +144,7 @@ def _cpu_memory(entries: list[Entry]) -> None:
         entry.record.memory = peak
 
 
-def _prepare(entries: list[Entry], of: Group, device: str, with_memory: bool) -> None:
+def _prepare(entries: list[Entry], of: Group, device: str) -> None:
     """Problems and steps; a warm-up at full size on a GPU, and of what compiles."""
     for case in of.cases:
         problem = build(case, device)
@@ -157,7 +156,7 @@ def _prepare(entries: list[Entry], of: Group, device: str, with_memory: bool) ->
                 if entry.way.compiled or device != "cpu":
                     entry.clear()
                     entry.step()
-                if device != "cpu" and with_memory and entry.way.backward:
+                if device != "cpu" and of.memory and entry.way.backward:
                     entry.clear()
                     entry.record.memory = memory.on_gpu(entry.step)
             entry.clear()

@@ -79,8 +79,7 @@ def _status(field: str) -> int:
 def _measure(name: str, case: Case) -> int:
     """After a warm-up: libraries are loaded, and a compiled way has compiled this very shape."""
     way = WAYS[name]
-    for tokens in (_WARM_UP_TOKENS, case.tokens) if way.compiled else (_WARM_UP_TOKENS,):
-        way.ready(build(case.cut(tokens)))()
+    way.ready(build(case if way.compiled else case.cut(_WARM_UP_TOKENS)))()
     problem = build(case)
     return resident_peak(way.ready(problem))
 

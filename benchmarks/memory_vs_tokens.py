@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.memory import ALLOCATOR, resident_peak
 from benchmarks.problems import LOSSES, Case, Problem, build
-from benchmarks.questions import EVERY, MAIN, Group, Question
+from benchmarks.questions import EVERY, FUSED, MAIN, Group, Question
 from benchmarks.ways.base import objective
 from prefkit import fused_preference_loss
 
@@ -43,10 +43,10 @@ def _growing(loss: str, tokens: tuple[int, ...], **shape: Any) -> tuple[Case, ..
 QUESTION = Question(
     name="memory_vs_tokens",
     title="Memory and time against the number of tokens",
-    cpu=(Group(_growing("dpo", (128, 512, 1024), **_SMALL), MAIN),),
+    cpu=(Group(_growing("dpo", (128, 256, 512), **_SMALL), MAIN),),
     full=tuple(Group(_growing(loss, (256, 512, 1024, 2048), **_SMALL), EVERY) for loss in LOSSES),
     gpu=tuple(
-        Group(_growing(loss, (2048, 8192, 32_768, 65_536), **_LLAMA_8B), EVERY) for loss in LOSSES
+        Group(_growing(loss, (2048, 8192, 32_768, 65_536), **_LLAMA_8B), FUSED) for loss in LOSSES
     ),
     error_tokens=64,
 )

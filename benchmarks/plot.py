@@ -3,6 +3,7 @@
 The bare matrix products are a line of their own in the panel of times.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks.table import MB, without_weight_grad
 from benchmarks.ways import WAYS
 
 NAME = "memory_vs_tokens"
+_LEAST = 10_000  # bytes: what is below a few pages is no measurement
 
 
 def plot(records: Sequence[Record], path: Path, caption: str) -> bool:
@@ -49,8 +51,8 @@ def plot(records: Sequence[Record], path: Path, caption: str) -> bool:
             axis.set_xticks(counts := sorted({r.case.tokens for r in here}), map(str, counts))
             axis.minorticks_off()
             axis.grid(alpha=0.3)
-    figure.text(0.01, 0.005, caption, fontsize=7)
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    figure.text(0.01, 0.005, "\n".join(textwrap.wrap(caption, 95)), fontsize=7)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True
@@ -65,6 +67,6 @@ def _line(memory: Any, times: Any, records: Sequence[Record]) -> None:
     tokens = [record.case.tokens for record in records]
     times.plot(tokens, [record.seconds for record in records], **style)
     held = [(r.case.tokens, without_weight_grad(r)) for r in records]
-    weighed = [(count, max(extra, 1) / MB) for count, extra in held if extra is not None]
+    weighed = [(count, max(extra, _LEAST) / MB) for count, extra in held if extra is not None]
     if weighed:
         memory.plot(*zip(*weighed, strict=True), **style)

@@ -23,14 +23,17 @@ FILES = (
 
 EVERY = tuple(name for name in WAYS if name not in ("one_pass", "plain_fp32"))
 MAIN = ("prefkit", "eager", "trl", "liger", "gemms")
+FUSED = ("prefkit", "two_pass", "eager", "trl", "liger", "cce", "torch_chunked", "gemms")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases measured together, and the names of the ways that do each of them."""
+    """Cases measured together, the names of the ways that do each of them, and whether memory is
+    measured too."""
 
     cases: tuple[Case, ...]
     ways: tuple[str, ...]
+    memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class Question:
             gpu: what `make bench-gpu` runs.
         rounds: steps timed of each way.
         error_tokens: tokens of the same case on which errors against fp64 are taken.
-        memory: whether memory is measured.
     """
 
     name: str
@@ -54,7 +56,6 @@ class Question:
     gpu: tuple[Group, ...]
     rounds: int = 5
     error_tokens: int = 256
-    memory: bool = True
 
     def groups(self, size: str) -> tuple[Group, ...]:
         """The groups of a size; "tiny" are those of `cpu` at shapes that take no time."""

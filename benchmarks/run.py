@@ -24,6 +24,12 @@ from benchmarks.questions import FILES, Group, Question, load
 from benchmarks.results import FOLDER, Results
 from benchmarks.ways import WAYS
 
+# What the nominal machine takes, for the time to go.
+_CPU_SPEED, _GPU_SPEED = 1e11, 3e14  # operations a second
+_PRODUCTS = 6  # products of a head's size in a step, and work of their cost
+_COMPILING, _STARTING = 10.0, 4.0  # seconds a compiled way, a process that measures memory
+_FEW = 512  # tokens where only errors are taken
+
 
 @dataclass
 class Progress:
@@ -74,7 +80,7 @@ def run(
         if not results.has(question.name, number)
     ]
     plan = [item for item in plan if item[2].ways]
-    amounts = [_amount(question, group) for question, _, group in plan]
+    amounts = [_amount(question, group, device) for question, _, group in plan]
     progress = Progress(sum(amounts), minutes)
     for (question, number, group), amount in zip(plan, amounts, strict=True):
         titles = "; ".join(case.title for case in group.cases)
@@ -100,13 +106,17 @@ def _narrow(group: Group, ways: Sequence[str]) -> Group:
     return replace(group, ways=tuple(w for w in group.ways if not ways or w in ways))
 
 
-def _amount(question: Question, group: Group) -> float:
-    """Steps of the group, weighted by the products of one."""
-    products = sum(
-        case.dim * case.vocab * (case.tokens if question.rounds else question.error_tokens)
+def _amount(question: Question, group: Group, device: str) -> float:
+    """Seconds that the group would take on a nominal machine; only ratios of them are used."""
+    steps = question.rounds + 1.5
+    flops = sum(
+        2 * _PRODUCTS * case.dim * case.vocab * (case.tokens if question.rounds else _FEW)
         for case in group.cases
     )
-    return products * len(group.ways) * (question.rounds + 1.5)
+    compiling = sum(WAYS[name].compiled for name in group.ways) * _COMPILING * len(group.cases)
+    starting = _STARTING * len(group.ways) if group.memory and device == "cpu" else 0.0
+    speed = _CPU_SPEED if device == "cpu" else _GPU_SPEED
+    return flops * len(group.ways) * steps / speed + compiling + starting
 
 
 def _left_out(question: Question, number: int, group: Group, minutes: float | None) -> list[Record]:

@@ -132,8 +132,8 @@ def _products_run(step: object) -> Counter:
 
 
 def small(ways: tuple[str, ...], cases: tuple[Case, ...] = (DPO,)) -> Question:
-    groups = tuple(Group((case,), ways) for case in cases)
-    return Question("bench_loss", "q", groups, groups, groups, rounds=2, memory=False)
+    groups = tuple(Group((case,), ways, memory=False) for case in cases)
+    return Question("bench_loss", "q", groups, groups, groups, rounds=2)
 
 
 def test_ways_take_turns_and_what_fails_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +235,9 @@ _SMALL_FILE = """
 from benchmarks.problems import Case
 from benchmarks.questions import Group, Question
 
-groups = (Group((Case(loss="dpo", tokens=16, dim=8, vocab=50),), ("prefkit", "gemms")),)
-QUESTION = Question("bench_loss", "q", groups, groups, groups, rounds=3, memory=False)
+case = Case(loss="dpo", tokens=16, dim=8, vocab=50)
+groups = (Group((case,), ("prefkit", "gemms"), memory=False),)
+QUESTION = Question("bench_loss", "q", groups, groups, groups, rounds=3)
 
 
 def test_it(replay):

@@ -76,7 +76,8 @@ def finish(problem: Problem, logp: Tensor, ref_logp: Tensor, kl: Tensor | None) 
     if problem.ref_logp is not None:
         ref_logp = problem.ref_logp
     stats = TokenStats(logp=logp, ref_logp=ref_logp.detach(), kl=kl)
-    loss = objective(problem.case)(stats, problem.segments).loss
+    pairs = problem.case.pairs
+    loss = objective(problem.case)(stats, problem.segments, pairs_in_call=pairs).loss
     return Outcome(loss, logp.detach(), None if kl is None else kl.detach())
 
 
