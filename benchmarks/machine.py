@@ -21,6 +21,8 @@ def facts(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "commit": commit(),
     }
+    if device != "cpu":
+        found["CUDA"] = str(torch.version.cuda or torch.version.hip)
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import machine
 from benchmarks.measure import Record, measure
 from benchmarks.questions import FILES, Group, Question, load
-from benchmarks.results import FOLDER, Results
+from benchmarks.results import FOLDER, LEFT_OUT, Results
 from benchmarks.ways import WAYS
 
 # What the nominal machine takes, for the time to go.
@@ -120,7 +121,7 @@ def _amount(question: Question, group: Group, device: str) -> float:
 
 
 def _left_out(question: Question, number: int, group: Group, minutes: float | None) -> list[Record]:
-    note = f"not run: it would have ended beyond the {minutes:g} minutes given"
+    note = f"{LEFT_OUT}: it would have ended beyond the {minutes:g} minutes given"
     return [
         Record(question.name, number, case, name, note=note)
         for case in group.cases
@@ -130,6 +131,16 @@ def _left_out(question: Question, number: int, group: Group, minutes: float | No
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _check_same(before: dict[str, str], now: dict[str, str]) -> None:
+    """Exits where a table would mix two machines, versions or commits."""
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            sys.exit(
+                f"--resume: that file is of {name} {before.get(name)!r}, this run of "
+                f"{now.get(name)!r}; start a new one"
+            )
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -163,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.resume:
         results = Results.of(options.resume)
         size = results.size
+        _check_same(results.facts, machine.facts(device))
     else:
         results = Results.new(device, size, suffix, options.out)
     questions = [load(name) for name in FILES if not options.only or name in options.only]

@@ -179,14 +179,23 @@ def test_a_run_is_resumed_and_ends_in_time(tmp_path: Path) -> None:
     assert notes[:2] == ["", ""]
     assert all("beyond" in note for note in notes[2:])
     again = Results.of(results.path)
-    assert again.records == results.records
+    assert again.records == results.records[:2]
     run([question], "cpu", "cpu", again)
-    assert again.records == results.records
+    assert again.records[:2] == results.records[:2]
+    assert [len(record.times) for record in again.records] == [2, 2, 2, 2]
     written = again.write()
     assert {path.suffix for path in written} == {".md", ".json"}
     page = written[0].read_text()
     assert "Not measured on a GPU" in page
     assert "torch" in page
+
+
+def test_a_run_of_something_else_is_not_resumed(tmp_path: Path) -> None:
+    results = Results.new("cpu", "cpu", folder=tmp_path)
+    results.facts["torch"] = "2.8.0"
+    results.add([])
+    with pytest.raises(SystemExit, match=r"of torch '2\.8\.0'"):
+        main(["--resume", str(results.path)])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
