@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefkit_kernels import rows_triton
 from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows_torch import Rows
+from prefkit_kernels.rows import Rows
 from prefkit_kernels.rows_triton import Launch
 
 VOCABS = (32_000, 49_152, 128_256, 152_064)

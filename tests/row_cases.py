@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows_torch import Rows
+from prefkit_kernels.rows import Rows
 
 OUTPUTS = ("logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 SUMS = OUTPUTS[1:]

@@ -229,7 +229,9 @@ def test_pytest_benchmark_replays_the_times(tmp_path: Path) -> None:
     (tmp_path / "bench_small.py").write_text(_SMALL_FILE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.conftest", "bench_small.py"]
     paths = [str(ROOT), str(ROOT / "kernels" / "torch-ext")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # Inside a worker of pytest-xdist pytest-benchmark would switch itself off.
+    outer = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    env = {**outer, "PYTHONPATH": os.pathsep.join(paths)}
     command += ["--benchmark-json=found.json"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

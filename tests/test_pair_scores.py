@@ -296,7 +296,7 @@ def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: s
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
 def test_low_precision_inputs(dtype: torch.dtype, frozen: bool) -> None:
-    """Gradients as exact as their dtype allows: two roundings for hidden, one for the weight."""
+    """Gradients rounded once: as exact as their dtype allows."""
     low, exact = (_low_case(frozen, dtype) for _ in range(2))
     exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in exact.items()}
     for key in ("hidden", "weight"):
@@ -306,7 +306,7 @@ def test_low_precision_inputs(dtype: torch.dtype, frozen: bool) -> None:
     for key in ("hidden",) if frozen else ("hidden", "weight"):
         error = relative_error(low[key].grad.double(), exact[key].grad)
         assert low[key].grad.dtype == dtype
-        assert error < torch.finfo(dtype).eps, key
+        assert error < torch.finfo(dtype).eps / 4, key  # one rounding: 0.21 eps; two: 0.3
 
 
 def _low_case(frozen: bool, dtype: torch.dtype) -> dict[str, Tensor]:

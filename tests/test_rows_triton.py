@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefkit_kernels import rows_torch, token_stats
 from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows_torch import Rows
+from prefkit_kernels.rows import Rows
 from tests.kernel_cases import Case, build, call, relative_error, run
 
 rows_triton = pytest.importorskip("prefkit_kernels.rows_triton", reason="Triton is not installed")

@@ -18,7 +18,7 @@ from .gemm import (
 )
 from .logits import DIFFERENTIABLE, KLS
 from .problem import Problem, Scored
-from .rows_torch import Rows
+from .rows import Rows
 
 
 def backward(

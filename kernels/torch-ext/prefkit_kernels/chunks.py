@@ -15,7 +15,7 @@ from .chunking import token_budget, token_chunks
 from .gemm import gradient_dtype, project_
 from .problem import Head, Problem
 from .row_stats import add_sums, normalise
-from .rows_torch import Rows
+from .rows import Rows
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def pair_scores(
     Returns:
         scores: (P,) fp32 | fp64.
         stats: (K, T), 0 in skipped rows.
-        d_hidden: (T, D) in the dtype of hidden: row t is ∂S_i/∂hidden_t of its own pair i.
+        d_hidden: (T, D) fp32 | fp64: row t is ∂S_i/∂hidden_t of its own pair i.
         d_weight: (V, D) fp32 | fp64 ∂(Σ_i S_i)/∂weight, d_bias: (V,) likewise.
     """
     hidden = problem.policy.hidden
@@ -87,19 +87,20 @@ class _Directions:
         self.problem, self.needs, self.first = problem, needs, True
         head = problem.policy
         like = head.hidden.new_empty(0, dtype=problem.dtype)
-        self.hidden = head.hidden.new_zeros(head.hidden.shape) if needs[0] else None
+        # Unrounded: it is yet to be multiplied, and two roundings would double bf16's error.
+        self.hidden = like.new_zeros(head.hidden.shape) if needs[0] else None
         self.weight = like.new_empty(head.weight.shape) if needs[1] else None
         self.bias = like.new_zeros(head.weight.shape[0]) if needs[2] else None
-        self.direction = like
 
     def add(self, chunks: Chunks, chunk: Chunk, dz: Tensor) -> None:
         if self.hidden is not None:
-            shape = (len(dz), self.hidden.shape[1])
-            if self.direction.shape != shape:
-                self.direction = self.direction.new_empty(shape)
-            add_hidden_grad_(self.direction, dz, self.problem.policy.weight, first=True)
-            self.problem.shard.sum_(self.direction)
-            chunks.scored.put_(self.hidden, chunk.start, chunk.stop, self.direction)
+            whole = chunks.scored.places is None
+            direction = self.hidden[chunk.start : chunk.stop]
+            direction = direction if whole else torch.empty_like(direction)
+            add_hidden_grad_(direction, dz, self.problem.policy.weight, first=True)
+            self.problem.shard.sum_(direction)
+            if not whole:
+                chunks.scored.put_(self.hidden, chunk.start, chunk.stop, direction)
         if self.weight is not None:
             add_weight_grad_(self.weight, dz, chunks.hidden(chunk), first=self.first)
         if self.bias is not None:

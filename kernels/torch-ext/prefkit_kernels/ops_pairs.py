@@ -38,7 +38,7 @@ def _pair_scores_fake(*args: Any) -> tuple[Tensor, ...]:
     return (
         like.new_empty(num_pairs),
         like.new_empty(len(outputs), hidden.shape[0]),
-        hidden.new_empty(hidden.shape) if needs[0] else like.new_empty(0),
+        like.new_empty(hidden.shape if needs[0] else (0,)),
         like.new_empty(weight.shape if needs[1] else (0,)),
         like.new_empty(weight.shape[0] if needs[2] else 0),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .logits import SUMS
 from .problem import Shard
-from .rows_torch import Rows
+from .rows import Rows
 
 
 def normalise(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import triton_rows
 from .logits import SUMS
-from .rows_torch import Rows
+from .rows import Rows
 
 _NEED_REFERENCE = {"kl", "reverse_kl"}
 # Tile of partial results a program combines: rows × blocks. 32 blocks of 4096 are V = 131072.
