@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunking import token_budget, token_chunks
+from .chunking import CPU_ROWS, token_budget, token_chunks
 from .gemm import gradient_dtype, project_
 from .problem import Head, Problem
 from .row_stats import add_sums, normalise
@@ -43,10 +43,17 @@ class Chunks:
         problem: what to read.
         gradients: how many gradients by the logits will be asked of each chunk.
         without: outputs in `logits.SUMS` that are left to `gradient`, which has them for free.
+        rows: tokens at a time on a CPU, where no budget is given.
     """
 
-    def __init__(self, problem: Problem, gradients: int, without: tuple[str, ...] = ()) -> None:
-        self.problem, self.without = problem, without
+    def __init__(
+        self,
+        problem: Problem,
+        gradients: int,
+        without: tuple[str, ...] = (),
+        rows: int = CPU_ROWS,
+    ) -> None:
+        self.problem, self.without, self.rows = problem, without, rows
         self.scored = problem.scored()
         self.classes = problem.policy.weight.shape[0]
         self.ref_classes = problem.reference.weight.shape[0] if problem.reference else 0
@@ -66,7 +73,7 @@ class Chunks:
 
     def __iter__(self) -> Iterator[Chunk]:
         device = self.problem.policy.hidden.device
-        budget = self.problem.budget or token_budget(device, self.row_bytes)
+        budget = self.problem.budget or token_budget(device, self.row_bytes, self.rows)
         for start, stop in token_chunks(self.scored.count, self.row_bytes, budget):
             yield self._read(start, stop)
 

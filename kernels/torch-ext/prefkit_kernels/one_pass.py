@@ -12,6 +12,7 @@ any number of them.
 import torch
 from torch import Tensor
 
+from .chunking import CPU_ROWS, CPU_ROWS_FROZEN
 from .chunks import Chunk, Chunks
 from .gemm import add_hidden_grad_, add_weight_grad_, compute_dtype
 from .problem import Problem
@@ -39,7 +40,12 @@ def pair_scores(
     names = tuple(name for name in COEFFICIENTS if name in problem.outputs)
     with_kl = "kl" in names
     sums = _Directions(problem, needs)
-    chunks = Chunks(problem, gradients=int(any(needs)), without=("kl",) * (with_kl and any(needs)))
+    chunks = Chunks(
+        problem,
+        gradients=int(any(needs)),
+        without=("kl",) * (with_kl and any(needs)),
+        rows=CPU_ROWS if needs[1] else CPU_ROWS_FROZEN,
+    )
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     for chunk in chunks:
         if any(needs):
