@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-full bench-gpu clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-full bench-gpu clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -66,6 +66,9 @@ pytest: install-dev
 
 bench: install-bench
 	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --minutes 10
+
+bench-long: install-bench
+	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --long
 
 bench-full: install-bench
 	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --full

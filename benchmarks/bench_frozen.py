@@ -26,7 +26,8 @@ LARGE_DPO, LARGE_TDPO2 = (group.cases[0] for group in bench_loss.QUESTION.gpu)
 QUESTION = Question(
     name="bench_frozen",
     title="Frozen head against a trainable one, and a cached reference",
-    cpu=(Group(_cases(bench_loss.DPO), ("prefkit",)),),
+    cpu=(Group(_cases(bench_loss.SHORT_DPO), ("prefkit", "gemms")),),
+    long=(Group(_cases(bench_loss.DPO), ("prefkit", "gemms")),),
     full=tuple(Group(_cases(case), EVERY) for case in (bench_loss.DPO, bench_loss.TDPO2)),
     gpu=tuple(Group(_cases(case), FUSED) for case in (LARGE_DPO, LARGE_TDPO2)),
 )

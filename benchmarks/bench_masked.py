@@ -21,7 +21,8 @@ def _cases(case: Case) -> tuple[Case, ...]:
 QUESTION = Question(
     name="bench_masked",
     title="0, 75 and 95 % of the tokens masked",
-    cpu=(Group(_cases(bench_loss.DPO), ("prefkit",)),),
+    cpu=(Group(_cases(bench_loss.SHORT_DPO), ("prefkit", "eager")),),
+    long=(Group(_cases(bench_loss.DPO), ("prefkit",)),),
     full=(Group(_cases(bench_loss.DPO), EVERY),),
     gpu=(Group(_cases(bench_loss.QUESTION.gpu[0].cases[0]), FUSED),),
 )

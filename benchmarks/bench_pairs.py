@@ -19,12 +19,16 @@ def _cases(case: Case) -> tuple[Case, ...]:
     return (case, replace(case, pairs=8))
 
 
-SMALL = replace(bench_loss.DPO, tokens=256)
-
 QUESTION = Question(
     name="bench_pairs",
     title="One pair and eight, with the same number of tokens",
-    cpu=(Group(_cases(SMALL), ("prefkit", "two_pass", "gemms", "gemms_two_pass"), memory=False),),
+    cpu=(
+        Group(
+            _cases(bench_loss.SHORT_DPO),
+            ("prefkit", "two_pass", "gemms", "gemms_two_pass"),
+            memory=False,
+        ),
+    ),
     full=tuple(Group(_cases(case), EVERY) for case in (bench_loss.DPO, bench_loss.TDPO2)),
     gpu=tuple(Group(_cases(group.cases[0]), FUSED) for group in bench_loss.QUESTION.gpu),
 )

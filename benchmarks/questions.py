@@ -44,7 +44,7 @@ class Question:
         name: of the file.
         title: the question in words.
         cpu: what `make bench` runs; full: the same question with every way, for a CPU with time;
-            gpu: what `make bench-gpu` runs.
+            gpu: what `make bench-gpu` runs; long: what `make bench-long` runs, nothing for most.
         rounds: steps timed of each way.
         error_tokens: tokens of the same case on which errors against fp64 are taken.
     """
@@ -54,13 +54,15 @@ class Question:
     cpu: tuple[Group, ...]
     full: tuple[Group, ...]
     gpu: tuple[Group, ...]
+    long: tuple[Group, ...] = ()
     rounds: int = 5
     error_tokens: int = 256
 
     def groups(self, size: str) -> tuple[Group, ...]:
         """The groups of a size; "tiny" are those of `cpu` at shapes that take no time."""
         if size != "tiny":
-            return {"cpu": self.cpu, "full": self.full, "gpu": self.gpu}[size]
+            sizes = {"cpu": self.cpu, "full": self.full, "gpu": self.gpu, "long": self.long}
+            return sizes[size]
         return tuple(replace(group, cases=tuple(map(tiny, group.cases))) for group in self.cpu)
 
 

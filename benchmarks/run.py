@@ -1,6 +1,7 @@
 """Measures every question and writes a dated table, with progress and an end in sight.
 
     python -m benchmarks.run                       a CPU-sized subset (`make bench`)
+    python -m benchmarks.run --long                1024 + 1024 tokens (`make bench-long`)
     python -m benchmarks.run --full                every way at every CPU size
     python -m benchmarks.run --gpu                 the full set on a GPU (`make bench-gpu`)
     python -m benchmarks.run --only bench_masked bench_loss --way prefkit trl
@@ -148,6 +149,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--gpu", action="store_true", help="the full set on the first GPU")
     size.add_argument("--full", action="store_true", help="every way at every CPU size")
+    size.add_argument("--long", action="store_true", help="one pair of 1024 + 1024 tokens")
     parser.add_argument("--tiny", action="store_true", help="at shapes that take no time")
     parser.add_argument("--only", nargs="+", choices=FILES, help="these questions alone")
     parser.add_argument("--way", nargs="+", choices=list(WAYS), help="these ways alone")
@@ -162,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     if options.gpu and not torch.cuda.is_available():
         sys.exit("--gpu: torch finds no GPU here (torch.cuda.is_available() is False)")
-    size = "gpu" if options.gpu else "full" if options.full else "cpu"
+    size = next((name for name in ("gpu", "full", "long") if getattr(options, name)), "cpu")
     size = "tiny" if options.tiny else size
     device = "cuda" if options.gpu else "cpu"
     narrowed = [*(options.only or ()), *(options.way or ())]

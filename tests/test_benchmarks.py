@@ -208,7 +208,7 @@ def test_a_gpu_is_asked_for_by_name() -> None:
 def test_every_question_has_cases_for_every_size(name: str) -> None:
     question = load(name)
     assert question.name == name
-    for size in ("tiny", "cpu", "full", "gpu"):
+    for size in ("tiny", "cpu", "full", "long", "gpu"):
         for group in question.groups(size):
             assert group.ways
             assert all(way in WAYS for way in group.ways)
