@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefkit import DPO, TDPO, fused_preference_loss
 from prefkit.sides import Sides
-from prefkit_kernels import pair_scores, token_stats
+from prefkit_kernels import backward, chunks, one_pass, pair_scores, token_stats
 from prefkit_kernels.logits import OUTPUTS
 from prefkit_kernels.ops_pairs import pair_scores_op
 from tests.kernel_cases import Case, build, relative_error
@@ -307,6 +307,31 @@ def test_low_precision_inputs(dtype: torch.dtype, frozen: bool) -> None:
         error = relative_error(low[key].grad.double(), exact[key].grad)
         assert low[key].grad.dtype == dtype
         assert error < torch.finfo(dtype).eps / 4, key  # one rounding: 0.21 eps; two: 0.3
+
+
+@pytest.mark.parametrize("budget", [1, 1200, 1 << 20], ids=["a token", "groups", "whole"])
+def test_gradient_products_as_on_a_gpu(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There dz is rounded to the operands' dtype, and that of several chunks multiplied at once."""
+    for module in (backward, chunks):
+        monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
+    sizes: list[int] = []
+    inner = one_pass.add_weight_grad_
+
+    def watched(out: Tensor, dz: Tensor, hidden: Tensor, first: bool) -> Tensor:
+        sizes.append(len(dz))
+        return inner(out, dz, hidden, first)
+
+    monkeypatch.setattr(one_pass, "add_weight_grad_", watched)
+    low = _low_case(False, torch.bfloat16)
+    exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in low.items()}
+    for key in ("hidden", "weight"):
+        exact[key].requires_grad_()
+    options = {"objective": TDPO(), "schedule": "one_pass"}
+    fused_preference_loss(**low, **options, memory_budget=budget).loss.backward()
+    assert sizes == {1: [3, 3], 1200: [6], 1 << 20: [6]}[budget]
+    fused_preference_loss(**exact, **options).loss.backward()
+    for key in ("hidden", "weight"):
+        assert relative_error(low[key].grad.double(), exact[key].grad) < 1e-2, key
 
 
 def _low_case(frozen: bool, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -202,7 +202,8 @@ class PreferenceTrainer(ResumableTrainer):
             return None
         pairs = float(sum(len(batch["pair_index"]) for batch in batch_samples))
         if self.args.world_size > 1:
-            pairs = self.accelerator.gather(torch.tensor([pairs], device=device)).mean().item()
+            # Left on the device: asking for the number would stall a GPU every step.
+            return self.accelerator.gather(torch.tensor([pairs], device=device)).mean()
         return pairs
 
     def compute_loss(
@@ -261,7 +262,9 @@ class PreferenceTrainer(ResumableTrainer):
                 " patches before PreferenceTrainer is made, or leave them out."
             )
         loss, metrics = output.value, dict(output.extras)
-        metrics["loss"] = loss.detach() * ((num_items_in_batch or pairs) / pairs)
+        metrics["loss"] = loss.detach() * (
+            (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
+        )
         # How much of the text carries the loss: Σ weights over all real tokens.
         metrics["active_weight_fraction"] = flat["weights"].sum() / inputs["attention_mask"].sum()
         self._windows["train" if model.training else "eval"].add(metrics, pairs)

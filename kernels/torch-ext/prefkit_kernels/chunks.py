@@ -24,6 +24,7 @@ class Chunk:
 
     Attributes:
         start, stop: places among the N scored tokens; C = stop − start.
+        ends_group: whether the gradients of this chunk's group are now complete.
         rows: raw logits of the policy, and of the reference where a KL is wanted.
         stats: (K, C).
         norms: (4, C): maximum and log-sum of policy, of reference.
@@ -31,6 +32,7 @@ class Chunk:
 
     start: int
     stop: int
+    ends_group: bool
     rows: Rows
     stats: Tensor
     norms: Tensor
@@ -44,6 +46,9 @@ class Chunks:
         gradients: how many gradients by the logits will be asked of each chunk.
         without: outputs in `logits.SUMS` that are left to `gradient`, which has them for free.
         rows: tokens at a time on a CPU, where no budget is given.
+        group: chunks whose gradients by the logits are kept side by side, to be multiplied at once.
+            They take half the bytes of the logits they are from (where they do not overwrite them),
+            so that a product over many tokens needs no logits of all of them.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Chunks:
         gradients: int,
         without: tuple[str, ...] = (),
         rows: int = CPU_ROWS,
+        group: int = 1,
     ) -> None:
         self.problem, self.without, self.rows = problem, without, rows
         self.scored = problem.scored()
@@ -60,6 +66,8 @@ class Chunks:
         self.gemm_dtype = gradient_dtype(problem.policy.hidden)
         # The last gradient may overwrite the logits it is made from, if the dtypes agree.
         self.extra_dz = gradients > 1 or (gradients == 1 and self.gemm_dtype != problem.dtype)
+        self.group = group if self.gemm_dtype != problem.dtype else 1
+        self.group_start = 0
         self._store: dict[str, Tensor] = {}
 
     @property
@@ -68,29 +76,38 @@ class Chunks:
         classes = self.problem.shard.widest or self.classes
         ref_classes = self.problem.shard.widest or self.ref_classes
         logits = classes + ref_classes if self.problem.wants_kl else max(classes, ref_classes)
-        dz = classes * self.extra_dz
+        dz = classes * self.extra_dz * self.group
         return logits * self.problem.dtype.itemsize + dz * self.gemm_dtype.itemsize
 
     def __iter__(self) -> Iterator[Chunk]:
         device = self.problem.policy.hidden.device
         budget = self.problem.budget or token_budget(device, self.row_bytes, self.rows)
-        for start, stop in token_chunks(self.scored.count, self.row_bytes, budget):
-            yield self._read(start, stop)
+        for k, (start, stop) in enumerate(token_chunks(self.scored.count, self.row_bytes, budget)):
+            if k % self.group == 0:
+                self.group_start = start
+            last = (k + 1) % self.group == 0 or stop == self.scored.count
+            yield self._read(start, stop, last)
 
-    def hidden(self, chunk: Chunk) -> Tensor:
-        """(C, D) hidden states of the policy in the dtype of the gradient products."""
-        return self.scored.pick(self.problem.policy.hidden, chunk.start, chunk.stop).to(
-            self.gemm_dtype
-        )
+    def hidden(self, start: int, stop: int) -> Tensor:
+        """Hidden states of the policy, start..stop, in the dtype of the gradient products."""
+        return self.scored.pick(self.problem.policy.hidden, start, stop).to(self.gemm_dtype)
 
     def dz(self, chunk: Chunk, last: bool = True) -> Tensor:
         """(C, V) buffer for a gradient by the logits: the logits' own place where that fits."""
         raw = chunk.rows.raw
         if last and self.gemm_dtype == raw.dtype:
             return raw
-        return self._take("dz", len(raw), self.classes, self.gemm_dtype)
+        return self.dz_of_group(chunk)[chunk.start - self.group_start :]
 
-    def _read(self, start: int, stop: int) -> Chunk:
+    def dz_of_group(self, chunk: Chunk) -> Tensor:
+        """Gradients by the logits from the first chunk of the group to this one."""
+        if self.gemm_dtype == chunk.rows.raw.dtype and self.group == 1 and not self.extra_dz:
+            return chunk.rows.raw
+        if "dz" not in self._store:  # the first chunk is the largest
+            self._take("dz", self.group * len(chunk.rows.raw), self.classes, self.gemm_dtype)
+        return self._take("dz", chunk.stop - self.group_start, self.classes, self.gemm_dtype)
+
+    def _read(self, start: int, stop: int, ends_group: bool) -> Chunk:
         problem = self.problem
         targets = self.scored.pick(problem.targets, start, stop)
         stats = problem.policy.hidden.new_zeros(
@@ -111,7 +128,7 @@ class Chunks:
             stats[problem.outputs.index("logp")] = found
         outputs = tuple("" if name in self.without else name for name in problem.outputs)
         add_sums(problem.kernels, rows, outputs, problem.shard, norms, stats)
-        return Chunk(start, stop, rows, stats, norms)
+        return Chunk(start, stop, ends_group, rows, stats, norms)
 
     def _project(
         self, head: Head, name: str, start: int, stop: int, targets: Tensor, ref: Rows | None = None

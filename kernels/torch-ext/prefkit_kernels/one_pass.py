@@ -19,6 +19,9 @@ from .problem import Problem
 
 COEFFICIENTS = ("logp", "kl")
 _BLOCK_ELEMENTS = 4 << 20
+# Where dz is of a lower precision than the logits, that of three chunks is kept and multiplied at
+# once: every addition to dW reads and writes an fp32 matrix of its size.
+_GROUP = 3
 
 
 def pair_scores(
@@ -45,6 +48,7 @@ def pair_scores(
         gradients=int(any(needs)),
         without=("kl",) * (with_kl and any(needs)),
         rows=CPU_ROWS if needs[1] else CPU_ROWS_FROZEN,
+        group=_GROUP if needs[1] else 1,
     )
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     for chunk in chunks:
@@ -53,7 +57,9 @@ def pair_scores(
             cotangents = torch.stack(
                 [chunks.scored.pick(coefficients[k], chunk.start, chunk.stop) for k in here]
             ).to(problem.dtype)
-            sums.add(chunks, chunk, _gradient(problem, chunks, chunk, names, cotangents))
+            _gradient(problem, chunks, chunk, names, cotangents)
+            if chunk.ends_group:
+                sums.add(chunks, chunk)
         chunks.scored.put_(stats, chunk.start, chunk.stop, chunk.stats.T)
     per_token = torch.stack([stats[:, problem.outputs.index(name)] for name in names])
     used = coefficients[[COEFFICIENTS.index(name) for name in names]].to(problem.dtype)
@@ -70,8 +76,8 @@ def pair_scores(
 
 def _gradient(
     problem: Problem, chunks: Chunks, chunk: Chunk, names: tuple[str, ...], cotangents: Tensor
-) -> Tensor:
-    """(C, V) ∂S/∂raw logits of a chunk; its KL, summed in the same read, enters `chunk.stats`."""
+) -> None:
+    """∂S/∂raw logits of a chunk, in its place; its KL, summed with it, enters `chunk.stats`."""
     dz = chunks.dz(chunk)
     kl = None
     if "kl" in names:
@@ -83,11 +89,10 @@ def _gradient(
         )
     if kl is not None:
         problem.shard.sum_(kl)
-    return dz
 
 
 class _Directions:
-    """∂S/∂(hidden, weight, bias), chunk by chunk."""
+    """∂S/∂(hidden, weight, bias), group of chunks by group."""
 
     def __init__(self, problem: Problem, needs: tuple[bool, bool, bool]) -> None:
         self.problem, self.needs, self.first = problem, needs, True
@@ -98,17 +103,19 @@ class _Directions:
         self.weight = like.new_empty(head.weight.shape) if needs[1] else None
         self.bias = like.new_zeros(head.weight.shape[0]) if needs[2] else None
 
-    def add(self, chunks: Chunks, chunk: Chunk, dz: Tensor) -> None:
+    def add(self, chunks: Chunks, chunk: Chunk) -> None:
+        """Multiplies the gradients by the logits of the group that `chunk` ends."""
+        start, stop, dz = chunks.group_start, chunk.stop, chunks.dz_of_group(chunk)
         if self.hidden is not None:
             whole = chunks.scored.places is None
-            direction = self.hidden[chunk.start : chunk.stop]
+            direction = self.hidden[start:stop]
             direction = direction if whole else torch.empty_like(direction)
             add_hidden_grad_(direction, dz, self.problem.policy.weight, first=True)
             self.problem.shard.sum_(direction)
             if not whole:
-                chunks.scored.put_(self.hidden, chunk.start, chunk.stop, direction)
+                chunks.scored.put_(self.hidden, start, stop, direction)
         if self.weight is not None:
-            add_weight_grad_(self.weight, dz, chunks.hidden(chunk), first=self.first)
+            add_weight_grad_(self.weight, dz, chunks.hidden(start, stop), first=self.first)
         if self.bias is not None:
             self.bias.add_(dz.sum(0, dtype=compute_dtype(dz.dtype)))
         self.first = False
