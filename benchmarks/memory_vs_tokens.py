@@ -25,6 +25,7 @@ from benchmarks.problems import LOSSES, Case, Problem, build
 from benchmarks.questions import EVERY, FUSED, MAIN, Group, Question
 from benchmarks.ways.base import objective
 from prefkit import fused_preference_loss
+from prefkit.schedule import SCHEDULES
 
 VOCAB, DIM = 128_256, 256
 _SMALL: dict[str, Any] = {"dim": 256, "vocab": 32_000}
@@ -64,11 +65,13 @@ class Point:
     extra: int
 
 
-def measure(tokens: int, loss: str, dtype: str, frozen: bool, budget_mib: int) -> Point:
+def measure(
+    tokens: int, loss: str, dtype: str, frozen: bool, budget_mib: int, schedule: str = "auto"
+) -> Point:
     """Run one point in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory_vs_tokens", "--child", str(tokens)]
     command += ["--objective", loss, "--dtype", dtype, "--budget-mib", str(budget_mib)]
-    command += ["--frozen"] if frozen else []
+    command += ["--schedule", schedule, *(["--frozen"] if frozen else [])]
     env = {**os.environ, **ALLOCATOR}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     return Point(**json.loads(done.stdout.splitlines()[-1]))
@@ -79,21 +82,22 @@ def allowed_bytes_a_token(dtype: str) -> int:
     return DIM * 2 * (getattr(torch, dtype).itemsize + 4)
 
 
-def _child(case: Case, budget: int) -> Point:
+def _child(case: Case, budget: int, schedule: str) -> Point:
     """With the reference's log-probs cached for DPO, as hidden states for TDPO."""
     for warming in (case.cut(64), case):  # libraries are warmed outside the measurement
         problem = build(warming)
-        extra = resident_peak(lambda problem=problem: _step(problem, budget))  # type: ignore[misc]
+        extra = resident_peak(lambda problem=problem: _step(problem, budget, schedule))  # type: ignore[misc]
     return Point(case.tokens, extra)
 
 
-def _step(problem: Problem, budget: int) -> None:
+def _step(problem: Problem, budget: int, schedule: str) -> None:
     reference: dict[str, Any] = {"ref_logp": problem.ref_logp}
     if problem.ref_logp is None:
         reference = {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
     stream = (problem.hidden, problem.weight, problem.targets, problem.segments)
     loss = objective(problem.case)
-    fused_preference_loss(*stream, loss, memory_budget=budget, **reference).loss.backward()
+    options = {"memory_budget": budget, "schedule": schedule, **reference}
+    fused_preference_loss(*stream, loss, **options).loss.backward()
 
 
 def main() -> None:
@@ -101,7 +105,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--objective", choices=LOSSES, default="tdpo2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--frozen", action="store_true", help="frozen head (one pass)")
+    parser.add_argument("--frozen", action="store_true", help="frozen head")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="auto")
     parser.add_argument("--budget-mib", type=int, default=64, help="for logits buffers")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -116,9 +121,10 @@ def main() -> None:
             frozen=options.frozen,
             cached_ref=options.objective == "dpo",
         )
-        point = _child(case, options.budget_mib << 20)
+        point = _child(case, options.budget_mib << 20, options.schedule)
         return print(json.dumps({"tokens": point.tokens, "extra": point.extra}))
-    points = [measure(tokens, *kind, options.budget_mib) for tokens in options.tokens]
+    last_two = options.budget_mib, options.schedule
+    points = [measure(tokens, *kind, *last_two) for tokens in options.tokens]
     allowed = allowed_bytes_a_token(options.dtype)
     head = "frozen" if options.frozen else "trainable"
     print(f"{options.objective}, {options.dtype}, {head} head, V {VOCAB}, D {DIM}")

@@ -10,14 +10,22 @@ from benchmarks.memory_vs_tokens import VOCAB, allowed_bytes_a_token, measure
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(
-    ("objective", "dtype", "frozen"),
-    [("dpo", "float32", True), ("tdpo2", "float32", False), ("dpo", "bfloat16", False)],
-    ids=["one pass", "two passes", "two passes, bf16"],
+    ("objective", "dtype", "frozen", "schedule"),
+    [
+        ("dpo", "float32", True, "auto"),
+        ("tdpo2", "float32", False, "auto"),
+        ("tdpo2", "float32", False, "two_pass"),
+        ("dpo", "bfloat16", False, "two_pass"),
+    ],
+    ids=["frozen, one pass", "trainable, one pass", "two passes", "two passes, bf16"],
 )
 def test_a_token_costs_its_hidden_states_and_no_logits(
-    objective: str, dtype: str, frozen: bool
+    objective: str, dtype: str, frozen: bool, schedule: str
 ) -> None:
-    few, many = (measure(tokens, objective, dtype, frozen, budget_mib=8) for tokens in (768, 2304))
+    few, many = (
+        measure(tokens, objective, dtype, frozen, budget_mib=8, schedule=schedule)
+        for tokens in (768, 2304)
+    )
     slope = (many.extra - few.extra) / (many.tokens - few.tokens)
     allowed = allowed_bytes_a_token(dtype)
     print(f"{slope:.0f} bytes a token, allowed {allowed}")

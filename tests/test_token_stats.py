@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels import backward, chunks, token_stats
+from prefkit_kernels import backward, chunks, forward, token_stats
 from tests.kernel_cases import ALL, Case, build, call, relative_error, run
 
 CASES = {
@@ -274,6 +274,16 @@ def test_low_precision_gradient_products_as_on_a_gpu(
         found = run(case, backend, torch.bfloat16)
         for key, truth in exact.items():
             assert relative_error(found[key], truth) < (1e-2 if key.startswith("d_") else 1e-5)
+
+
+def test_directions_are_scaled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_ROWS_AT_ONCE", 3)
+    directions, cotangents = torch.randn(2, 11, 4), torch.randn(2, 11)
+    skipped = torch.arange(11) == 5
+    found = forward.scale_directions(directions, cotangents, skipped)
+    want = (directions * cotangents[:, :, None]).sum(0)
+    torch.testing.assert_close(found[~skipped], want[~skipped])
+    assert found[5].abs().max() == 0
 
 
 def test_logits_buffers_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ class Chunk:
 
     Attributes:
         start, stop: places among the N scored tokens; C = stop − start.
-        ends_group: whether the gradients of this chunk's group are now complete.
+        group_start: where the first chunk of its group starts.
+        ends_group: whether the gradients of the group are now complete.
         rows: raw logits of the policy, and of the reference where a KL is wanted.
         stats: (K, C).
         norms: (4, C): maximum and log-sum of policy, of reference.
@@ -32,6 +33,7 @@ class Chunk:
 
     start: int
     stop: int
+    group_start: int
     ends_group: bool
     rows: Rows
     stats: Tensor
@@ -67,7 +69,6 @@ class Chunks:
         # The last gradient may overwrite the logits it is made from, if the dtypes agree.
         self.extra_dz = gradients > 1 or (gradients == 1 and self.gemm_dtype != problem.dtype)
         self.group = group if self.gemm_dtype != problem.dtype else 1
-        self.group_start = 0
         self._store: dict[str, Tensor] = {}
 
     @property
@@ -82,11 +83,12 @@ class Chunks:
     def __iter__(self) -> Iterator[Chunk]:
         device = self.problem.policy.hidden.device
         budget = self.problem.budget or token_budget(device, self.row_bytes, self.rows)
-        for k, (start, stop) in enumerate(token_chunks(self.scored.count, self.row_bytes, budget)):
-            if k % self.group == 0:
-                self.group_start = start
+        chunks = list(token_chunks(self.scored.count, self.row_bytes, budget))
+        if chunks:  # groups of nearly equal size, and no buffer for chunks that never come
+            self.group = -(-len(chunks) // -(-len(chunks) // self.group))
+        for k, (start, stop) in enumerate(chunks):
             last = (k + 1) % self.group == 0 or stop == self.scored.count
-            yield self._read(start, stop, last)
+            yield self._read(start, stop, chunks[k - k % self.group][0], last)
 
     def hidden(self, start: int, stop: int) -> Tensor:
         """Hidden states of the policy, start..stop, in the dtype of the gradient products."""
@@ -97,17 +99,17 @@ class Chunks:
         raw = chunk.rows.raw
         if last and self.gemm_dtype == raw.dtype:
             return raw
-        return self.dz_of_group(chunk)[chunk.start - self.group_start :]
+        return self.dz_of_group(chunk)[chunk.start - chunk.group_start :]
 
     def dz_of_group(self, chunk: Chunk) -> Tensor:
         """Gradients by the logits from the first chunk of the group to this one."""
-        if self.gemm_dtype == chunk.rows.raw.dtype and self.group == 1 and not self.extra_dz:
+        if not self.extra_dz:
             return chunk.rows.raw
         if "dz" not in self._store:  # the first chunk is the largest
             self._take("dz", self.group * len(chunk.rows.raw), self.classes, self.gemm_dtype)
-        return self._take("dz", chunk.stop - self.group_start, self.classes, self.gemm_dtype)
+        return self._take("dz", chunk.stop - chunk.group_start, self.classes, self.gemm_dtype)
 
-    def _read(self, start: int, stop: int, ends_group: bool) -> Chunk:
+    def _read(self, start: int, stop: int, group_start: int, ends_group: bool) -> Chunk:
         problem = self.problem
         targets = self.scored.pick(problem.targets, start, stop)
         stats = problem.policy.hidden.new_zeros(
@@ -128,7 +130,7 @@ class Chunks:
             stats[problem.outputs.index("logp")] = found
         outputs = tuple("" if name in self.without else name for name in problem.outputs)
         add_sums(problem.kernels, rows, outputs, problem.shard, norms, stats)
-        return Chunk(start, stop, ends_group, rows, stats, norms)
+        return Chunk(start, stop, group_start, ends_group, rows, stats, norms)
 
     def _project(
         self, head: Head, name: str, start: int, stop: int, targets: Tensor, ref: Rows | None = None

@@ -40,7 +40,7 @@ def project_(out: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     if hidden.is_cuda and hidden.dtype == weight.dtype == out.dtype:
         return torch.mm(hidden, weight.T, out=out)
     hidden = hidden.to(out.dtype)
-    for start, stop in _slices(weight):
+    for start, stop in _slices(weight, _PIECE_BYTES):
         torch.mm(hidden, weight[start:stop].to(out.dtype).T, out=out[:, start:stop])
     return out
 
@@ -58,7 +58,7 @@ def add_hidden_grad_(out: Tensor, dz: Tensor, weight: Tensor, first: bool = Fals
         return _accumulate_(out, dz, weight, first)
     if first:
         out.zero_()
-    for start, stop in _slices(weight):
+    for start, stop in _slices(weight, _PIECE_BYTES):
         out.addmm_(dz[:, start:stop], weight[start:stop].to(dz.dtype))
     return out
 
@@ -71,7 +71,7 @@ def add_weight_grad_(out: Tensor, dz: Tensor, hidden: Tensor, first: bool = Fals
         dz: (C, S) and hidden: (C, D), both in `gradient_dtype`.
         first: overwrite `out` instead.
     """
-    for start, stop in _slices(out):
+    for start, stop in _slices(out, on_gpu=None):
         _accumulate_(out[start:stop], dz[:, start:stop].T, hidden, first)
     return out
 
@@ -80,40 +80,45 @@ def _accumulate_(out: Tensor, a: Tensor, b: Tensor, first: bool) -> Tensor:
     """out (M, N) = or += a (M, K) @ b (K, N), with the result in the dtype of `out`."""
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out) if first else out.addmm_(a, b)
-    if not _tensor_cores(a, b, out):
-        product = a @ b  # neither torch nor the GPU can keep its fp32 result: rounded once here
-        return out.copy_(product) if first else out.add_(product)
-    if first:
+    fp32 = _tensor_cores(a, b, out)
+    if fp32 and first:
         return torch.mm(a, b, out_dtype=out.dtype, out=out)
-    if _addmm_has_out_dtype():
+    if fp32 and _adds_to_fp32(a.dtype, a.device):
         return torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
-    rows = max(1, _PIECE_BYTES // (4 * out.shape[1]))
+    rows = max(1, _PIECE_BYTES // (4 * max(1, out.shape[1])))
     for start in range(0, out.shape[0], rows):
         piece = slice(start, start + rows)
-        out[piece].add_(torch.mm(a[piece], b, out_dtype=out.dtype))
+        # Without fp32 results (old torch, some GPUs) each piece is rounded to the operands' dtype.
+        some = a[piece]
+        product = torch.mm(some, b, out_dtype=out.dtype) if fp32 else torch.mm(some, b)
+        out[piece] = product if first else out[piece] + product
     return out
 
 
-def _slices(rows: Tensor) -> list[tuple[int, int]]:
-    """Ranges of rows (of the vocabulary) a product takes at a time; all of them on a GPU."""
-    if rows.is_cuda:
+def _slices(rows: Tensor, on_gpu: int | None) -> list[tuple[int, int]]:
+    """Ranges of rows (of the vocabulary) that a product takes at a time.
+
+    On a GPU as many as make `on_gpu` bytes of fp32, all of them for None.
+    """
+    if rows.is_cuda and on_gpu is None:
         return [(0, rows.shape[0])]
-    size = max(64, _SLICE_BYTES // (4 * max(1, rows.shape[1])))
+    most = on_gpu if rows.is_cuda and on_gpu is not None else _SLICE_BYTES
+    size = max(64, most // (4 * max(1, rows.shape[1])))
     return [(s, min(rows.shape[0], s + size)) for s in range(0, rows.shape[0], size)]
 
 
 def _tensor_cores(a: Tensor, b: Tensor, out: Tensor) -> bool:
-    """Whether cuBLAS can multiply these into an fp32 result without rounding it first."""
+    """Whether the vendor's library can multiply these into an fp32 result without rounding it."""
     low = a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
-    return low and out.dtype == torch.float32 and a.is_cuda and _mm_has_out_dtype()
+    return low and out.dtype == torch.float32 and a.is_cuda and _gives_fp32(a.dtype, a.device)
 
 
 @functools.cache
-def _mm_has_out_dtype() -> bool:
-    """Whether this torch and GPU multiply bf16 operands into an fp32 result."""
+def _gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this torch and GPU multiply operands of `dtype` into an fp32 result."""
     try:
-        a = torch.zeros(16, 16, dtype=torch.bfloat16, device="cuda")
-        torch.mm(a, a, out_dtype=torch.float32, out=torch.empty(16, 16, device="cuda"))
+        a = torch.zeros(16, 16, dtype=dtype, device=device)
+        torch.mm(a, a, out_dtype=torch.float32, out=torch.empty(16, 16, device=device))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, NotImplementedError):
@@ -122,11 +127,11 @@ def _mm_has_out_dtype() -> bool:
 
 
 @functools.cache
-def _addmm_has_out_dtype() -> bool:
-    """Whether this torch and GPU add a product of bf16 operands to an fp32 matrix in place."""
+def _adds_to_fp32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether they add a product of such operands to an fp32 matrix in place."""
     try:
-        a = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
-        total = torch.ones(16, 16, device="cuda")
+        a = torch.ones(16, 16, dtype=dtype, device=device)
+        total = torch.ones(16, 16, device=device)
         torch.addmm(total, a, a, out_dtype=torch.float32, out=total)
     except torch.OutOfMemoryError:
         raise

@@ -19,6 +19,7 @@ from .problem import Problem
 
 COEFFICIENTS = ("logp", "kl")
 _BLOCK_ELEMENTS = 4 << 20
+_FP16_EXPONENT = 10.0  # coefficients up to 2¹⁰: far from fp16's 2¹⁶, and p down to 6e-11 counts
 # Where dz is of a lower precision than the logits, that of three chunks is kept and multiplied at
 # once: every addition to dW reads and writes an fp32 matrix of its size.
 _GROUP = 3
@@ -42,7 +43,10 @@ def pair_scores(
     hidden = problem.policy.hidden
     names = tuple(name for name in COEFFICIENTS if name in problem.outputs)
     with_kl = "kl" in names
-    sums = _Directions(problem, needs)
+    # A skipped row may carry any coefficient and any pair: it has no part in a score.
+    counts = problem.targets != problem.ignore_index
+    coefficients = torch.where(counts, coefficients.to(problem.dtype), 0)
+    used = [coefficients[COEFFICIENTS.index(name)] for name in names]
     chunks = Chunks(
         problem,
         gradients=int(any(needs)),
@@ -50,28 +54,39 @@ def pair_scores(
         rows=CPU_ROWS if needs[1] else CPU_ROWS_FROZEN,
         group=_GROUP if needs[1] else 1,
     )
+    sums = _Directions(problem, needs, _loss_scale(coefficients, chunks.gemm_dtype))
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     for chunk in chunks:
         if any(needs):
-            here = [COEFFICIENTS.index(name) for name in names]
-            cotangents = torch.stack(
-                [chunks.scored.pick(coefficients[k], chunk.start, chunk.stop) for k in here]
-            ).to(problem.dtype)
+            cotangents = torch.stack([chunks.scored.pick(c, chunk.start, chunk.stop) for c in used])
+            if sums.scale is not None:
+                cotangents.mul_(sums.scale)
             _gradient(problem, chunks, chunk, names, cotangents)
             if chunk.ends_group:
                 sums.add(chunks, chunk)
         chunks.scored.put_(stats, chunk.start, chunk.stop, chunk.stats.T)
-    per_token = torch.stack([stats[:, problem.outputs.index(name)] for name in names])
-    used = coefficients[[COEFFICIENTS.index(name) for name in names]].to(problem.dtype)
-    # A skipped row may carry any coefficient and any pair: it has no part in a score.
-    counts = problem.targets != problem.ignore_index
-    value = torch.where(counts, (per_token * used).sum(0), 0)
+    per_token = [stats[:, problem.outputs.index(name)] for name in names]
+    value = sum((s * c for s, c in zip(per_token, used, strict=True)), stats.new_zeros(()))
+    value = torch.where(counts, value, 0)
     scores = value.new_zeros(num_pairs)
     if num_pairs == 1:
         scores[0] = value.sum()
     else:
         scores.index_put_((torch.where(counts, pairs, 0),), value, accumulate=True)
     return scores, stats.T.contiguous(), *sums.finish()
+
+
+def _loss_scale(coefficients: Tensor, gemm_dtype: torch.dtype) -> Tensor | None:
+    """A power of two that lifts fp16 gradients by the logits clear of underflow; None elsewhere.
+
+    They are made before the loss's own scale is known, so a GradScaler comes too late for them:
+    with coefficients of 1/4096 a third of the probability mass would be flushed to 0. It is taken
+    out again, exactly, from the fp32 results. It stays on the device.
+    """
+    if gemm_dtype != torch.float16:
+        return None
+    largest = coefficients.abs().amax().clamp_min(2.0**-60)
+    return torch.exp2(_FP16_EXPONENT - torch.ceil(torch.log2(largest)))
 
 
 def _gradient(
@@ -94,8 +109,10 @@ def _gradient(
 class _Directions:
     """∂S/∂(hidden, weight, bias), group of chunks by group."""
 
-    def __init__(self, problem: Problem, needs: tuple[bool, bool, bool]) -> None:
-        self.problem, self.needs, self.first = problem, needs, True
+    def __init__(
+        self, problem: Problem, needs: tuple[bool, bool, bool], scale: Tensor | None
+    ) -> None:
+        self.problem, self.scale, self.first = problem, scale, True
         head = problem.policy
         like = head.hidden.new_empty(0, dtype=problem.dtype)
         # Unrounded: it is yet to be multiplied, and two roundings would double bf16's error.
@@ -105,13 +122,15 @@ class _Directions:
 
     def add(self, chunks: Chunks, chunk: Chunk) -> None:
         """Multiplies the gradients by the logits of the group that `chunk` ends."""
-        start, stop, dz = chunks.group_start, chunk.stop, chunks.dz_of_group(chunk)
+        start, stop, dz = chunk.group_start, chunk.stop, chunks.dz_of_group(chunk)
         if self.hidden is not None:
             whole = chunks.scored.places is None
             direction = self.hidden[start:stop]
             direction = direction if whole else torch.empty_like(direction)
             add_hidden_grad_(direction, dz, self.problem.policy.weight, first=True)
             self.problem.shard.sum_(direction)
+            if self.scale is not None:
+                direction.div_(self.scale)
             if not whole:
                 chunks.scored.put_(self.hidden, start, stop, direction)
         if self.weight is not None:
@@ -123,6 +142,9 @@ class _Directions:
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if self.first and self.weight is not None:  # no scored token at all
             self.weight.zero_()
+        for total in (self.weight, self.bias):
+            if total is not None and self.scale is not None:
+                total.div_(self.scale)
         return self.hidden, self.weight, self.bias
 
 

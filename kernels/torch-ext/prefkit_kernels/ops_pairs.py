@@ -64,6 +64,7 @@ class ScoresWithGradient(torch.autograd.Function):
         pair_of_row: Tensor,  # (T,) int64, P where the row does not count
     ) -> Tensor:
         ctx.save_for_backward(d_hidden, d_weight, d_bias, pair_of_row)
+        ctx.used = False
         ctx.dtypes = [x.dtype if x is not None else hidden.dtype for x in (hidden, weight, bias)]
         return scores.clone()
 
@@ -73,6 +74,13 @@ class ScoresWithGradient(torch.autograd.Function):
             raise RuntimeError(
                 "pair_scores has no second derivative (backward with create_graph=True)"
             )
+        if not torch.compiler.is_compiling():
+            if ctx.used:
+                raise RuntimeError(
+                    "a second backward through pair_scores: its gradients were made in the forward "
+                    "and have been scaled in place; use schedule='two_pass' (token_stats)"
+                )
+            ctx.used = True
         d_hidden, d_weight, d_bias, pair_of_row = ctx.saved_tensors
         by_row = torch.cat([grad_scores, grad_scores.new_zeros(1)])[pair_of_row]
         of_all = grad_scores[:1].expand(max(len(d_weight), len(d_bias)))  # there is one pair then
@@ -92,8 +100,8 @@ class ScoresWithGradient(torch.autograd.Function):
 def _scaled(direction: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
     """direction ⊙ factors in `dtype`, in the direction's own memory where the dtypes agree.
 
-    A second backward through the same graph would find it scaled already: autograd sees that a
-    saved tensor was changed and raises. While a compiler traces, the product is an ordinary one.
+    A second backward through the same graph would find it scaled already, and is refused. While a
+    compiler traces, the product is an ordinary one, in new memory.
     """
     if torch.compiler.is_compiling() or type(direction) is not Tensor:
         shape = (-1,) + (1,) * (direction.dim() - 1)

@@ -53,7 +53,7 @@ def problem_of(
     return Problem(
         policy=Head(hidden, weight, bias),
         reference=reference,
-        targets=targets,
+        targets=targets.contiguous(),
         ignore_index=ignore_index,
         outputs=tuple(OUTPUTS[k] for k in outputs),
         transform=LogitTransform(scale, softcap, temperature),

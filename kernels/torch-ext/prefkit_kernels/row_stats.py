@@ -31,7 +31,7 @@ def normalise(
         found.fill_(-torch.inf)
     if shard.group:
         here = found[0].clone()
-        found[0], found[2] = shard.max_(found[[0, 2]])
+        found[0::2] = shard.max_(found[0::2].contiguous())
         total = torch.exp(found[1] + (here - found[0]).nan_to_num_(nan=-torch.inf))
         found[1] = shard.sum_(total).log_()
     norms.copy_(found[:2])

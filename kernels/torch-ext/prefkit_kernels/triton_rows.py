@@ -265,5 +265,11 @@ def gradient_kernel(
     if CAP:
         t = z * (1.0 / (inv_temp * softcap))
         grad *= 1.0 - t * t
-    grad = tl.where(z == float("-inf"), 0.0, grad)
+    # A masked class has no probability, so no gradient, except as a (hopeless) target.
+    if LOGP >= 0 and not CAP:
+        a = tl.load(cotangents + LOGP * cotangents_stride + i)
+        hit = columns + first_class == tl.load(targets + i)
+        grad = tl.where(z == float("-inf"), tl.where(hit, a * scale * inv_temp, 0.0), grad)
+    else:
+        grad = tl.where(z == float("-inf"), 0.0, grad)
     tl.store(dz + i * dz_stride + columns, grad.to(dz.dtype.element_ty), mask=columns < width)
