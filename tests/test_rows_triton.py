@@ -225,3 +225,28 @@ def test_triton_refuses_what_it_cannot_do() -> None:
     problem = build(Case())
     with pytest.raises(ValueError, match="fp64 use backend='torch'"):
         token_stats(problem.hidden, problem.weight, problem.targets, backend="triton")
+
+
+def test_a_masked_target_has_the_gradient_of_the_definition() -> None:
+    """Its log-probability is −inf; still ∂/∂z of it is 1_y − p, on every backend."""
+    found = []
+    for backend in ("reference", "triton", "torch"):
+        problem = build(Case(outputs=("logp",)), torch.float32, DEVICE)
+        problem.bias.data[problem.targets[0]] = -torch.inf
+        token_stats(
+            problem.hidden, problem.weight, problem.targets, problem.bias, backend=backend
+        ).logp.sum().backward()
+        found.append((problem.hidden.grad, problem.weight.grad))
+    for grads in found[1:]:
+        for ours, want in zip(grads, found[0], strict=True):
+            assert relative_error(ours, want) < 2e-6
+
+
+def test_targets_may_be_strided() -> None:
+    problem = build(Case(ignored=()), torch.float32, DEVICE)
+    table = torch.stack([problem.targets, problem.targets * 0], dim=1)
+    pair = [
+        token_stats(problem.hidden, problem.weight, targets, backend="triton").logp
+        for targets in (problem.targets, table[:, 0])
+    ]
+    assert torch.equal(*pair)
