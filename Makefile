@@ -18,6 +18,7 @@ help:
 	@echo "make format       ruff, in place           make types    mypy alone"
 	@echo "make install      .venv with prefkit       make install-dev   and what the tests need"
 	@echo "make bench        the benchmarks that fit a CPU, 10 minutes at most, beside the peers"
+	@echo "make bench-long   one pair of 1024 + 1024 tokens, a quarter of an hour"
 	@echo "make bench-full   every peer at every CPU size     make bench-gpu   the full set on a GPU"
 	@echo "make clean        remove .venv and caches"
 

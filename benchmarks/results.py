@@ -38,8 +38,12 @@ class Results:
 
     @classmethod
     def new(cls, device: str, size: str, suffix: str = "", folder: Path = FOLDER) -> "Results":
-        name = f"{date.today()}-{machine.slug(device)}{suffix}.json"
-        return cls(folder / name, machine.facts(device), size)
+        name = f"{date.today()}-{machine.slug(device)}{suffix}"
+        path, again = folder / f"{name}.json", 1
+        while path.exists():  # an earlier run of the day stays as it is
+            again += 1
+            path = folder / f"{name}-{again}.json"
+        return cls(path, machine.facts(device), size)
 
     @classmethod
     def of(cls, path: Path) -> "Results":

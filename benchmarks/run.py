@@ -144,6 +144,14 @@ def _check_same(before: dict[str, str], now: dict[str, str]) -> None:
             )
 
 
+def _resumed(path: Path) -> Results:
+    """The results to go on with; exits where the file is none of ours."""
+    try:
+        return Results.of(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"--resume: {path} is not the .json of an earlier run ({error!r})")
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     size = parser.add_mutually_exclusive_group()
@@ -171,10 +179,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     suffix = "".join(f"-{word}" for word in narrowed) + (
         "" if size in ("cpu", "gpu") else f"-{size}"
     )
-    if options.resume and not options.resume.is_file():
-        sys.exit(f"--resume: no file {options.resume}")
+    if options.minutes is not None and not options.minutes > 0:
+        sys.exit(f"--minutes must be > 0, got {options.minutes:g}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"--out: {error}")
     if options.resume:
-        results = Results.of(options.resume)
+        if options.way or options.tiny or size != "cpu" or options.out != FOLDER:
+            sys.exit("--resume goes on with the file's own size, ways and folder: give no others")
+        results = _resumed(options.resume)
         size = results.size
         _check_same(results.facts, machine.facts(device))
     else:

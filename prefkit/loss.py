@@ -74,6 +74,7 @@ def fused_preference_loss(
         )
     if "outputs" in options:
         raise ValueError("outputs is set by the objective; use token_stats for other quantities")
+    _check_counts(num_pairs, pairs_in_call)
     _check_vectors(targets, segments, weights, ref_logp)
     _check_reference(objective, ref_hidden, ref_weight, ref_logp)
     ignore_index = options.setdefault("ignore_index", -100)
@@ -92,7 +93,7 @@ def fused_preference_loss(
     like = targets.new_empty(targets.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call)
     scores = None
-    if takes_one_pass(schedule, objective, sides.count, heads, options):
+    if takes_one_pass(schedule, objective, sides.count, heads, options, weights):
         assert objective.linear is not None, "takes_one_pass has looked"
         coefficients = objective.linear.coefficients(sides)
         scores, stats = pair_scores(*heads, segments // 2, sides.count, coefficients, **options)
@@ -106,6 +107,14 @@ def fused_preference_loss(
     result = objective(stats, segments, weights, num_pairs, sides.count, scores)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
+
+
+def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> None:
+    if num_pairs is not None and not isinstance(num_pairs, Tensor) and not num_pairs > 0:
+        raise ValueError(f"num_pairs is the divisor of the mean and must be > 0, got {num_pairs}")
+    whole = isinstance(pairs_in_call, int) and not isinstance(pairs_in_call, bool)
+    if pairs_in_call is not None and not (whole and pairs_in_call > 0):
+        raise ValueError(f"pairs_in_call must be a whole number > 0, got {pairs_in_call!r}")
 
 
 def _check_vectors(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.objectives import Objective
+from prefkit.objectives import DPO, TDPO, Objective
 
 SCHEDULES = ("auto", "one_pass", "two_pass")
 
@@ -29,6 +29,7 @@ def takes_one_pass(
     pairs: int,
     heads: tuple[Tensor, Tensor, Tensor],  # hidden (T, D), weight (V, D), targets (T,)
     options: Mapping[str, Any],
+    weights: Tensor | None = None,  # (T,)
 ) -> bool:
     """Whether to compute this call in one pass.
 
@@ -37,6 +38,7 @@ def takes_one_pass(
         objective: the loss.
         pairs: number of pairs in the call.
         heads, options: arguments of `token_stats`.
+        weights: of the tokens.
     Raises:
         ValueError: an unknown schedule; "one_pass" where it cannot compute the loss.
     """
@@ -48,6 +50,8 @@ def takes_one_pass(
     if not (torch.is_grad_enabled() and (hidden.requires_grad or trainable)):
         return False  # no gradient, no schedule
     obstacle = obstacle_to_one_pass(objective, pairs, trainable, options.get("backend", "auto"))
+    if weights is not None and weights.requires_grad:
+        obstacle = "weights that require a gradient are no coefficients known beforehand"
     if schedule == "one_pass" and obstacle:
         raise ValueError(
             f"schedule='one_pass' cannot compute this loss: {obstacle}; leave schedule at 'auto'"
@@ -59,10 +63,15 @@ def obstacle_to_one_pass(
     objective: Objective, pairs: int, trainable_head: bool, backend: str
 ) -> str | None:
     """Why a loss takes two passes over the logits, in words; None if one will do."""
+    if type(objective) not in (DPO, TDPO):
+        return f"{type(objective).__name__} is a class of its own and may add terms to the loss"
     if objective.linear is None:
         return "reduction='position' and nll_weight are no functions of a pair's margin alone"
     if pairs != 1 and trainable_head:
-        return f"a trainable head takes one pair a call, this one holds {pairs}"
+        return (
+            f"a trainable head takes one pair a call, this one holds {pairs} (pairs are numbered "
+            "from 0)"
+        )
     if backend == "reference":
         return "backend='reference' is the unfused definition"
     return None

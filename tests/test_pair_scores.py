@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,16 +164,68 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
         ({"objective": DPO(reduction="position")}, "reduction='position'"),
         ({"segments": sample(True)["segments"]}, "one pair a call, this one holds 2"),
         ({"backend": "reference"}, "unfused definition"),
+        ({"num_scored": -1}, "num_scored must be a whole number"),
+        ({"memory_budget": 1e9}, "memory_budget must be a whole number"),
+        ({"num_pairs": 0}, "num_pairs is the divisor"),
+        ({"temperature": float("inf")}, "temperature must be > 0 and finite"),
+        ({"logit_scale": float("nan")}, "logit_scale must be a finite"),
+        ({"vocab_shard": True}, "vocab_shard must be a VocabShard"),
+        ({"weights": torch.ones(19, requires_grad=True)}, "weights that require a gradient"),
         ({"schedule": "both"}, "schedule must be one of auto, one_pass, two_pass"),
-        ({"pairs_in_call": 0}, "pairs_in_call is 0"),
-        ({"num_scored": 3}, "num_scored is not the number of rows"),
-        ({"num_scored": 19}, "num_scored counts every row"),
+        ({"pairs_in_call": 0}, "pairs_in_call must be a whole number > 0, got 0"),
+        ({"num_scored": 3}, "num_scored is 3, not the number of rows"),
+        ({"num_scored": 19}, "num_scored is 19, every row"),
     ],
 )
 def test_what_one_pass_cannot_do_is_refused(change: dict, message: str) -> None:
     arguments = {"objective": DPO(), "schedule": "one_pass", **one_pair(), **change}
     with pytest.raises(ValueError, match=message):
         fused_preference_loss(**arguments)
+
+
+def test_what_would_be_silently_wrong_takes_two_passes() -> None:
+    """Gradients of token weights, and terms that a class of one's own adds to the loss."""
+
+    class Extra(DPO):
+        def __call__(self, stats: Any, *args: Any, **options: Any) -> Any:
+            result = super().__call__(stats, *args, **options)
+            return replace(result, loss=result.loss - stats.logp.mean())
+
+    for objective in (DPO(), Extra()):
+        grads = []
+        for schedule in ("auto", "two_pass"):
+            x = one_pair()
+            x["weights"].requires_grad_(type(objective) is DPO)
+            fused_preference_loss(objective=objective, schedule=schedule, **x).loss.backward()
+            leaf = x["weights"] if type(objective) is DPO else x["hidden"]
+            grads.append(leaf.grad)
+        assert torch.equal(*grads)
+        assert grads[0].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pairs": torch.ones(13, dtype=torch.int64)}, "pairs must be in 0..0"),
+        ({"pairs": -torch.ones(13, dtype=torch.int64)}, "pairs must be in 0..0"),
+        ({"pairs": torch.zeros(13)}, "int64"),
+        ({"num_pairs": 2}, "2 pairs with a trainable head"),
+        ({"num_pairs": 0}, "num_pairs must be"),
+        ({"coefficients": {"logp": torch.ones(13, requires_grad=True)}}, "require a gradient"),
+        ({"coefficients": {"entropy": torch.ones(13)}}, "coefficients are of"),
+        ({"coefficients": {"logp": torch.ones(3)}}, "must be .T,. = .13,."),
+    ],
+)
+def test_wrong_pairs_and_coefficients_are_refused(change: dict, message: str) -> None:
+    problem = build(Case())
+    arguments = {
+        "pairs": torch.zeros(13, dtype=torch.int64),
+        "num_pairs": 1,
+        "coefficients": {"logp": torch.ones(13)},
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        pair_scores(problem.hidden, problem.weight, problem.targets, **arguments)
 
 
 def test_counts_that_are_known_change_nothing() -> None:

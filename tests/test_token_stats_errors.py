@@ -28,7 +28,7 @@ WRONG = {
     ),
     "temperature 0": ({"temperature": 0.0}, "temperature must be > 0"),
     "negative softcap": ({"softcap": -30.0}, "softcap must be > 0"),
-    "no memory": ({"memory_budget": 0}, "memory_budget is in bytes"),
+    "no memory": ({"memory_budget": 0}, "memory_budget must be a whole number"),
     "unknown backend": ({"backend": "cuda"}, "backend must be one of"),
 }
 

@@ -1,5 +1,6 @@
 """What a public function refuses before it computes, and how it reads its arguments."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -173,12 +174,18 @@ def _check_options(options: Options, ref_hidden: Tensor | None, ref_weight: Tens
     wanting = [name for name in outputs if name in NEEDS_REFERENCE]
     if wanting and ref_hidden is None:
         raise ValueError(f"outputs {wanting} need ref_hidden and ref_weight")
-    if not options.temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {options.temperature}")
+    if not 0 < options.temperature < math.inf:
+        raise ValueError(f"temperature must be > 0 and finite, got {options.temperature}")
+    if not math.isfinite(options.logit_scale):
+        raise ValueError(f"logit_scale must be a finite number, got {options.logit_scale}")
+    for name, least in (("memory_budget", 1), ("num_scored", 0)):
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} must be a whole number ≥ {least} or None, got {value!r}")
+    if options.vocab_shard is not None and not isinstance(options.vocab_shard, VocabShard):
+        raise ValueError(f"vocab_shard must be a VocabShard, got {options.vocab_shard!r}")
     if options.softcap is not None and not options.softcap > 0:
         raise ValueError(f"softcap must be > 0 or None, got {options.softcap}")
-    if options.memory_budget is not None and options.memory_budget <= 0:
-        raise ValueError(f"memory_budget is in bytes and must be > 0, got {options.memory_budget}")
     if options.backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {options.backend!r}")
     if options.backend == "reference" and options.vocab_shard is not None:

@@ -83,7 +83,7 @@ def pair_scores(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in differentiated
     ]
-    _check_pairs(pairs, num_pairs, targets, trainable=needs[1] or needs[2])
+    _check_pairs(pairs, num_pairs, targets != ignore_index, trainable=needs[1] or needs[2])
     if backend == "reference":
         raise ValueError("backend='reference' is token_stats' alone: pair_scores has no definition")
     scores, stats, *gradients = pair_scores_op(
@@ -113,19 +113,24 @@ def _coefficients(
         )
     table = torch.zeros(len(COEFFICIENTS), len(targets), dtype=dtype, device=targets.device)
     for name, values in given.items():
+        if values.requires_grad:
+            raise ValueError(
+                f"coefficients[{name!r}] require a gradient, which pair_scores does not give: "
+                "detach them, or use token_stats"
+            )
         if values.shape != targets.shape:
             raise ValueError(
                 f"coefficients[{name!r}] must be (T,) = {tuple(targets.shape)}, got "
                 f"{tuple(values.shape)}"
             )
-        table[COEFFICIENTS.index(name)] = values.detach()
+        table[COEFFICIENTS.index(name)] = values
     return table
 
 
-def _check_pairs(pairs: Tensor, num_pairs: int, targets: Tensor, trainable: bool) -> None:
-    if pairs.shape != targets.shape or pairs.dtype != torch.int64:
+def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor, trainable: bool) -> None:
+    if pairs.shape != counts.shape or pairs.dtype != torch.int64:
         raise ValueError(
-            f"pairs must be (T,) = {tuple(targets.shape)} int64, got {tuple(pairs.shape)} "
+            f"pairs must be (T,) = {tuple(counts.shape)} int64, got {tuple(pairs.shape)} "
             f"{pairs.dtype}"
         )
     if num_pairs < 1:
@@ -135,3 +140,9 @@ def _check_pairs(pairs: Tensor, num_pairs: int, targets: Tensor, trainable: bool
             f"{num_pairs} pairs with a trainable head would need an accumulator of the weight's "
             "size for each: give one pair, freeze the head, or use token_stats"
         )
+    right = (~counts | ((pairs >= 0) & (pairs < num_pairs))).all()
+    message = f"pairs must be in 0..{num_pairs - 1} in every row that is not ignored"
+    if right.is_cuda:  # no synchronisation
+        torch._assert_async(right, message)
+    elif not torch.compiler.is_compiling() and not bool(right):
+        raise ValueError(message)

@@ -119,11 +119,13 @@ class Problem:
     def scored(self) -> Scored:
         counts = self.targets != self.ignore_index
         if self.num_scored == len(self.targets):
-            _assert_all(counts.all(), "num_scored counts every row, but some are ignored")
+            message = f"num_scored is {self.num_scored}, every row, but some rows are ignored"
+            _assert_all(counts.all(), message)
             return Scored(None, self.num_scored)
         if self.num_scored >= 0:
             right = counts.sum() == self.num_scored
-            _assert_all(right, "num_scored is not the number of rows that are not ignored")
+            message = f"num_scored is {self.num_scored}, not the number of rows not ignored"
+            _assert_all(right, message)
             order = torch.argsort(~counts, stable=True)  # the rows that count come first, in order
             return Scored(order[: self.num_scored], self.num_scored)
         places = counts.nonzero().squeeze(1)

@@ -28,15 +28,20 @@ class VocabShard:
         group: the processes that together hold the vocabulary.
         vocab_size: V, number of classes over all of them.
     Raises:
-        ValueError: vocab_size is no positive number.
+        ValueError: group is no process group, vocab_size no positive whole number.
     """
 
     group: dist.ProcessGroup
     vocab_size: int
 
     def __post_init__(self) -> None:
-        if not self.vocab_size > 0:
-            raise ValueError(f"vocab_size must be > 0, got {self.vocab_size}")
+        if not isinstance(self.group, dist.ProcessGroup):
+            raise ValueError(
+                f"group must be a ProcessGroup, got {self.group!r}: call init_process_group first, "
+                "and give mesh.get_group() of a DeviceMesh"
+            )
+        if not isinstance(self.vocab_size, int) or not self.vocab_size > 0:
+            raise ValueError(f"vocab_size must be a whole number > 0, got {self.vocab_size!r}")
 
     @property
     def widest(self) -> int:
