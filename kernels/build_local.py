@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ def _metadata(general: dict[str, Any], backend: str, identifier: str) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write build/ into")
-    for variant in build(parser.parse_args().out):
+    out = parser.parse_args().out
+    if (out / "build").exists():
+        sys.exit(f"{out / 'build'} is there already: remove it, or name another folder")
+    for variant in build(out):
         print(variant)
 
 
