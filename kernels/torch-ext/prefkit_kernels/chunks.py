@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunking import CPU_ROWS, token_budget, token_chunks
+from .chunking import token_budget, token_chunks
 from .gemm import gradient_dtype, project_
 from .problem import Head, Problem
 from .row_stats import add_sums, normalise
@@ -47,7 +47,6 @@ class Chunks:
         problem: what to read.
         gradients: how many gradients by the logits will be asked of each chunk.
         without: outputs in `logits.SUMS` that are left to `gradient`, which has them for free.
-        rows: tokens at a time on a CPU, where no budget is given.
         group: chunks whose gradients by the logits are kept side by side, to be multiplied at once.
             They take half the bytes of the logits they are from (where they do not overwrite them),
             so that a product over many tokens needs no logits of all of them.
@@ -58,10 +57,9 @@ class Chunks:
         problem: Problem,
         gradients: int,
         without: tuple[str, ...] = (),
-        rows: int = CPU_ROWS,
         group: int = 1,
     ) -> None:
-        self.problem, self.without, self.rows = problem, without, rows
+        self.problem, self.without = problem, without
         self.scored = problem.scored()
         self.classes = problem.policy.weight.shape[0]
         self.ref_classes = problem.reference.weight.shape[0] if problem.reference else 0
@@ -82,7 +80,7 @@ class Chunks:
 
     def __iter__(self) -> Iterator[Chunk]:
         device = self.problem.policy.hidden.device
-        budget = self.problem.budget or token_budget(device, self.row_bytes, self.rows)
+        budget = self.problem.budget or token_budget(device, self.row_bytes)
         chunks = list(token_chunks(self.scored.count, self.row_bytes, budget))
         if chunks:  # groups of nearly equal size, and no buffer for chunks that never come
             self.group = -(-len(chunks) // -(-len(chunks) // self.group))

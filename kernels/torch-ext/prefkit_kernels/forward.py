@@ -11,7 +11,6 @@ Rows whose target is `ignore_index` are never gathered: a masked token costs not
 import torch
 from torch import Tensor
 
-from .chunking import CPU_ROWS, CPU_ROWS_FROZEN
 from .chunks import Chunks, restrict
 from .gemm import add_hidden_grad_
 from .problem import Problem
@@ -33,8 +32,7 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     norms = stats.new_zeros(hidden.shape[0], 4)
     directions = hidden.new_zeros(len(names), *hidden.shape)
-    rows = CPU_ROWS_FROZEN if names else CPU_ROWS
-    chunks = Chunks(problem, gradients=len(names), rows=rows)
+    chunks = Chunks(problem, gradients=len(names))
     for chunk in chunks:
         for k, name in enumerate(names):
             dz = chunks.dz(chunk, last=k == len(names) - 1)

@@ -12,7 +12,6 @@ any number of them.
 import torch
 from torch import Tensor
 
-from .chunking import CPU_ROWS, CPU_ROWS_FROZEN
 from .chunks import Chunk, Chunks
 from .gemm import add_hidden_grad_, add_weight_grad_, compute_dtype
 from .problem import Problem
@@ -51,7 +50,6 @@ def pair_scores(
         problem,
         gradients=int(any(needs)),
         without=("kl",) * (with_kl and any(needs)),
-        rows=CPU_ROWS if needs[1] else CPU_ROWS_FROZEN,
         group=_GROUP if needs[1] else 1,
     )
     sums = _Directions(problem, needs, _loss_scale(coefficients, chunks.gemm_dtype))

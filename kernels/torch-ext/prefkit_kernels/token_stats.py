@@ -73,8 +73,7 @@ def token_stats(
         temperature: divides the logits, of policy and reference alike.
         logit_scale: multiplies the raw logits (Cohere; Granite: 1 / logits_scaling).
         softcap: Gemma-2's final logit softcap, or None.
-        memory_budget: bytes for logits buffers; None = what 256 rows need on a CPU (512 with a
-            frozen head), 1 GiB on a GPU.
+        memory_budget: bytes for logits buffers; None = what 256 rows need on a CPU, 1 GiB on a GPU.
         backend: "auto" (Triton on a GPU, torch elsewhere), "triton", "torch" (chunked, any
             device), "reference" (the unfused definition: holds (T, V) logits).
         schedule: how the gradient is made. "one_pass": while the logits are there, for a frozen
