@@ -104,7 +104,7 @@ def fused_preference_loss(
     if ref_logp is not None:
         cached = torch.where(scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
-    result = objective(stats, segments, weights, num_pairs, sides.count, scores)
+    result = objective(stats, segments, weights, num_pairs, sides, scores)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 

@@ -45,8 +45,8 @@ class Linear:
         u = self.ratio[0] * s[:, 0] + self.ratio[1] * s[:, 1] - self.shift
         if self.kl is not None:
             assert kl is not None, "the objective asks for what it uses"
-            for side, (factor, detached) in enumerate(zip(self.kl, self.kl_detached, strict=True)):
-                k = sides.weighted(kl)[:, side]
+            by_side = sides.weighted(kl).unbind(1)
+            for k, factor, detached in zip(by_side, self.kl, self.kl_detached, strict=True):
                 u = u + factor * (k.detach() if detached else k)
         return u if scores is None else u.detach() + (scores - scores.detach())
 

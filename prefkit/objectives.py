@@ -133,7 +133,7 @@ class DPO:
         segments: Tensor,  # (T,) int64
         weights: Tensor | None = None,  # (T,)
         num_pairs: int | Tensor | None = None,
-        pairs_in_call: int | None = None,
+        sides: Sides | None = None,
         scores: Tensor | None = None,  # (P,)
     ) -> ObjectiveResult:
         """Loss and metrics of a flat stream of tokens.
@@ -144,13 +144,13 @@ class DPO:
             weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
                 positions of reduction="position").
             num_pairs: divisor of the mean; None = the pairs present in this call.
-            pairs_in_call: number of pairs in the stream, if known (see `Sides.of`).
+            sides: those of segments and weights, if they are there already.
             scores: (P,) margins whose gradient was made in one pass; the stats then need none.
         """
         logp = _require(stats.logp, "logp")
         ref = None if self.reference_free else _require(stats.ref_logp, "ref_logp")
         ratio = logp if ref is None else logp - ref
-        sides = Sides.of(segments, weights, logp, pairs_in_call)
+        sides = sides or Sides.of(segments, weights, logp)
         if self.reduction == "position":
             per_pair = self._by_position(ratio, sides)
         else:
@@ -248,7 +248,7 @@ class TDPO:
         segments: Tensor,  # (T,) int64
         weights: Tensor | None = None,  # (T,)
         num_pairs: int | Tensor | None = None,
-        pairs_in_call: int | None = None,
+        sides: Sides | None = None,
         scores: Tensor | None = None,  # (P,)
     ) -> ObjectiveResult:
         """Loss and metrics of a flat stream of tokens; arguments as in `DPO.__call__`.
@@ -257,7 +257,7 @@ class TDPO:
         """
         logp = _require(stats.logp, "logp")
         kl = _require(stats.kl, "kl")
-        sides = Sides.of(segments, weights, logp, pairs_in_call)
+        sides = sides or Sides.of(segments, weights, logp)
         ratio = logp - _require(stats.ref_logp, "ref_logp")
         u = self.linear.margins(sides, ratio, kl, scores)
         rewards = self.beta * (sides.weighted(ratio) + sides.weighted(kl))

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from prefkit.objectives import DPO, TDPO, Objective
-
-SCHEDULES = ("auto", "one_pass", "two_pass")
+from prefkit_kernels.checks import SCHEDULES
 
 
 def takes_one_pass(

@@ -16,6 +16,7 @@ from benchmarks.problems import Case, Problem
 from benchmarks.truth import ALPHA, BETA
 from prefkit import DPO, TDPO
 from prefkit.objectives import Objective
+from prefkit.sides import Sides
 from prefkit_kernels import TokenStats
 
 
@@ -76,8 +77,8 @@ def finish(problem: Problem, logp: Tensor, ref_logp: Tensor, kl: Tensor | None) 
     if problem.ref_logp is not None:
         ref_logp = problem.ref_logp
     stats = TokenStats(logp=logp, ref_logp=ref_logp.detach(), kl=kl)
-    pairs = problem.case.pairs
-    loss = objective(problem.case)(stats, problem.segments, pairs_in_call=pairs).loss
+    sides = Sides.of(problem.segments, None, logp, problem.case.pairs)
+    loss = objective(problem.case)(stats, problem.segments, sides=sides).loss
     return Outcome(loss, logp.detach(), None if kl is None else kl.detach())
 
 

@@ -153,9 +153,3 @@ class Chunks:
             held = self.problem.policy.hidden.new_empty(rows * width, dtype=dtype)
             self._store[name] = held
         return held[: rows * width].view(rows, width)
-
-
-def restrict(name: str, problem: Problem, chunk: Chunk) -> tuple[tuple[str, ...], Tensor]:
-    """`outputs` and `stats` of `gradient` for one output alone: no zeros are computed."""
-    k = problem.outputs.index(name)
-    return (name,), chunk.stats[k : k + 1]

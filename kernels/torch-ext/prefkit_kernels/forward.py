@@ -11,7 +11,7 @@ Rows whose target is `ignore_index` are never gathered: a masked token costs not
 import torch
 from torch import Tensor
 
-from .chunks import Chunks, restrict
+from .chunks import Chunks
 from .gemm import add_hidden_grad_
 from .problem import Problem
 
@@ -36,10 +36,11 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
     for chunk in chunks:
         for k, name in enumerate(names):
             dz = chunks.dz(chunk, last=k == len(names) - 1)
-            outputs, values = restrict(name, problem, chunk)
+            row = problem.outputs.index(name)
+            values = chunk.stats[row : row + 1]
             cotangents = torch.ones_like(values)
             if dz.shape[1]:
-                problem.kernels.gradient(chunk.rows, outputs, values, chunk.norms, cotangents, dz)
+                problem.kernels.gradient(chunk.rows, (name,), values, chunk.norms, cotangents, dz)
             direction = values.new_empty(values.shape[1], hidden.shape[1])
             add_hidden_grad_(direction, dz, problem.policy.weight, first=True)
             problem.shard.sum_(direction)

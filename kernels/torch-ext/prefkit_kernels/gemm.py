@@ -6,12 +6,13 @@ of the weight on a CPU, where bf16 products are also several times slower than f
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 # On a CPU products go by slices of this many bytes of fp32 weight: the slice and its upcast stay in
-# the cache, and one wide product with few rows is up to 1.6 times slower than its slices.
+# the cache, and one wide product with few rows is slower than its slices.
 _SLICE_BYTES = 4 << 20
 # The most that an accumulating product may hold beside its result, where cuBLAS cannot accumulate.
 _PIECE_BYTES = 64 << 20
@@ -116,25 +117,28 @@ def _tensor_cores(a: Tensor, b: Tensor, out: Tensor) -> bool:
 @functools.cache
 def _gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this torch and GPU multiply operands of `dtype` into an fp32 result."""
-    try:
-        a = torch.zeros(16, 16, dtype=dtype, device=device)
-        torch.mm(a, a, out_dtype=torch.float32, out=torch.empty(16, 16, device=device))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, NotImplementedError):
-        return False
-    return True
+    a, total = _probes(dtype, device)
+    return _works(lambda: torch.mm(a, a, out_dtype=torch.float32, out=total))
 
 
 @functools.cache
 def _adds_to_fp32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether they add a product of such operands to an fp32 matrix in place."""
+    a, total = _probes(dtype, device)
+    works = _works(lambda: torch.addmm(total, a, a, out_dtype=torch.float32, out=total))
+    return works and bool((total == 17).all())
+
+
+def _probes(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, device=device)
+
+
+def _works(product: Callable[[], Tensor]) -> bool:
+    """Whether this torch has such a product for this GPU: found by trying, torch has no query."""
     try:
-        a = torch.ones(16, 16, dtype=dtype, device=device)
-        total = torch.ones(16, 16, device=device)
-        torch.addmm(total, a, a, out_dtype=torch.float32, out=total)
+        product()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, NotImplementedError):
         return False
-    return bool((total == 17).all())
+    return True

@@ -41,7 +41,6 @@ def pair_scores(
     """
     hidden = problem.policy.hidden
     names = tuple(name for name in COEFFICIENTS if name in problem.outputs)
-    with_kl = "kl" in names
     # A skipped row may carry any coefficient and any pair: it has no part in a score.
     counts = problem.targets != problem.ignore_index
     coefficients = torch.where(counts, coefficients.to(problem.dtype), 0)
@@ -49,7 +48,7 @@ def pair_scores(
     chunks = Chunks(
         problem,
         gradients=int(any(needs)),
-        without=("kl",) * (with_kl and any(needs)),
+        without=("kl",) if any(needs) else (),
         group=_GROUP if needs[1] else 1,
     )
     sums = _Directions(problem, needs, _loss_scale(coefficients, chunks.gemm_dtype))
@@ -65,7 +64,6 @@ def pair_scores(
         chunks.scored.put_(stats, chunk.start, chunk.stop, chunk.stats.T)
     per_token = [stats[:, problem.outputs.index(name)] for name in names]
     value = sum((s * c for s, c in zip(per_token, used, strict=True)), stats.new_zeros(()))
-    value = torch.where(counts, value, 0)
     scores = value.new_zeros(num_pairs)
     if num_pairs == 1:
         scores[0] = value.sum()
@@ -78,8 +76,8 @@ def _loss_scale(coefficients: Tensor, gemm_dtype: torch.dtype) -> Tensor | None:
     """A power of two that lifts fp16 gradients by the logits clear of underflow; None elsewhere.
 
     They are made before the loss's own scale is known, so a GradScaler comes too late for them:
-    with coefficients of 1/4096 a third of the probability mass would be flushed to 0. It is taken
-    out again, exactly, from the fp32 results. It stays on the device.
+    with small coefficients (1 / length) much of the probability mass would be flushed to 0. It is
+    taken out again, exactly, from the fp32 results. It stays on the device.
     """
     if gemm_dtype != torch.float16:
         return None

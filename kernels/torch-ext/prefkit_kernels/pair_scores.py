@@ -10,6 +10,7 @@ from .checks import Options, checked
 from .gemm import compute_dtype
 from .one_pass import COEFFICIENTS
 from .ops_pairs import ScoresWithGradient, pair_scores_op
+from .problem import refuse_unless
 from .token_stats import TokenStats, named_stats
 from .vocab_parallel import VocabShard
 
@@ -141,8 +142,4 @@ def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor, trainable: bool)
             "size for each: give one pair, freeze the head, or use token_stats"
         )
     right = (~counts | ((pairs >= 0) & (pairs < num_pairs))).all()
-    message = f"pairs must be in 0..{num_pairs - 1} in every row that is not ignored"
-    if right.is_cuda:  # no synchronisation
-        torch._assert_async(right, message)
-    elif not torch.compiler.is_compiling() and not bool(right):
-        raise ValueError(message)
+    refuse_unless(right, f"pairs must be in 0..{num_pairs - 1} in every row that is not ignored")

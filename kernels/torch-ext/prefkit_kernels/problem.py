@@ -120,12 +120,12 @@ class Problem:
         counts = self.targets != self.ignore_index
         if self.num_scored == len(self.targets):
             message = f"num_scored is {self.num_scored}, every row, but some rows are ignored"
-            _assert_all(counts.all(), message)
+            refuse_unless(counts.all(), message)
             return Scored(None, self.num_scored)
         if self.num_scored >= 0:
             right = counts.sum() == self.num_scored
             message = f"num_scored is {self.num_scored}, not the number of rows not ignored"
-            _assert_all(right, message)
+            refuse_unless(right, message)
             order = torch.argsort(~counts, stable=True)  # the rows that count come first, in order
             return Scored(order[: self.num_scored], self.num_scored)
         places = counts.nonzero().squeeze(1)
@@ -138,9 +138,12 @@ class Problem:
         return head.bias[start:stop].to(self.dtype).contiguous()
 
 
-def _assert_all(right: Tensor, message: str) -> None:
-    """ValueError on a CPU; on a GPU a device-side assertion, which costs no synchronisation."""
+def refuse_unless(right: Tensor, message: str) -> None:
+    """ValueError on a CPU; on a GPU a device-side assertion, which costs no synchronisation.
+
+    Inside a compiled graph nothing is looked at on a CPU.
+    """
     if right.is_cuda:
         torch._assert_async(right, message)
-    elif not bool(right):
+    elif not torch.compiler.is_compiling() and not bool(right):
         raise ValueError(message)

@@ -22,8 +22,8 @@ SETTINGS = (
     "int[] outputs, int ignore_index, float scale, float softcap, float temperature, "
     "int budget, int num_scored, str backend, str group, int first_class, int widest"
 )
-NUM_TENSORS = 7
-NUM_SETTINGS = 11
+NUM_TENSORS = TENSORS.count(",") + 1
+NUM_SETTINGS = SETTINGS.count(",") + 1
 
 
 def problem_of(

@@ -14,10 +14,9 @@ import triton
 from torch import Tensor
 
 from . import triton_rows
-from .logits import SUMS
+from .logits import KLS, SUMS
 from .rows import Rows
 
-_NEED_REFERENCE = {"kl", "reverse_kl"}
 # Tile of partial results a program combines: rows × blocks. 32 blocks of 4096 are V = 131072.
 _TILE, _TILE_WARPS = 32, 4
 
@@ -99,7 +98,7 @@ def class_sums(
 ) -> None:
     """See `rows_torch.class_sums`. `how` overrides `launch`, for tuning."""
     _check(rows.raw, rows.ref, rows.bias, rows.ref_bias, norms, out)
-    two = bool(_NEED_REFERENCE & set(outputs))
+    two = bool(KLS & set(outputs))
     width, ref_width = _widths(rows, two)
     how = how or launch(max(width, ref_width), heads=1 + two)
     blocks = max(1, triton.cdiv(max(width, ref_width), how.block))
@@ -136,7 +135,7 @@ def gradient(
     `how` overrides `launch`, for tuning."""
     _check(rows.raw, rows.ref, rows.bias, rows.ref_bias, rows.targets)
     _check(stats, norms, cotangents, out, kl_sum)
-    two = bool(_NEED_REFERENCE & set(outputs))
+    two = bool(KLS & set(outputs))
     width, ref_width = _widths(rows, two)
     # A class of the reference alone has no gradient here, but it is part of the KL.
     columns = max(width, ref_width) if kl_sum is not None else width
