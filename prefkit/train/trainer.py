@@ -6,14 +6,12 @@ reference is one of `prefkit.model.reference`, and checkpoints are complete or r
 """
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -24,23 +22,17 @@ from transformers import (
 
 from prefkit.data.batch import PairCollator
 from prefkit.data.pair import PairBatch
-from prefkit.errors import ConfigError, ModelError
-from prefkit.loss import fused_preference_loss
+from prefkit.errors import ConfigError
 from prefkit.model.head import install
-from prefkit.model.reference import ModelInputs, Reference
-from prefkit.objectives import Objective
-from prefkit.train import checkpoint
 from prefkit.train.arguments import refuse_unusable
 from prefkit.train.checks import check_machine, check_precision, check_schedule
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.loss_step import LossTrainer
 from prefkit.train.metrics import (
     MetricWindow,
-    NotFiniteError,
     RewardWatch,
     TokenClock,
-    peak_memory_mb,
 )
-from prefkit.train.resume import ResumableTrainer
 from prefkit.train.setup import (
     CachedCollator,
     apply_peft,
@@ -56,7 +48,7 @@ logger = logging.getLogger(__name__)
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
 
-class PreferenceTrainer(ResumableTrainer):
+class PreferenceTrainer(LossTrainer):
     """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
 
     Args:
@@ -76,13 +68,6 @@ class PreferenceTrainer(ResumableTrainer):
     Raises:
         ModelError, RowError, ConfigError: see the modules the work is handed to.
     """
-
-    # The loss is already divided by the pairs of the whole window (read by transformers ≥ 5.23;
-    # `model_accepts_loss_kwargs`, set below, says the same to older ones).
-    loss_is_scaled_for_ga = True
-    args: PreferenceConfig
-    objective: Objective
-    reference: Reference | None
 
     def __init__(
         self,
@@ -190,127 +175,7 @@ class PreferenceTrainer(ResumableTrainer):
             dataset, name, self.reference, self.data_collator, self.args, self._reference_id
         )
 
-    # -- loss ------------------------------------------------------------------------------------
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """Pairs of the accumulation window, averaged over processes.
-
-        The data-parallel mean of gradients divides by the number of processes once more, so the
-        sum over all pairs of the window divided by all of them is what comes out.
-        """
-        if not batch_samples:
-            return None
-        pairs = float(sum(len(batch["pair_index"]) for batch in batch_samples))
-        if self.args.world_size > 1:
-            # Left on the device: asking for the number would stall a GPU every step.
-            return self.accelerator.gather(torch.tensor([pairs], device=device)).mean()
-        return pairs
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The objective over a batch of pairs.
-
-        Args:
-            model: the wrapped policy.
-            inputs: a `PairBatch` on the device.
-            return_outputs: also return the `RequestOutput`.
-            num_items_in_batch: pairs the mean runs over; None = those of this batch.
-        """
-        pairs = len(inputs["pair_index"])
-        rows = inputs.get("rows")
-        if rows is None:  # another collator: count here, which stalls a GPU
-            rows = (inputs["targets"].reshape(-1) >= 0).nonzero().squeeze(1)
-        flat = {key: inputs[key].reshape(-1)[rows] for key in ("targets", "segments", "weights")}
-        model_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        options: dict[str, Any] = {
-            "memory_budget": self.args.memory_budget,
-            "backend": self.args.head_backend,
-        }
-        reference = self._reference_terms(inputs, model_inputs, rows, flat["targets"], options)
-        transform = self.head.transform
-
-        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            out = fused_preference_loss(
-                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
-                weight,
-                flat["targets"],
-                flat["segments"],
-                objective=self.objective,
-                weights=flat["weights"],
-                num_pairs=num_items_in_batch,
-                pairs_in_call=pairs,
-                num_scored=inputs.get("num_scored"),
-                schedule=self.args.head_schedule,
-                bias=bias,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
-                **reference,
-                **options,
-            )
-            return out.loss, out.metrics
-
-        output = model(**model_inputs, use_cache=False, prefkit_request=request)
-        if getattr(output, "value", None) is None:
-            raise ModelError(
-                f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
-                "put into it (by another library's patch?), so it formed logits instead. Apply such"
-                " patches before PreferenceTrainer is made, or leave them out."
-            )
-        loss, metrics = output.value, dict(output.extras)
-        metrics["loss"] = loss.detach() * (
-            (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
-        )
-        # How much of the text carries the loss: Σ weights over all real tokens.
-        metrics["active_weight_fraction"] = flat["weights"].sum() / inputs["attention_mask"].sum()
-        self._windows["train" if model.training else "eval"].add(metrics, pairs)
-        if model.training:
-            self._clock.add(inputs["attention_mask"])
-        return (loss, output) if return_outputs else loss
-
-    def _reference_terms(
-        self,
-        inputs: Mapping[str, Any],
-        model_inputs: ModelInputs,
-        rows: Tensor,
-        targets: Tensor,
-        options: dict[str, Any],
-    ) -> dict[str, Any]:
-        if not self.objective.needs_reference:
-            return {}
-        if "ref_logp" in inputs:
-            return {"ref_logp": inputs["ref_logp"].reshape(-1)[rows]}
-        if self.reference is None:
-            raise ConfigError(
-                "This dataset has no precomputed reference log-probabilities, and the reference "
-                "was freed. Pass it to the trainer as eval_dataset from the start, or leave "
-                "precompute_ref_log_probs out."
-            )
-        if self.objective.needs_kl:
-            return self.reference.operands(
-                model_inputs, rows, self.head.transform, self.head.vocab_size
-            )
-        # Every row has a target: nothing to look for.
-        options = {**options, "num_scored": len(rows)}
-        return {"ref_logp": self.reference.logp(model_inputs, rows, targets, **options)}
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, None, None]:
-        """The loss of a batch, without gradient; logits do not exist."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
-
-    # -- evaluation and logging ------------------------------------------------------------------
+    # -- evaluation --------------------------------------------------------------------------------
 
     def evaluate(
         self,
@@ -342,53 +207,3 @@ class PreferenceTrainer(ResumableTrainer):
             "predict returns logits, which are never formed. Use evaluate(rows) for the metrics, "
             "or model.generate to write text."
         )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the metrics of the window to a log line, for training as for evaluation."""
-        prefix = getattr(self, "_eval_prefix", "eval")
-        self._stop_if_not_finite(logs)
-        if "loss" in logs:
-            means = self._windows["train"].means(self.accelerator)
-            # Trainer's own mean over steps is there; ours tells what logging_nan_inf_filter hides.
-            self._stop_if_not_finite({"loss": means.pop("loss", 0.0)})
-            self._last_good_step = self.state.global_step
-            logs.update(means)
-            logs["tokens_per_second"] = self._clock.read(self.accelerator)
-            logs["num_tokens"] = self._clock.total
-            logs["peak_memory_mb"] = peak_memory_mb(self.args.device)
-            self._explain(logs)
-        elif f"{prefix}_loss" in logs:
-            means = self._windows["eval"].means(self.accelerator)
-            logs.update({f"{prefix}_{name}": value for name, value in means.items()})
-        super().log(logs, start_time)
-
-    def _stop_if_not_finite(self, logs: Mapping[str, float]) -> None:
-        """Ends a run whose loss is lost, at its next log line: no extra sync with the device.
-
-        Raises:
-            NotFiniteError: the loss, or (where no gradient scaler probes for it) the gradient.
-        """
-        names = ("loss", "train_loss") if self.args.fp16 else ("loss", "train_loss", "grad_norm")
-        bad = [name for name in names if name in logs and not math.isfinite(logs[name])]
-        if not bad:
-            return
-        step, good = self.state.global_step, self._last_good_step
-        found = checkpoint.list_checkpoints(Path(self.args.output_dir or "."))
-        kept = [
-            folder
-            for folder in found
-            if int(folder.name.split("-")[1]) <= good and checkpoint.problem_with(folder) is None
-        ]
-        where = f"step {step}" if good + 1 >= step else f"a step from {good + 1} to {step}"
-        raise NotFiniteError(
-            f"{bad[0]} became {logs[bad[0]]} at {where}; training stopped and the model was not "
-            f"saved. The last good checkpoint is {kept[0] if kept else 'none'}. Lower learning_rate"
-            " or lengthen warmup_steps; with fp16, use bf16 or float32."
-        )
-
-    def _explain(self, logs: dict[str, float]) -> None:
-        if "rewards/chosen" not in logs:
-            return
-        text = self._watch.see(logs["rewards/chosen"], logs["rewards/margins"])
-        if text and self.is_world_process_zero():
-            logger.warning(text)

@@ -1,0 +1,148 @@
+"""The loss of a batch of pairs, computed on the head's operands inside the model's own forward."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.errors import ConfigError, ModelError
+from prefkit.loss import fused_preference_loss
+from prefkit.model.head import Head
+from prefkit.model.reference import ModelInputs, Reference
+from prefkit.objectives import Objective
+from prefkit.train.config import PreferenceConfig
+from prefkit.train.logs import LoggingTrainer
+
+
+class LossTrainer(LoggingTrainer):
+    """Replaces Trainer's loss of logits by the objective on pairs.
+
+    The subclass sets `objective`, `reference` and `head` before training.
+    """
+
+    # The loss is already divided by the pairs of the whole window (read by transformers ≥ 5.23;
+    # `model_accepts_loss_kwargs`, set by the subclass, says the same to older ones).
+    loss_is_scaled_for_ga = True
+    args: PreferenceConfig
+    objective: Objective
+    reference: Reference | None
+    head: Head
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Pairs of the accumulation window, averaged over processes.
+
+        The data-parallel mean of gradients divides by the number of processes once more, so the
+        sum over all pairs of the window divided by all of them is what comes out.
+        """
+        if not batch_samples:
+            return None
+        pairs = float(sum(len(batch["pair_index"]) for batch in batch_samples))
+        if self.args.world_size > 1:
+            # Left on the device: asking for the number would stall a GPU every step.
+            return self.accelerator.gather(torch.tensor([pairs], device=device)).mean()
+        return pairs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The objective over a batch of pairs.
+
+        Args:
+            model: the wrapped policy.
+            inputs: a `PairBatch` on the device.
+            return_outputs: also return the `RequestOutput`.
+            num_items_in_batch: pairs the mean runs over; None = those of this batch.
+        """
+        pairs = len(inputs["pair_index"])
+        rows = inputs.get("rows")
+        if rows is None:  # another collator: count here, which stalls a GPU
+            rows = (inputs["targets"].reshape(-1) >= 0).nonzero().squeeze(1)
+        flat = {key: inputs[key].reshape(-1)[rows] for key in ("targets", "segments", "weights")}
+        model_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        options: dict[str, Any] = {
+            "memory_budget": self.args.memory_budget,
+            "backend": self.args.head_backend,
+        }
+        reference = self._reference_terms(inputs, model_inputs, rows, flat["targets"], options)
+        transform = self.head.transform
+
+        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            out = fused_preference_loss(
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
+                weight,
+                flat["targets"],
+                flat["segments"],
+                objective=self.objective,
+                weights=flat["weights"],
+                num_pairs=num_items_in_batch,
+                pairs_in_call=pairs,
+                num_scored=inputs.get("num_scored"),
+                schedule=self.args.head_schedule,
+                bias=bias,
+                logit_scale=transform.logit_scale,
+                softcap=transform.softcap,
+                **reference,
+                **options,
+            )
+            return out.loss, out.metrics
+
+        output = model(**model_inputs, use_cache=False, prefkit_request=request)
+        if getattr(output, "value", None) is None:
+            raise ModelError(
+                f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
+                "put into it (by another library's patch?), so it formed logits instead. Apply such"
+                " patches before PreferenceTrainer is made, or leave them out."
+            )
+        loss, metrics = output.value, dict(output.extras)
+        metrics["loss"] = loss.detach() * (
+            (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
+        )
+        # How much of the text carries the loss: Σ weights over all real tokens.
+        metrics["active_weight_fraction"] = flat["weights"].sum() / inputs["attention_mask"].sum()
+        self._windows["train" if model.training else "eval"].add(metrics, pairs)
+        if model.training:
+            self._clock.add(inputs["attention_mask"])
+        return (loss, output) if return_outputs else loss
+
+    def _reference_terms(
+        self,
+        inputs: Mapping[str, Any],
+        model_inputs: ModelInputs,
+        rows: Tensor,
+        targets: Tensor,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        if not self.objective.needs_reference:
+            return {}
+        if "ref_logp" in inputs:
+            return {"ref_logp": inputs["ref_logp"].reshape(-1)[rows]}
+        if self.reference is None:
+            raise ConfigError(
+                "This dataset has no precomputed reference log-probabilities, and the reference "
+                "was freed. Pass it to the trainer as eval_dataset from the start, or leave "
+                "precompute_ref_log_probs out."
+            )
+        if self.objective.needs_kl:
+            return self.reference.operands(
+                model_inputs, rows, self.head.transform, self.head.vocab_size
+            )
+        # Every row has a target: nothing to look for.
+        options = {**options, "num_scored": len(rows)}
+        return {"ref_logp": self.reference.logp(model_inputs, rows, targets, **options)}
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch, without gradient; logits do not exist."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
