@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from prefkit.objectives import DPO, TDPO, Objective
 from prefkit.schedule import takes_one_pass
-from prefkit.sides import Sides
+from prefkit.sequence_group import check_group, together
+from prefkit.sides import Sides, check_segments
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
 
@@ -40,6 +42,7 @@ def fused_preference_loss(
     num_pairs: int | Tensor | None = None,
     schedule: str = "auto",
     pairs_in_call: int | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (T, V) logits.
@@ -60,13 +63,22 @@ def fused_preference_loss(
         schedule: "one_pass", "two_pass" or "auto"; see `prefkit.schedule`.
         pairs_in_call: number of pairs in this call, if you know it: segments < 2·pairs_in_call.
             None counts them, which costs a GPU a synchronisation, and breaks a compiled graph.
+        sequence_group: processes that share the tokens of the same pairs (sequence or context
+            parallelism). Each gives its own tokens, in any split, as few as none: hidden, targets
+            (shifted before they were split), segments with pair numbers of the whole group,
+            weights, ref_hidden or ref_logp; the same objective, num_pairs and pairs_in_call, which
+            is needed. Loss and metrics are those of the whole pairs, equal on every rank. The
+            backward gives each rank the gradient by its own hidden states, and its part of the
+            head's: *summed* over the group they are a single process's. Where a data-parallel mean
+            over all ranks follows, multiply the loss by the group's size (`sequence_group`).
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
         PreferenceLoss: `.loss`, `.metrics`, `.stats`.
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
-            schedule that cannot compute this loss.
+            schedule that cannot compute this loss; with a group also what it cannot compute
+            (reduction="position"), and what another rank of it refused.
     """
     if not isinstance(objective, DPO | TDPO):
         raise ValueError(
@@ -75,13 +87,27 @@ def fused_preference_loss(
     if "outputs" in options:
         raise ValueError("outputs is set by the objective; use token_stats for other quantities")
     _check_counts(num_pairs, pairs_in_call)
-    _check_vectors(targets, segments, weights, ref_logp)
-    _check_reference(objective, ref_hidden, ref_weight, ref_logp)
+    if sequence_group is not None:
+        check_group(sequence_group, pairs_in_call)
+        _check_reduction(objective)
     ignore_index = options.setdefault("ignore_index", -100)
-    scored = segments >= 0
-    if weights is not None:  # such a token keeps its segment: a position is still a position
-        scored = scored & (weights != 0)
-    _check_scored(targets, scored, weights, ignore_index)
+
+    def check() -> Tensor:
+        _check_vectors(targets, segments, weights, ref_logp)
+        _check_reference(objective, ref_hidden, ref_weight, ref_logp)
+        scored = segments >= 0
+        if weights is not None:  # such a token keeps its segment: a position is still a position
+            scored = scored & (weights != 0)
+        _check_scored(targets, scored, weights, ignore_index)
+        if sequence_group is not None and pairs_in_call is not None:
+            check_segments(segments, pairs_in_call)
+        return scored
+
+    scored = together(sequence_group, targets.device, pairs_in_call, check)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    like = targets.new_empty(targets.shape, dtype=dtype)
+    sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
+    _check_any(sides.present)
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
@@ -89,18 +115,17 @@ def fused_preference_loss(
     options |= {"outputs": outputs}
     if objective.needs_reference:
         options |= {"ref_hidden": ref_hidden, "ref_weight": ref_weight}
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    like = targets.new_empty(targets.shape, dtype=dtype)
-    sides = Sides.of(segments, weights, like, pairs_in_call)
-    scores = None
-    if takes_one_pass(schedule, objective, sides.count, heads, options, weights):
-        assert objective.linear is not None, "takes_one_pass has looked"
-        coefficients = objective.linear.coefficients(sides)
-        scores, stats = pair_scores(*heads, segments // 2, sides.count, coefficients, **options)
-    else:
+
+    def compute() -> tuple[Tensor | None, TokenStats]:
+        if takes_one_pass(schedule, objective, sides.count, heads, options, weights):
+            assert objective.linear is not None, "takes_one_pass has looked"
+            coefficients = objective.linear.coefficients(sides)
+            return pair_scores(*heads, segments // 2, sides.count, coefficients, **options)
         if schedule == "two_pass":
             options["schedule"] = schedule
-        stats = token_stats(*heads, **options)
+        return None, token_stats(*heads, **options)
+
+    scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)
     if ref_logp is not None:
         cached = torch.where(scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
@@ -153,11 +178,9 @@ def _check_reference(
 def _check_scored(
     targets: Tensor, scored: Tensor, weights: Tensor | None, ignore_index: int
 ) -> None:
-    """What would silently give a loss of nothing; looked at on a CPU only (no GPU host sync)."""
+    """What would silently give another loss; looked at on a CPU only (no GPU host sync)."""
     if targets.is_cuda or torch.compiler.is_compiling():
         return
-    if not bool(scored.any()):
-        raise ValueError("no scored token: every segment is −1 or every weight is 0")
     if weights is not None:
         wrong = scored & ~((weights >= 0) & torch.isfinite(weights))
         if bool(wrong.any()):
@@ -170,4 +193,19 @@ def _check_scored(
         place = int(ignored.nonzero()[0])
         raise ValueError(
             f"targets[{place}] is ignore_index = {ignore_index}, but segments[{place}] scores it"
+        )
+
+
+def _check_any(present: Tensor) -> None:
+    """What would silently give a loss of nothing; looked at on a CPU only."""
+    if not present.is_cuda and not torch.compiler.is_compiling() and not bool(present.any()):
+        raise ValueError("no scored token: every segment is −1 or every weight is 0")
+
+
+def _check_reduction(objective: Objective) -> None:
+    if isinstance(objective, DPO) and objective.reduction == "position":
+        raise ValueError(
+            "reduction='position' sets token j of the chosen side against token j of the rejected "
+            "one, which may be on different ranks of a sequence_group: use reduction='sequence', "
+            "or leave sequence_group out"
         )

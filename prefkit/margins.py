@@ -54,7 +54,7 @@ class Linear:
         """(T,) ∂u/∂logp_t and, with a KL, ∂u/∂KL_t of each token's own pair."""
         by_token = sides.by_token(*self.ratio)
         if self.normalized:
-            total = sides.sum(sides.weights).reshape(-1)
+            total = sides.totals.reshape(-1)
             total = torch.where(total > 0, total, 1)
             by_token = by_token / torch.cat([total, total.new_ones(1)])[sides.bucket]
         if self.kl is None:
