@@ -65,7 +65,7 @@ def errors_of(
     x: dict[str, Tensor], objective: Objective, rows: list[int], pairs: int, **options: Any
 ) -> dict[str, float]:
     """This rank's differences to one process with all tokens."""
-    part = shard_of(x, rows)
+    x, part = shard_of(x, list(TOKENS)), shard_of(x, rows)
     want = fused_preference_loss(objective=objective, pairs_in_call=pairs, **x, **options)
     got = fused_preference_loss(
         objective=objective,
