@@ -125,10 +125,13 @@ def test_what_is_shown_is_what_is_trained(tokenizer: Any) -> None:
         length = int(batch["attention_mask"][2 * i].sum())
         for r, tokens in ((2 * i, row["tokens"][:length]), (2 * i + 1, row["tokens"][length:])):
             assert batch["input_ids"][r, : len(tokens)].tolist() == [t["id"] for t in tokens]
-            segments = batch["segments"][r, : len(tokens) - 1].tolist()
-            assert segments == [t["segment"] for t in tokens[1:]]
-            weights = batch["weights"][r, : len(tokens) - 1].tolist()
-            assert weights == pytest.approx([t["weight"] for t in tokens[1:]])
+            scored = [(j, t) for j, t in enumerate(tokens) if t["segment"] >= 0]
+            mine = batch["segments"] == scored[0][1]["segment"]
+            before = r * batch["input_ids"].shape[1] - 1
+            assert batch["rows"][mine].tolist() == [before + j for j, _ in scored]
+            assert batch["targets"][mine].tolist() == [t["id"] for _, t in scored]
+            weights = batch["weights"][mine].tolist()
+            assert weights == pytest.approx([t["weight"] for _, t in scored])
 
 
 def test_the_texts_join_to_the_whole_sequence(tokenizer: Any) -> None:

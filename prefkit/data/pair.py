@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import Tensor
 
+from prefkit.data.stream import Stream
+
 Message = dict[str, Any]
 
 
@@ -103,18 +105,23 @@ class TokenizedPair:
 
 
 class PairBatch(TypedDict, total=False):
-    """A collated batch of B pairs in R padded rows of length L.
+    """A collated batch of B pairs: what the model reads, and T scored tokens.
 
-    `targets`, `segments`, `weights` and `ref_logp` are aligned with the *predicting* position:
-    entry [r, j] speaks of the token at input_ids[r, j + 1], so no consumer shifts anything.
+    The model reads R padded rows of length L, or one row without padding (R = 1) that comes with
+    its `stream`. `targets`, `segments`, `weights` and `ref_logp` are aligned with `rows`, so no
+    consumer shifts anything.
     """
 
     input_ids: Tensor  # (R, L) int64
-    attention_mask: Tensor  # (R, L) int64, 1 = real token
-    targets: Tensor  # (R, L) int64, -100 where nothing is scored
-    segments: Tensor  # (R, L) int64: 2i chosen of pair i in this batch, 2i + 1 rejected, -1 none
-    weights: Tensor  # (R, L) float32
+    attention_mask: Tensor  # (R, L) int64, 1 = real token; padded rows only
+    position_ids: Tensor  # (1, L) int64; rows without padding only
+    stream: Stream  # who attends to whom; rows without padding only
+    rows: Tensor  # (T,) int64: places of the predicting tokens in the flattened R·L
+    targets: Tensor  # (T,) int64: the tokens they predict
+    segments: Tensor  # (T,) int64: 2i chosen of pair i in this batch, 2i + 1 rejected
+    weights: Tensor  # (T,) float32
+    ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
-    rows: Tensor  # (T,) int64: places of the targets in the flattened R·L, in order
-    num_scored: int  # how many of them have a weight: known here, a GPU would have to be asked
-    ref_logp: Tensor  # (R, L) float32, cached reference log-probs; only where precomputed
+    num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked
+    num_tokens: int  # real tokens that the model reads
+    text_tokens: int  # tokens of both sides of all pairs, a shared prefix counted twice

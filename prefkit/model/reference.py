@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from prefkit.errors import ModelError
+from prefkit.model.attention import reading
 from prefkit.model.head import Head, LogitTransform, unwrap
 from prefkit.model.sharded import release, unit_of
 from prefkit_kernels import token_stats
 
-ModelInputs = Mapping[str, Tensor]
+ModelInputs = Mapping[str, Any]  # a PairBatch, or what a model reads of it
 Compute = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 
@@ -69,8 +70,8 @@ class Reference:
             return hidden[:0], {}
 
         off = self.adapter_owner.disable_adapter if self.adapter_owner else contextlib.nullcontext
-        with evaluating(self.model), off():
-            self.model(**inputs, use_cache=False, prefkit_request=request)
+        with evaluating(self.model), off(), reading(inputs) as model_inputs:
+            self.model(**model_inputs, prefkit_request=request)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
             release(self.model, self._held)
         return got[0]
@@ -81,7 +82,7 @@ class Reference:
         """Keyword arguments `ref_hidden`, `ref_weight`, `ref_bias` of the loss.
 
         Args:
-            inputs: the model's inputs, (R, L) each.
+            inputs: the batch.
             rows: (T,) int64, places of the scored tokens in the flattened R·L.
             policy: the policy's logit transform, which the loss applies to both.
             vocab_size: rows of the policy's head.

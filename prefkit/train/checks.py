@@ -135,9 +135,8 @@ def check_schedule(config: Any, objective: Objective, head: nn.Module) -> None:
         ConfigError: head_schedule is one_pass, and the loss or the batch does not allow it.
     """
     trainable = any(parameter.requires_grad for parameter in head.parameters())
-    obstacle = obstacle_to_one_pass(
-        objective, config.per_device_train_batch_size, trainable, config.head_backend
-    )
+    pairs = 2 if config.tokens_per_batch else config.per_device_train_batch_size  # 2: several
+    obstacle = obstacle_to_one_pass(objective, pairs, trainable, config.head_backend)
     if config.head_schedule == "one_pass" and obstacle:
         raise ConfigError(
             f"head_schedule is one_pass, which cannot compute this loss: {obstacle}. Leave it at "

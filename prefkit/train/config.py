@@ -22,20 +22,28 @@ _CHOICES = {
     "too_long": ("error", "skip", "truncate_end"),
     "on_bad_row": ("error", "skip"),
     "string_prompts": ("raw", "chat"),
+    "layout": ("auto", "shared", "separate"),
     "head_backend": ("auto", "triton", "torch", "reference"),
     "head_schedule": SCHEDULES,
 }
 _DPO_ONLY = ("link", "label_smoothing", "length_normalized", "reference_free", "nll_weight")
 _DPO_FAMILY = ("dpo", "step-dpo", "scdpo", "cdpo")
+_BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 _NUMBERS: dict[str, type] = {
     **dict.fromkeys(("beta", "alpha", "label_smoothing", "margin", "nll_weight"), float),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
     **dict.fromkeys(("positions_per_pair", "max_length", "pad_to_multiple_of"), int),
     **dict.fromkeys(("precompute_ref_batch_size", "memory_budget", "seed", "data_seed"), int),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), int),
+    **dict.fromkeys((*_BATCH_SIZES, "tokens_per_batch"), int),
     **dict.fromkeys(("gradient_accumulation_steps", "max_steps"), int),
 }
-_POSITIVE = ("max_length", "pad_to_multiple_of", "memory_budget", "precompute_ref_batch_size")
+_POSITIVE = (
+    "tokens_per_batch",
+    "max_length",
+    "pad_to_multiple_of",
+    "memory_budget",
+    "precompute_ref_batch_size",
+)
 
 
 @dataclass(kw_only=True)
@@ -55,6 +63,7 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
         self._check_numbers()
         check_numbers(self)
         self._check_method()
+        self._check_rows()
         self._keep_liger_off_the_head()
         if self.output_dir is None:
             self.output_dir = f"prefkit-output/{self.method}"
@@ -80,6 +89,19 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
             raise ConfigError(f"{error}") from error
         if self.label_names is None:
             self.label_names = ["targets"]
+
+    def _check_rows(self) -> None:
+        """One packed row a device and forward pass, where rows are packed."""
+        if self.tokens_per_batch is None:
+            return
+        defaults = PreferenceFields()
+        for name in _BATCH_SIZES:
+            if getattr(self, name) not in (1, getattr(defaults, name)):
+                raise ConfigError(
+                    f"{name} and tokens_per_batch both say how large a batch is. Leave "
+                    f"{name} out: as many pairs as fit are packed into tokens_per_batch tokens."
+                )
+            setattr(self, name, 1)
 
     def _keep_liger_off_the_head(self) -> None:
         """Liger's kernels serve the model's body; its own loss would take the head's place."""

@@ -89,6 +89,15 @@ class PreferenceFields:
     pad_to_multiple_of: int | None = None
     """Pad batches to a multiple of this many tokens."""
 
+    # -- rows -----------------------------------------------------------------------------------
+    layout: Literal["auto", "shared", "separate"] = "auto"
+    """shared: each pair is its longest common token prefix, read once, and the rest of both sides.
+    separate: each side in full. Both without padding. auto = shared where the model's attention
+    allows it, padded rows (and a line that says why) where it does not."""
+    tokens_per_batch: int | None = None
+    """Most tokens a device and forward pass; as many pairs as fit are packed into one row. Takes
+    the place of per_device_train_batch_size and per_device_eval_batch_size."""
+
     # -- reference ------------------------------------------------------------------------------
     precompute_ref_log_probs: bool = False
     """Compute the reference's per-token log-probabilities once, keep them on disk and free the

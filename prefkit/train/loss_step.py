@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.loss import fused_preference_loss
+from prefkit.model.attention import reading
 from prefkit.model.head import Head
-from prefkit.model.reference import ModelInputs, Reference
+from prefkit.model.reference import Reference
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.logs import LoggingTrainer
@@ -59,26 +60,22 @@ class LossTrainer(LoggingTrainer):
             num_items_in_batch: pairs the mean runs over; None = those of this batch.
         """
         pairs = len(inputs["pair_index"])
-        rows = inputs.get("rows")
-        if rows is None:  # another collator: count here, which stalls a GPU
-            rows = (inputs["targets"].reshape(-1) >= 0).nonzero().squeeze(1)
-        flat = {key: inputs[key].reshape(-1)[rows] for key in ("targets", "segments", "weights")}
-        model_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        rows, targets = inputs["rows"], inputs["targets"]
         options: dict[str, Any] = {
             "memory_budget": self.args.memory_budget,
             "backend": self.args.head_backend,
         }
-        reference = self._reference_terms(inputs, model_inputs, rows, flat["targets"], options)
+        reference = self._reference_terms(inputs, options)
         transform = self.head.transform
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             out = fused_preference_loss(
                 hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
                 weight,
-                flat["targets"],
-                flat["segments"],
+                targets,
+                inputs["segments"],
                 objective=self.objective,
-                weights=flat["weights"],
+                weights=inputs["weights"],
                 num_pairs=num_items_in_batch,
                 pairs_in_call=pairs,
                 num_scored=inputs.get("num_scored"),
@@ -91,7 +88,8 @@ class LossTrainer(LoggingTrainer):
             )
             return out.loss, out.metrics
 
-        output = model(**model_inputs, use_cache=False, prefkit_request=request)
+        with reading(inputs) as model_inputs:
+            output = model(**model_inputs, prefkit_request=request)
         if getattr(output, "value", None) is None:
             raise ModelError(
                 f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
@@ -102,25 +100,26 @@ class LossTrainer(LoggingTrainer):
         metrics["loss"] = loss.detach() * (
             (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
         )
-        # How much of the text carries the loss: Σ weights over all real tokens.
-        metrics["active_weight_fraction"] = flat["weights"].sum() / inputs["attention_mask"].sum()
+        # How much of the text carries the loss: Σ weights over the tokens of both sides.
+        read = inputs["input_ids"].numel()  # where a collator of the user's own counts nothing
+        metrics["active_weight_fraction"] = inputs["weights"].sum() / inputs.get(
+            "text_tokens", read
+        )
         self._windows["train" if model.training else "eval"].add(metrics, pairs)
         if model.training:
-            self._clock.add(inputs["attention_mask"])
+            self._clock.add(inputs.get("num_tokens", read))
         return (loss, output) if return_outputs else loss
 
     def _reference_terms(
         self,
         inputs: Mapping[str, Any],
-        model_inputs: ModelInputs,
-        rows: Tensor,
-        targets: Tensor,
         options: dict[str, Any],
     ) -> dict[str, Any]:
+        rows = inputs["rows"]
         if not self.objective.needs_reference:
             return {}
         if "ref_logp" in inputs:
-            return {"ref_logp": inputs["ref_logp"].reshape(-1)[rows]}
+            return {"ref_logp": inputs["ref_logp"]}
         if self.reference is None:
             raise ConfigError(
                 "This dataset has no precomputed reference log-probabilities, and the reference "
@@ -128,12 +127,10 @@ class LossTrainer(LoggingTrainer):
                 "precompute_ref_log_probs out."
             )
         if self.objective.needs_kl:
-            return self.reference.operands(
-                model_inputs, rows, self.head.transform, self.head.vocab_size
-            )
+            return self.reference.operands(inputs, rows, self.head.transform, self.head.vocab_size)
         # Every row has a target: nothing to look for.
         options = {**options, "num_scored": len(rows)}
-        return {"ref_logp": self.reference.logp(model_inputs, rows, targets, **options)}
+        return {"ref_logp": self.reference.logp(inputs, rows, inputs["targets"], **options)}
 
     def prediction_step(
         self,

@@ -52,34 +52,34 @@ class TokenClock:
 
     def __init__(self) -> None:
         self.total = 0
-        self._tokens: Tensor | int = 0
+        self._tokens = 0
         self._start = time.perf_counter()
-        self._paused = 0.0
+        self.paused = 0.0
 
-    def add(self, attention_mask: Tensor) -> None:
-        """Counts the real tokens of a batch."""
-        self._tokens = self._tokens + attention_mask.sum()
+    def add(self, tokens: int) -> None:
+        """Counts the tokens that the model read of a batch."""
+        self._tokens += tokens
 
     def seen(self) -> int:
         """All tokens so far, those of the present window (of this process) included."""
-        return self.total + int(self._tokens)
+        return self.total + self._tokens
 
     def pause(self, seconds: float) -> None:
         """Takes time out of the present window."""
-        self._paused += seconds
+        self.paused += seconds
 
     def restart(self) -> None:
         """Starts a new window now."""
-        self._tokens, self._start, self._paused = 0, time.perf_counter(), 0.0
+        self._tokens, self._start, self.paused = 0, time.perf_counter(), 0.0
 
     def read(self, accelerator: Accelerator) -> float:
         """Tokens a second since the last call, over all processes; also adds to `total`."""
-        tokens = torch.as_tensor(self._tokens, device=accelerator.device)
+        count = self._tokens
         if accelerator.num_processes > 1:
-            tokens = accelerator.reduce(tokens, "sum")
-        count = int(tokens)
+            tokens = torch.tensor(count, device=accelerator.device)
+            count = int(accelerator.reduce(tokens, "sum"))
         self.total += count
-        rate = count / max(time.perf_counter() - self._start - self._paused, 1e-9)
+        rate = count / max(time.perf_counter() - self._start - self.paused, 1e-9)
         self.restart()
         return rate
 

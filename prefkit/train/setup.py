@@ -3,16 +3,17 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.data.pair import TokenizedPair
 from prefkit.data.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.head import install, unwrap
@@ -23,9 +24,10 @@ from prefkit.model.reference import (
     check_transforms,
     check_vocabularies,
 )
-from prefkit.model.reference_cache import ReferenceCache, build_cache, fingerprint_model
+from prefkit.model.reference_cache import build_cache, fingerprint_model
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.datasets import CachedDataset, pair_of
 
 logger = logging.getLogger(__name__)
 
@@ -211,46 +213,6 @@ def prepare_dataset(
     return dataset
 
 
-class CachedDataset(Dataset):
-    """Tokenised pairs, each with its reference log-probabilities: items (item, (chosen, rejected)).
-
-    Args:
-        dataset: tokenised pairs.
-        cache: the complete cache of that very dataset.
-    """
-
-    def __init__(self, dataset: Any, cache: ReferenceCache) -> None:
-        self.dataset, self.cache = dataset, cache
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, tuple[Tensor, Tensor]]:
-        return self.dataset[index], self.cache[index]
-
-
-class CachedCollator:
-    """Collates cached and plain items; cached ones bring `ref_logp` into the batch.
-
-    Args:
-        collator: makes a `PairBatch` of plain items.
-    """
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-
-    def __call__(self, items: list) -> PairBatch:
-        if not (isinstance(items[0], tuple) and isinstance(items[0][1], tuple)):
-            return self.collator(items)
-        batch: PairBatch = self.collator([item for item, _ in items])
-        scored = batch["targets"] >= 0
-        ref_logp = torch.zeros(scored.shape, dtype=torch.float32)
-        # Row by row, left to right: the order in which the cache was written.
-        ref_logp[scored] = torch.cat([side for _, sides in items for side in sides])
-        batch["ref_logp"] = ref_logp
-        return batch
-
-
 def attach_cache(
     dataset: Any,
     name: str,
@@ -271,25 +233,18 @@ def attach_cache(
     options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
 
     def score(pairs: Sequence[TokenizedPair]) -> list[tuple[Tensor, Tensor]]:
-        batch = collator(pairs)
-        targets = batch["targets"].reshape(-1)
-        rows = (targets >= 0).nonzero().squeeze(1)
-        inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
-        logp = reference.logp(inputs, rows.to(device), targets[rows].to(device), **options)
-        sizes = (batch["targets"] >= 0).sum(1).tolist()
+        batch = send_to_device(collator(pairs), device)
+        logp = reference.logp(batch, batch["rows"], batch["targets"], **options)
+        sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
         sides = logp.float().cpu().split(sizes)
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     cache = build_cache(
         root / name,
-        [item[1] if isinstance(item, tuple) else item for item in _items(dataset)],
+        [pair_of(dataset[i]) for i in range(len(dataset))],
         score,
         model_fingerprint=model_fingerprint or "",
         batch_size=args.precompute_ref_batch_size or args.per_device_eval_batch_size,
         say=logger.warning,
     )
     return CachedDataset(dataset, cache)
-
-
-def _items(dataset: Any) -> Iterator[Any]:
-    return (dataset[i] for i in range(len(dataset)))

@@ -20,13 +20,15 @@ from transformers import (
     TrainerCallback,
 )
 
-from prefkit.data.batch import PairCollator
+from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
-from prefkit.model.head import install
+from prefkit.model.head import install, unwrap
 from prefkit.train.arguments import refuse_unusable
 from prefkit.train.checks import check_machine, check_precision, check_schedule
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.datasets import UnwrappingCollator, packed
+from prefkit.train.layout import choose_layout, longest_sequence
 from prefkit.train.loss_step import LossTrainer
 from prefkit.train.metrics import (
     MetricWindow,
@@ -34,7 +36,6 @@ from prefkit.train.metrics import (
     TokenClock,
 )
 from prefkit.train.setup import (
-    CachedCollator,
     apply_peft,
     attach_cache,
     disable_dropout,
@@ -68,6 +69,8 @@ class PreferenceTrainer(LossTrainer):
     Raises:
         ModelError, RowError, ConfigError: see the modules the work is handed to.
     """
+
+    layout: Layout = "padded"  # of the batches; a data_collator of the user's own makes its own
 
     def __init__(
         self,
@@ -113,15 +116,20 @@ class PreferenceTrainer(LossTrainer):
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
         self._clock, self._watch = TokenClock(), RewardWatch()
         self._tokenizer = tokenizer
+        train_dataset = self._prepare(args, train_dataset, "train")
+        eval_dataset = self._prepare_eval(args, eval_dataset)
+        if data_collator is None:
+            self.layout = self._choose_layout(args, policy, train_dataset, eval_dataset)
+            data_collator = PairCollator(
+                tokenizer.pad_token_id, args.pad_to_multiple_of, self.layout
+            )
 
         super().__init__(
             model=policy,
             args=args,
-            data_collator=CachedCollator(  # type: ignore[arg-type]
-                data_collator or PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of)
-            ),
-            train_dataset=self._prepare(args, train_dataset, "train"),
-            eval_dataset=self._prepare_eval(args, eval_dataset),
+            data_collator=UnwrappingCollator(data_collator),  # type: ignore[arg-type]
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -133,6 +141,7 @@ class PreferenceTrainer(LossTrainer):
                 "(DataParallel). Start with torchrun --nproc_per_node, or set CUDA_VISIBLE_DEVICES."
             )
         self._prepare_reference()
+        self._pack_rows()
 
     # -- set-up ----------------------------------------------------------------------------------
 
@@ -145,6 +154,31 @@ class PreferenceTrainer(LossTrainer):
         if isinstance(rows, dict):
             return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
         return self._prepare(args, rows, "eval")
+
+    def _choose_layout(
+        self, args: PreferenceConfig, policy: nn.Module, train_dataset: Any, eval_dataset: Any
+    ) -> Layout:
+        models = [policy]
+        if self.reference is not None and unwrap(self.reference.model) is not unwrap(policy):
+            models.append(self.reference.model)
+        several = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        datasets = [dataset for dataset in (train_dataset, *several) if dataset is not None]
+        return choose_layout(args, models, longest_sequence(datasets))
+
+    def _pack_rows(self) -> None:
+        """Packs the datasets into rows of tokens_per_batch, where that is set."""
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.train_dataset = self._packed(self.train_dataset, seed)
+        if isinstance(self.eval_dataset, dict):
+            for key, dataset in self.eval_dataset.items():
+                self.eval_dataset[key] = self._packed(dataset)
+        else:
+            self.eval_dataset = self._packed(self.eval_dataset)
+
+    def _packed(self, dataset: Any, seed: int | None = None) -> Any:
+        if self.args.tokens_per_batch is None:
+            return dataset
+        return packed(dataset, self.args.tokens_per_batch, self.layout, seed)
 
     def _prepare_reference(self) -> None:
         """Puts the reference beside the model, or replaces it by its cache."""
@@ -189,13 +223,16 @@ class PreferenceTrainer(LossTrainer):
         named = isinstance(eval_dataset, str) and eval_dataset in keys
         if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
             eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
+            eval_dataset = self._packed(eval_dataset)
         self._eval_prefix = metric_key_prefix
-        start = time.perf_counter()
+        start, paused = time.perf_counter(), self._clock.paused
         self._windows["eval"] = MetricWindow()
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
-            self._clock.pause(time.perf_counter() - start)
+            # Trainer calls this method again for each set of a dict: their time is counted once.
+            within = self._clock.paused - paused
+            self._clock.pause(time.perf_counter() - start - within)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: there are no logits to return.

@@ -1,0 +1,185 @@
+"""Lets a model of transformers read rows without padding, and says which models cannot.
+
+`install_attention` gives the model an attention implementation of its own name, `prefkit_sdpa` over
+`sdpa` and so on, through transformers' `AttentionInterface`. Given a stream (the keyword
+`prefkit_stream`, which a model hands down to its attention like any keyword it does not know) it is
+`prefkit.model.stream_attention`; without one it is what it replaced, mask and all.
+
+Nothing is believed: `why_not` runs a small tree and the same sequences one by one, and compares.
+State-space layers, attention sinks, position biases, models that drop unknown keywords: all show
+there as different numbers.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from prefkit.data.stream import Stream, Tree
+from prefkit.errors import ModelError
+from prefkit.model.head import unwrap
+from prefkit.model.stream_attention import attend
+
+PREFIX = "prefkit_"
+# Masks are made once a forward, before any layer that may be recomputed later; so a flag around the
+# forward is enough for them, while the stream itself must travel with the layers' arguments.
+_without_mask: ContextVar[bool] = ContextVar("prefkit_without_mask", default=False)
+
+
+def install_attention(model: nn.Module) -> None:
+    """Lets the model read streams (see `reading`); called twice it changes nothing."""
+    config = _text_config(model)
+    base = config._attn_implementation
+    if base.startswith(PREFIX):
+        return
+    name = PREFIX + base
+    AttentionInterface.register(name, partial(_forward, base))
+    AttentionMaskInterface.register(name, partial(_mask, base))
+    config._attn_implementation = name
+
+
+def remove_attention(model: nn.Module) -> None:
+    """Takes `install_attention` back."""
+    config = _text_config(model)
+    config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
+
+
+@contextlib.contextmanager
+def reading(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Keyword arguments for a model's forward, which must be called inside the block.
+
+    Args:
+        batch: a `PairBatch`; only what the model reads is looked at.
+    """
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: batch[name] for name in names if name in batch}
+    stream = batch.get("stream")
+    if stream is not None:
+        inputs["prefkit_stream"] = stream
+    token = _without_mask.set(stream is not None)
+    try:
+        yield {**inputs, "use_cache": False}
+    finally:
+        _without_mask.reset(token)
+
+
+def _text_config(model: nn.Module) -> Any:
+    return unwrap(model).config.get_text_config()  # type: ignore[union-attr, operator]
+
+
+def _mask(base: str, *args: Any, **kwargs: Any) -> Any:
+    """No mask for a stream; otherwise the mask of the implementation that was replaced."""
+    if _without_mask.get():
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS[base](*args, **kwargs)
+
+
+def _forward(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    prefkit_stream: Stream | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The signature of transformers' attention functions: (1, H, N, d) → (1, N, H, d), weights."""
+    if prefkit_stream is None:
+        inner = _implementation(base, module)
+        return inner(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("dropout"):
+        raise ModelError(
+            "Attention dropout cannot be had in rows without padding. Leave disable_dropout on."
+        )
+    window = kwargs.get("sliding_window")
+    if window is not None and prefkit_stream.longest > window:
+        raise ModelError(
+            f"A sequence of {prefkit_stream.longest} tokens is longer than the sliding window "
+            f"({window}) of {type(module).__name__}, which rows without padding do not apply."
+        )
+    query, key, value = _same_dtype(query, key, value)
+    out = attend(query, key, value, prefkit_stream, kwargs.get("scaling"), kwargs.get("softcap"))
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As autocast casts the operands of scaled_dot_product_attention."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+        return query.to(kind), key.to(kind), value.to(kind)
+    return query, key.to(query.dtype), value.to(query.dtype)
+
+
+def _implementation(base: str, module: nn.Module) -> Callable[..., Any]:
+    if base != "eager":
+        return ALL_ATTENTION_FUNCTIONS[base]
+    # transformers keeps a model's eager attention beside its layers, under this name.
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def window_of(model: nn.Module) -> int | None:
+    """Tokens of the narrowest sliding window of any layer, or None."""
+    config = _text_config(model)
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(config, "layer_types", None)
+    return window if kinds is None or "sliding_attention" in kinds else None
+
+
+# Two sequences with a trunk of 5 tokens, one of 4 without; ids that every vocabulary has.
+_TREES = Stream((Tree(0, 5, (4, 3)), Tree(12, 4)))
+_SEQUENCES = ([0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 9, 10, 11], [12, 13, 14, 15])
+
+
+def why_not(model: nn.Module, longest: int) -> str | None:
+    """Why a model cannot read streams, in words, or None; `install_attention` must have run.
+
+    Args:
+        model: the policy or the reference, not yet wrapped for several processes.
+        longest: tokens of the longest sequence of the data.
+    """
+    owner = unwrap(model)
+    name = type(owner).__name__
+    window = window_of(model)
+    if window is not None and longest > window:
+        return f"{name} has a sliding window of {window} tokens, and a sequence has {longest}"
+    parameter = next(owner.parameters())
+    if parameter.is_meta or hasattr(parameter, "ds_id"):
+        return None  # nothing to compute with yet: the attention itself refuses what it sees
+    ids = torch.arange(1, 17, device=parameter.device)[None]
+    was_training = owner.training
+    owner.eval()
+    try:
+        with torch.no_grad():
+            alone = [
+                model(input_ids=ids[:, places], use_cache=False).logits for places in _SEQUENCES
+            ]
+            batch = {"input_ids": ids, "stream": _TREES, "position_ids": _positions(ids.device)}
+            with reading(batch) as inputs:
+                together = model(**inputs).logits
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        return f"{name} does not run rows without padding ({str(error).splitlines()[0]})"
+    finally:
+        owner.train(was_training)
+    want = torch.cat([logits[0] for logits in alone]).float()
+    got = torch.cat([together[0, places] for places in _SEQUENCES]).float()
+    loose = parameter.dtype.itemsize < 4
+    off = float((got - want).abs().max() / want.abs().max().clamp_min(1e-6))
+    if not off < (5e-2 if loose else 1e-3):
+        return f"{name} computes something else in rows without padding (off by {off:.0%})"
+    return None
+
+
+def _positions(device: torch.device) -> Tensor:
+    return _TREES.position_ids().to(device)[None]
