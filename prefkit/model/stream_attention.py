@@ -14,7 +14,7 @@ No mask of queries × keys exists anywhere. Three ways to the same numbers:
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prefkit.data.stream import Attend, Packed, Span, Stream
 
-BLOCK = 256  # queries at a time in `blockwise`: their scores are (H, BLOCK, keys)
+SCORES = 1 << 21  # scores of all heads at a time in `blockwise`; some ten buffers have this size
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -223,7 +223,7 @@ class _Blockwise(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         out = query.new_empty((*query.shape[:3], value.shape[-1]))
-        for one, block in _blocks(stream):
+        for one, block in _blocks(stream, query.shape[1]):
             places = _keys_of(one, block, query.device)
             k, v = key.index_select(2, places), value.index_select(2, places)
             _slice(out, block).copy_(_block(_slice(query, block), k, v, scale, softcap))
@@ -237,7 +237,7 @@ class _Blockwise(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         stream, scale, softcap = ctx.options
         grads = [torch.zeros_like(x) for x in (query, key, value)]
-        for one, block in _blocks(stream):
+        for one, block in _blocks(stream, query.shape[1]):
             places = _keys_of(one, block, query.device)
             parts = [_slice(query, block), key.index_select(2, places)]
             parts.append(value.index_select(2, places))
@@ -251,12 +251,11 @@ class _Blockwise(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _blocks(stream: Stream) -> list[tuple[Attend, Span]]:
-    found = []
+def _blocks(stream: Stream, heads: int) -> Iterator[tuple[Attend, Span]]:
     for one in stream.attends():
-        for start in range(one.queries.start, one.queries.stop, BLOCK):
-            found.append((one, Span(start, min(start + BLOCK, one.queries.stop))))
-    return found
+        size = min(max(SCORES // (heads * one.key_count), 16), 256)
+        for start in range(one.queries.start, one.queries.stop, size):
+            yield one, Span(start, min(start + size, one.queries.stop))
 
 
 def _keys_of(one: Attend, block: Span, device: torch.device) -> Tensor:
