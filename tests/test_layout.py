@@ -120,7 +120,7 @@ def assert_same(family: str, pairs: list[TokenizedPair]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layouts_agree(family: str) -> None:
-    """A step pair, common first tokens, one side that the other continues, no prompt but a token."""
+    """A step pair, common first tokens, a side that the other continues, a prompt of one token."""
     pairs = [
         pair(9, 0, (5, 3), 0),
         pair(4, 3, (2, 6), 10),
@@ -140,10 +140,9 @@ PAIRS = st.tuples(
 def drawn(numbers: tuple[int, int, int, int, int]) -> TokenizedPair:
     prompt, common, chosen, rejected, seed = numbers
     # Each side needs a token to score and one to predict it from.
-    chosen, rejected = (
-        max(n, 0 if common + prompt > 1 and common else 2) for n in (chosen, rejected)
-    )
-    return pair(prompt, common, (chosen, rejected), seed)
+    least = 0 if common and common + prompt > 1 else 2
+    tails = (max(chosen, least), max(rejected, least))
+    return pair(prompt, common, tails, seed)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -268,7 +267,7 @@ def test_sinks_and_biases_are_noticed() -> None:
     from transformers import BloomConfig, GptOssConfig
 
     sinks = AutoModelForCausalLM.from_config(
-        GptOssConfig(**SHAPE, vocab_size=VOCAB, num_local_experts=2, rope_parameters=None)
+        GptOssConfig(**SHAPE, vocab_size=VOCAB, num_local_experts=4)
     )
     biases = AutoModelForCausalLM.from_config(
         BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=VOCAB)
