@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss import PreferenceLoss
 from prefkit.objectives import Objective
+from prefkit_kernels import VocabShard
 from tests.kernel_cases import relative_error
 from tests.test_objectives import SEGMENTS, sample
 
@@ -202,7 +204,42 @@ def refusals(rank: int) -> dict[str, str]:
     return messages
 
 
-def work(rank: int, world: int, folder: str) -> None:
+def with_vocabulary_error(mesh: DeviceMesh, schedule: str) -> dict[str, float]:
+    """Tokens over one dimension of a mesh, the vocabulary over the other."""
+    rows = SPLITS["uneven"][mesh.get_local_rank("sequence")]
+    pairs = 1 if schedule == "one_pass" else 2
+    x = problem(torch.float64, False, pairs)
+    shard = VocabShard(mesh.get_group("vocabulary"), vocab_size=len(x["weight"]))
+    part = shard_of(x, rows)
+    here = slice(shard.start, shard.stop)
+    for name in ("weight", "ref_weight"):
+        part[name] = part[name].detach()[here].clone().requires_grad_(name == "weight")
+    options: dict[str, Any] = {"objective": TDPO(beta=0.3), "schedule": schedule}
+    options["pairs_in_call"] = pairs
+    want = fused_preference_loss(**x, **options)
+    group = mesh.get_group("sequence")
+    got = fused_preference_loss(**part, **options, sequence_group=group, vocab_shard=shard)
+    want.loss.backward()
+    got.loss.backward()
+    total = part["weight"].grad
+    dist.all_reduce(total, group=group)
+    errors = {
+        "loss": got.loss - want.loss,
+        "d_hidden": part["hidden"].grad - x["hidden"].grad[rows],
+        "d_weight": total - x["weight"].grad[here],
+    }
+    return {name: float(error.detach().abs().max()) for name, error in errors.items()}
+
+
+def work_on_a_mesh(rank: int, world: int, folder: str) -> None:
+    start(rank, world, folder)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("sequence", "vocabulary"))
+    errors = {how: with_vocabulary_error(mesh, how) for how in ("one_pass", "two_pass")}
+    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
+    dist.destroy_process_group()
+
+
+def start(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -211,6 +248,10 @@ def work(rank: int, world: int, folder: str) -> None:
         world_size=world,
         timeout=timedelta(seconds=60),
     )
+
+
+def work(rank: int, world: int, folder: str) -> None:
+    start(rank, world, folder)
     report = {
         "errors": all_errors(rank),
         "messages": refusals(rank),

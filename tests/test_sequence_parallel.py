@@ -1,13 +1,14 @@
 """Tokens of the same pairs on two processes give the loss and gradients of one."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.multiprocessing.spawn import spawn
 
 from prefkit import DPO, fused_preference_loss
-from tests.sequence_parallel_work import OBJECTIVES, SPLITS, work
+from tests.sequence_parallel_work import OBJECTIVES, SPLITS, work, work_on_a_mesh
 from tests.test_objectives import sample
 
 PROCESSES = 2
@@ -70,6 +71,14 @@ def test_what_one_rank_refuses_is_refused_on_both(
     first, second = (report["messages"][mistake] for report in reports)
     assert mine in first
     assert (theirs or mine) in second
+
+
+@pytest.mark.slow
+def test_tokens_and_vocabulary_can_both_be_split(tmp_path: Path) -> None:
+    spawn(work_on_a_mesh, (4, str(tmp_path)), nprocs=4)
+    for rank in range(4):
+        for case, errors in json.loads((tmp_path / f"{rank}.json").read_text()).items():
+            assert all(error < 1e-11 for error in errors.values()), (rank, case, errors)
 
 
 def test_something_that_is_no_group_is_refused() -> None:
