@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from prefkit.errors import ModelError
 from prefkit.model.attention import reading
 from prefkit.model.head import Head, LogitTransform, unwrap
-from prefkit.model.sharded import release, unit_of
+from prefkit.model.sharded import adapter_off, release, unit_of
 from prefkit_kernels import token_stats
 
 ModelInputs = Mapping[str, Any]  # a PairBatch, or what a model reads of it
@@ -69,8 +69,9 @@ class Reference:
             got.append(compute(hidden, weight, bias))
             return hidden[:0], {}
 
-        off = self.adapter_owner.disable_adapter if self.adapter_owner else contextlib.nullcontext
-        with evaluating(self.model), off(), reading(inputs) as model_inputs:
+        owner = self.adapter_owner
+        off = contextlib.nullcontext() if owner is None else adapter_off(owner)
+        with evaluating(self.model), off, reading(inputs) as model_inputs:
             self.model(**model_inputs, prefkit_request=request)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
             release(self.model, self._held)

@@ -5,6 +5,10 @@ may free them after it, and gathers them again in the backward. Code that reads 
 other time finds a shard or freed memory.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -40,3 +44,17 @@ def release(model: nn.Module, keep: FSDPModule | None = None) -> None:
     for part in model.modules():
         if isinstance(part, FSDPModule) and part._get_fsdp_state() is not kept:
             part.reshard()
+
+
+@contextmanager
+def adapter_off(owner: Any) -> Iterator[None]:
+    """Switches the adapter of a PEFT model off inside the block, for forwards without gradient.
+
+    PEFT also freezes an adapter while it is off. That is undone: FSDP2 settles at a unit's first
+    forward in which format it reduces what trains there, and would find nothing that does.
+    """
+    training = [parameter for parameter in owner.parameters() if parameter.requires_grad]
+    with owner.disable_adapter():
+        for parameter in training:
+            parameter.requires_grad_(True)
+        yield

@@ -19,6 +19,7 @@ from torch import nn
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.objectives import Objective
 from prefkit.schedule import obstacle_to_one_pass
+from prefkit.train.sharding_checks import check_processes
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +107,14 @@ def check_packages(config: Any) -> None:
     """Refuses engines whose package or launcher is missing, before transformers looks for them.
 
     Raises:
-        ConfigError: DeepSpeed that is not installed or has no config file, FSDP in one process,
-            a folder of the reference's cache that is a file.
+        ConfigError: DeepSpeed that is not installed or has no config file, a folder of the
+            reference's cache that is a file.
     """
     if config.deepspeed:
         _need("deepspeed", "deepspeed")
         file = config.deepspeed
         if isinstance(file, str) and not file.startswith("{") and not Path(file).is_file():
             raise ConfigError(f"deepspeed: there is no config file {file}.")
-    if config.fsdp and "LOCAL_RANK" not in os.environ and "FSDP_VERSION" not in os.environ:
-        raise ConfigError(
-            "fsdp shards a model over several processes. Start with torchrun --nproc_per_node N, or"
-            " leave it out."
-        )
     if config.ref_cache_dir:
         folder = Path(config.ref_cache_dir).absolute()
         for place in (folder, *folder.parents):
@@ -148,8 +144,10 @@ def check_machine(config: Any) -> None:
     """Refuses what this machine cannot run; called when a run starts, not when it is described.
 
     Raises:
-        ConfigError: Triton without a GPU, Liger that is not installed, a Hub out of reach.
+        ConfigError: Triton without a GPU, Liger that is not installed, a Hub out of reach; see
+            `check_processes`.
     """
+    check_processes(config)
     if config.head_backend == "triton":
         _need("triton", "head_backend triton")
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -13,6 +13,7 @@ from prefkit.objectives import DPO, TDPO, Objective, SimPO
 from prefkit.schedule import SCHEDULES
 from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
+from prefkit.train.sharding_checks import check_sharding
 
 _CHOICES = {
     "method": METHODS,
@@ -73,6 +74,7 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
         if self.report_to in (None, [None], "null", ["null"]):
             self.report_to = "none"  # what a bare null or none in a YAML file means
         check_packages(self)
+        check_sharding(self)
         try:
             super().__post_init__()
         except (ValueError, ImportError) as error:

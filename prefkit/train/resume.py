@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -19,13 +19,14 @@ from prefkit.atomic import write_json
 from prefkit.errors import ModelError
 from prefkit.train import checkpoint
 from prefkit.train.metrics import TokenClock
+from prefkit.train.sharding import ShardedTrainer
 
 logger = logging.getLogger(__name__)
 
 STATE = "prefkit_state.json"
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(ShardedTrainer):
     """Adds complete checkpoints, `resume_from_checkpoint="auto"` and an atomic final save.
 
     The subclass sets `_reference_id`, a hash of the reference (or None), and `_clock`, which counts
@@ -64,8 +65,8 @@ class ResumableTrainer(Trainer):
 
     def _is_finished(self, folder: Path) -> bool:
         """Whether the checkpoint is the run's last: Trainer would train one step too many."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return False  # their weights load only into prepared models
+        if self.is_deepspeed_enabled:
+            return False  # its weights load only into its engine
         batch = self._train_batch_size * self.args.world_size
         pairs = len(self.train_dataset)  # type: ignore[arg-type]
         batches = pairs // batch if self.args.dataloader_drop_last else math.ceil(pairs / batch)
@@ -76,6 +77,7 @@ class ResumableTrainer(Trainer):
 
     def _as_it_ended(self, folder: Path) -> TrainOutput:
         """The model and state of a finished run."""
+        self.prepare_policy()
         self._load_from_checkpoint(str(folder))
         self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
         losses = [line["loss"] for line in self.state.log_history if "loss" in line]
@@ -116,12 +118,14 @@ class ResumableTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model; outside checkpoints, no file is ever seen half written."""
-        if _internal_call or self.args.world_size > 1:
+        if _internal_call or self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
             return
         target = Path(output_dir or self.args.output_dir or ".")
-        checkpoint.save_atomically(
-            lambda folder: super(ResumableTrainer, self).save_model(folder, True), target
-        )
+        # Whole weights whatever checkpoints hold: shards are no model folder.
+        weights = self.whole_weights() if self.is_fsdp2 else None
+        if self.args.should_save:
+            checkpoint.save_atomically(lambda folder: self._save(folder, weights), target)
+        self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

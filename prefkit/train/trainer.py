@@ -43,6 +43,7 @@ from prefkit.train.setup import (
     prepare_dataset,
     reference_fingerprint,
 )
+from prefkit.train.sharding_checks import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class PreferenceTrainer(LossTrainer):
         self.objective = args.build_objective()
         if args.disable_dropout:
             disable_dropout(policy)
+        check_model(policy, args)
         policy = apply_peft(policy, peft_config, args)
         check_precision(policy)
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
@@ -185,9 +187,7 @@ class PreferenceTrainer(LossTrainer):
         if self.reference is None:
             return
         if self.reference.adapter_owner is None and self.reference.model is not self.model:
-            self.reference.model = self.accelerator.prepare_model(
-                self.reference.model, evaluation_mode=True
-            )
+            self.reference.model = self.shard_reference(self.reference.model)
         if not self.args.precompute_ref_log_probs:
             return
         # One process writes, the others read what is there; in the precision of the training.
