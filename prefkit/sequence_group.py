@@ -55,8 +55,9 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, partial: Tensor, group: dist.ProcessGroup) -> Tensor:
         # Gathered and added here in the order of ranks: the same bits on every rank and in every
         # run, whatever way a backend's all-reduce would take. It is two numbers a pair.
+        partial = partial.contiguous()
         parts = [torch.empty_like(partial) for _ in range(group.size())]
-        dist.all_gather(parts, partial.contiguous(), group=group)
+        dist.all_gather(parts, partial, group=group)
         return torch.stack(parts).sum(0)
 
     @staticmethod
