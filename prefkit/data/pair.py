@@ -122,6 +122,7 @@ class PairBatch(TypedDict, total=False):
     weights: Tensor  # (T,) float32
     ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
+    filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked
     num_tokens: int  # real tokens that the model reads
     text_tokens: int  # tokens of both sides of all pairs, a shared prefix counted twice

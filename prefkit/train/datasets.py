@@ -10,6 +10,7 @@ from prefkit.data.batch import Layout
 from prefkit.data.packing import PackedDataset
 from prefkit.data.pair import PairBatch, TokenizedPair
 from prefkit.model.reference_cache import ReferenceCache
+from prefkit.train.even_evaluation import without_fillers
 
 
 class CachedDataset(Dataset):
@@ -51,6 +52,13 @@ class UnwrappingCollator:
         self.collator = collator
 
     def __call__(self, items: list) -> PairBatch:
+        real, counts = without_fillers(items)
+        batch = self._collate(real)
+        if not counts:
+            batch["filler"] = True
+        return batch
+
+    def _collate(self, items: list) -> PairBatch:
         items = [one for item in items for one in (item if isinstance(item, list) else [item])]
         if not _is_cached(items[0]):
             return self.collator(items)

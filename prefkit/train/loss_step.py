@@ -13,6 +13,7 @@ from prefkit.model.head import Head
 from prefkit.model.reference import Reference
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.even_evaluation import counted_pairs
 from prefkit.train.logs import LoggingTrainer
 
 
@@ -105,7 +106,7 @@ class LossTrainer(LoggingTrainer):
         metrics["active_weight_fraction"] = inputs["weights"].sum() / inputs.get(
             "text_tokens", read
         )
-        self._windows["train" if model.training else "eval"].add(metrics, pairs)
+        self._windows["train" if model.training else "eval"].add(metrics, counted_pairs(inputs))
         if model.training:
             self._clock.add(inputs.get("num_tokens", read))
         return (loss, output) if return_outputs else loss

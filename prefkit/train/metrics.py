@@ -26,8 +26,9 @@ class MetricWindow:
         self._pairs: dict[str, float] = defaultdict(float)
 
     def add(self, metrics: Mapping[str, Tensor], pairs: int) -> None:
-        """Adds means over `pairs` pairs (detached scalars)."""
+        """Adds means over `pairs` pairs (detached scalars); 0 pairs add nothing but the names."""
         for name, value in metrics.items():
+            value = value if pairs else torch.zeros_like(value)  # what does not count may be NaN
             value = value.detach().double() * pairs if value.device.type != "mps" else value * pairs
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._pairs[name] += pairs

@@ -24,9 +24,12 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import ConfigError
+from prefkit.train.even_evaluation import EvenDataset
 from prefkit.train.sharding_checks import asks_for_fsdp
 
 
@@ -66,6 +69,30 @@ class ShardedTrainer(Trainer):
         state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.is_fsdp_enabled = True
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in Trainer, with every item counted once however many processes share them."""
+        key = eval_dataset if isinstance(eval_dataset, str) else None
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset[key] if key is not None else given  # type: ignore
+        if dataset is None or isinstance(dataset, dict):
+            return super().get_eval_dataloader(eval_dataset)  # says what is wrong
+        even = EvenDataset(dataset, self.args.eval_batch_size * self.args.world_size)
+        if key is None:
+            return super().get_eval_dataloader(even)
+        before = self.eval_dataset  # by name, because Trainer keeps persistent loaders by name
+        self.eval_dataset = {**before, key: even}  # type: ignore[dict-item]
+        try:
+            return super().get_eval_dataloader(key)
+        finally:
+            self.eval_dataset = before
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in Trainer; a model that no training has sharded yet is sharded first."""
+        self.prepare_policy()
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        real = getattr(dataloader.dataset, "real", output.num_samples)
+        return output._replace(num_samples=real)
 
     @property
     def is_fsdp2(self) -> bool:
