@@ -1,0 +1,276 @@
+"""How long does one optimiser step of a whole trainer take, and how much memory, beside TRL's?
+
+    python -m benchmarks.whole_step [--shape steps answers] [--model FOLDER] [--rounds 5]
+
+Real trainers on the same rows: `PreferenceTrainer` in its layouts and TRL's `DPOTrainer`, fp32,
+AdamW, one pair a step, the reference a frozen copy. Each lives in a process of its own and takes
+one step when it is its turn, so that a drift of the machine's speed meets all alike. Time: from the
+start of the step's forward to the end of the optimiser's step, first step left out. Memory: the
+process's peak resident size less its size before the model was loaded.
+
+Without --model (or PREFKIT_SMOLLM2) the model is SmolLM2-135M's architecture with random weights,
+which takes the same time.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.memory import ALLOCATOR, status
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = ROOT / "prefkit" / "demo" / "assets" / "model"
+WAYS = ("prefkit", "prefkit separate", "trl")
+# The bodies that are built where no model is given. SmolLM2-135M's shape; and one so small that the
+# vocabulary is what counts.
+BODIES: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    },
+    "tiny": {
+        "vocab_size": 128_256,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 65_536,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Tokens of the shared prefix, the chosen and the rejected side; and the body they run in."""
+
+    prefix: int
+    chosen: int
+    rejected: int
+    words: str = ""
+    body: str = "smollm2"
+    checkpointing: bool = False
+
+
+SHAPES = {
+    "steps": Shape(prefix=512, chosen=20, rejected=25, words="a long prefix and one step a side"),
+    "answers": Shape(prefix=32, chosen=300, rejected=280, words="a short prompt and long answers"),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way's steps of one shape: seconds each, tokens of both sides, bytes above idle."""
+
+    seconds: list[float]
+    tokens: int
+    memory: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def rows(shape: Shape, tokenizer: Any, count: int) -> list[dict[str, str]]:
+    """Pairs of about the shape's lengths, cut from the project's own pages."""
+    pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    lengths = (shape.prefix, shape.chosen, shape.rejected)
+    ids = ids * -(-(sum(lengths) + 37 * count) // len(ids))  # long rows repeat the pages
+    found = []
+    for i in range(count):
+        place, parts = 37 * i, []
+        for length in lengths:
+            parts.append(tokenizer.decode(ids[place : place + length]))
+            place += length
+        found.append({"prompt": parts[0], "chosen": parts[1], "rejected": parts[2]})
+    return found
+
+
+# -- a process a way -------------------------------------------------------------------------------
+
+
+def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
+    """Trains `steps` steps, each when a line comes in; prints the seconds of each."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
+
+    if way == "trl":
+        from trl import DPOConfig as Config
+        from trl import DPOTrainer as Trainer
+
+        own: dict[str, Any] = {"max_length": None}
+    else:
+        from prefkit import PreferenceConfig as Config
+        from prefkit import PreferenceTrainer as Trainer
+
+        own = {"layout": "separate" if "separate" in way else "auto"}
+    idle = status("VmRSS")
+    tokenizer = AutoTokenizer.from_pretrained(model or TOKENIZER)
+    data = rows(shape, tokenizer, steps)
+    if model:
+        policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    else:
+        policy = AutoModelForCausalLM.from_config(LlamaConfig(**BODIES[shape.body]))
+    tokens = 0
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            sys.stdin.readline()
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seconds = time.perf_counter() - self.start
+            tell({"seconds": seconds, "memory": status("VmHWM") - idle})
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = Config(
+            output_dir=folder,
+            per_device_train_batch_size=1,
+            max_steps=steps,
+            learning_rate=1e-6,
+            beta=0.1,
+            gradient_checkpointing=shape.checkpointing,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1000,
+            disable_tqdm=True,
+            use_cpu=True,
+            **own,
+        )
+        from datasets import Dataset
+
+        trainer = Trainer(
+            policy,
+            args=args,
+            train_dataset=Dataset.from_list(data),
+            processing_class=tokenizer,
+            callbacks=[Turns()],
+        )
+        for row in data[:1]:
+            for side in ("chosen", "rejected"):
+                text = row["prompt"] + row[side]
+                tokens += len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+        tell({"ready": True, "tokens": tokens})
+        trainer.train()
+
+
+def tell(message: dict[str, Any]) -> None:
+    print("@" + json.dumps(message), file=sys.stderr, flush=True)
+
+
+class Contestant:
+    """A child process that takes one step a turn."""
+
+    def __init__(self, way: str, shape: Shape, model: str | None, steps: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.whole_step", "--child", way]
+        command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
+        command += ["--model", model] if model else []
+        environment = {**os.environ, **ALLOCATOR, "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        self.tokens = int(self._next()["tokens"])
+        self.seconds: list[float] = []
+        self.memory = 0
+
+    def _next(self) -> dict[str, Any]:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.startswith("@"):
+                return dict(json.loads(line[1:]))
+            self.said.append(line)
+        raise RuntimeError("".join(self.said[-15:]))
+
+    def step(self) -> None:
+        """One optimiser step, timed by the child."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        told = self._next()
+        self.seconds.append(told["seconds"])
+        self.memory = told["memory"]
+
+
+def measure(shape: Shape, ways: Sequence[str], model: str | None, rounds: int) -> dict[str, Result]:
+    """All ways, taking turns; the first step of each is warm-up and memory, not time.
+
+    Raises:
+        RuntimeError: a way failed; with its last lines.
+    """
+    running = {way: Contestant(way, shape, model, rounds + 1) for way in ways}
+    try:
+        for turn in range(rounds + 1):
+            order = list(running)
+            for way in order[turn % len(order) :] + order[: turn % len(order)]:
+                running[way].step()
+    finally:
+        for one in running.values():
+            one.process.kill()
+    return {way: Result(one.seconds[1:], one.tokens, one.memory) for way, one in running.items()}
+
+
+def table(shape: Shape, results: dict[str, Result]) -> str:
+    """Markdown: each way's step beside the first's."""
+    first = next(iter(results.values()))
+    lines = [
+        f"### {shape.words}: {shape.prefix} + {shape.chosen} | {shape.rejected} tokens",
+        "",
+        "| way | s a step (least–most) | × prefkit | tokens/s | MB above idle | × prefkit |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for way, got in results.items():
+        spread = f"{got.median:.2f} ({min(got.seconds):.2f}–{max(got.seconds):.2f})"
+        ratios = f"{got.median / first.median:.2f}", f"{got.memory / first.memory:.2f}"
+        rate = f"{got.tokens / got.median:.0f}"
+        cells = (way, spread, ratios[0], rate, f"{got.memory / 1e6:.0f}", ratios[1])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--model", default=os.environ.get("PREFKIT_SMOLLM2"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--child-shape", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        shape = Shape(**json.loads(options.child_shape))
+        return child(options.child, shape, options.model, options.rounds)
+    from benchmarks import machine
+
+    print(", ".join(f"{name} {value}" for name, value in machine.facts("cpu").items()))
+    weights = "SmolLM2-135M" if options.model else "SmolLM2-135M's shape, random weights"
+    print(f"{weights}, fp32, one pair a step, {options.rounds} rounds after one of warm-up\n")
+    for shape in (SHAPES[name] for name in options.shape):
+        print(table(shape, measure(shape, options.way, options.model, options.rounds)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
