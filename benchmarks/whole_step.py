@@ -182,7 +182,7 @@ class Contestant:
     def __init__(self, way: str, shape: Shape, model: str | None, steps: int) -> None:
         command = [sys.executable, "-m", "benchmarks.whole_step", "--child", way]
         command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
-        command += ["--model", model] if model else []
+        command += ["--model", model or ""]
         environment = {**os.environ, **ALLOCATOR, "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command,
