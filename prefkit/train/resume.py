@@ -103,6 +103,8 @@ class ResumableTrainer(ShardedTrainer):
         try:
             if self.args.should_save:
                 checkpoint.begin(folder)
+                # Before any process looks: Trainer notes the best checkpoint where it is one.
+                folder.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         finally:

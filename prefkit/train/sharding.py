@@ -29,6 +29,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import ConfigError
+from prefkit.model.sharded import release
 from prefkit.train.even_evaluation import EvenDataset
 from prefkit.train.sharding_checks import asks_for_fsdp
 
@@ -91,6 +92,7 @@ class ShardedTrainer(Trainer):
         """As in Trainer; a model that no training has sharded yet is sharded first."""
         self.prepare_policy()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
+        release(self.model)  # the last layers stay gathered for a backward that does not come
         real = getattr(dataloader.dataset, "real", output.num_samples)
         return output._replace(num_samples=real)
 
