@@ -262,7 +262,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         shape = Shape(**json.loads(options.child_shape))
-        return child(options.child, shape, options.model, options.rounds)
+        return child(options.child, shape, options.model or None, options.rounds)
     from benchmarks import machine
 
     print(", ".join(f"{name} {value}" for name, value in machine.facts("cpu").items()))

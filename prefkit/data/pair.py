@@ -12,8 +12,6 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import Tensor
 
-from prefkit.data.stream import Stream
-
 Message = dict[str, Any]
 
 
@@ -115,12 +113,13 @@ class PairBatch(TypedDict, total=False):
     input_ids: Tensor  # (R, L) int64
     attention_mask: Tensor  # (R, L) int64, 1 = real token; padded rows only
     position_ids: Tensor  # (1, L) int64; rows without padding only
-    stream: Stream  # who attends to whom; rows without padding only
+    stream: Any  # Stream, or ShardedStream: who attends to whom; rows without padding only
     rows: Tensor  # (T,) int64: places of the predicting tokens in the flattened R·L
     targets: Tensor  # (T,) int64: the tokens they predict
     segments: Tensor  # (T,) int64: 2i chosen of pair i in this batch, 2i + 1 rejected
     weights: Tensor  # (T,) float32
     ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
+    ref_hidden: Tensor  # (T, D') cached hidden states of the reference; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked

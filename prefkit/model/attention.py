@@ -18,15 +18,18 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from prefkit.data.sharded import ShardedStream
 from prefkit.data.stream import Stream, Tree
 from prefkit.errors import ModelError
 from prefkit.model.head import unwrap
 from prefkit.model.stream_attention import attend
+from prefkit.model.ulysses import ulysses_attention
 
 PREFIX = "prefkit_"
 # Masks are made once a forward, before any layer that may be recomputed later; so a flag around the
@@ -92,7 +95,7 @@ def _forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prefkit_stream: Stream | None = None,
+    prefkit_stream: Stream | ShardedStream | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The signature of transformers' attention functions: (1, H, N, d) → (1, N, H, d), weights."""
@@ -103,10 +106,11 @@ def _forward(
         raise ModelError(
             "Attention dropout cannot be had in rows without padding. Leave disable_dropout on."
         )
+    stream, group = _whole(prefkit_stream)
     window = kwargs.get("sliding_window")
-    if window is not None and prefkit_stream.longest > window:
+    if window is not None and stream.longest > window:
         raise ModelError(
-            f"A sequence of {prefkit_stream.longest} tokens is longer than the sliding window "
+            f"A sequence of {stream.longest} tokens is longer than the sliding window "
             f"({window}) of {type(module).__name__}, which rows without padding do not apply."
         )
     if unread := [name for name in _UNREAD if kwargs.get(name) is not None]:
@@ -117,8 +121,21 @@ def _forward(
     if (attended := _attended.get()) is not None:
         attended.add(module)
     query, key, value = _same_dtype(query, key, value)
-    out = attend(query, key, value, prefkit_stream, kwargs.get("scaling"), kwargs.get("softcap"))
+    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+
+    def whole_row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value, stream, scale, softcap)
+
+    if group is None:
+        out = whole_row(query, key, value)
+    else:
+        out = ulysses_attention(whole_row, query, key, value, group)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _whole(row: Stream | ShardedStream) -> tuple[Stream, dist.ProcessGroup | None]:
+    """The trees of the whole row, and the processes that hold pieces of it, if any."""
+    return (row.stream, row.group) if isinstance(row, ShardedStream) else (row, None)
 
 
 def _same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

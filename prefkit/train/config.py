@@ -13,6 +13,7 @@ from prefkit.objectives import DPO, TDPO, Objective, SimPO
 from prefkit.schedule import SCHEDULES
 from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
+from prefkit.train.sequence_parallel import check_sequence_parallel
 from prefkit.train.sharding_checks import check_sharding
 
 _CHOICES = {
@@ -35,10 +36,11 @@ _NUMBERS: dict[str, type] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
     **dict.fromkeys(("positions_per_pair", "max_length", "pad_to_multiple_of"), int),
     **dict.fromkeys(("precompute_ref_batch_size", "memory_budget", "seed", "data_seed"), int),
-    **dict.fromkeys((*_BATCH_SIZES, "tokens_per_batch"), int),
+    **dict.fromkeys((*_BATCH_SIZES, "tokens_per_batch", "sequence_parallel_size"), int),
     **dict.fromkeys(("gradient_accumulation_steps", "max_steps"), int),
 }
 _POSITIVE = (
+    "sequence_parallel_size",
     "tokens_per_batch",
     "max_length",
     "pad_to_multiple_of",
@@ -65,6 +67,8 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
         check_numbers(self)
         self._check_method()
         self._check_rows()
+        self._check_hidden()
+        check_sequence_parallel(self)
         self._keep_liger_off_the_head()
         if self.output_dir is None:
             self.output_dir = f"prefkit-output/{self.method}"
@@ -165,12 +169,25 @@ class PreferenceConfig(PreferenceFields, TrainingArguments):
             raise ConfigError(
                 f"precompute_ref_log_probs cannot serve method '{self.method}': its KL needs the "
                 "reference's whole distribution at every token, not one log-probability. Remove "
-                "precompute_ref_log_probs (with adapter: lora the reference costs no memory)."
+                "precompute_ref_log_probs, or use precompute_ref_hidden (with adapter: lora the "
+                "reference costs no memory)."
             )
         if self.method == "simpo" or self.reference_free:
             raise ConfigError(
                 "precompute_ref_log_probs is set, but the loss reads no reference. Remove it."
             )
+
+    def _check_hidden(self) -> None:
+        if self.precompute_ref_hidden and self.method not in ("tdpo1", "tdpo2"):
+            raise ConfigError(
+                f"precompute_ref_hidden keeps what the KL of tdpo1 and tdpo2 needs; method "
+                f"'{self.method}' has none. Use precompute_ref_log_probs, which is far smaller."
+            )
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference is computed before training, and not in each step."""
+        return self.precompute_ref_log_probs or self.precompute_ref_hidden
 
     @property
     def resolved_beta(self) -> float:

@@ -9,19 +9,20 @@ from torch.utils.data import Dataset
 from prefkit.data.batch import Layout
 from prefkit.data.packing import PackedDataset
 from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.model.hidden_cache import HiddenCache
 from prefkit.model.reference_cache import ReferenceCache
 from prefkit.train.even_evaluation import without_fillers
 
 
 class CachedDataset(Dataset):
-    """Tokenised pairs, each with its reference log-probabilities: items (item, (chosen, rejected)).
+    """Tokenised pairs, each with what is kept of its reference: items (item, (chosen, rejected)).
 
     Args:
         dataset: tokenised pairs.
-        cache: the complete cache of that very dataset.
+        cache: the complete cache of that very dataset: log-probabilities or hidden states.
     """
 
-    def __init__(self, dataset: Any, cache: ReferenceCache) -> None:
+    def __init__(self, dataset: Any, cache: ReferenceCache | HiddenCache) -> None:
         self.dataset, self.cache = dataset, cache
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ def pair_of(item: Any) -> TokenizedPair:
 
 
 class UnwrappingCollator:
-    """Collates packed, cached and plain items; cached ones bring `ref_logp` into the batch.
+    """Collates packed, cached and plain items; cached ones bring `ref_logp` or `ref_hidden`.
 
     Args:
         collator: makes a `PairBatch` of plain items.
@@ -64,7 +65,8 @@ class UnwrappingCollator:
             return self.collator(items)
         batch: PairBatch = self.collator([item for item, _ in items])
         # Pair by pair, chosen first: the order of the scored tokens, and of the cache.
-        batch["ref_logp"] = torch.cat([side for _, sides in items for side in sides])
+        kept = torch.cat([side for _, sides in items for side in sides])
+        batch["ref_logp" if kept.dim() == 1 else "ref_hidden"] = kept
         return batch
 
 

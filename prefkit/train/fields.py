@@ -102,10 +102,13 @@ class PreferenceFields:
     precompute_ref_log_probs: bool = False
     """Compute the reference's per-token log-probabilities once, keep them on disk and free the
     reference. Not for tdpo1 and tdpo2, whose KL needs the whole distribution."""
+    precompute_ref_hidden: bool = False
+    """For tdpo1 and tdpo2: compute the reference's last hidden states once, keep them on disk (the
+    size is printed first) and free all of the reference but its head."""
     precompute_ref_batch_size: int | None = None
     """Pairs a batch while precomputing; None = the evaluation batch size."""
     ref_cache_dir: str | None = None
-    """Folder of the precomputed log-probabilities; None = OUTPUT_DIR/ref_cache."""
+    """Folder of what is precomputed; None = OUTPUT_DIR/ref_cache."""
 
     # -- computation ----------------------------------------------------------------------------
     memory_budget: int | None = None
@@ -115,6 +118,9 @@ class PreferenceFields:
     head_schedule: Literal["auto", "one_pass", "two_pass"] = "auto"
     """Make the head's gradient in the forward (one_pass: a frozen head, or one pair a batch) or
     compute its logits again in the backward (two_pass: half the memory for a bf16 head)."""
+    sequence_parallel_size: int = 1
+    """Processes that share each row: every one holds a piece of its tokens, and attention exchanges
+    heads for tokens (Ulysses). Must divide the number of processes and of attention heads."""
     disable_dropout: bool = True
     """Set the model's dropout to zero (an adapter's own lora_dropout is kept)."""
 

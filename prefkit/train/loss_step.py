@@ -1,15 +1,19 @@
 """The loss of a batch of pairs, computed on the head's operands inside the model's own forward."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from prefkit.data.pair import PairBatch
+from prefkit.data.sharded import cut, gather_batches
 from prefkit.errors import ConfigError, ModelError
 from prefkit.loss import fused_preference_loss
 from prefkit.model.attention import reading
 from prefkit.model.head import Head
+from prefkit.model.hidden_cache import ReferenceHead
 from prefkit.model.reference import Reference
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
@@ -29,6 +33,8 @@ class LossTrainer(LoggingTrainer):
     args: PreferenceConfig
     objective: Objective
     reference: Reference | None
+    reference_head: ReferenceHead | None = None  # what is left of a reference that is cached
+    sequence_group: dist.ProcessGroup | None = None  # processes that share a row
     head: Head
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -44,6 +50,23 @@ class LossTrainer(LoggingTrainer):
             # Left on the device: asking for the number would stall a GPU every step.
             return self.accelerator.gather(torch.tensor([pairs], device=device)).mean()
         return pairs
+
+    def _turns(self, batch: PairBatch) -> Iterator[PairBatch]:
+        """The batches that this process has a part in: its own, or pieces of its whole group's."""
+        group = self.sequence_group
+        if group is None:
+            yield batch
+        else:
+            for one in gather_batches(batch, group):
+                yield cut(one, group, self.args.device)
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """As in Trainer, for each batch of the processes that share rows."""
+        step = super().training_step
+        losses = [step(model, one, num_items_in_batch) for one in self._turns(inputs)]  # type: ignore[arg-type]
+        return torch.stack(losses).mean()  # each is the same on every process of the group
 
     def compute_loss(
         self,
@@ -79,6 +102,7 @@ class LossTrainer(LoggingTrainer):
                 weights=inputs["weights"],
                 num_pairs=num_items_in_batch,
                 pairs_in_call=pairs,
+                sequence_group=self.sequence_group,
                 num_scored=inputs.get("num_scored"),
                 schedule=self.args.head_schedule,
                 bias=bias,
@@ -101,11 +125,12 @@ class LossTrainer(LoggingTrainer):
         metrics["loss"] = loss.detach() * (
             (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
         )
-        # How much of the text carries the loss: Σ weights over the tokens of both sides.
+        # How much of the text carries the loss: Σ weights over the tokens of both sides. Where
+        # processes share a row each has its part, and the mean over processes divides by them.
         read = inputs["input_ids"].numel()  # where a collator of the user's own counts nothing
-        metrics["active_weight_fraction"] = inputs["weights"].sum() / inputs.get(
-            "text_tokens", read
-        )
+        shared_by = self.args.sequence_parallel_size
+        carried = inputs["weights"].sum() * shared_by
+        metrics["active_weight_fraction"] = carried / inputs.get("text_tokens", read)
         self._windows["train" if model.training else "eval"].add(metrics, counted_pairs(inputs))
         if model.training:
             self._clock.add(inputs.get("num_tokens", read))
@@ -121,11 +146,13 @@ class LossTrainer(LoggingTrainer):
             return {}
         if "ref_logp" in inputs:
             return {"ref_logp": inputs["ref_logp"]}
+        if "ref_hidden" in inputs and self.reference_head is not None:
+            return self.reference_head.operands(inputs["ref_hidden"])
         if self.reference is None:
             raise ConfigError(
-                "This dataset has no precomputed reference log-probabilities, and the reference "
-                "was freed. Pass it to the trainer as eval_dataset from the start, or leave "
-                "precompute_ref_log_probs out."
+                "This dataset has no precomputed reference, and the reference was freed. Pass it "
+                "to the trainer as eval_dataset from the start, or leave precompute_ref_log_probs "
+                "and precompute_ref_hidden out."
             )
         if self.objective.needs_kl:
             return self.reference.operands(inputs, rows, self.head.transform, self.head.vocab_size)
@@ -143,4 +170,5 @@ class LossTrainer(LoggingTrainer):
         """The loss of a batch, without gradient; logits do not exist."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            losses = [self.compute_loss(model, one).detach() for one in self._turns(inputs)]  # type: ignore[arg-type]
+        return torch.stack(losses).mean(), None, None

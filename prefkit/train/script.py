@@ -14,6 +14,7 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
 from prefkit.train.checks import check_machine, one_line_errors
 from prefkit.train.fields import ScriptArguments
+from prefkit.train.lost_process import lost_processes_told
 from prefkit.train.options import Options
 from prefkit.train.same_run import CONFIG_FILE, check_same_run
 
@@ -91,12 +92,14 @@ def run(options: Options, argv_hint: str = "") -> int:
     if trainer.is_world_process_zero():
         write_text(Path(config.output_dir) / CONFIG_FILE, options.as_yaml())
         _say_plan(script, config, trainer)
+    resuming = str(config.resume_from_checkpoint).lower() in ("auto", "true")
     try:
-        result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        with lost_processes_told(Path(config.output_dir), resuming):
+            result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+            trainer.save_model()
+            trainer.save_state()
     except KeyboardInterrupt:
         return _interrupted(Path(config.output_dir), trainer.state.global_step, argv_hint)
-    trainer.save_model()
-    trainer.save_state()
     _say_summary(trainer, result, Path(config.output_dir), time.perf_counter() - started)
     return 0
 
@@ -189,6 +192,7 @@ def _lora(script: ScriptArguments) -> Any:
 
 
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
+    from prefkit.train.sequence_parallel import check_shared_model
     from prefkit.train.setup import prepare_dataset
     from prefkit.train.trainer import PreferenceTrainer
 
@@ -197,6 +201,8 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
     tokenizer = _load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:
         _check_tokenizer(script, tokenizer)
+    if config.sequence_parallel_size > 1:
+        check_shared_model(config.sequence_parallel_size, model_config)
     adapter = _lora(script)
     train = prepare_dataset(
         script.train_data, tokenizer, config, model_config, "train", split=script.train_split

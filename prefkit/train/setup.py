@@ -3,17 +3,14 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.pair import TokenizedPair
 from prefkit.data.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.head import install, unwrap
@@ -24,10 +21,10 @@ from prefkit.model.reference import (
     check_transforms,
     check_vocabularies,
 )
-from prefkit.model.reference_cache import build_cache, fingerprint_model
+from prefkit.model.reference_cache import fingerprint_model
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.datasets import CachedDataset, pair_of
+from prefkit.train.datasets import CachedDataset
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +112,7 @@ def make_reference(
     if ref_model is None and is_peft(model):
         check_adapter(model)
         return Reference(model, install(model), adapter_owner=model)
-    if ref_model is None and args.precompute_ref_log_probs:
+    if ref_model is None and args.precomputes_reference:
         return Reference(model, install(model))  # before the first step the policy is the reference
     frozen = copy.deepcopy(model) if ref_model is None else ref_model
     frozen.requires_grad_(False).eval()
@@ -211,40 +208,3 @@ def prepare_dataset(
             name,
         )
     return dataset
-
-
-def attach_cache(
-    dataset: Any,
-    name: str,
-    reference: Reference,
-    collator: Any,
-    args: PreferenceConfig,
-    model_fingerprint: str | None,
-) -> CachedDataset:
-    """Completes or loads the cache of a dataset's reference log-probabilities.
-
-    Raises:
-        ConfigError: the folder holds the cache of another model or of other rows.
-    """
-    if isinstance(dataset, CachedDataset):
-        return dataset
-    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
-    device = next(reference.model.parameters()).device
-    options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
-
-    def score(pairs: Sequence[TokenizedPair]) -> list[tuple[Tensor, Tensor]]:
-        batch = send_to_device(collator(pairs), device)
-        logp = reference.logp(batch, batch["rows"], batch["targets"], **options)
-        sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
-        sides = logp.float().cpu().split(sizes)
-        return list(zip(sides[::2], sides[1::2], strict=True))
-
-    cache = build_cache(
-        root / name,
-        [pair_of(dataset[i]) for i in range(len(dataset))],
-        score,
-        model_fingerprint=model_fingerprint or "",
-        batch_size=args.precompute_ref_batch_size or args.per_device_eval_batch_size,
-        say=logger.warning,
-    )
-    return CachedDataset(dataset, cache)

@@ -140,9 +140,10 @@ def _check_fsdp(config: Any) -> None:
             "than by layer, the whole model would be gathered in every forward. Set it to "
             f"{WRAPPING} (fsdp_auto_wrap_policy in accelerate's config)."
         )
-    if config.precompute_ref_log_probs:
+    if config.precomputes_reference:
+        name = "log_probs" if config.precompute_ref_log_probs else "hidden"
         raise ConfigError(
-            "precompute_ref_log_probs runs the reference before the model is sharded, so it would "
+            f"precompute_ref_{name} runs the reference before the model is sharded, so it would "
             "have to fit one process whole. Leave it out: the reference is sharded as the model is."
         )
     if config.auto_find_batch_size:

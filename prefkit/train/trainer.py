@@ -6,6 +6,7 @@ reference is one of `prefkit.model.reference`, and checkpoints are complete or r
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.model.head import install, unwrap
 from prefkit.train.arguments import refuse_unusable
+from prefkit.train.caches import attach_cache, kept_head
 from prefkit.train.checks import check_machine, check_precision, check_schedule
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import UnwrappingCollator, packed
@@ -35,9 +37,13 @@ from prefkit.train.metrics import (
     RewardWatch,
     TokenClock,
 )
+from prefkit.train.sequence_parallel import (
+    check_shared_layout,
+    check_shared_model,
+    join_group,
+)
 from prefkit.train.setup import (
     apply_peft,
-    attach_cache,
     disable_dropout,
     make_reference,
     prepare_dataset,
@@ -120,11 +126,14 @@ class PreferenceTrainer(LossTrainer):
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
         eval_dataset = self._prepare_eval(args, eval_dataset)
+        shared_by = args.sequence_parallel_size
+        if shared_by > 1:
+            check_shared_model(shared_by, policy.config)
         if data_collator is None:
             self.layout = self._choose_layout(args, policy, train_dataset, eval_dataset)
-            data_collator = PairCollator(
-                tokenizer.pad_token_id, args.pad_to_multiple_of, self.layout
-            )
+            multiple = math.lcm(args.pad_to_multiple_of or 1, shared_by)
+            data_collator = PairCollator(tokenizer.pad_token_id, multiple, self.layout)
+        check_shared_layout(shared_by, self.layout)
 
         super().__init__(
             model=policy,
@@ -142,6 +151,7 @@ class PreferenceTrainer(LossTrainer):
                 f"{args.n_gpu} GPUs are visible to one process, which would cut pairs in two "
                 "(DataParallel). Start with torchrun --nproc_per_node, or set CUDA_VISIBLE_DEVICES."
             )
+        self.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
         self._pack_rows()
 
@@ -188,7 +198,7 @@ class PreferenceTrainer(LossTrainer):
             return
         if self.reference.adapter_owner is None and self.reference.model is not self.model:
             self.reference.model = self.shard_reference(self.reference.model)
-        if not self.args.precompute_ref_log_probs:
+        if not self.args.precomputes_reference:
             return
         # One process writes, the others read what is there; in the precision of the training.
         with self.accelerator.main_process_first(), self.accelerator.autocast():
@@ -198,6 +208,8 @@ class PreferenceTrainer(LossTrainer):
                     self.eval_dataset[key] = self._with_cache(dataset, f"eval_{key}")
             else:
                 self.eval_dataset = self._with_cache(self.eval_dataset, "eval")
+        if self.args.precompute_ref_hidden:
+            self.reference_head = kept_head(self.reference, self.head)
         if self.reference.adapter_owner is None:
             self.reference = None  # its memory is the point of precomputing
 

@@ -1,0 +1,182 @@
+"""Processes that share rows give the numbers of one; the cached reference those of the live one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefkit import PreferenceTrainer
+from prefkit.data import PairCollator, PairDataset
+from prefkit.data import sharded as sharded_rows
+from prefkit.data.stream import Stream
+from prefkit.errors import ConfigError, ModelError
+from tests.test_layout import pair
+from tests.trainer_cases import (
+    ROWS,
+    byte_tokenizer,
+    config,
+    logs_of,
+    tiny_model,
+    trainer,
+    weights_of,
+)
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from tests.trainer_cases import ROWS, logs_of, tiny_model, trainer
+
+folder, batch, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+lora = options.pop("lora", False)
+if lora:
+    from peft import LoraConfig
+    options["peft_config"] = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+trained = trainer(
+    folder, tiny_model(scale=3.0), max_steps=3, gradient_accumulation_steps=2,
+    eval_dataset=ROWS[:7], use_cpu=True, ddp_find_unused_parameters=False,
+    **({"per_device_train_batch_size": batch} if "tokens_per_batch" not in options else {}),
+    **options,
+)
+trained.train()
+evaluation = trained.evaluate()
+if trained.is_world_process_zero():
+    weights = {
+        name.removeprefix("module."): parameter.detach().double().abs().sum().item()
+        for name, parameter in trained.model.named_parameters()
+    }
+    result = {"logs": logs_of(trained), "eval": evaluation, "weights": weights}
+    (folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+def run(folder: Path, processes: int, options: dict[str, Any]) -> dict[str, Any]:
+    folder.mkdir()
+    (folder / "run.py").write_text(SCRIPT)
+    paths = [str(ROOT), str(ROOT / "kernels/torch-ext"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    arguments = [str(folder / "run.py"), str(folder), str(4 // processes), json.dumps(options)]
+    done = subprocess.run(
+        start + arguments, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "tdpo2"},
+        {"lora": True, "gradient_checkpointing": True},
+        {"method": "tdpo2", "layout": "separate", "precompute_ref_hidden": True},
+    ],
+    ids=["tdpo2", "lora", "cached hidden states"],
+)
+def test_two_processes_that_share_rows_equal_one(options: dict[str, Any], tmp_path: Path) -> None:
+    one = run(tmp_path / "one", 1, options)
+    two = run(tmp_path / "two", 2, {**options, "sequence_parallel_size": 2})
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-5)
+    for got, want in zip([*two["logs"], two["eval"]], [*one["logs"], one["eval"]], strict=True):
+        for name, value in want.items():
+            if not any(word in name for word in ("second", "runtime", "memory")):
+                assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+class Group:
+    """Rank and size, all that `cut` asks of a group."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = lambda: rank, lambda: size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_pieces_make_up_the_row(size: int) -> None:
+    """Every token once, every scored token with its predictor: nothing at a border is shifted."""
+    pairs = PairDataset([pair(9, 0, (5, 3), 0), pair(1, 0, (7, 1), 30)])
+    whole = PairCollator(257, size, "shared")([pairs[0], pairs[1]])
+    pieces = [
+        sharded_rows.cut(whole, Group(rank, size), torch.device("cpu"))  # type: ignore[arg-type]
+        for rank in range(size)
+    ]
+    ids = torch.cat([piece["input_ids"] for piece in pieces], 1)
+    assert torch.equal(ids, whole["input_ids"])
+    positions = torch.cat([piece["position_ids"] for piece in pieces], 1)
+    assert torch.equal(positions, whole["position_ids"])
+    assert sum(piece["num_tokens"] for piece in pieces) == whole["num_tokens"]
+    assert sum(piece["num_scored"] for piece in pieces) == whole["num_scored"]
+    length = whole["input_ids"].shape[1] // size
+    scored = set()
+    for rank, piece in enumerate(pieces):
+        assert isinstance(piece["stream"].stream, Stream)
+        for row, *rest in zip(*(piece[name].tolist() for name in NAMES), strict=True):  # type: ignore[literal-required]
+            scored.add((row + rank * length, *rest))
+    assert scored == set(zip(*(whole[name].tolist() for name in NAMES), strict=True))  # type: ignore[literal-required]
+
+
+NAMES = ("rows", "targets", "segments", "weights")
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "granite"])
+def test_cached_hidden_states_train_as_the_live_reference(family: str, tmp_path: Path) -> None:
+    """The policy is its own reference: the kept head must not move with it."""
+    seen = {}
+    for cached in (False, True):
+        model = tiny_model(family, scale=3.0)
+        options = {"precompute_ref_hidden": cached, "eval_dataset": ROWS[:5], "method": "tdpo2"}
+        one = trainer(tmp_path / str(cached), model, **options)
+        assert (one.reference is None) == cached
+        one.train()
+        seen[cached] = (logs_of(one, "loss"), one.evaluate(), weights_of(model))
+    for live, kept in zip(seen[False][0], seen[True][0], strict=True):
+        for name in ("loss", "kl/chosen", "kl/rejected", "grad_norm"):
+            assert kept[name] == pytest.approx(live[name], rel=1e-4, abs=1e-6), name
+    assert seen[True][0][-1]["kl/rejected"] > 1e-3
+    assert seen[True][1]["eval_loss"] == pytest.approx(seen[False][1]["eval_loss"], rel=1e-4)
+
+
+def test_what_cannot_be_shared_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="is 2, but there are 1 processes"):
+        config(tmp_path, sequence_parallel_size=2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="is 2, but there are 3 processes"):
+        config(tmp_path, sequence_parallel_size=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="sequence_parallel_size and reduction 'position'"):
+        config(tmp_path, sequence_parallel_size=2, method="cdpo", reduction="position")
+    with pytest.raises(ConfigError, match="sequence_parallel_size is 0; it must be positive"):
+        config(tmp_path, sequence_parallel_size=0)
+
+
+def test_heads_and_rows_that_cannot_be_shared(tmp_path: Path) -> None:
+    def make(size: int, **options: Any) -> PreferenceTrainer:
+        args = config(tmp_path)
+        args.sequence_parallel_size = size  # past the check of the launcher's processes
+        tokenizer = byte_tokenizer()
+        return PreferenceTrainer(
+            tiny_model(), args=args, train_dataset=ROWS, processing_class=tokenizer, **options
+        )
+
+    with pytest.raises(ModelError, match="2 attention heads cannot be shared out over 4"):
+        make(4)
+    with pytest.raises(ConfigError, match="needs rows without padding"):
+        make(2, data_collator=PairCollator(257))
+
+
+def test_hidden_states_are_for_methods_with_a_kl(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"precompute_ref_hidden keeps what the KL of tdpo1"):
+        config(tmp_path, precompute_ref_hidden=True)
+    with pytest.raises(ConfigError, match="or use precompute_ref_hidden"):
+        config(tmp_path, precompute_ref_log_probs=True, method="tdpo2")
