@@ -42,6 +42,13 @@ def pair_of(item: Any) -> TokenizedPair:
     return item[1] if isinstance(item, tuple) else item
 
 
+def plain(dataset: Any) -> Any:
+    """The tokenised pairs inside what was put around them."""
+    while isinstance(dataset, CachedDataset | PackedDataset):
+        dataset = dataset.dataset
+    return dataset
+
+
 class UnwrappingCollator:
     """Collates packed, cached and plain items; cached ones bring `ref_logp` or `ref_hidden`.
 

@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 
 from prefkit.data.batch import Layout
+from prefkit.data.packing import PackedDataset, row_tokens
 from prefkit.errors import ModelError
 from prefkit.model.attention import install_attention, remove_attention, why_not
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.datasets import pair_of
+from prefkit.train.datasets import pair_of, plain
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,28 @@ def longest_sequence(datasets: list[Any]) -> int:
             pair = pair_of(dataset[i])
             longest = max(longest, len(pair.chosen.ids), len(pair.rejected.ids))
     return longest
+
+
+def describe_rows(layout: Layout, dataset: Any) -> str:
+    """What the model reads of the pairs, in words: the layout, tokens saved, rows packed.
+
+    Args:
+        layout: of the collator.
+        dataset: pairs as they are trained on, packed or not.
+    """
+    pairs = [pair for _, pair in plain(dataset)]
+    full = row_tokens(pairs, "separate")
+    if layout == "padded":
+        text = f"padded, {full:,} tokens and what pads them"
+    elif layout == "separate":
+        text = f"without padding, {full:,} tokens"
+    else:
+        read = row_tokens(pairs, "shared")
+        saved = 1 - read / full
+        text = f"common prefixes read once, {read:,} of {full:,} tokens ({saved:.0%} saved)"
+    if isinstance(dataset, PackedDataset):
+        text += f"; packed into {len(dataset)} rows, {dataset.fill:.0%} full"
+    return text
 
 
 def choose_layout(args: PreferenceConfig, models: list[nn.Module], longest: int) -> Layout:

@@ -246,6 +246,9 @@ def describe(objective: Any) -> str:
 
 
 def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
+    from prefkit.train.datasets import plain
+    from prefkit.train.layout import describe_rows
+
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in trainer.model.parameters())
     if trainer.reference is None:
@@ -257,12 +260,13 @@ def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     _say(f"Model      {script.model}: {trainable:,} of {everything:,} parameters train")
     _say(f"Method     {config.method}: {describe(trainer.objective)}")
     _say(f"Reference  {reference}")
-    pairs = getattr(trainer.train_dataset, "dataset", trainer.train_dataset)
+    pairs = plain(trainer.train_dataset)
     report = pairs.report
     told = report.incidents or report.unknown  # its summary was a warning when it was read
     lines = [f"{len(pairs)} pairs (see above)"] if told else report.summary().splitlines()
     for place, line in enumerate(lines):
         _say(f"{'Data' if place == 0 else '':10} {line}")
+    _say(f"Rows       {describe_rows(trainer.layout, trainer.train_dataset)}")
 
 
 def _trained(begun: int, ended: int, seconds: float) -> str:
