@@ -92,7 +92,8 @@ class ShardedTrainer(Trainer):
         """As in Trainer; a model that no training has sharded yet is sharded first."""
         self.prepare_policy()
         output = super().evaluation_loop(dataloader, *args, **kwargs)
-        release(self.model)  # the last layers stay gathered for a backward that does not come
+        model: Any = self.model
+        release(model)  # the last layers stay gathered for a backward that does not come
         real = getattr(dataloader.dataset, "real", output.num_samples)
         return output._replace(num_samples=real)
 

@@ -76,6 +76,8 @@ def check_sharding(config: Any) -> None:
     Raises:
         ConfigError: names the option and what to use instead.
     """
+    if str(config.fsdp).lower() in ("true", "false", "none"):
+        config.fsdp = _flag(config.fsdp)  # as YAML and flags write it; transformers wants a bool
     _check_parallelism(config)
     _check_loader(config)
     if asks_for_fsdp(config):
