@@ -17,6 +17,7 @@ _OVERVIEW = """\
 usage: prefkit COMMAND …
 
   train CONFIG.yaml [--field value …]   train a model on preference pairs
+  plan CONFIG.yaml [--gpus N] [--json]  memory, work and command of that run, before it
   inspect DATA --model MODEL [--json]   show which tokens of the pairs are scored, with what weight
   demo [--seed N] [--method METHOD]     train the embedded tiny model: a minute on a CPU
   env [--json]                          versions and devices
@@ -126,6 +127,11 @@ def _inspect(argv: Sequence[str]) -> int:
     return int(module.run_arguments(parser.parse_args(argv)))
 
 
+def _plan(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return int(import_module("prefkit.plan.main").run(argv))
+
+
 def _env(argv: Sequence[str]) -> int:
     parser = _Parser(prog="prefkit env", description="Versions and devices.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -145,7 +151,7 @@ class _Parser(argparse.ArgumentParser):
         raise PrefkitError(f"{self.prog}: {message}. `{self.prog} --help` lists the flags.")
 
 
-_COMMANDS = {"train": _train, "inspect": _inspect, "demo": _demo, "env": _env}
+_COMMANDS = {"train": _train, "plan": _plan, "inspect": _inspect, "demo": _demo, "env": _env}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

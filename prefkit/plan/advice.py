@@ -1,0 +1,109 @@
+"""What to change where a run does not fit: each change planned anew, with the bytes it saves.
+
+The order is that of what a change costs: nothing first, then time, then another result.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from prefkit.plan.lengths import Lengths
+from prefkit.plan.model import Lora
+from prefkit.plan.setting import Setting
+
+_LORA = Lora(16, 32, 0.0, "all-linear")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change of the options.
+
+    Attributes:
+        change: the option and its value.
+        saves: bytes of one process's peak.
+        costs: what it costs, in words.
+        fits: whether the run fits with this change alone.
+    """
+
+    change: str
+    saves: float
+    costs: str
+    fits: bool
+
+
+def advise(
+    setting: Setting,
+    lengths: Lengths,
+    peak: Callable[[Setting], float],
+    room: float,
+) -> list[Advice]:
+    """Changes that save memory, in the order to try them.
+
+    Args:
+        setting: of the run that does not fit.
+        lengths: of its data.
+        peak: bytes of a setting's peak, assumed slack included.
+        room: bytes that there are.
+    """
+    now = peak(setting)
+    found = []
+    for change, costs, other in _changes(setting, lengths):
+        saves = now - peak(other)
+        if saves > 0.005 * now:
+            found.append(Advice(change, saves, costs, now - saves <= room))
+    return found
+
+
+def _changes(setting: Setting, lengths: Lengths) -> Iterator[tuple[str, str, Setting]]:
+    s = setting
+    if s.layout == "separate" and lengths.sharing > 1.05:
+        yield "layout: shared", "nothing", replace(s, layout="shared")
+    takes_two = s.one_pass and s.lora is None and s.schedule != "two_pass"
+    if takes_two and s.mixed is not None:
+        text = "recomputes the head's logits"
+        yield "head_schedule: two_pass", text, replace(s, schedule="two_pass")
+    if s.runs_reference and not s.needs_kl and not s.sharded:
+        text = "a pass over the data before training"
+        yield "precompute_ref_log_probs: true", text, replace(s, precomputed=True)
+    if not s.checkpointing:
+        text = "a second forward of the body"
+        other = replace(s, checkpointing=True)
+        yield ("activation checkpointing " + _where(s, "")), text, other
+    if not s.offload:
+        text = "copies to the host and back"
+        other = replace(s, checkpointing=True, offload=True)
+        name = "checkpointing with offload " if not s.checkpointing else "activation offload "
+        yield name + _where(s, "_offload"), text, other
+    if s.gpus > 1 and not s.sharded:
+        other = replace(s, sharding="fsdp2")
+        yield "fsdp: true (FSDP2: a share of the model in each process)", "communication", other
+    if s.tokens_per_batch is not None:
+        largest = max(pair.shared for pair in lengths.pairs)
+        if s.layout == "separate":
+            largest = max(pair.separate for pair in lengths.pairs)
+        if (half := max(largest, s.tokens_per_batch // 2)) < s.tokens_per_batch:
+            other = replace(s, tokens_per_batch=half)
+            yield f"tokens_per_batch: {half}", "more, smaller batches", other
+    elif s.pairs > 1:
+        text = f"gradient_accumulation_steps: {s.accumulation * s.pairs}, for the same step"
+        other = replace(s, pairs=1, accumulation=s.accumulation * s.pairs)
+        yield "per_device_train_batch_size: 1", text, other
+    if s.sharded:
+        other = replace(s, gpus=2 * s.gpus)
+        yield f"{2 * s.gpus} GPUs instead of {s.gpus}", "twice the GPUs", other
+        parallel = 2 * s.sequence_parallel
+        if s.gpus % parallel == 0:
+            other = replace(s, sequence_parallel=parallel)
+            yield f"sequence_parallel_size: {parallel}", "rows a step, communication", other
+        if not s.offload_params:
+            other = replace(s, offload_params=True)
+            yield "fsdp_offload_params: true", "optimiser steps on the host", other
+    if s.lora is None:
+        text = "trains an adapter instead of the model"
+        yield "adapter: lora", text, replace(s, lora=_LORA, own_reference=False, schedule="auto")
+
+
+def _where(setting: Setting, ending: str) -> str:
+    if setting.sharding == "fsdp2":
+        return f"(fsdp_activation_checkpointing{ending}: true)"
+    option = 'gradient_checkpointing_kwargs: {"offload": true}' if ending else ""
+    return f"({option or 'gradient_checkpointing: true'})"

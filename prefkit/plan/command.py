@@ -1,0 +1,66 @@
+"""The command line that would run what was planned."""
+
+import shlex
+from collections.abc import Sequence
+
+from prefkit.plan.setting import Setting
+
+OWN = ("gpus", "gpu_memory", "lengths", "exact", "json", "accelerate_config")
+
+
+def command_of(
+    setting: Setting, words: Sequence[str], launcher: str | None, per_node: int = 8
+) -> str:
+    """One command, or one for each machine.
+
+    Args:
+        setting: of the run.
+        words: arguments of `prefkit plan` without its own.
+        launcher: the accelerate config, or None.
+        per_node: GPUs of a machine.
+    """
+    train = " ".join(["train", *map(shlex.quote, words)])
+    if setting.gpus == 1:
+        return f"prefkit {train}"
+    machines = -(-setting.gpus // per_node)
+    lines = []
+    if machines > 1:
+        lines.append(f"# on each of {machines} machines of {per_node} GPUs, RANK from 0:")
+    nodes = (
+        f" --num_machines {machines} --machine_rank $RANK --main_process_ip $HEAD" if lines else ""
+    )
+    nodes += " --main_process_port 29500" if lines else ""
+    if launcher is not None:
+        start = f"accelerate launch --config_file {shlex.quote(launcher)}"
+        start += f" --num_processes {setting.gpus}{nodes}"
+    elif setting.sharding == "fsdp2":
+        start = f"accelerate launch --num_processes {setting.gpus}{nodes} {_fsdp_flags(setting)}"
+    elif lines:
+        start = (
+            f"torchrun --nnodes {machines} --node_rank $RANK --nproc_per_node {per_node} "
+            "--master_addr $HEAD"
+        )
+    else:
+        start = f"torchrun --nproc_per_node {setting.gpus}"
+    lines.append(f"{start} -m prefkit.cli {train}")
+    return "\n".join(lines)
+
+
+def _fsdp_flags(setting: Setting) -> str:
+    flags = {
+        "use_fsdp": None,
+        "fsdp_version": "2",
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_reshard_after_forward": "true",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": "true",
+        "fsdp_offload_params": "true" if setting.offload_params else None,
+        "fsdp_activation_checkpointing": "true" if setting.checkpointing else None,
+        "fsdp_activation_checkpointing_offload": "true" if setting.offload else None,
+        "mixed_precision": {2: "bf16"}.get(setting.mixed.itemsize) if setting.mixed else "no",
+    }
+    return " ".join(
+        f"--{name}" + (f" {value}" if value else "")
+        for name, value in flags.items()
+        if value or name == "use_fsdp"
+    )

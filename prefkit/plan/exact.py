@@ -1,0 +1,339 @@
+"""`prefkit plan --exact`: torch's own memory tracker on a whole step, on tensors without data.
+
+`FSDPMemTracker` (torch.distributed._tools) follows every storage of a training step: forward of the
+reference, forward and backward of the policy, step of the optimiser. The model is sharded as
+accelerate does it, over a process group that sends nothing (torch's fake backend), so neither a GPU
+nor the memory is needed. The optimiser is AdamW with foreach=False, whose states are counted as the
+shards they are.
+
+The fused head's operators hide their buffers from a tracker, so a stand-in allocates what
+`prefkit.plan.head` says, at the same places. That part is this project's arithmetic, not torch's.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.errors import ConfigError
+from prefkit.model.head import unwrap
+from prefkit.plan.head import HeadBytes, head_bytes, reading_bytes
+from prefkit.plan.lengths import Load
+from prefkit.plan.model import ModelShape, build, decoder_layers
+from prefkit.plan.setting import Setting
+from prefkit.plan.trace import ATTENTION, materialise, register_attention, silent
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What the tracker found.
+
+    Attributes:
+        peak: bytes of one process at the most, the reference's shards and the head included.
+        parts: the tracker's components of that moment in its own names, and what was added to it.
+        layers: depth that was run.
+        extrapolated: whether `peak` is a straight line through two smaller depths.
+    """
+
+    peak: float
+    parts: dict[str, float]
+    layers: int
+    extrapolated: bool = False
+
+
+def exact_memory(
+    config: Any,
+    shape: ModelShape,
+    setting: Setting,
+    load: Load,
+    depths: tuple[int, ...] = (),
+) -> Exact:
+    """The tracker's figure for a run under FSDP2.
+
+    Args:
+        config: of `prefkit.plan.model.load_config`.
+        shape, setting, load: as for `prefkit.plan.memory.memory_of`.
+        depths: none = the model's own depth (80 layers take a minute or two of one core); two =
+            run these depths and continue the straight line through them.
+
+    Raises:
+        ConfigError: the run is not one for FSDP2, or this torch lacks the tracker.
+    """
+    if setting.sharding != "fsdp2":
+        raise ConfigError(
+            "--exact follows FSDP2. Name an accelerate config with fsdp_version 2 "
+            "(--accelerate_config), or set fsdp: true."
+        )
+    parts = _import_parts()
+    if not depths:
+        return _run(parts, config, shape, setting, load, shape.layers)
+    low, high = (_run(parts, config, shape, setting, load, depth) for depth in depths)
+
+    def line(a: float, b: float) -> float:
+        return a + (b - a) * (shape.layers - depths[0]) / (depths[1] - depths[0])
+
+    names = dict.fromkeys([*low.parts, *high.parts])
+    found = {name: line(low.parts.get(name, 0), high.parts.get(name, 0)) for name in names}
+    return Exact(line(low.peak, high.peak), found, shape.layers, True)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is private to torch or may be missing."""
+
+    tracker: Any
+    fake_mode: Any
+    store: Any
+    checkpoint: Any
+
+
+def _import_parts() -> _Parts:
+    try:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+    except ImportError as error:
+        raise ConfigError(
+            f"--exact needs torch's FSDP memory tracker, which torch {torch.__version__} does not "
+            f"have here ({error}). Leave --exact out, or use torch 2.11 to 2.13."
+        ) from error
+    return _Parts(FSDPMemTracker, FakeTensorMode, FakeStore, checkpoint_wrapper)
+
+
+@contextlib.contextmanager
+def _group(parts: _Parts, size: int) -> Iterator[Any]:
+    """A mesh of processes that are not there."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if dist.is_initialized():
+        raise ConfigError("--exact makes a process group of its own; run it in a process without.")
+    before = os.environ.get("LOCAL_RANK")
+    dist.init_process_group("fake", store=parts.store(), rank=0, world_size=size)
+    try:
+        yield init_device_mesh("cpu", (size,))
+    finally:
+        dist.destroy_process_group()
+        if before is None:
+            os.environ.pop("LOCAL_RANK", None)
+
+
+def _run(
+    parts: _Parts, config: Any, shape: ModelShape, setting: Setting, load: Load, layers: int
+) -> Exact:
+    head = head_bytes(shape, setting, load.scored / setting.sequence_parallel, load.pairs)
+    reading = reading_bytes(shape, setting, load.scored / setting.sequence_parallel)
+    tokens = round(load.tokens / setting.sequence_parallel)
+    with _group(parts, setting.gpus) as mesh, silent(), parts.fake_mode():
+        policy = _sharded(parts, config, setting, layers, mesh, trainable=True)
+        reference = None
+        if setting.keeps_reference:
+            reference = _sharded(parts, config, setting, layers, mesh, trainable=False)
+        step = _Step(setting, policy, reference, head, reading)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, foreach=False)
+        _make_states(optimizer, setting.accumulation > 1)
+        tracker = parts.tracker(policy, optimizer)
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        tracker.track_inputs((ids,))
+        with tracker:
+            step.run(ids)
+            optimizer.step()
+        (found,) = tracker.get_tracker_snapshot("peak").values()
+    added = 0.0
+    if reference is not None:
+        shard = setting.weights.itemsize / setting.gpus
+        added = shard * sum(p.numel() for p in reference.parameters())
+    names = {getattr(key, "value", str(key)): float(size) for key, size in found.items()}
+    total = names.pop("Total")
+    names = {name: size for name, size in names.items() if size}
+    return Exact(total + added, names | ({"Reference (added)": added} if added else {}), layers)
+
+
+def _sharded(
+    parts: _Parts, config: Any, setting: Setting, layers: int, mesh: Any, trainable: bool
+) -> Any:
+    """A model without data in the units that accelerate's `fsdp2_prepare_model` makes."""
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    register_attention()
+    lora = setting.lora if trainable else None
+    model = build(config, layers=layers, dtype=setting.weights, attention=ATTENTION, lora=lora)
+    if not trainable:
+        model.requires_grad_(False)
+    model.train(trainable)
+    if trainable and setting.mixed is not None:
+        _raise_trainable(model)
+    materialise(model)
+    stack = decoder_layers(model)
+    if trainable and setting.checkpointing:
+        for place, layer in enumerate(stack):
+            wrapped = parts.checkpoint(layer, preserve_rng_state=False)
+            stack[place] = _Offloaded(wrapped) if setting.offload else wrapped
+    kinds = dict.fromkeys(("param_dtype",), setting.mixed)
+    if setting.mixed is not None:
+        kinds["reduce_dtype"] = torch.float32 if setting.mixed == torch.bfloat16 else setting.mixed
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**kinds)}
+    inner: Any = unwrap(model)
+    for layer in stack:
+        fully_shard(layer, **options)
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    norms = [m for m in inner.base_model.children() if "norm" in type(m).__name__.lower()]
+    tail = [*norms[-1:], head]
+    if head.weight is embedding.weight:
+        tail.insert(0, embedding)
+    else:
+        fully_shard(embedding, **options)
+    fully_shard(tail, **options, reshard_after_forward=False)
+    fully_shard(model, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()  # what is made at first use is not part of a step
+            module.reshard()
+    return model
+
+
+def _raise_trainable(model: nn.Module) -> None:
+    """accelerate keeps what trains in fp32 under mixed precision."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                module._parameters[name] = nn.Parameter(parameter.data.float())
+
+
+@contextlib.contextmanager
+def _offloading() -> Iterator[None]:
+    """What autograd saves is elsewhere: only its shape stays, as `save_on_cpu` does on a GPU."""
+
+    def pack(tensor: Tensor) -> Any:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        return tensor.shape, tensor.dtype
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        return torch.empty(packed[0], dtype=packed[1])
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+class _Offloaded(nn.Module):
+    """What the wrapped layer's checkpoint saves is elsewhere."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:  # models ask their layers for attributes
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _offloading():
+            return self.layer(*args, **kwargs)
+
+
+def _make_states(optimizer: Any, with_grads: bool) -> None:
+    """The states as they are from the second step on."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),  # a fake tensor that knows its number
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            if with_grads:  # of the batches before
+                parameter.grad = torch.zeros_like(parameter)
+
+
+class _Step:
+    """Reference forward, policy forward and backward, with stand-ins for the heads."""
+
+    def __init__(
+        self, setting: Setting, policy: Any, reference: Any, head: HeadBytes, reading: float
+    ) -> None:
+        self.setting, self.policy, self.reference = setting, policy, reference
+        self.head, self.reading = head, reading
+        self.kept: list[Tensor] = []
+        for model in (policy, reference):
+            if model is not None:
+                module = unwrap(model).get_output_embeddings()  # type: ignore[operator]
+                module.forward = MethodType(self._stand_in, module)
+
+    def run(self, ids: Tensor) -> None:
+        """One batch."""
+        if self.setting.runs_reference:
+            self._read(ids)
+        with self._autocast():
+            out = self.policy(input_ids=ids, use_cache=False).logits
+        out.sum().backward()
+        self.kept.clear()
+
+    def _read(self, ids: Tensor) -> None:
+        from prefkit.model.sharded import release, unit_of
+
+        off = contextlib.nullcontext()
+        if self.reference is None:
+            off = self.policy.disable_adapter()
+        model = self.policy if self.reference is None else self.reference
+        trained = [p for p in model.parameters() if p.requires_grad]
+        with off, torch.no_grad(), self._autocast():
+            for parameter in trained:
+                parameter.requires_grad_(True)  # FSDP2 looks at its first forward at what trains
+            model(input_ids=ids, use_cache=False)
+        if self.reference is None:
+            return  # the policy's forward gathers it again at once
+        unit = None
+        if self.setting.needs_kl:
+            unit = unit_of(model, unwrap(model).get_output_embeddings())  # type: ignore[operator]
+        release(model, unit)
+
+    def _autocast(self) -> Any:
+        if self.setting.mixed is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=self.setting.mixed)
+
+    def _stand_in(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _Head.apply(hidden, module.weight, self.head)
+        held = _bytes(hidden, self.reading)
+        if self.setting.needs_kl:  # the reference's hidden states
+            self.kept.append(held)
+        return hidden.new_empty((*hidden.shape[:-1], 0))
+
+
+def _bytes(like: Tensor, size: float) -> Tensor:
+    return torch.empty(max(0, round(size)), dtype=torch.uint8, device=like.device)
+
+
+class _Head(torch.autograd.Function):
+    """Allocates what the fused head holds, and gives gradients of the right size."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, head: HeadBytes) -> Tensor:
+        own = _bytes(hidden, head.forward - head.held - head.reference)
+        ctx.held = _bytes(hidden, head.held - (head.reference if head.d_weight == 0 else 0))
+        del own
+        ctx.head, ctx.sizes = head, (hidden.shape, hidden.dtype, weight.shape, weight.dtype)
+        return hidden.new_zeros((*hidden.shape[:2], 1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        head: HeadBytes = ctx.head
+        shape, dtype, weight, kind = ctx.sizes
+        d_weight = grad.new_empty(weight, dtype=kind) if ctx.needs_input_grad[1] else None
+        extra = _bytes(grad, head.backward - head.held - (head.grad if d_weight is not None else 0))
+        d_hidden = grad.new_empty(shape, dtype=dtype)
+        del extra
+        ctx.held = None
+        return d_hidden, d_weight, None

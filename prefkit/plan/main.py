@@ -1,0 +1,177 @@
+"""prefkit plan [CONFIG.yaml] [--field value …]: memory, work and command of a run, before it.
+
+Takes what `prefkit train` takes, and:
+
+  --gpus N                  processes (the accelerate config's, or 1)
+  --gpu_memory 80GB         memory of one GPU; GB = 10⁹ bytes, GiB = 2³⁰ (this GPU's, or 80GB)
+  --lengths P,C,R           tokens of prefix, chosen and rejected, in place of the data
+  --accelerate_config FILE  config file of `accelerate launch`: processes, FSDP2, precision
+  --exact                   also torch's FSDP memory tracker on a whole step (a minute or two)
+  --json                    one JSON object
+
+`model` may be a folder, a Hub name that is cached, or a config.json by itself; weights are never
+loaded.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefkit.errors import ConfigError, PrefkitError
+from prefkit.plan.command import OWN
+from prefkit.plan.setting import DTYPES, parse_bytes, read_launcher, read_setting
+from prefkit.train.options import load_options, split_flags
+
+_DATA_FLAGS = ("--train_data", "--train-data")
+_DEFAULT_ROOM = "80GB"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints a plan; returns 0, also where the run does not fit.
+
+    Raises:
+        PrefkitError: a mistake in the options, the data or the model.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
+    own, words = _split(argv)
+    plan, exact = plan_arguments(own, words)
+    from prefkit.plan.table import plan_json, plan_table
+
+    if own.get("json"):
+        print(json.dumps(plan_json(plan, exact)))
+    else:
+        print(plan_table(plan, exact))
+    return 0
+
+
+def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
+    """The plan, and what the tracker found or None, of parsed arguments."""
+    from prefkit.train.checks import one_line_errors
+
+    given = []
+    if "lengths" in own and not any(w.partition("=")[0] in _DATA_FLAGS for w in words):
+        given = ["--train_data", "none.jsonl"]  # never read
+    with one_line_errors():
+        options = load_options([*words, *given])
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from prefkit.plan.lengths import given_lengths
+    from prefkit.plan.model import load_config
+    from prefkit.plan.planning import make_plan
+
+    launcher = read_launcher(own.get("accelerate_config"))
+    config = load_config(options.script.model)
+    named = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    setting = read_setting(
+        options, gpus=own.get("gpus"), launcher=launcher, dtype=DTYPES.get(named)
+    )
+    lengths = given_lengths(own["lengths"]) if "lengths" in own else _data_lengths(options, config)
+    plan = make_plan(
+        options.script.model,
+        config,
+        setting,
+        lengths,
+        _room(own, setting.on_cpu),
+        words=words,
+        launcher=own.get("accelerate_config"),
+        choose_sharding=not launcher,
+    )
+    if not own.get("exact"):
+        return plan, None
+    from prefkit.plan.exact import exact_memory
+
+    return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """This command's own flags, and the words that `prefkit train` takes."""
+    _, flags = split_flags(argv)
+    own: dict[str, Any] = {}
+    for name in OWN:
+        if name not in flags:
+            continue
+        values = flags[name]
+        if name in ("exact", "json"):
+            if values:
+                raise ConfigError(f"--{name} takes no value. Put the config file first.")
+            own[name] = True
+        elif len(values) != 1:
+            raise ConfigError(f"--{name} takes one value.")
+        else:
+            own[name] = values[0]
+    if "gpus" in own:
+        if not own["gpus"].isdigit() or not int(own["gpus"]):
+            raise ConfigError(f"gpus is {own['gpus']!r}; it must be a whole number, 1 or more.")
+        own["gpus"] = int(own["gpus"])
+    words: list[str] = []
+    skipping = False
+    for word in argv:
+        if word.startswith("--"):
+            skipping = word[2:].partition("=")[0].replace("-", "_") in OWN
+        if not skipping:
+            words.append(word)
+    return own, words
+
+
+def _room(own: dict[str, Any], on_cpu: bool) -> int:
+    if "gpu_memory" in own:
+        return parse_bytes(own["gpu_memory"])
+    import torch
+
+    if on_cpu:
+        import psutil
+
+        return int(psutil.virtual_memory().total)
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return parse_bytes(_DEFAULT_ROOM)
+
+
+def _data_lengths(options: Any, model_config: Any) -> Any:
+    """Tokenises the training data as `prefkit train` will, writing nothing to its folders."""
+    from prefkit.plan.lengths import data_lengths
+    from prefkit.train.checks import one_line_errors
+    from prefkit.train.script import _load_tokenizer
+    from prefkit.train.setup import prepare_dataset
+
+    script, config, _ = options
+    name = script.tokenizer or script.model
+    if Path(name).is_file():
+        raise ConfigError(
+            f"model: {name} is a config by itself, without a tokenizer to read train_data with. "
+            "Give --tokenizer FOLDER, or the lengths: --lengths 16000,8000,8000."
+        )
+    for file in script.train_data if isinstance(script.train_data, list) else [script.train_data]:
+        if file.endswith((".json", ".jsonl", ".parquet")) and not Path(file).exists():
+            raise ConfigError(
+                f"train_data: there is no file {file}. Name one, or give the lengths: "
+                "--lengths 16000,8000,8000."
+            )
+    try:
+        tokenizer = _load_tokenizer(name)
+    except PrefkitError as error:
+        raise type(error)(f"{error} To plan without it: --lengths 16000,8000,8000.") from error
+    with tempfile.TemporaryDirectory() as folder, one_line_errors():
+        return data_lengths(
+            prepare_dataset(
+                script.train_data,
+                tokenizer,
+                _elsewhere(config, folder),
+                model_config,
+                "train",
+                split=script.train_split,
+            )
+        )
+
+
+def _elsewhere(config: Any, folder: str) -> Any:
+    """The config with another output folder, without its checks' side effects."""
+    import copy
+
+    other = copy.copy(config)
+    other.output_dir = folder
+    return other

@@ -1,0 +1,268 @@
+"""What a model is made of, from its config alone: built on torch's meta device, without a number.
+
+Counted from the model that transformers would build, so every architecture is counted right: tied
+heads, biases, experts, an adapter's matrices.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prefkit.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter that a run puts on the model (`lora_r` and so on)."""
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: str | list[str]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Numbers of a model, in parameters unless said otherwise.
+
+    Attributes:
+        name: as the user gave it.
+        layers, hidden, heads, head_dim, vocab: sizes; `heads` are query heads.
+        tied: whether head and input embedding are one matrix.
+        layer: parameters of one layer (their mean, where layers differ), without adapter.
+        layer_active: of them, those that a token meets (fewer with experts).
+        embedding: of the input embedding (positions included).
+        head: of the output head; 0 where tied.
+        other: final norm and whatever else.
+        adapter_layer: trainable parameters of an adapter in one layer; 0 without.
+        adapter_matrices: matrices of an adapter in one layer.
+        window: tokens of the narrowest sliding window, or None.
+        max_length: positions the model knows, or None.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    layer: int
+    layer_active: int
+    embedding: int
+    head: int
+    other: int
+    adapter_layer: int
+    adapter_matrices: int
+    window: int | None
+    max_length: int | None
+
+    @property
+    def total(self) -> int:
+        """All parameters of the model, without adapter."""
+        return self.layers * self.layer + self.embedding + self.head + self.other
+
+    @property
+    def adapter(self) -> int:
+        """Parameters of the adapter."""
+        return self.layers * self.adapter_layer
+
+
+def load_config(name: str) -> Any:
+    """The config of a folder, of a cached Hub name, or of a `config.json` by itself.
+
+    Raises:
+        ModelError: there is none, or transformers does not know the architecture.
+    """
+    from transformers import AutoConfig
+
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "model_type" not in content:
+                raise ModelError(f"model: {name} has no model_type, so it is no model's config.")
+            return AutoConfig.for_model(**content)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"model: {name}: no config to plan from: {reason} Name a folder, a Hub model or a "
+            "config.json."
+        ) from error
+
+
+def build(
+    config: Any,
+    *,
+    layers: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    lora: Lora | None = None,
+) -> Any:
+    """The model on the meta device, in evaluation mode, its adapter applied.
+
+    Args:
+        config: of `load_config`; left as it is.
+        layers: depth in place of the config's own.
+        dtype: of the weights.
+        attention: `attn_implementation`; None = the model's default.
+        lora: adapter to put on, by PEFT.
+
+    Raises:
+        ModelError: transformers cannot build it as a causal language model, or the adapter does not
+            fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    if layers is not None:
+        _set_depth(config.get_text_config(), layers)
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        with torch.device("meta"), _quiet():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+            model = model.eval()
+            return model if lora is None else _with_adapter(model, lora)
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model: a {config.model_type} cannot be planned: {reason}") from error
+
+
+def _set_depth(config: Any, layers: int) -> None:
+    name = "num_hidden_layers" if "n_layer" not in vars(config) else "n_layer"
+    setattr(config, name, layers)
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = (kinds * layers)[:layers]
+
+
+def _with_adapter(model: Any, lora: Lora) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError(
+            "adapter: lora needs the package peft. Install it with: pip install 'prefkit[peft]'"
+        ) from error
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        ),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' and PEFT's advice on a model that is never run."""
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of decoder layers: the longest list of modules, the outermost of equals.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no list of layers to plan by.")
+    return max(found, key=lambda stack: (len(stack), sum(p.numel() for p in stack.parameters())))
+
+
+def read_shape(name: str, config: Any, lora: Lora | None = None) -> ModelShape:
+    """Counts a model.
+
+    Args:
+        name: for messages and tables.
+        config: of `load_config`.
+        lora: the run's adapter, if it has one.
+
+    Raises:
+        ModelError: see `build`.
+    """
+    model = build(config)
+    text = config.get_text_config()
+    stack = decoder_layers(model)
+    body = sum(p.numel() for p in stack.parameters())
+    adapter = [] if lora is None else _adapter_of_a_layer(config, lora)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is embedding.weight
+    positions = sum(
+        p.numel()
+        for key, p in model.named_parameters()
+        if "position" in key.lower() or key.split(".")[-2] == "wpe"
+    )
+    head_size = 0 if tied else sum(p.numel() for p in head.parameters())
+    embeddings = embedding.weight.numel() + positions
+    everything = sum(p.numel() for p in model.parameters())
+    layers = len(stack)
+    return ModelShape(
+        name=name,
+        layers=layers,
+        hidden=head.weight.shape[1],
+        heads=text.num_attention_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        vocab=head.weight.shape[0],
+        tied=tied,
+        layer=round(body / layers),
+        layer_active=round((body - _idle(stack, text)) / layers),
+        embedding=embeddings,
+        head=head_size,
+        other=everything - body - embeddings - head_size,
+        adapter_layer=sum(p.numel() for p in adapter),
+        adapter_matrices=len(adapter),
+        window=_window(text),
+        max_length=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def _adapter_of_a_layer(config: Any, lora: Lora) -> list[nn.Parameter]:
+    model = build(config, layers=1, lora=lora)  # PEFT takes seconds for 80 layers
+    return [p for key, p in model.named_parameters() if "lora_" in key]
+
+
+def _idle(stack: nn.ModuleList, config: Any) -> int:
+    """Parameters of experts that a token does not meet."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    total = next(
+        (
+            value
+            for name in ("num_local_experts", "num_experts", "n_routed_experts")
+            if (value := getattr(config, name, None))
+        ),
+        None,
+    )
+    if not chosen or not total:
+        return 0
+    experts = sum(p.numel() for key, p in stack.named_parameters() if ".experts." in f".{key}")
+    return round(experts * (1 - chosen / total))
+
+
+def _window(config: Any) -> int | None:
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(config, "layer_types", None)
+    return window if kinds is None or "sliding_attention" in kinds else None
