@@ -26,6 +26,7 @@ class Case:
         head: whether the head learns (without an adapter).
         options: of `PreferenceConfig`, in one process and in two.
         fsdp: `fsdp_config` of the two.
+        shared_rows: the two hold a piece of each row (`sequence_parallel_size`).
     """
 
     family: str = "llama"
@@ -33,13 +34,15 @@ class Case:
     head: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     fsdp: dict[str, Any] = field(default_factory=dict)
+    shared_rows: bool = False
 
 
 SHARDED = {"state_dict_type": "SHARDED_STATE_DICT"}
 CASES = {
     "dpo": Case(options={"method": "dpo"}, fsdp=SHARDED),
     "tdpo2": Case(options={"method": "tdpo2"}),
-    "tdpo2, padded rows": Case(options={"method": "tdpo2", "layout": "separate"}),
+    "tdpo2, each side in full": Case(options={"method": "tdpo2", "layout": "separate"}),
+    "tdpo2, rows shared by both": Case(options={"method": "tdpo2"}, shared_rows=True),
     "dpo, lora": Case(options={"method": "dpo"}, lora=True),
     "tdpo2, lora": Case(options={"method": "tdpo2"}, lora=True, fsdp=SHARDED),
     "tdpo2, tied head": Case(options={"method": "tdpo2"}, family="llama-tied"),
@@ -67,6 +70,7 @@ def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
         changes["peft_config"] = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     if world > 1:
         changes |= {"fsdp": True, "fsdp_config": dict(case.fsdp)}
+        changes |= {"sequence_parallel_size": world if case.shared_rows else 1}
     options: dict[str, Any] = {
         "max_steps": STEPS,
         "per_device_train_batch_size": 4 // world,
