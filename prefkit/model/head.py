@@ -45,7 +45,8 @@ class Head:
     @property
     def vocab_size(self) -> int:
         """Rows of the head, padding of the vocabulary included."""
-        return int(self.module.weight.shape[0])  # type: ignore[index]
+        weight: Any = self.module.weight
+        return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves shape (0,)
 
 
 @dataclass

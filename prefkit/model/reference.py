@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from prefkit.errors import ModelError
 from prefkit.model.attention import reading
 from prefkit.model.head import Head, LogitTransform, unwrap
-from prefkit.model.sharded import adapter_off, release, unit_of
+from prefkit.model.sharded import adapter_off, outliving, release, unit_of
 from prefkit_kernels import token_stats
 
 ModelInputs = Mapping[str, Any]  # a PairBatch, or what a model reads of it
@@ -93,7 +93,10 @@ class Reference:
         """
         if self.adapter_owner is None and self._held is None:
             self._hold_head()
-        hidden, weight, bias = self._run(inputs, rows, lambda *operands: operands)
+        keep = outliving if self.adapter_owner is None else (lambda value: value)
+        hidden, weight, bias = self._run(
+            inputs, rows, lambda hidden, *head: (hidden, *map(keep, head))
+        )
         # With the adapter off, the weight is the policy's own, and freed memory is as it should be:
         # the policy's forward gathers it into the same tensor again before the loss reads it.
         if self.adapter_owner is None and not weight.untyped_storage().size():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 
@@ -58,3 +58,12 @@ def adapter_off(owner: Any) -> Iterator[None]:
         for parameter in training:
             parameter.requires_grad_(True)
         yield
+
+
+def outliving(value: Tensor | None) -> Tensor | None:
+    """A parameter as it is now, for use after the forward that gathered it.
+
+    DeepSpeed's ZeRO-3 frees parameters when their module's forward ends, so those are copied;
+    anything else is returned as it is.
+    """
+    return value.detach().clone() if hasattr(value, "ds_id") else value  # type: ignore[union-attr]

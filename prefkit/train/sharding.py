@@ -104,6 +104,8 @@ class ShardedTrainer(Trainer):
 
     def shard_reference(self, model: nn.Module) -> nn.Module:
         """The frozen reference, ready to run beside the policy: sharded per layer as that is."""
+        if self.accelerator.distributed_type is DistributedType.DEEPSPEED:
+            return _zero_reference(model, self.accelerator.state.deepspeed_plugin)
         if not self.is_fsdp2:
             return self.accelerator.prepare_model(model, evaluation_mode=True)
         with _own_wrapping(self.accelerator):
@@ -155,6 +157,24 @@ def _reduce_every_batch(config: Any) -> None:
     """
     given = config.gradient_accumulation_kwargs or {}
     config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
+
+
+def _zero_reference(model: nn.Module, plugin: Any) -> nn.Module:
+    """The frozen reference in a DeepSpeed engine of its own, partitioned under ZeRO-3."""
+    import deepspeed
+
+    policy = plugin.deepspeed_config
+    zero = policy.get("zero_optimization", {})
+    config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {}}
+    if zero.get("stage") == 3:
+        taken = ("stage", "offload_param", "stage3_", "sub_group_size")
+        config["zero_optimization"] = {
+            key: value for key, value in zero.items() if key.startswith(taken) and value != "auto"
+        }
+    config |= {key: policy[key] for key in ("bf16", "fp16") if key in policy}
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()  # returns nothing
+    return engine
 
 
 @contextmanager
