@@ -1,0 +1,7 @@
+"""`python -m prefkit`, for launchers that start modules: `torchrun … -m prefkit train …`."""
+
+import sys
+
+from prefkit.cli import main
+
+sys.exit(main())
