@@ -194,6 +194,7 @@ def _lora(script: ScriptArguments) -> Any:
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
     from prefkit.train.sequence_parallel import check_shared_model
     from prefkit.train.setup import prepare_dataset
+    from prefkit.train.sharding import loading_whole
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
@@ -212,8 +213,9 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
         evaluation = prepare_dataset(
             script.eval_data, tokenizer, config, model_config, "eval", split=script.eval_split
         )
-    model = _load(script.model, script)
-    ref_model = _load(script.ref_model, script) if script.ref_model else None
+    with loading_whole(config):
+        model = _load(script.model, script)
+        ref_model = _load(script.ref_model, script) if script.ref_model else None
     try:
         return PreferenceTrainer(
             model,

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import ConfigError
@@ -175,6 +176,24 @@ def _zero_reference(model: nn.Module, plugin: Any) -> nn.Module:
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()  # returns nothing
     return engine
+
+
+@contextmanager
+def loading_whole(args: Any) -> Iterator[None]:
+    """Models loaded inside the block are whole in every process, under ZeRO-3 as well.
+
+    Partitioned while they are loaded, as transformers does as soon as the options ask for ZeRO-3,
+    neither the head nor an adapter could be proved, nor the reference be copied.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
 
 
 @contextmanager

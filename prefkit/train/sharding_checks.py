@@ -200,6 +200,11 @@ def check_model(model: nn.Module, config: Any) -> None:
             "The model was sharded when it was loaded (tp_plan or distributed_config). Load it "
             "whole and shard it with fsdp: true."
         )
+    if any(hasattr(value, "ds_id") for value in model.parameters()):
+        raise ModelError(
+            "The model was partitioned by ZeRO-3 while it was loaded, so its head cannot be proved."
+            " Pass the model's name or folder instead, or load it before PreferenceConfig is made."
+        )
     devices = set((getattr(model, "hf_device_map", None) or {}).values())
     if len(devices) > 1 and processes() > 1:
         raise ModelError(

@@ -49,6 +49,7 @@ from prefkit.train.setup import (
     prepare_dataset,
     reference_fingerprint,
 )
+from prefkit.train.sharding import loading_whole
 from prefkit.train.sharding_checks import check_model
 
 logger = logging.getLogger(__name__)
@@ -103,9 +104,10 @@ class PreferenceTrainer(LossTrainer):
         check_machine(args)
         policy: Any = model
         if isinstance(model, str):
-            policy = AutoModelForCausalLM.from_pretrained(
-                model, dtype=torch.float32, trust_remote_code=False
-            )
+            with loading_whole(args):
+                policy = AutoModelForCausalLM.from_pretrained(
+                    model, dtype=torch.float32, trust_remote_code=False
+                )
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
