@@ -65,8 +65,6 @@ class ResumableTrainer(ShardedTrainer):
 
     def _is_finished(self, folder: Path) -> bool:
         """Whether the checkpoint is the run's last: Trainer would train one step too many."""
-        if self.is_deepspeed_enabled:
-            return False  # its weights load only into its engine
         batch = self._train_batch_size * self.args.world_size
         pairs = len(self.train_dataset)  # type: ignore[arg-type]
         batches = pairs // batch if self.args.dataloader_drop_last else math.ceil(pairs / batch)
@@ -120,7 +118,7 @@ class ResumableTrainer(ShardedTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model; outside checkpoints, no file is ever seen half written."""
-        if _internal_call or self.is_deepspeed_enabled:
+        if _internal_call or getattr(self, "deepspeed", None) is not None:
             super().save_model(output_dir, _internal_call)
             return
         target = Path(output_dir or self.args.output_dir or ".")

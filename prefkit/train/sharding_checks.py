@@ -148,6 +148,11 @@ def _check_fsdp(config: Any) -> None:
             f"precompute_ref_{name} runs the reference before the model is sharded, so it would "
             "have to fit one process whole. Leave it out: the reference is sharded as the model is."
         )
+    if "adafactor" in str(config.optim).lower():
+        raise ConfigError(
+            "optim: adafactor mixes whole tensors with shards and fails at its first step under "
+            "fsdp. Use adamw_torch_fused, adamw_torch or sgd."
+        )
     if config.auto_find_batch_size:
         raise ConfigError(
             "auto_find_batch_size and fsdp: one process may run out of memory alone, and the others"
