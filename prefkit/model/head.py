@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
-from prefkit.model.sharded import release
+from prefkit.model.sharded import release, weights_elsewhere
 from prefkit.model.transform import LogitTransform, candidates, proved_transform
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
@@ -94,8 +94,8 @@ def find_head(model: nn.Module) -> Head:
             "be trained. Load it with AutoModelForCausalLM."
         )
     _refuse_odd_head(module, name)
-    if module.weight.is_meta or hasattr(module.weight, "ds_id"):
-        # Nothing to compute with yet (meta device, ZeRO-3 partition): the config must be believed.
+    if module.weight.is_meta or hasattr(module.weight, "ds_id") or weights_elsewhere():
+        # Nothing to compute with here: the config must be believed.
         return Head(owner, module, next(candidates(owner.config)))
     sharded = isinstance(module.weight, DTensor)
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.

@@ -23,7 +23,13 @@ from torch.distributed.fsdp import FSDPModule
 from prefkit.errors import ModelError
 from prefkit.model.attention import reading
 from prefkit.model.head import Head, LogitTransform, unwrap
-from prefkit.model.sharded import adapter_off, outliving, release, unit_of
+from prefkit.model.sharded import (
+    adapter_off,
+    outliving,
+    release,
+    unit_of,
+    weights_elsewhere,
+)
 from prefkit_kernels import token_stats
 
 ModelInputs = Mapping[str, Any]  # a PairBatch, or what a model reads of it
@@ -219,6 +225,8 @@ def check_adapter(model: Any) -> None:
             "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
             " be trained here. Use a weight adapter such as LoRA."
         )
+    if weights_elsewhere():
+        return  # the process that has them checks
     embeddings = unwrap(model).get_input_embeddings()  # type: ignore[operator]
     ids = torch.arange(4, device=embeddings.weight.device).reshape(1, 4)
     with evaluating(model):

@@ -5,10 +5,13 @@ may free them after it, and gathers them again in the backward. Code that reads 
 other time finds a shard or freed memory.
 """
 
+import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -67,3 +70,24 @@ def outliving(value: Tensor | None) -> Tensor | None:
     anything else is returned as it is.
     """
     return value.detach().clone() if hasattr(value, "ds_id") else value  # type: ignore[union-attr]
+
+
+def weights_elsewhere() -> bool:
+    """Whether models loaded in this process hold no weights, but memory that nothing was put into.
+
+    So transformers loads them in all processes of a node but the first, under FSDP with
+    `cpu_ram_efficient_loading`; sharding hands the weights out.
+    """
+    asked = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    on = all(os.environ.get(name, "").lower() in ("1", "true", "yes") for name in asked)
+    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return on and initialised and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def copy_without_weights(model: nn.Module) -> nn.Module:
+    """A copy whose parameters take no memory (on the meta device)."""
+    empty = {
+        id(value): nn.Parameter(torch.empty_like(value, device="meta"), value.requires_grad)
+        for value in model.parameters()
+    }
+    return copy.deepcopy(model, empty)

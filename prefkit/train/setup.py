@@ -22,6 +22,7 @@ from prefkit.model.reference import (
     check_vocabularies,
 )
 from prefkit.model.reference_cache import fingerprint_model
+from prefkit.model.sharded import copy_without_weights, weights_elsewhere
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import CachedDataset
@@ -114,7 +115,9 @@ def make_reference(
         return Reference(model, install(model), adapter_owner=model)
     if ref_model is None and args.precomputes_reference:
         return Reference(model, install(model))  # before the first step the policy is the reference
-    frozen = copy.deepcopy(model) if ref_model is None else ref_model
+    frozen = ref_model
+    if frozen is None:
+        frozen = copy_without_weights(model) if weights_elsewhere() else copy.deepcopy(model)
     frozen.requires_grad_(False).eval()
     if args.disable_dropout:
         disable_dropout(frozen)
@@ -144,7 +147,7 @@ def _check_ref_tokenizer(model: Any, ref_model: Any, tokenizer: Any) -> None:
 
 def reference_fingerprint(reference: Reference | None, args: PreferenceConfig) -> str | None:
     """A hash of the reference and of the precision it runs in; None without a reference."""
-    if reference is None:
+    if reference is None or weights_elsewhere():  # then the first process tells it
         return None
     model = reference.model
     base = fingerprint_model(unwrap(model), without_adapter=reference.adapter_owner is not None)

@@ -19,7 +19,11 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+)
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -30,13 +34,22 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import ConfigError
+from prefkit.model.head import Head
+from prefkit.model.reference import Reference
 from prefkit.model.sharded import release
 from prefkit.train.even_evaluation import EvenDataset
 from prefkit.train.sharding_checks import asks_for_fsdp
 
 
 class ShardedTrainer(Trainer):
-    """A Trainer whose FSDP2 is exact, and is FSDP2 on a CPU as well."""
+    """A Trainer whose FSDP2 is exact, and is FSDP2 on a CPU as well.
+
+    The subclass sets `head`, `reference` and `_reference_id` before `Trainer` sets itself up.
+    """
+
+    head: Head
+    reference: Reference | None
+    _reference_id: str | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer does; FSDP2 that was asked for is what comes out.
@@ -59,6 +72,18 @@ class ShardedTrainer(Trainer):
                 "accelerate launch, or leave fsdp out."
             )
         _keep_precision(self.accelerator.state.fsdp_plugin)
+        if self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+            self._believe_the_first_process()
+
+    def _believe_the_first_process(self) -> None:
+        """Takes over what only a process that has the weights could find out of them."""
+        heads = [self.head] if self.reference is None else [self.head, self.reference.head]
+        found: list[Any] = [self._reference_id, [head.transform for head in heads]]
+        broadcast_object_list(found, from_process=0)
+        self._reference_id, transforms = found
+        self.head = replace(self.head, transform=transforms[0])
+        if self.reference is not None:
+            self.reference.head = replace(self.reference.head, transform=transforms[1])
 
     def _shard_on_cpu(self) -> None:
         """The state that accelerate reaches by itself where it sees an accelerator."""
