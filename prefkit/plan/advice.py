@@ -35,6 +35,7 @@ def advise(
     lengths: Lengths,
     peak: Callable[[Setting], float],
     room: float,
+    heads: int,
 ) -> list[Advice]:
     """Changes that save memory, in the order to try them.
 
@@ -43,17 +44,18 @@ def advise(
         lengths: of its data.
         peak: bytes of a setting's peak, assumed slack included.
         room: bytes that there are.
+        heads: attention heads, which processes can share.
     """
     now = peak(setting)
     found = []
-    for change, costs, other in _changes(setting, lengths):
+    for change, costs, other in _changes(setting, lengths, heads):
         saves = now - peak(other)
         if saves > 0.005 * now:
             found.append(Advice(change, saves, costs, now - saves <= room))
     return found
 
 
-def _changes(setting: Setting, lengths: Lengths) -> Iterator[tuple[str, str, Setting]]:
+def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[str, str, Setting]]:
     s = setting
     if s.layout == "separate" and lengths.sharing > 1.05:
         yield "layout: shared", "nothing", replace(s, layout="shared")
@@ -64,6 +66,9 @@ def _changes(setting: Setting, lengths: Lengths) -> Iterator[tuple[str, str, Set
     if s.runs_reference and not s.needs_kl and not s.sharded:
         text = "a pass over the data before training"
         yield "precompute_ref_log_probs: true", text, replace(s, precomputed=True)
+    if s.runs_reference and s.needs_kl and not s.sharded:
+        text = "a pass over the data before training, and disk"
+        yield "precompute_ref_hidden: true", text, replace(s, cached_hidden=True)
     if not s.checkpointing:
         text = "a second forward of the body"
         other = replace(s, checkpointing=True)
@@ -91,9 +96,9 @@ def _changes(setting: Setting, lengths: Lengths) -> Iterator[tuple[str, str, Set
         other = replace(s, gpus=2 * s.gpus)
         yield f"{2 * s.gpus} GPUs instead of {s.gpus}", "twice the GPUs", other
         parallel = 2 * s.sequence_parallel
-        if s.gpus % parallel == 0:
+        if s.gpus % parallel == 0 and heads % parallel == 0:
             other = replace(s, sequence_parallel=parallel)
-            yield f"sequence_parallel_size: {parallel}", "rows a step, communication", other
+            yield f"sequence_parallel_size: {parallel}", "communication in attention", other
         if not s.offload_params:
             other = replace(s, offload_params=True)
             yield "fsdp_offload_params: true", "optimiser steps on the host", other

@@ -42,7 +42,7 @@ def command_of(
         )
     else:
         start = f"torchrun --nproc_per_node {setting.gpus}"
-    lines.append(f"{start} -m prefkit.cli {train}")
+    lines.append(f"{start} -m prefkit {train}")
     return "\n".join(lines)
 
 

@@ -3,8 +3,8 @@
 `FSDPMemTracker` (torch.distributed._tools) follows every storage of a training step: forward of the
 reference, forward and backward of the policy, step of the optimiser. The model is sharded as
 accelerate does it, over a process group that sends nothing (torch's fake backend), so neither a GPU
-nor the memory is needed. The optimiser is AdamW with foreach=False, whose states are counted as the
-shards they are.
+nor the memory is needed. The optimiser is AdamW (or RMSprop) with foreach=False, whose states are
+counted as the shards they are.
 
 The fused head's operators hide their buffers from a tracker, so a stand-in allocates what
 `prefkit.plan.head` says, at the same places. That part is this project's arithmetic, not torch's.
@@ -136,9 +136,7 @@ def _run(
         if setting.keeps_reference:
             reference = _sharded(parts, config, setting, layers, mesh, trainable=False)
         step = _Step(setting, policy, reference, head, reading)
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, foreach=False)
-        _make_states(optimizer, setting.accumulation > 1)
+        optimizer = _optimizer(setting, policy)
         tracker = parts.tracker(policy, optimizer)
         ids = torch.zeros(1, tokens, dtype=torch.int64)
         tracker.track_inputs((ids,))
@@ -243,17 +241,25 @@ class _Offloaded(nn.Module):
             return self.layer(*args, **kwargs)
 
 
-def _make_states(optimizer: Any, with_grads: bool) -> None:
-    """The states as they are from the second step on."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),  # a fake tensor that knows its number
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-            if with_grads:  # of the batches before
-                parameter.grad = torch.zeros_like(parameter)
+def _optimizer(setting: Setting, policy: nn.Module) -> Any:
+    """AdamW or RMSprop, with its states, and with gradients of batches before, as in later steps.
+
+    foreach=False: only so are states of shards counted as shards.
+    """
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    optimizer: Any
+    if setting.optimizer == "rmsprop":
+        optimizer, names = torch.optim.RMSprop(trained, foreach=False), ("square_avg",)
+    else:
+        optimizer = torch.optim.AdamW(trained, foreach=False)
+    for parameter in trained:
+        states = {name: torch.zeros_like(parameter) for name in names}
+        step = torch.tensor(0.0)  # a fake tensor that knows its number
+        optimizer.state[parameter] = {"step": step, **states}
+        if setting.accumulation > 1 or setting.sequence_parallel > 1:
+            parameter.grad = torch.zeros_like(parameter)
+    return optimizer
 
 
 class _Step:

@@ -45,7 +45,8 @@ def work_of(shape: ModelShape, setting: Setting, load: Load) -> Work:
     Args:
         load: the mean batch of a row.
     """
-    batches = setting.accumulation * setting.gpus / setting.sequence_parallel
+    # Processes that share rows train on their members' batches in turn: none is lost.
+    batches = setting.accumulation * setting.gpus
     active = shape.layers * shape.layer_active
     adapter = shape.layers * shape.adapter_layer
     forward = 2 * (active + adapter) * load.tokens
@@ -55,7 +56,9 @@ def work_of(shape: ModelShape, setting: Setting, load: Load) -> Work:
     product = 2 * load.scored * shape.hidden * shape.vocab
     reference = 0.0
     if setting.runs_reference:
-        reference = 2 * active * load.tokens + attending + product
+        reference = (2 * active * load.tokens + attending + product) * batches
+    elif setting.cached_hidden:
+        reference = product * batches
     products = _head_products(setting, load.pairs) * product
     return Work(
         tokens=load.tokens * batches,
@@ -64,7 +67,7 @@ def work_of(shape: ModelShape, setting: Setting, load: Load) -> Work:
         body=(forward + backward) * batches,
         attention=3 * attending * batches,
         head=products * batches,
-        reference=reference * batches,
+        reference=reference,
         recomputation=(forward + attending) * batches if setting.checkpointing else 0.0,
     )
 
@@ -73,4 +76,4 @@ def _head_products(setting: Setting, pairs: float) -> int:
     """Products of the policy's head and, for a KL's gradient, the reference's second."""
     if takes_one_pass(setting, pairs):
         return 3 if setting.lora is None else 2
-    return 5 if setting.needs_kl and setting.runs_reference else 4
+    return 5 if setting.needs_kl else 4

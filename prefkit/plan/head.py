@@ -60,7 +60,7 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
     work = 4 if setting.on_cpu else read  # dtype of the gradient products
     buffers = _forward_buffers(shape, setting, scored, work, one, trainable)
     picked = states * read * (2 if _casts(setting) else 1)
-    reference = states * read if setting.needs_kl and setting.runs_reference else 0.0
+    reference = states * read if setting.needs_kl else 0.0
     copy = matrix * read if _casts(setting) else 0.0
     grad = matrix * read if trainable else 0.0
     d_hidden = states * 4

@@ -138,13 +138,18 @@ def batches(lengths: Lengths, setting: Setting, layout: str) -> tuple[Load, Load
     loads = [_load(group, layout, setting.pad_to) for group in groups]
     heaviest = max(loads, key=lambda load: load.tokens)
     if setting.tokens_per_batch is not None:
-        return heaviest, Load(heaviest.rows, *np.mean([load[1:] for load in loads], axis=0))
+        return heaviest, Load(heaviest.rows, *_means(loads))
     everything = [_load([pair], layout, setting.pad_to) for pair in lengths.pairs]
-    mean = np.mean([load[1:] for load in everything], axis=0)
+    mean = _means(everything)
+    sums = [setting.pairs * number for number in mean]
     if layout == "padded":  # rows are as long as the longest of the batch: take half-way for it
         length = (mean[0] + heaviest.length) / 2 if setting.pairs > 1 else mean[0]
-        return heaviest, Load(heaviest.rows, length, *(mean[1:] * setting.pairs))
-    return heaviest, Load(0, *(mean * setting.pairs))
+        return heaviest, Load(heaviest.rows, length, *sums[1:])
+    return heaviest, Load(0, *sums)
+
+
+def _means(loads: Sequence[Load]) -> list[float]:
+    return [float(number) for number in np.mean([load[1:] for load in loads], axis=0)]
 
 
 def _by_count(lengths: Lengths, setting: Setting) -> list[list[PairLength]]:

@@ -23,7 +23,7 @@ from typing import Any
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.plan.command import OWN
 from prefkit.plan.setting import DTYPES, parse_bytes, read_launcher, read_setting
-from prefkit.train.options import load_options, split_flags
+from prefkit.train.options import load_options, read_yaml, split_flags
 
 _DATA_FLAGS = ("--train_data", "--train-data")
 _DEFAULT_ROOM = "80GB"
@@ -56,8 +56,9 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     given = []
     if "lengths" in own and not any(w.partition("=")[0] in _DATA_FLAGS for w in words):
         given = ["--train_data", "none.jsonl"]  # never read
+    parallel, options_words = _shared_rows(words)
     with one_line_errors():
-        options = load_options([*words, *given])
+        options = load_options([*options_words, *given])
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from prefkit.plan.lengths import given_lengths
     from prefkit.plan.model import load_config
@@ -67,7 +68,11 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     config = load_config(options.script.model)
     named = str(getattr(config, "dtype", None)).removeprefix("torch.")
     setting = read_setting(
-        options, gpus=own.get("gpus"), launcher=launcher, dtype=DTYPES.get(named)
+        options,
+        gpus=own.get("gpus"),
+        launcher=launcher,
+        dtype=DTYPES.get(named),
+        sequence_parallel=parallel,
     )
     lengths = given_lengths(own["lengths"]) if "lengths" in own else _data_lengths(options, config)
     plan = make_plan(
@@ -76,7 +81,7 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
         setting,
         lengths,
         _room(own, setting.on_cpu),
-        words=words,
+        words=_with_weights(words, options.script.model),
         launcher=own.get("accelerate_config"),
         choose_sharding=not launcher,
     )
@@ -85,6 +90,33 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     from prefkit.plan.exact import exact_memory
 
     return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
+
+
+def _shared_rows(words: list[str]) -> tuple[int, list[str]]:
+    """`sequence_parallel_size`, and the words with it set to 1.
+
+    `prefkit train` compares it with the launcher's processes, which a plan only supposes.
+    """
+    name = "sequence_parallel_size"
+    files, flags = split_flags(words)
+    value: Any = flags[name][0] if flags.get(name) else None
+    if value is None and files:
+        value = read_yaml(files[0]).get(name)
+    if value in (None, 1):
+        return 1, words
+    if not str(value).isdigit() or not int(value):
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+    return int(value), [*_without(words, (name,)), f"--{name}", "1"]
+
+
+def _with_weights(words: list[str], model: str) -> list[str]:
+    """The words for a run: a config by itself is planned, but not trained."""
+    if not Path(model).is_file():
+        return words
+    words = _without(words, ("model",))
+    files, _ = split_flags(words)
+    named = bool(files) and "model" in read_yaml(files[0])
+    return words if named else [*words, "--model", "FOLDER_WITH_WEIGHTS"]
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -107,14 +139,19 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if not own["gpus"].isdigit() or not int(own["gpus"]):
             raise ConfigError(f"gpus is {own['gpus']!r}; it must be a whole number, 1 or more.")
         own["gpus"] = int(own["gpus"])
+    return own, _without(argv, OWN)
+
+
+def _without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words without some flags and their values."""
     words: list[str] = []
     skipping = False
     for word in argv:
         if word.startswith("--"):
-            skipping = word[2:].partition("=")[0].replace("-", "_") in OWN
+            skipping = word[2:].partition("=")[0].replace("-", "_") in names
         if not skipping:
             words.append(word)
-    return own, words
+    return words
 
 
 def _room(own: dict[str, Any], on_cpu: bool) -> int:

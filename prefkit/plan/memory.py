@@ -73,7 +73,8 @@ def memory_of(shape: ModelShape, setting: Setting, load: Load, body: Body) -> Me
     states = states_of(shape, setting)
     gathered = _Gathered(shape, setting)
     grads = states.pop("gradients")
-    waiting = {"gradients": grads} if setting.accumulation > 1 else {}
+    again = setting.accumulation > 1 or setting.sequence_parallel > 1
+    waiting = {"gradients": grads} if again else {}
     width = tokens * shape.hidden * (setting.mixed or setting.computed).itemsize
     moments = []
     if setting.runs_reference:
@@ -95,7 +96,9 @@ def memory_of(shape: ModelShape, setting: Setting, load: Load, body: Body) -> Me
     if embedding := _embedding_grad(shape, setting):
         parts = {**states, "gradients": grads, "hidden states": width, **embedding}
         moments.append(Moment("embedding, backward", parts | gathered.embedding()))
-    step = grads if "foreach" in setting.optimizer or setting.optimizer == "adamw_torch" else 0.0
+    # torch's unfused optimisers work on all tensors of a GPU at once, but not on shards.
+    at_once = not (setting.sharded or setting.on_cpu or "fused" in setting.optimizer)
+    step = grads if at_once else 0.0
     parts = {**states, "gradients": grads, "optimiser's temporaries": step}
     moments.append(Moment("optimiser", parts))
     on_host = body.layer * shape.layers if setting.offload else 0.0
@@ -120,6 +123,8 @@ def states_of(shape: ModelShape, setting: Setting) -> dict[str, float]:
         states["buckets of gradients (DDP)"] = float(trainable * trained)
     if setting.keeps_reference:
         states["reference"] = base * weight / share
+    elif setting.cached_hidden and setting.own_reference:
+        states["reference's head"] = float(shape.vocab * shape.hidden * weight)
     if setting.offload_params:
         for name in ("parameters", "optimiser states", "reference"):
             states.pop(name, None)

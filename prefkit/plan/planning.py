@@ -176,7 +176,7 @@ def make_plan(
         memory=memory,
         work=work_of(shape, setting, mean),
         room=room,
-        advice=advise(setting, lengths, peak, room) if need > room else [],
+        advice=advise(setting, lengths, peak, room, shape.heads) if need > room else [],
         command=command_of(setting, words, launcher),
         notes=notes,
     )

@@ -27,7 +27,8 @@ class Setting:
         method: for the tables.
         needs_reference, needs_kl: of the loss; `one_pass` whether its gradient can be made in the
             forward (see `prefkit.schedule`).
-        precomputed: reference log-probabilities come from disk.
+        precomputed: reference log-probabilities come from disk; `cached_hidden` its hidden states,
+            and its head is kept.
         own_reference: the reference is another model than the policy without its adapter.
         lora: the adapter, or None for full fine-tuning.
         weights: dtype the weights are loaded in.
@@ -49,6 +50,7 @@ class Setting:
     needs_kl: bool
     one_pass: bool
     precomputed: bool
+    cached_hidden: bool
     own_reference: bool
     lora: Lora | None
     weights: torch.dtype
@@ -100,12 +102,12 @@ class Setting:
     @property
     def keeps_reference(self) -> bool:
         """Whether a second, frozen model is held while training."""
-        return self.needs_reference and self.own_reference and not self.precomputed
+        return self.runs_reference and self.own_reference
 
     @property
     def runs_reference(self) -> bool:
         """Whether every batch goes through a reference."""
-        return self.needs_reference and not self.precomputed
+        return self.needs_reference and not (self.precomputed or self.cached_hidden)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -158,6 +160,7 @@ def read_setting(
     gpus: int | None = None,
     launcher: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    sequence_parallel: int = 1,
 ) -> Setting:
     """The setting of a run.
 
@@ -166,6 +169,7 @@ def read_setting(
         gpus: processes; None = the launcher's, or 1.
         launcher: of `read_launcher`.
         dtype: the dtype in the model's own config, for `dtype: auto`.
+        sequence_parallel: processes that share a row.
 
     Raises:
         ConfigError: sequence_parallel_size does not divide the processes.
@@ -175,10 +179,10 @@ def read_setting(
     count = gpus or launcher.get("num_processes") or 1
     fsdp = _fsdp(config, launcher)
     objective = config.build_objective()
-    parallel = int(getattr(config, "sequence_parallel_size", None) or 1)
-    if count % parallel:
+    if count % sequence_parallel:
         raise ConfigError(
-            f"sequence_parallel_size is {parallel}, which does not divide {count} processes."
+            f"sequence_parallel_size is {sequence_parallel}, which does not divide {count} "
+            "processes. Set --gpus, or another size."
         )
     checkpointing, offload = _checkpointing(config, fsdp)
     lora = None
@@ -194,6 +198,7 @@ def read_setting(
         needs_kl=objective.needs_kl,
         one_pass=objective.linear is not None and config.head_backend != "reference",
         precomputed=config.precompute_ref_log_probs,
+        cached_hidden=bool(getattr(config, "precompute_ref_hidden", False)),
         own_reference=lora is None or script.ref_model is not None,
         lora=lora,
         weights=DTYPES.get(script.dtype) or dtype or torch.float32,
@@ -207,7 +212,7 @@ def read_setting(
         pad_to=config.pad_to_multiple_of or 1,
         accumulation=config.gradient_accumulation_steps,
         gpus=count,
-        sequence_parallel=parallel,
+        sequence_parallel=sequence_parallel,
         sharding=_sharding(config, launcher, fsdp, count),
         offload_params=any(
             _true((fsdp or {}).get(key)) for key in ("offload_params", "cpu_offload")
