@@ -18,7 +18,7 @@ from tests.trainer_cases import ROWS, logs_of, tiny_model, trainer
 folder, batch, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 trained = trainer(
     folder, tiny_model(scale=3.0), max_steps=3, per_device_train_batch_size=batch,
-    gradient_accumulation_steps=2, eval_dataset=ROWS[:8], save_strategy="steps", save_steps=2,
+    gradient_accumulation_steps=2, eval_dataset=ROWS[:5], save_strategy="steps", save_steps=2,
     use_cpu=True, **options,
 )
 trained.train()

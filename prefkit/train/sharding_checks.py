@@ -82,6 +82,19 @@ def check_sharding(config: Any) -> None:
     _check_loader(config)
     if asks_for_fsdp(config):
         _check_fsdp(config)
+    elif config.deepspeed or _flag(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
+        _check_precomputing(config, "deepspeed")
+
+
+def _check_precomputing(config: Any, engine: str) -> None:
+    if not config.precomputes_reference:
+        return
+    name = "log_probs" if config.precompute_ref_log_probs else "hidden"
+    raise ConfigError(
+        f"precompute_ref_{name} and {engine}: one process would run the reference alone, before the"
+        " model is sharded or while the others are not there to gather it. Leave it out: the "
+        "reference is sharded as the model is."
+    )
 
 
 def _check_parallelism(config: Any) -> None:
@@ -142,12 +155,7 @@ def _check_fsdp(config: Any) -> None:
             "than by layer, the whole model would be gathered in every forward. Set it to "
             f"{WRAPPING} (fsdp_auto_wrap_policy in accelerate's config)."
         )
-    if config.precomputes_reference:
-        name = "log_probs" if config.precompute_ref_log_probs else "hidden"
-        raise ConfigError(
-            f"precompute_ref_{name} runs the reference before the model is sharded, so it would "
-            "have to fit one process whole. Leave it out: the reference is sharded as the model is."
-        )
+    _check_precomputing(config, "fsdp")
     if "adafactor" in str(config.optim).lower():
         raise ConfigError(
             "optim: adafactor mixes whole tensors with shards and fails at its first step under "
