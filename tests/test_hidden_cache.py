@@ -22,9 +22,10 @@ from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.model import hidden_cache
 from prefkit.model.head import install
-from prefkit.model.hidden_cache import HiddenCache, ReferenceHead, build_hidden_cache
+from prefkit.model.hidden_cache import HiddenCache, build_hidden_cache
 from prefkit.model.reference import Reference
 from prefkit.model.reference_cache import build_cache
+from prefkit.model.reference_head import ReferenceHead
 from prefkit_kernels import TokenStats, token_stats
 from tests.test_reference_cache import Scorer
 from tests.trainer_cases import ROWS, byte_tokenizer, tiny_model
@@ -265,7 +266,7 @@ def live_and_cached(tmp_path: Path, family: str, **changes: Any) -> tuple[Any, A
     batch = collate([(index, PAIRS[index]) for index in (3, 1)])
     live = reference.operands(batch, batch["rows"], head.transform, head.vocab_size - 2)
     kept = ReferenceHead.of(own, head.transform, head.vocab_size - 2)
-    return live, kept.operands(cache.read(batch["pair_index"]))
+    return live, kept.of_cached(cache.read(batch["pair_index"]))
 
 
 @pytest.mark.parametrize(

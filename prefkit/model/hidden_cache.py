@@ -40,7 +40,6 @@ from prefkit.model.cache_folder import (
     write_shard,
 )
 from prefkit.model.fingerprints import fingerprint_pairs
-from prefkit.model.head import Head, LogitTransform
 
 logger = logging.getLogger(__name__)
 
@@ -217,53 +216,3 @@ def _readable(count: int) -> str:
     while size >= 999.95 and unit != "TB":
         size, unit = size / 1000, next(units)
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
-@dataclass(frozen=True)
-class ReferenceHead:
-    """A reference of which only the head is left; with cached hidden states it is all of it.
-
-    Attributes:
-        weight: (V, D), without gradient. bias: (V,) or None.
-        factor: what the hidden states are multiplied with, where the policy scales its logits
-            otherwise than the reference does.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    factor: float
-
-    @classmethod
-    def of(
-        cls,
-        head: Head,
-        policy: LogitTransform,
-        vocab_size: int,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> "ReferenceHead":
-        """Keeps a head; everything else of its model may be freed afterwards.
-
-        Args:
-            head: the reference's.
-            policy: the policy's logit transform, which the loss applies to both.
-            vocab_size: rows of the policy's head: rows beyond are padding, and left out.
-            weight, bias: the head's, gathered, where it is sharded; None = the module's own.
-        """
-        if weight is None:
-            weight, bias = head.module.weight, getattr(head.module, "bias", None)  # type: ignore[assignment]
-        assert weight is not None
-        factor = head.transform.logit_scale / policy.logit_scale
-        weight = weight.detach()[:vocab_size]
-        bias = None if bias is None else bias.detach()[:vocab_size] * factor
-        return cls(weight, bias, factor)
-
-    def operands(self, hidden: Tensor) -> dict[str, Tensor | None]:
-        """Keyword arguments `ref_hidden`, `ref_weight`, `ref_bias` of the loss.
-
-        Args:
-            hidden: (T, D) cached states of a batch, on any device.
-        """
-        hidden = hidden.to(self.weight.device, self.weight.dtype, non_blocking=True)
-        hidden = hidden if self.factor == 1.0 else hidden * self.factor
-        return {"ref_hidden": hidden, "ref_weight": self.weight, "ref_bias": self.bias}

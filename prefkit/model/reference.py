@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from prefkit.errors import ModelError
 from prefkit.model.attention import reading
 from prefkit.model.head import Head, LogitTransform, unwrap
+from prefkit.model.reference_head import ReferenceHead
 from prefkit.model.sharded import (
     adapter_off,
     outliving,
@@ -111,16 +112,8 @@ class Reference:
                 "reads it in the policy's loss. Shard the reference with FSDP2 (fully_shard; "
                 "fsdp_version 2 in accelerate), or use a method without KL (dpo, step-dpo, scdpo)."
             )
-        factor = self.head.transform.logit_scale / policy.logit_scale
-        if factor != 1.0:  # the loss knows one scale: fold the difference into the hidden states
-            hidden = hidden * factor
-            bias = None if bias is None else bias * factor
-        # A longer head is longer by padding (`check_vocabularies`): rows that no text can hold, and
-        # that the policy, lacking them, would make an infinite KL.
-        if weight.shape[0] > vocab_size:
-            weight = weight[:vocab_size]
-            bias = None if bias is None else bias[:vocab_size]
-        return {"ref_hidden": hidden, "ref_weight": weight, "ref_bias": bias}
+        head = ReferenceHead.of(self.head, policy, vocab_size, weight, bias)
+        return head.operands(hidden)
 
     def _hold_head(self) -> None:
         """Lets FSDP2 leave the head gathered after every forward, if the head is sharded.

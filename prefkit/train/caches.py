@@ -11,9 +11,10 @@ from torch import Tensor
 
 from prefkit.data.pair import PairBatch, TokenizedPair
 from prefkit.model.head import Head
-from prefkit.model.hidden_cache import ReferenceHead, build_hidden_cache
+from prefkit.model.hidden_cache import build_hidden_cache
 from prefkit.model.reference import Reference
 from prefkit.model.reference_cache import build_cache
+from prefkit.model.reference_head import ReferenceHead
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import CachedDataset, pair_of
 

@@ -13,8 +13,8 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.loss import fused_preference_loss
 from prefkit.model.attention import reading
 from prefkit.model.head import Head
-from prefkit.model.hidden_cache import ReferenceHead
 from prefkit.model.reference import Reference
+from prefkit.model.reference_head import ReferenceHead
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.even_evaluation import counted_pairs
@@ -147,7 +147,7 @@ class LossTrainer(LoggingTrainer):
         if "ref_logp" in inputs:
             return {"ref_logp": inputs["ref_logp"]}
         if "ref_hidden" in inputs and self.reference_head is not None:
-            return self.reference_head.operands(inputs["ref_hidden"])
+            return self.reference_head.of_cached(inputs["ref_hidden"])
         if self.reference is None:
             raise ConfigError(
                 "This dataset has no precomputed reference, and the reference was freed. Pass it "
