@@ -101,6 +101,7 @@ def run(options: Options, argv_hint: str = "") -> int:
     except KeyboardInterrupt:
         return _interrupted(Path(config.output_dir), trainer.state.global_step, argv_hint)
     _say_summary(trainer, result, Path(config.output_dir), time.perf_counter() - started)
+    trainer.accelerator.end_training()  # several processes part in order, or one may see a reset
     return 0
 
 
