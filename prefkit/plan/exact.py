@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from prefkit.errors import ConfigError
 from prefkit.model.head import unwrap
+from prefkit.model.sharded import adapter_off, release, unit_of
 from prefkit.plan.head import HeadBytes, head_bytes, reading_bytes
 from prefkit.plan.lengths import Load
 from prefkit.plan.model import ModelShape, build, decoder_layers
@@ -174,10 +175,9 @@ def _sharded(
         for place, layer in enumerate(stack):
             wrapped = parts.checkpoint(layer, preserve_rng_state=False)
             stack[place] = _Offloaded(wrapped) if setting.offload else wrapped
-    kinds = dict.fromkeys(("param_dtype",), setting.mixed)
-    if setting.mixed is not None:
-        kinds["reduce_dtype"] = torch.float32 if setting.mixed == torch.bfloat16 else setting.mixed
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(**kinds)}
+    reduced = None if setting.mixed is None else torch.float32  # as prefkit.train.sharding sets it
+    policy = MixedPrecisionPolicy(param_dtype=setting.mixed, reduce_dtype=reduced)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
     inner: Any = unwrap(model)
     for layer in stack:
         fully_shard(layer, **options)
@@ -286,16 +286,11 @@ class _Step:
         self.kept.clear()
 
     def _read(self, ids: Tensor) -> None:
-        from prefkit.model.sharded import release, unit_of
-
-        off = contextlib.nullcontext()
-        if self.reference is None:
-            off = self.policy.disable_adapter()
-        model = self.policy if self.reference is None else self.reference
-        trained = [p for p in model.parameters() if p.requires_grad]
+        model = self.reference
+        off: Any = contextlib.nullcontext()
+        if model is None:
+            model, off = self.policy, adapter_off(self.policy)
         with off, torch.no_grad(), self._autocast():
-            for parameter in trained:
-                parameter.requires_grad_(True)  # FSDP2 looks at its first forward at what trains
             model(input_ids=ids, use_cache=False)
         if self.reference is None:
             return  # the policy's forward gathers it again at once

@@ -8,8 +8,6 @@ is a list of components, and the peak is the moment with the largest sum.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from prefkit.plan.head import HeadBytes, head_bytes, reading_bytes
 from prefkit.plan.lengths import Load
 from prefkit.plan.model import ModelShape
@@ -179,7 +177,7 @@ class _Gathered:
         self.tail_grad = self.tail if trains else 0
         self.front = 0 if shape.tied else shape.embedding * size
         # prefkit reduces in fp32; whole gradients wait for it beside those of the next unit.
-        self.wider = 4 / size if setting.mixed == torch.bfloat16 or size == 4 else 1
+        self.wider = 1.0 if setting.mixed is None else 4 / size
         self.reference = self.tail if setting.keeps_reference and setting.needs_kl else 0
 
     def forward(self) -> dict[str, float]:
