@@ -56,8 +56,8 @@ def _groups(cls: type) -> list[tuple[str, list[str]]]:
     for line in inspect.getsource(cls).splitlines():
         if title := re.match(r"    # -- (.+?) -*$", line):
             groups.append((title[1].strip(), []))
-        elif field := re.match(r"    (\w+): ", line):
-            groups[-1][1].append(field[1])
+        elif (field := re.match(r"    (\w+): ", line)) and field[1] in cls.__annotations__:
+            groups[-1][1].append(field[1])  # lines of a text may look alike
     return [group for group in groups if group[1]]
 
 
