@@ -128,8 +128,14 @@ def _inspect(argv: Sequence[str]) -> int:
 
 
 def _plan(argv: Sequence[str]) -> int:
+    import gc
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    return int(import_module("prefkit.plan.main").run(argv))
+    gc.disable()  # looking through what the imports make takes a fifth of the command's time
+    try:
+        return int(import_module("prefkit.plan.main").run(argv))
+    finally:
+        gc.enable()
 
 
 def _env(argv: Sequence[str]) -> int:

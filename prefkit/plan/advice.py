@@ -79,7 +79,8 @@ def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[s
         name = "checkpointing with offload " if not s.checkpointing else "activation offload "
         yield name + _where(s, "_offload"), text, other
     if s.gpus > 1 and not s.sharded:
-        other = replace(s, sharding="fsdp2")
+        # FSDP2 takes no precomputed reference.
+        other = replace(s, sharding="fsdp2", precomputed=False, cached_hidden=False)
         yield "fsdp: true (FSDP2: a share of the model in each process)", "communication", other
     if s.tokens_per_batch is not None:
         largest = max(pair.shared for pair in lengths.pairs)
@@ -110,5 +111,5 @@ def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[s
 def _where(setting: Setting, ending: str) -> str:
     if setting.sharding == "fsdp2":
         return f"(fsdp_activation_checkpointing{ending}: true)"
-    option = 'gradient_checkpointing_kwargs: {"offload": true}' if ending else ""
+    option = 'activation_checkpointing_kwargs: {"offload": true}' if ending else ""
     return f"({option or 'gradient_checkpointing: true'})"

@@ -13,6 +13,7 @@ Takes what `prefkit train` takes, and:
 loaded.
 """
 
+import gc
 import json
 import logging
 import tempfile
@@ -89,6 +90,7 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
         return plan, None
     from prefkit.plan.exact import exact_memory
 
+    gc.enable()  # garbage would be counted as held
     return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
 
 

@@ -155,7 +155,7 @@ def make_plan(
     notes = _notes(setting, planner)
     replica = setting.sharding == "ddp"
     if choose_sharding and replica and sum(states_of(shape, setting).values()) > room:
-        setting = replace(setting, sharding="fsdp2")
+        setting = replace(setting, sharding="fsdp2", precomputed=False, cached_hidden=False)
         notes.append("A replica a process does not fit, so this is a plan with FSDP2.")
     memory = planner.memory(setting)
     layout = planner.layout(setting)

@@ -8,7 +8,6 @@ number a query and head) is what every attention without a matrix of scores keep
 """
 
 import contextlib
-import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator
@@ -208,7 +207,6 @@ def _train(model: Any, run: BodyRun, read: Callable[[bool], Tensor]) -> tuple[fl
             at_head = live.now
         out = _Sink.apply(hidden)
         del hidden  # as in a run, only autograd holds it now
-        gc.collect()
         forward, held = live.peak, live.now
         live.peak = live.now
         out.backward()
