@@ -49,7 +49,7 @@ def test_recipe_fits_by_torchs_tracker(model: str, method: str, kind: str) -> No
 
 def test_depth_is_a_straight_line() -> None:
     config, plan = plan_recipe("llama-3-70b", "step-dpo", "lora")
-    shape = replace(plan.shape, layers=16)
+    shape = replace(plan.shape, layers=12)
     run = config, shape, plan.setting, plan.heaviest
     line, whole = exact_memory(*run, DEPTHS), exact_memory(*run)
     assert line.extrapolated
