@@ -183,7 +183,9 @@ class Contestant:
         command = [sys.executable, "-m", "benchmarks.whole_step", "--child", way]
         command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
         command += ["--model", model or ""]
-        environment = {**os.environ, **ALLOCATOR, "HF_HUB_OFFLINE": "1"}
+        # Threads that wait must sleep: those of the ways that are not at turn would take the cores.
+        quiet = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **ALLOCATOR, **quiet}
         self.process = subprocess.Popen(
             command,
             env=environment,
