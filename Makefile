@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-full bench-gpu clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -19,6 +19,7 @@ help:
 	@echo "make install      .venv with prefkit       make install-dev   and what the tests need"
 	@echo "make bench        the benchmarks that fit a CPU, 10 minutes at most, beside the peers"
 	@echo "make bench-long   one pair of 1024 + 1024 tokens, a quarter of an hour"
+	@echo "make bench-steps  whole optimiser steps beside TRL, rows from 1k to 32k tokens, plans beside runs"
 	@echo "make bench-full   every peer at every CPU size     make bench-gpu   the full set on a GPU"
 	@echo "make clean        remove .venv and caches"
 
@@ -70,6 +71,11 @@ bench: install-bench
 
 bench-long: install-bench
 	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --long
+
+bench-steps: install-bench
+	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.whole_step
+	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.long_rows
+	$(BIN)/python -m benchmarks.plan_vs_measured
 
 bench-full: install-bench
 	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.run --full

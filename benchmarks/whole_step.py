@@ -13,6 +13,7 @@ which takes the same time.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -128,6 +129,8 @@ def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     else:
         policy = AutoModelForCausalLM.from_config(LlamaConfig(**BODIES[shape.body]))
+    # TRL loads its reference by the model's name, which random weights do not have.
+    reference = None if model else copy.deepcopy(policy)
     tokens = 0
 
     class Turns(TrainerCallback):
@@ -159,6 +162,7 @@ def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
 
         trainer = Trainer(
             policy,
+            ref_model=reference,
             args=args,
             train_dataset=Dataset.from_list(data),
             processing_class=tokenizer,

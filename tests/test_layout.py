@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
-from prefkit import TDPO, fused_preference_loss
+from prefkit import TDPO, PreferenceTrainer, fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, ModelError
@@ -24,6 +24,8 @@ from tests.trainer_cases import (
     ROWS,
     SHAPE,
     VOCAB,
+    byte_tokenizer,
+    config,
     logs_of,
     tiny_model,
     trainer,
@@ -252,6 +254,17 @@ def test_a_batch_size_beside_a_token_budget_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"row \d+: the pair has \d+ tokens in layout shared, more"
     ):
         trainer(tmp_path, tokens_per_batch=5)
+
+
+def test_a_layout_beside_an_own_collator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="layout is 'shared', but a data_collator of your own"):
+        PreferenceTrainer(
+            tiny_model(),
+            args=config(tmp_path, layout="shared"),
+            data_collator=PairCollator(257),
+            train_dataset=ROWS,
+            processing_class=byte_tokenizer(),
+        )
 
 
 def test_dropped_keywords_are_noticed() -> None:

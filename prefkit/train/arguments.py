@@ -13,6 +13,7 @@ def refuse_unusable(
     ref_model: Any,
     processing_class: Any,
     peft_config: Any,
+    data_collator: Any = None,
 ) -> None:
     """Names the argument that `PreferenceTrainer` cannot work with.
 
@@ -38,6 +39,11 @@ def refuse_unusable(
         raise ConfigError(
             f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
             "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
+        )
+    if data_collator is not None and getattr(args, "layout", "auto") != "auto":
+        raise ConfigError(
+            f"layout is {args.layout!r}, but a data_collator of your own lays its rows out itself. "
+            "Leave layout out, or give no data_collator."
         )
     if not isinstance(args, PreferenceConfig):
         raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")

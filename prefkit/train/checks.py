@@ -171,11 +171,16 @@ def check_machine(config: Any) -> None:
             ) from error
 
 
-def check_precision(model: Any) -> None:
+def check_precision(model: Any, raised: bool = False) -> None:
     """Refuses to train weights kept in float16, and warns of weights kept in bfloat16.
 
     Adam's second moment and most updates fall below float16's smallest number; bfloat16 keeps 8
     bits, so that an update below about 1/256 of a weight is rounded away.
+
+    Args:
+        model: the policy.
+        raised: what trains will be kept in fp32 whatever it was loaded in, as accelerate's FSDP2
+            does in mixed precision.
 
     Raises:
         ModelError: a trainable parameter is float16.
@@ -183,7 +188,7 @@ def check_precision(model: Any) -> None:
     kinds = {p.dtype for p in model.parameters() if p.requires_grad}
     if torch.float16 in kinds:
         raise ModelError(FLOAT16)
-    if torch.bfloat16 in kinds:
+    if torch.bfloat16 in kinds and not raised:
         logger.warning(
             "Weights trained in pure bfloat16 hardly move at small learning rates: most updates "
             "round to nothing. Use --dtype float32 --bf16 for mixed precision."

@@ -50,7 +50,7 @@ from prefkit.train.setup import (
     reference_fingerprint,
 )
 from prefkit.train.sharding import loading_whole
-from prefkit.train.sharding_checks import check_model
+from prefkit.train.sharding_checks import asks_for_fsdp, check_model
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,9 @@ class PreferenceTrainer(LossTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
-        refuse_unusable(args, compute_metrics, model, ref_model, processing_class, peft_config)
+        refuse_unusable(
+            args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
+        )
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
                 "eval_strategy is on, but there is no eval_dataset. Give "
@@ -118,7 +120,7 @@ class PreferenceTrainer(LossTrainer):
             disable_dropout(policy)
         check_model(policy, args)
         policy = apply_peft(policy, peft_config, args)
-        check_precision(policy)
+        check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         check_schedule(args, self.objective, self.head.module)
