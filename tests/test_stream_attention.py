@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.memory import resident_peak
 from prefkit.data.stream import Packed, Stream, Tree
 from prefkit.model import stream_attention
-from prefkit.model.stream_attention import attend
+from prefkit.model.stream_attention import agrees, attend
 
 STREAMS = {
     "shared": Stream((Tree(0, 7, (3, 5)),)),
@@ -115,6 +115,86 @@ def _variable_length(
         late = late.triu(keys.shape[1] - queries.shape[1] + 1)
         outs.append(scores.masked_fill(late, -torch.inf).softmax(-1) @ values)
     return torch.cat(outs, 1).transpose(0, 1)
+
+
+def test_a_kernel_is_tried_before_it_is_believed(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong alignment, a wrong scale or a kernel that fails: left aside, with the reason."""
+
+    def top_left(q: Tensor, k: Tensor, v: Tensor, p: Packed, *more: Any) -> Tensor:
+        # Aligned at the other end, a tail of 40 sees 40 of its 57 keys.
+        counts = torch.minimum(p.cu_keys.diff(), p.cu_queries.diff())
+        starts = p.cu_keys[:-1].tolist()
+        pairs = zip(starts, counts.tolist(), strict=True)
+        kept = torch.cat([torch.arange(a, a + n) for a, n in pairs])
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        packed = Packed(kept, p.cu_queries, ends, p.max_queries, int(counts.max()))
+        return _variable_length(q, k[kept], v[kept], packed, *more)
+
+    def failing(*operands: Any) -> Tensor:
+        raise RuntimeError("no such kernel\non this GPU")
+
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert agrees(_variable_length, cpu, dtype, 4, 2, 8, None)
+        assert agrees(_variable_length, cpu, dtype, 4, 4, 16, 3.0)
+        assert not agrees(top_left, cpu, dtype, 4, 2, 8, None)
+    with caplog.at_level("WARNING"):
+        assert not agrees(failing, cpu, torch.float32, 4, 2, 8, None)
+    assert "is left aside (no such kernel)" in caplog.text
+
+
+@pytest.mark.parametrize("known", ["new", "old"])
+def test_torch_varlen_is_called_by_the_names_it_knows(
+    known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Causal from the bottom right, our scale, grouped heads: whatever the version calls them."""
+    from torch.nn.attention import varlen
+
+    def new(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, *,
+            scale: float, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:  # fmt: skip
+        assert window_size == (-1, 0)
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        return _variable_length(q, k, v, Packed(cu_q, cu_q, cu_k, max_q, max_k), scale, None)
+
+    def old(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int,
+            is_causal: bool = False) -> Tensor:  # fmt: skip
+        assert is_causal
+        assert q.shape[1] == k.shape[1]
+        packed = Packed(cu_q, cu_q, cu_k, max_q, max_k)
+        return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
+
+    monkeypatch.setattr(varlen, "varlen_attn", {"new": new, "old": old}[known])
+    kernel = stream_attention._torch_varlen()
+    assert kernel is not None
+    stream = STREAMS["packed"]
+    inputs = operands(stream)
+    got = stream_attention._varlen(kernel, *inputs, stream, 0.3, None)  # type: ignore[misc]
+    check(got, dense(*inputs, stream, 0.3, None), inputs, 1e-13)  # type: ignore[misc]
+
+
+def test_blockwise_keeps_fp32_under_autocast_and_in_its_sums() -> None:
+    stream = STREAMS["over a block"]
+    inputs = operands(stream, torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = BLOCKWISE.apply(*inputs, stream, 0.3, 2.0)
+    assert (got.double() - dense(*exact, stream, 0.3, 2.0)).abs().max() < 1e-5  # type: ignore[misc]
+
+
+def test_many_blocks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 operands: the gradient of a key is as good with 60 blocks as with one."""
+    stream = Stream((Tree(0, 960),))
+    errors = {}
+    for scores in (1 << 30, 1):  # one block of 256, or blocks of 16
+        monkeypatch.setattr(stream_attention, "SCORES", scores)
+        inputs = operands(stream, torch.bfloat16)
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        direction = torch.ones(1, 4, 960, 8)
+        got = BLOCKWISE.apply(*inputs, stream, 0.3, 2.0)
+        mine = torch.autograd.grad(got, inputs, direction.bfloat16())[1].float()
+        want = torch.autograd.grad(BLOCKWISE.apply(*exact, stream, 0.3, 2.0), exact, direction)[1]
+        errors[scores] = float((mine - want).norm() / want.norm())
+    assert errors[1] < 1.2 * errors[1 << 30]
 
 
 @pytest.mark.parametrize(

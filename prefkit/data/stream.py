@@ -140,13 +140,10 @@ class Packed:
         keys = torch.cat([torch.arange(span.start, span.stop) for span in spans])
         queries = [len(a.queries) for a in attends]
         counts = [a.key_count for a in attends]
-        return cls(
-            keys.to(device),
-            _cumulative(queries).to(device),
-            _cumulative(counts).to(device),
-            max(queries),
-            max(counts),
-        )
+        tensors = (keys, _cumulative(queries), _cumulative(counts))
+        if device.type == "cuda":  # from pinned memory a copy does not wait for the GPU
+            tensors = tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)  # type: ignore[assignment]
+        return cls(*tensors, max(queries), max(counts))
 
 
 def _cumulative(lengths: list[int]) -> Tensor:

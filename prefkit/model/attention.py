@@ -27,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefkit.data.sharded import ShardedStream
 from prefkit.data.stream import Stream, Tree
 from prefkit.errors import ModelError
+from prefkit.model.evaluating import evaluating
 from prefkit.model.head import unwrap
 from prefkit.model.stream_attention import attend
 from prefkit.model.ulysses import ulysses_attention
@@ -155,13 +156,52 @@ def _implementation(base: str, module: nn.Module) -> Callable[..., Any]:
 
 
 def window_of(model: nn.Module) -> int | None:
-    """Tokens of the narrowest sliding window of any layer, or None."""
+    """Tokens of the narrowest window or chunk that any layer attends within, or None."""
     config = _text_config(model)
-    window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return None
     kinds = getattr(config, "layer_types", None)
-    return window if kinds is None or "sliding_attention" in kinds else None
+    found = []
+    for kind, name in (
+        ("sliding_attention", "sliding_window"),
+        ("chunked_attention", "attention_chunk_size"),
+    ):
+        size = getattr(config, name, None)
+        off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
+        if size and not off and (kinds is None or kind in kinds):
+            found.append(int(size))
+    return min(found, default=None)
+
+
+def rotary_limit(model: nn.Module) -> int | None:
+    """Tokens up to which positions are rotated alike whatever else is in the row, or None.
+
+    longrope and dynamic scaling choose their frequencies by the largest position of the whole
+    input: beyond this length a sequence would depend on its neighbours in the row.
+    """
+    config = _text_config(model)
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    limits = []
+    for one in [given, *given.values()]:  # by kind of layer in some models
+        kind = one.get("rope_type", one.get("type")) if isinstance(one, dict) else None
+        if kind in ("longrope", "dynamic"):
+            whole = getattr(config, "max_position_embeddings", 0)
+            original = one.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            limits.append(int(original or whole))
+    return min(limits, default=None)
+
+
+def too_long_for(model: nn.Module, longest: int) -> str | None:
+    """Why sequences of this length cannot lie in rows without padding, in words, or None."""
+    name = type(unwrap(model)).__name__
+    window, limit = window_of(model), rotary_limit(model)
+    if window is not None and longest > window:
+        return f"{name} attends within a window of {window} tokens, and a sequence has {longest}"
+    if limit is not None and longest > limit:
+        return (
+            f"{name} rotates positions by the length of the whole row from {limit} tokens on, and "
+            f"a sequence has {longest}"
+        )
+    return None
 
 
 # Two sequences with a trunk of 5 tokens, one of 4 without; ids that every vocabulary has.
@@ -178,17 +218,14 @@ def why_not(model: nn.Module, longest: int) -> str | None:
     """
     owner = unwrap(model)
     name = type(owner).__name__
-    window = window_of(model)
-    if window is not None and longest > window:
-        return f"{name} has a sliding window of {window} tokens, and a sequence has {longest}"
+    if reason := too_long_for(model, longest):
+        return reason
     parameter = next(owner.parameters())
     if parameter.is_meta or hasattr(parameter, "ds_id"):
         return None  # nothing to compute with yet: the attention itself refuses what it sees
     ids = torch.arange(1, 17, device=parameter.device)[None]
-    was_training = owner.training
-    owner.eval()
     try:
-        with torch.no_grad():
+        with evaluating(owner):
             alone = [
                 model(input_ids=ids[:, places], use_cache=False).logits for places in _SEQUENCES
             ]
@@ -199,11 +236,12 @@ def why_not(model: nn.Module, longest: int) -> str | None:
         return str(error).rstrip(".")
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return f"{name} does not run rows without padding ({str(error).splitlines()[0]})"
-    finally:
-        owner.train(was_training)
     layers = _text_config(model).num_hidden_layers
     if len(attended) < layers:
-        return f"{len(attended)} of the {layers} layers of {name} are attention"
+        return (
+            f"{len(attended)} of the {layers} layers of {name} attend through transformers' "
+            "AttentionInterface"
+        )
     want = torch.cat([logits[0] for logits in alone]).float()
     got = torch.cat([together[0, places] for places in _SEQUENCES]).float()
     loose = parameter.dtype.itemsize < 4

@@ -12,7 +12,7 @@ needs it, which is on; everything else is freed after each forward.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from prefkit.errors import ModelError
 from prefkit.model.attention import reading
+from prefkit.model.evaluating import evaluating
 from prefkit.model.head import Head, LogitTransform, unwrap
 from prefkit.model.reference_head import ReferenceHead
 from prefkit.model.sharded import (
@@ -35,18 +36,6 @@ from prefkit_kernels import token_stats
 
 ModelInputs = Mapping[str, Any]  # a PairBatch, or what a model reads of it
 Compute = Callable[[Tensor, Tensor, Tensor | None], Any]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient inside the block; the mode is restored after it."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 @dataclass

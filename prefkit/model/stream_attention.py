@@ -13,6 +13,7 @@ No mask of queries × keys exists anywhere. Three ways to the same numbers:
 """
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.data.stream import Attend, Packed, Span, Stream
+from prefkit.data.stream import Attend, Packed, Span, Stream, Tree
+
+logger = logging.getLogger(__name__)
 
 SCORES = 1 << 21  # scores of all heads at a time in `blockwise`; some ten buffers have this size
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -52,7 +55,10 @@ def attend(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         kernel = varlen_kernel(softcap is not None)
-        if kernel is not None:
+        heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
+        if kernel is not None and agrees(
+            kernel, query.device, query.dtype, heads, groups, width, softcap
+        ):
             return _varlen(kernel, query, key, value, stream, scale, softcap)
     if query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
         return _FlashCPU.apply(query, key, value, stream, scale)
@@ -121,6 +127,38 @@ def _torch_varlen() -> Kernel | None:
         return out
 
     return run
+
+
+@cache
+def agrees(
+    kernel: Kernel,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    groups: int,
+    width: int,
+    softcap: float | None,
+) -> bool:
+    """Whether a kernel gives on this device what plain torch gives; tried once, on small trees."""
+    stream = Stream((Tree(0, 17, (9, 40)), Tree(66, 5)))
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((1, heads, len(stream), width), *2 * ((1, groups, len(stream), width),))
+    q, k, v = (torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes)
+    scale = width**-0.5
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        want = _Blockwise.apply(q, k, v, stream, scale, softcap).float()
+        try:
+            got = _varlen(kernel, q, k, v, stream, scale, softcap).float()
+            problem = None if bool((got - want).abs().max() < 0.05) else "computes something else"
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if problem is not None:
+        logger.warning(
+            "The variable-length attention of this GPU is left aside (%s): plain torch takes its "
+            "place, exact and slow.",
+            problem,
+        )
+    return problem is None
 
 
 def _varlen(
@@ -223,10 +261,11 @@ class _Blockwise(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         out = query.new_empty((*query.shape[:3], value.shape[-1]))
-        for one, block in _blocks(stream, query.shape[1]):
-            places = _keys_of(one, block, query.device)
-            k, v = key.index_select(2, places), value.index_select(2, places)
-            _slice(out, block).copy_(_block(_slice(query, block), k, v, scale, softcap))
+        with torch.autocast(query.device.type, enabled=False):  # it would round the products
+            for one, block in _blocks(stream, query.shape[1]):
+                places = _keys_of(one, block, query.device)
+                k, v = key.index_select(2, places), value.index_select(2, places)
+                _slice(out, block).copy_(_block(_slice(query, block), k, v, scale, softcap))
         ctx.save_for_backward(query, key, value)
         ctx.options = stream, scale, softcap
         return out
@@ -236,7 +275,9 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         stream, scale, softcap = ctx.options
-        grads = [torch.zeros_like(x) for x in (query, key, value)]
+        # Hundreds of blocks add to one key's gradient: in fp32, or bf16 would lose most of them.
+        kind = torch.promote_types(query.dtype, torch.float32)
+        grads = [torch.zeros_like(x, dtype=kind) for x in (query, key, value)]
         for one, block in _blocks(stream, query.shape[1]):
             places = _keys_of(one, block, query.device)
             parts = [_slice(query, block), key.index_select(2, places)]
@@ -246,9 +287,9 @@ class _Blockwise(torch.autograd.Function):
                 out = _block(*parts, scale, softcap)  # type: ignore[call-arg]
             dq, dk, dv = torch.autograd.grad(out, parts, _slice(grad, block))
             _slice(grads[0], block).add_(dq)
-            grads[1].index_add_(2, places, dk)
-            grads[2].index_add_(2, places, dv)
-        return *grads, None, None, None
+            grads[1].index_add_(2, places, dk.to(kind))
+            grads[2].index_add_(2, places, dv.to(kind))
+        return *(grad.to(query.dtype) for grad in grads), None, None, None
 
 
 def _blocks(stream: Stream, heads: int) -> Iterator[tuple[Attend, Span]]:

@@ -85,4 +85,7 @@ def packed(dataset: Any, budget: int, layout: Layout, seed: int | None) -> Any:
     """
     if dataset is None or isinstance(dataset, PackedDataset):
         return dataset
-    return PackedDataset(dataset, pair_of, budget, layout, seed)
+    pairs = plain(dataset)  # what is cached beside them may lie on a disk: it is not read here
+    return PackedDataset(
+        dataset, [pair_of(pairs[i]) for i in range(len(pairs))], budget, layout, seed
+    )

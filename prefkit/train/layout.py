@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from prefkit.data.batch import Layout
@@ -66,11 +67,24 @@ def choose_layout(args: PreferenceConfig, models: list[nn.Module], longest: int)
     reasons = [reason for model in models if (reason := why_not(model, longest))]
     if not args.disable_dropout:
         reasons.append("disable_dropout is off, and attention without padding has no dropout")
+    reasons = _of_all_processes(reasons)
     if not reasons:
         return "separate" if args.layout == "separate" else "shared"
     for model in models:
         remove_attention(model)
     if args.layout == "shared":
-        raise ModelError(f"layout: shared cannot be had: {reasons[0]}. Use layout: separate.")
+        raise ModelError(
+            f"layout: shared cannot be had: {reasons[0]}. Leave layout at auto, which gives each "
+            "side a padded row of its own here."
+        )
     logger.warning("Layout: each side is a padded row of its own, because %s.", reasons[0])
     return "padded"
+
+
+def _of_all_processes(reasons: list[str]) -> list[str]:
+    """What any process found: all must lay their rows out alike, and one may hold no weights."""
+    if not dist.is_initialized():
+        return reasons
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, reasons)
+    return [reason for of_one in found for reason in of_one]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from prefkit.atomic import write_json
-from prefkit.errors import ModelError
+from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
 from prefkit.train.metrics import TokenClock
 from prefkit.train.sharding import ShardedTrainer
@@ -90,7 +91,18 @@ class ResumableTrainer(ShardedTrainer):
                 f"{folder} was trained against another reference model. Start from the same model "
                 "and ref_model as then (the checkpoint's own weights are loaded afterwards)."
             )
+        if state.get("rows", self._dealing()) != self._dealing():
+            raise ConfigError(
+                f"{folder} was trained with other packed rows (tokens_per_batch, layout, seed, "
+                "pad_to_multiple_of, sequence_parallel_size): going on would repeat some pairs and "
+                "leave out others. Set them as they were."
+            )
         self._clock.total = int(state.get("num_tokens", 0))
+
+    def _dealing(self) -> list[Any] | None:
+        """What decides which pairs share a row; None where rows are not packed."""
+        rows = getattr(self.train_dataset, "rows", None)
+        return None if rows is None else [len(rows), zlib.crc32(json.dumps(rows).encode())]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves as Trainer does, then marks the checkpoint complete, then deletes old ones."""
@@ -109,7 +121,11 @@ class ResumableTrainer(ShardedTrainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            state = {"reference": self._reference_id, "num_tokens": self._clock.seen()}
+            state = {
+                "reference": self._reference_id,
+                "num_tokens": self._clock.seen(),
+                "rows": self._dealing(),
+            }
             write_json(folder / STATE, state)
             checkpoint.mark_complete(folder)
             best = self.state.best_model_checkpoint

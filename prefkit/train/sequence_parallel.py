@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from prefkit.data.batch import Layout
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, ModelError
 from prefkit.model.ulysses import check_heads
 
 
@@ -31,10 +31,15 @@ def check_sequence_parallel(config: Any) -> None:
             "sequence_parallel_size and reduction 'position': that loss pairs the i-th tokens of "
             "both sides, which lie on different processes. Use reduction: sequence."
         )
+    if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError(
+            "sequence_parallel_size and deepspeed: its engine takes an optimiser step after each "
+            "backward, and a group has several in a batch. Shard with fsdp: true instead."
+        )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes % size:
         raise ConfigError(
-            f"sequence_parallel_size is {size}, but there are {processes} processes: it must "
+            f"sequence_parallel_size is {size}, and this run has {processes} process(es): it must "
             "divide their number. Start with torchrun --nproc_per_node N."
         )
 
@@ -43,10 +48,15 @@ def check_shared_model(size: int, model_config: Any) -> None:
     """Whether a model's heads can be shared out; needs no more than its config.
 
     Raises:
-        ModelError: the size does not divide the attention heads.
+        ModelError: the size does not divide the attention heads, or there are none.
     """
     text = model_config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        raise ModelError(
+            f"sequence_parallel_size: a model of type {text.model_type} has no attention heads to "
+            "share out. Leave it out."
+        )
     check_heads(heads, getattr(text, "num_key_value_heads", None) or heads, size)
 
 

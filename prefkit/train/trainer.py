@@ -24,6 +24,7 @@ from transformers import (
 from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
+from prefkit.model.attention import too_long_for
 from prefkit.model.head import install, unwrap
 from prefkit.train.arguments import refuse_unusable
 from prefkit.train.caches import attach_cache, kept_head
@@ -194,7 +195,10 @@ class PreferenceTrainer(LossTrainer):
     def _packed(self, dataset: Any, seed: int | None = None) -> Any:
         if self.args.tokens_per_batch is None:
             return dataset
-        return packed(dataset, self.args.tokens_per_batch, self.layout, seed)
+        # The collator rounds rows up: to what a multiple leaves of the budget.
+        multiple = math.lcm(self.args.pad_to_multiple_of or 1, self.args.sequence_parallel_size)
+        budget = self.args.tokens_per_batch // multiple * multiple
+        return packed(dataset, budget, self.layout, seed)
 
     def _prepare_reference(self) -> None:
         """Puts the reference beside the model, or replaces it by its cache."""
@@ -239,6 +243,7 @@ class PreferenceTrainer(LossTrainer):
         named = isinstance(eval_dataset, str) and eval_dataset in keys
         if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
             eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
+            self._check_lengths(eval_dataset)
             eval_dataset = self._packed(eval_dataset)
         self._eval_prefix = metric_key_prefix
         start, paused = time.perf_counter(), self._clock.paused
@@ -249,6 +254,17 @@ class PreferenceTrainer(LossTrainer):
             # Trainer calls this method again for each set of a dict: their time is counted once.
             within = self._clock.paused - paused
             self._clock.pause(time.perf_counter() - start - within)
+
+    def _check_lengths(self, dataset: Any) -> None:
+        """Refuses sequences that the layout, chosen for those of the beginning, cannot hold."""
+        if self.layout == "padded":
+            return
+        reason = too_long_for(self.head.owner, longest_sequence([dataset]))
+        if reason is not None:
+            raise ConfigError(
+                f"This dataset has longer sequences than those the layout was chosen for: {reason}."
+                " Give it to the trainer as eval_dataset from the start, and padded rows are taken."
+            )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: there are no logits to return.
