@@ -37,7 +37,12 @@ _COMMON = {
     "weight_decay": "Decoupled weight decay (0).",
     "max_grad_norm": "Gradient clipping (1).",
     "bf16": "Mixed precision in bfloat16 (false).",
-    "gradient_checkpointing": "Recompute activations to save memory (false).",
+    "gradient_checkpointing": "Recompute activations to save memory (false). Its name is "
+    "activation_checkpointing from transformers 5.23 on.",
+    "use_liger_kernel": "Liger's kernels in the model's body; its loss stays off (false).",
+    "fsdp": "Shard policy and reference over processes by FSDP2: true (docs/sharding.md).",
+    "fsdp_config": "Its settings, as JSON or a file.",
+    "deepspeed": "JSON file of DeepSpeed ZeRO-3, in place of fsdp.",
     "save_steps": "Steps between two checkpoints (500).",
     "save_total_limit": "Newest checkpoints to keep (all).",
     "resume_from_checkpoint": "auto = newest complete checkpoint, if any; true; or a folder.",

@@ -200,9 +200,12 @@ def test_a_window_narrower_than_the_rows_gets_padded_rows(
     with caplog.at_level(logging.WARNING):
         trained = trainer(tmp_path, narrow())
     assert trained.layout == "padded"
-    assert "sliding window of 8 tokens, and a sequence has 15" in caplog.text
+    assert "attends within a window of 8 tokens, and a sequence has 15" in caplog.text
     trained.train()
-    with pytest.raises(ModelError, match=r"layout: shared cannot be had.*sliding window"):
+    with pytest.raises(
+        ModelError,
+        match=r"layout: shared cannot be had.*a window of 8 tokens.*Leave layout at auto",
+    ):
         trainer(tmp_path, narrow(), layout="shared")
 
 
@@ -217,8 +220,52 @@ def test_layers_with_a_state_get_padded_rows(
     with caplog.at_level(logging.WARNING):
         trained = trainer(tmp_path, model)
     assert trained.layout == "padded"
-    assert "1 of the 2 layers of Lfm2ForCausalLM are attention" in caplog.text
+    assert "1 of the 2 layers of Lfm2ForCausalLM attend" in caplog.text
     assert not model.config._attn_implementation.startswith("prefkit")
+
+
+def test_what_depends_on_the_length_of_the_row_is_noticed() -> None:
+    """Chunked attention, and rotary scalings that look at the whole row: by the config."""
+    from transformers import Llama4TextConfig, Phi3Config
+
+    kinds = ["chunked_attention", "full_attention"]
+    chunked = AutoModelForCausalLM.from_config(
+        Llama4TextConfig(
+            **{**SHAPE, "num_hidden_layers": 2}, vocab_size=VOCAB, attention_chunk_size=16,
+            layer_types=kinds, num_local_experts=2, intermediate_size_mlp=32,
+        )
+    )  # fmt: skip
+    longrope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    scaled = AutoModelForCausalLM.from_config(
+        Phi3Config(
+            **SHAPE, vocab_size=VOCAB, original_max_position_embeddings=32,
+            rope_parameters={**longrope, "rope_theta": 1e4},
+        )
+    )  # fmt: skip
+    for model, most in ((chunked, 16), (scaled, 32)):
+        install_attention(model)
+        assert why_not(model, most) is None
+        assert f"{most} tokens" in str(why_not(model, most + 1))
+
+
+def test_longer_rows_in_a_later_evaluation_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    narrow = MistralConfig(**SHAPE, vocab_size=VOCAB, sliding_window=16)
+    trained = trainer(tmp_path, AutoModelForCausalLM.from_config(narrow))
+    assert trained.layout == "shared"
+    longer = [{"prompt": "x" * 20, "chosen": " yes", "rejected": " no"}]
+    with pytest.raises(ConfigError, match="longer sequences than those the layout was chosen for"):
+        trained.evaluate(longer)
+
+
+def test_modules_in_evaluation_mode_stay_there(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.train()
+    model.model.layers[0].eval()
+    install_attention(model)
+    assert why_not(model, 10) is None
+    assert not model.model.layers[0].training
+    assert model.model.layers[1].training
 
 
 def test_dropout_gets_padded_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

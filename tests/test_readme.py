@@ -13,6 +13,21 @@ MODEL = ROOT / "prefkit" / "demo" / "assets" / "model"
 PAIRS = ROOT / "prefkit" / "demo" / "assets" / "pairs.jsonl"
 
 
+def test_the_rows_of_the_page_on_long_context_are_read() -> None:
+    page = (ROOT / "docs" / "long_context.md").read_text("utf-8")
+    (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "reading" in x]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(MODEL).float()
+    pairs = prepare_pairs(str(PAIRS), tokenizer, level="step")
+    names = {"model": model, "tokenizer": tokenizer, "pairs": pairs}
+    exec(compile(lines.replace("longest=1024", "longest=64"), "long_context.md", "exec"), names)
+    shared = names["hidden"]
+    batch = PairCollator(tokenizer.pad_token_id)([pairs[0], pairs[1]])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    padded = model.base_model(**inputs).last_hidden_state.flatten(0, 1)[batch["rows"]]
+    torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-4)
+
+
 def test_the_loop_of_the_readme_trains() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     (loop,) = [block for block in blocks if "fused_preference_loss" in block]

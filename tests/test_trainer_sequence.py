@@ -40,7 +40,8 @@ if lora:
         r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
 trained = trainer(
-    folder, tiny_model(scale=3.0), max_steps=3, gradient_accumulation_steps=2,
+    folder, tiny_model(scale=3.0), max_steps=3,
+    gradient_accumulation_steps=options.pop("gradient_accumulation_steps", 2),
     eval_dataset=ROWS[:7], use_cpu=True, ddp_find_unused_parameters=False,
     **({"per_device_train_batch_size": batch} if "tokens_per_batch" not in options else {}),
     **options,
@@ -86,6 +87,21 @@ def run(folder: Path, processes: int, options: dict[str, Any]) -> dict[str, Any]
 def test_two_processes_that_share_rows_equal_one(options: dict[str, Any], tmp_path: Path) -> None:
     one = run(tmp_path / "one", 1, options)
     two = run(tmp_path / "two", 2, {**options, "sequence_parallel_size": 2})
+    assert_same(two, one)
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_processes_and_packed_rows_equal_one(tmp_path: Path) -> None:
+    """Four processes read four packed rows a step; one process accumulates over the same four."""
+    packed = {"tokens_per_batch": 40, "method": "tdpo2"}  # 12 rows: three steps, no row twice
+    one = run(tmp_path / "one", 1, {**packed, "gradient_accumulation_steps": 4})
+    shared = {"gradient_accumulation_steps": 1, "sequence_parallel_size": 2}
+    four = run(tmp_path / "four", 4, {**packed, **shared})
+    assert_same(four, one)
+
+
+def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
+    """Weights, logs and evaluation, but for what no two runs share."""
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-5)
     for got, want in zip([*two["logs"], two["eval"]], [*one["logs"], one["eval"]], strict=True):
         for name, value in want.items():
@@ -148,16 +164,19 @@ def test_cached_hidden_states_train_as_the_live_reference(family: str, tmp_path:
 def test_what_cannot_be_shared_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="is 2, but there are 1 processes"):
+    with pytest.raises(ConfigError, match="is 2, and this run has 1 process"):
         config(tmp_path, sequence_parallel_size=2)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match="is 2, but there are 3 processes"):
+    with pytest.raises(ConfigError, match="is 2, and this run has 3 process"):
         config(tmp_path, sequence_parallel_size=2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="sequence_parallel_size and reduction 'position'"):
         config(tmp_path, sequence_parallel_size=2, method="cdpo", reduction="position")
     with pytest.raises(ConfigError, match="sequence_parallel_size is 0; it must be positive"):
         config(tmp_path, sequence_parallel_size=0)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="sequence_parallel_size and deepspeed"):
+        config(tmp_path, sequence_parallel_size=2)
 
 
 def test_heads_and_rows_that_cannot_be_shared(tmp_path: Path) -> None:

@@ -133,10 +133,13 @@ def check_schedule(config: Any, objective: Objective, head: nn.Module) -> None:
     trainable = any(parameter.requires_grad for parameter in head.parameters())
     pairs = 2 if config.tokens_per_batch else config.per_device_train_batch_size  # 2: several
     obstacle = obstacle_to_one_pass(objective, pairs, trainable, config.head_backend)
+    one_pair = "set per_device_train_batch_size to 1 and raise gradient_accumulation_steps"
+    if config.tokens_per_batch:
+        one_pair = "leave tokens_per_batch out and " + one_pair
     if config.head_schedule == "one_pass" and obstacle:
         raise ConfigError(
             f"head_schedule is one_pass, which cannot compute this loss: {obstacle}. Leave it at "
-            "auto, or set per_device_train_batch_size to 1 and raise gradient_accumulation_steps."
+            f"auto, or {one_pair}."
         )
 
 
