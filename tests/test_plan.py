@@ -16,12 +16,14 @@ from transformers import AutoConfig
 from benchmarks.plan_vs_measured import CASES, measure, predict
 from prefkit.cli import main
 from prefkit.errors import ConfigError, ModelError
+from prefkit.plan import memory as memory_module
 from prefkit.plan.head import head_bytes
-from prefkit.plan.lengths import PairLength, batches, given_lengths
+from prefkit.plan.lengths import PairLength, _packed, batches, given_lengths
 from prefkit.plan.main import plan_arguments
 from prefkit.plan.model import Lora, load_config, read_shape
 from prefkit.plan.planning import Plan
 from prefkit.plan.setting import parse_bytes, read_launcher
+from prefkit.plan.table import plan_table, readable
 from prefkit.plan.trace import BodyRun, trace_body
 from tests.trainer_cases import CONFIGS, ROWS, byte_tokenizer, save_model, tiny_model
 
@@ -83,6 +85,26 @@ def test_70b_sizes() -> None:
     assert shape.layer == 855_654_400
 
 
+def test_the_narrowest_window_or_chunk_is_the_models() -> None:
+    config = AutoConfig.for_model(
+        "llama4_text",
+        hidden_size=32,
+        intermediate_size=32,
+        intermediate_size_mlp=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=64,
+        num_local_experts=2,
+        attention_chunk_size=24,
+    )
+    assert "chunked_attention" in config.layer_types
+    assert read_shape("chunks", config).window == 24
+    config.layer_types = ["full_attention"] * 4
+    assert read_shape("whole", config).window is None
+
+
 # -- what a body keeps ----------------------------------------------------------------------------
 
 
@@ -124,6 +146,51 @@ def test_pairs_shared_and_side_by_side() -> None:
     whole = (14**2 + 16**2) / 2
     assert pair.attention(shared=False) == whole
     assert pair.attention(shared=True) == whole - 50
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "most"),
+    [("16000,8000,8000", 8, 4000), ("30000,1384,1384", 8, 2768), ("16000,8000,8000", 1, 16000)],
+)
+def test_a_piece_of_a_row_may_hold_nothing_but_scored_tokens(
+    lengths: str, size: int, most: int
+) -> None:
+    """What is scored lies at the row's end, not spread over the processes that share it."""
+    own = {"lengths": lengths, "gpus": 8}
+    words = ["--model", LLAMA, "--bf16", "--dtype", "bfloat16", "--fsdp", "true"]
+    words += ["--gradient_checkpointing", "--sequence_parallel_size", str(size)]
+    plan, _ = plan_arguments(own, [*words, "--per_device_train_batch_size", "1"])
+    assert plan.heaviest.worst_piece(size) == (-(-plan.heaviest.tokens // size), most)
+    assert plan.memory.head == head_bytes(plan.shape, plan.setting, most, 1)
+
+
+def test_rows_are_planned_by_next_fit(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "--tokens_per_batch", "1000")
+    sizes = (600, 700, 300, 400)  # the 400 would find room beside the 600 only
+    pairs = tuple(PairLength(size - 20, 10, 10, 20) for size in sizes)
+    heaviest, mean = batches(replace(plan.lengths, pairs=pairs), plan.setting, "shared")
+    assert heaviest.tokens == 1000
+    assert mean.tokens == pytest.approx((600 + 1000 + 400) / 3)
+    assert "next fit" in str(_packed.__doc__)
+
+
+@pytest.mark.parametrize("sides", ["auto", "separate"])
+def test_dropout_that_stays_on_makes_padded_rows(sides: str, tmp_path: Path) -> None:
+    words = ["--disable_dropout", "false", "--layout", sides]
+    plan = planned(tmp_path, *words, lengths="600,200,100")
+    assert plan.layout == "padded"
+    assert (plan.heaviest.rows, plan.heaviest.length) == (2 * plan.setting.pairs, 800)
+    assert any("disable_dropout is off" in note for note in plan.notes)
+
+
+def test_what_training_refuses_of_padded_rows_is_refused(tmp_path: Path) -> None:
+    words = ["--disable_dropout", "false"]
+    with pytest.raises(ModelError, match="layout: shared cannot be had: disable_dropout"):
+        planned(tmp_path, *words, "--layout", "shared")
+    with pytest.raises(ConfigError, match="sequence_parallel_size needs rows without padding"):
+        planned(tmp_path, *words, "--sequence_parallel_size", "2", gpus=2)
+    tight = planned(tmp_path, *words, "--fsdp", "true", gpus=2, gpu_memory="1MB")
+    assert not any("sequence_parallel_size" in advice.change for advice in tight.advice)
 
 
 @pytest.mark.parametrize("text", ["1,2", "a,b,c", "5,0,0", "1,2,-3"])
@@ -225,6 +292,14 @@ def test_work_is_six_operations_a_parameter_and_token(tmp_path: Path) -> None:
     assert work.body == (4 * shape.layers * shape.layer + 6 * shape.adapter) * work.tokens
 
 
+def test_the_moments_of_a_step_are_as_many_as_the_documentation_says(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "--gradient_accumulation_steps", "2")
+    assert len(plan.memory.moments) == 7
+    page = (Path(__file__).parents[1] / "docs" / "plan.md").read_text(encoding="utf-8")
+    for text in (page, str(memory_module.__doc__)):
+        assert "seven moments" in text
+
+
 def test_what_to_change_is_worth_what_it_says(tmp_path: Path) -> None:
     words = ["--layout", "separate", "--per_device_train_batch_size", "1"]
     tight = planned(tmp_path, *words, gpu_memory="60MB")
@@ -245,6 +320,25 @@ def test_a_model_without_room_for_replicas_is_planned_with_fsdp() -> None:
     assert "--fsdp_version 2" in plan.command
     assert "--fsdp_activation_checkpointing true" in plan.command
     assert "on each of 8 machines" in plan.command
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machines", "each"), [(8, 1, 8), (10, 2, 5), (12, 2, 6), (16, 2, 8), (36, 6, 6)]
+)
+def test_the_command_starts_as_many_processes_as_were_planned(
+    gpus: int, machines: int, each: int, tmp_path: Path
+) -> None:
+    command = planned(tmp_path, gpus=gpus).command
+    assert f"--nproc_per_node {each} " in command
+    assert (f"--nnodes {machines} " in command) == (machines > 1)
+    assert gpus == machines * each
+
+
+def test_gpus_that_no_equal_machines_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--gpus 8 or 16"):
+        planned(tmp_path, gpus=13)
+    on_a_cpu = planned(tmp_path, "--use_cpu", "true", gpus=13)
+    assert "--nproc_per_node 13 " in on_a_cpu.command
 
 
 def test_processes_that_share_rows_hold_a_piece_each(tmp_path: Path) -> None:
@@ -330,6 +424,40 @@ def test_the_table_and_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["sharing"] == pytest.approx(1.6)
     parts = next(m for m in found["moments"] if m["name"] == found["peak"]["name"])
     assert sum(parts["parts"].values()) == pytest.approx(found["peak"]["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (80e9, "80.00 GB"),
+        (1.5e9, "1.50 GB"),
+        (2.5e6, "2.5 MB"),
+        (9e8, "900.0 MB"),
+        (4e4, "40.0 kB"),
+    ],
+)
+def test_bytes_are_readable(size: float, told: str) -> None:
+    assert readable(size) == told
+
+
+def test_a_tiny_model_has_a_table_without_zeros(tmp_path: Path) -> None:
+    table = plan_table(planned(tmp_path, gpu_memory="60MB"))
+    assert " 0.00 GB" not in table
+    assert " 0.0 kB" not in table
+    assert " MB" in table
+
+
+def test_a_gpu_that_is_not_there_is_called_supposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    table = plan_table(planned(tmp_path))
+    assert "; 1 process\n" in table
+    assert "80.00 GB of one GPU (supposed)" in table
+    assert "--gpu_memory" in table
+    assert "; 2 processes, a replica each" in plan_table(planned(tmp_path, gpus=2))
+    assert "; 1 GPU\n" in plan_table(planned(tmp_path, gpu_memory="80GB"))
+    assert "; 2 processes on a CPU," in plan_table(planned(tmp_path, "--use_cpu", "true", gpus=2))
 
 
 def test_help_and_overview(capsys: pytest.CaptureFixture[str]) -> None:

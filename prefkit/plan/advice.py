@@ -36,6 +36,7 @@ def advise(
     peak: Callable[[Setting], float],
     room: float,
     heads: int,
+    padded: bool = False,
 ) -> list[Advice]:
     """Changes that save memory, in the order to try them.
 
@@ -45,10 +46,11 @@ def advise(
         peak: bytes of a setting's peak, assumed slack included.
         room: bytes that there are.
         heads: attention heads, which processes can share.
+        padded: rows are padded: they cannot be shared by processes.
     """
     now = peak(setting)
     found = []
-    for change, costs, other in _changes(setting, lengths, heads):
+    for change, costs, other in _changes(setting, lengths, 1 if padded else heads):
         saves = now - peak(other)
         if saves > 0.005 * now:
             found.append(Advice(change, saves, costs, now - saves <= room))

@@ -3,26 +3,47 @@
 import shlex
 from collections.abc import Sequence
 
+from prefkit.errors import ConfigError
 from prefkit.plan.setting import Setting
+
+PER_MACHINE = 8  # GPUs of the usual machine
 
 OWN = ("gpus", "gpu_memory", "lengths", "exact", "json", "accelerate_config")
 
 
-def command_of(
-    setting: Setting, words: Sequence[str], launcher: str | None, per_node: int = 8
-) -> str:
+def machines_of(setting: Setting) -> tuple[int, int]:
+    """(machines, processes of each): the fewest machines of at most 8 GPUs with as many on each.
+
+    Raises:
+        ConfigError: more than 8 GPUs whose number is a prime: no equal machines have that many.
+    """
+    if setting.on_cpu or setting.gpus <= PER_MACHINE:
+        return 1, setting.gpus
+    for each in range(PER_MACHINE, 1, -1):
+        if setting.gpus % each == 0:
+            return setting.gpus // each, each
+    near = setting.gpus // PER_MACHINE * PER_MACHINE
+    raise ConfigError(
+        f"gpus is {setting.gpus}, which machines of at most {PER_MACHINE} GPUs cannot have with as "
+        f"many on each. Take --gpus {near} or {near + PER_MACHINE}."
+    )
+
+
+def command_of(setting: Setting, words: Sequence[str], launcher: str | None) -> str:
     """One command, or one for each machine.
 
     Args:
         setting: of the run.
         words: arguments of `prefkit plan` without its own.
         launcher: the accelerate config, or None.
-        per_node: GPUs of a machine.
+
+    Raises:
+        ConfigError: see `machines_of`.
     """
     train = " ".join(["train", *map(shlex.quote, words)])
     if setting.gpus == 1:
         return f"prefkit {train}"
-    machines = -(-setting.gpus // per_node)
+    machines, per_node = machines_of(setting)
     lines = []
     if machines > 1:
         lines.append(f"# on each of {machines} machines of {per_node} GPUs, RANK from 0:")

@@ -128,9 +128,9 @@ def _group(parts: _Parts, size: int) -> Iterator[Any]:
 def _run(
     parts: _Parts, config: Any, shape: ModelShape, setting: Setting, load: Load, layers: int
 ) -> Exact:
-    head = head_bytes(shape, setting, load.scored / setting.sequence_parallel, load.pairs)
-    reading = reading_bytes(shape, setting, load.scored / setting.sequence_parallel)
-    tokens = round(load.tokens / setting.sequence_parallel)
+    tokens, scored = load.worst_piece(setting.sequence_parallel)
+    head = head_bytes(shape, setting, scored, load.pairs)
+    reading = reading_bytes(shape, setting, scored)
     with _group(parts, setting.gpus) as mesh, silent(), parts.fake_mode():
         policy = _sharded(parts, config, setting, layers, mesh, trainable=True)
         reference = None
@@ -139,7 +139,7 @@ def _run(
         step = _Step(setting, policy, reference, head, reading)
         optimizer = _optimizer(setting, policy)
         tracker = parts.tracker(policy, optimizer)
-        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        ids = torch.zeros(1, round(tokens), dtype=torch.int64)
         tracker.track_inputs((ids,))
         with tracker:
             step.run(ids)

@@ -4,6 +4,7 @@ A pair is its longest common prefix P and what follows on each side, C and R. Si
 2P + C + R tokens, with the prefix shared P + C + R.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -64,6 +65,17 @@ class Load(NamedTuple):
     def tokens(self) -> float:
         """Tokens that the model reads, padding included."""
         return max(self.rows, 1) * self.length
+
+    def worst_piece(self, size: int) -> tuple[float, float]:
+        """(tokens, scored) of the process that has the most, where `size` share the row.
+
+        Pieces are equal and consecutive, and what is scored lies at the ends of sequences: one
+        piece may hold nothing but scored tokens, while others hold none.
+        """
+        if size == 1:
+            return self.tokens, self.scored
+        tokens = math.ceil(self.tokens / size)
+        return tokens, min(self.scored, tokens)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,10 @@ def _by_count(lengths: Lengths, setting: Setting) -> list[list[PairLength]]:
 
 
 def _packed(lengths: Lengths, setting: Setting, layout: str) -> list[list[PairLength]]:
-    """Rows filled in the order of the data, first fit: near what the packing of a run gives."""
+    """Rows filled in the order of the data by next fit: a pair that has no room opens a new row.
+
+    A run packs by best fit over many open rows, so it has somewhat fewer and fuller rows.
+    """
     budget = setting.tokens_per_batch
     assert budget is not None
     if len(lengths.pairs) == 1:

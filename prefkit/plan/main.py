@@ -76,15 +76,17 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
         sequence_parallel=parallel,
     )
     lengths = given_lengths(own["lengths"]) if "lengths" in own else _data_lengths(options, config)
+    room, supposed = _room(own, setting.on_cpu)
     plan = make_plan(
         options.script.model,
         config,
         setting,
         lengths,
-        _room(own, setting.on_cpu),
+        room,
         words=_with_weights(words, options.script.model),
         launcher=own.get("accelerate_config"),
         choose_sharding=not launcher,
+        supposed=supposed,
     )
     if not own.get("exact"):
         return plan, None
@@ -156,18 +158,19 @@ def _without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     return words
 
 
-def _room(own: dict[str, Any], on_cpu: bool) -> int:
+def _room(own: dict[str, Any], on_cpu: bool) -> tuple[int, bool]:
+    """Bytes that a process may take, and whether they are of a GPU that is only supposed."""
     if "gpu_memory" in own:
-        return parse_bytes(own["gpu_memory"])
+        return parse_bytes(own["gpu_memory"]), False
     import torch
 
     if on_cpu:
         import psutil
 
-        return int(psutil.virtual_memory().total)
+        return int(psutil.virtual_memory().total), False
     if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return parse_bytes(_DEFAULT_ROOM)
+        return int(torch.cuda.get_device_properties(0).total_memory), False
+    return parse_bytes(_DEFAULT_ROOM), True
 
 
 def _data_lengths(options: Any, model_config: Any) -> Any:

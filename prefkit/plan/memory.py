@@ -1,8 +1,8 @@
 """Bytes of one process, component by component, at the moment of a step that takes the most.
 
 Everything here is arithmetic on the model's sizes, on what its body keeps (`prefkit.plan.trace`)
-and on what the head holds (`prefkit.plan.head`). A step has six moments that can be the peak; each
-is a list of components, and the peak is the moment with the largest sum.
+and on what the head holds (`prefkit.plan.head`). A step has up to seven moments that can be the
+peak; each is a list of components, and the peak is the moment with the largest sum.
 """
 
 from collections.abc import Mapping
@@ -65,8 +65,7 @@ def memory_of(shape: ModelShape, setting: Setting, load: Load, body: Body) -> Me
         load: the heaviest batch of a row; sequence parallelism is applied here.
         body: of `trace_body`, for the tokens of one process.
     """
-    scored = load.scored / setting.sequence_parallel
-    tokens = load.tokens / setting.sequence_parallel
+    tokens, scored = load.worst_piece(setting.sequence_parallel)
     head = head_bytes(shape, setting, scored, load.pairs)
     states = states_of(shape, setting)
     gathered = _Gathered(shape, setting)

@@ -43,7 +43,7 @@ class ModelShape:
         other: final norm and whatever else.
         adapter_layer: trainable parameters of an adapter in one layer; 0 without.
         adapter_matrices: matrices of an adapter in one layer.
-        window: tokens of the narrowest sliding window, or None.
+        window: tokens of the narrowest sliding window or attention chunk, or None.
         max_length: positions the model knows, or None.
     """
 
@@ -261,8 +261,15 @@ def _idle(stack: nn.ModuleList, config: Any) -> int:
 
 
 def _window(config: Any) -> int | None:
-    window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return None
+    """As `prefkit.model.attention.window_of`, of a config."""
     kinds = getattr(config, "layer_types", None)
-    return window if kinds is None or "sliding_attention" in kinds else None
+    found = []
+    for kind, name in (
+        ("sliding_attention", "sliding_window"),
+        ("chunked_attention", "attention_chunk_size"),
+    ):
+        size = getattr(config, name, None)
+        off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
+        if size and not off and (kinds is None or kind in kinds):
+            found.append(int(size))
+    return min(found, default=None)

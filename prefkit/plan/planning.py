@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, ModelError
 from prefkit.plan.advice import Advice, advise
-from prefkit.plan.command import command_of
+from prefkit.plan.command import command_of, machines_of
 from prefkit.plan.flops import Work, work_of
 from prefkit.plan.lengths import Lengths, Load, batches
 from prefkit.plan.memory import Memory, memory_of, states_of
@@ -29,6 +29,7 @@ class Plan:
         advice: what to change, where it does not fit.
         command: the command line that runs it.
         notes: what to know, one line each.
+        supposed: nothing says that there is a GPU: `room` is that of a usual one.
     """
 
     shape: ModelShape
@@ -43,6 +44,7 @@ class Plan:
     advice: list[Advice]
     command: str
     notes: list[str] = field(default_factory=list)
+    supposed: bool = False
 
     @property
     def need(self) -> float:
@@ -83,10 +85,21 @@ class Planner:
 
     def layout(self, setting: Setting) -> str:
         """The layout that a run will have, short of what only the weights can tell."""
-        window = self.shape(None).window
-        if window is not None and self.lengths.longest > window:
+        if self.why_padded(setting) is not None:
             return "padded"
         return "separate" if setting.layout == "separate" else "shared"
+
+    def why_padded(self, setting: Setting) -> str | None:
+        """Why a run will have padded rows, in words, or None."""
+        window = self.shape(None).window
+        if window is not None and self.lengths.longest > window:
+            return (
+                f"the model attends within {window} tokens, and the longest sequence has "
+                f"{self.lengths.longest}"
+            )
+        if setting.dropout:
+            return "disable_dropout is off, and attention without padding has no dropout"
+        return None
 
     def memory(self, setting: Setting) -> Memory:
         """The memory of one process at the heaviest batch."""
@@ -105,7 +118,9 @@ class Planner:
             gathered=setting.sharded and setting.mixed is not None,
             rows=load.rows,
         )
-        length = round(load.length / setting.sequence_parallel)
+        length = round(load.length)
+        if not load.rows:
+            length = round(load.worst_piece(setting.sequence_parallel)[0])
         layers = self.shape(setting.lora).layers
         # Copies of weights and masks are not proportional to the tokens.
         proportional = not load.rows and run.autocast in (None, run.dtype)
@@ -128,6 +143,7 @@ def make_plan(
     words: Sequence[str] = (),
     launcher: str | None = None,
     choose_sharding: bool = False,
+    supposed: bool = False,
 ) -> Plan:
     """The plan of a run.
 
@@ -140,11 +156,14 @@ def make_plan(
         launcher: accelerate config file, for the same.
         choose_sharding: nothing says how several processes share the model: plan FSDP2 where
             replicas do not fit.
+        supposed: nothing says that there is a GPU, and `room` is that of a usual one.
 
     Raises:
-        ConfigError: the longest sequence is longer than the model knows positions; no pair fits.
-        ModelError: see `prefkit.plan.trace`.
+        ConfigError: the longest sequence is longer than the model knows positions; no pair fits;
+            the processes cannot be spread over machines, or cannot share padded rows.
+        ModelError: layout is "shared" where a run has padded rows; see also `prefkit.plan.trace`.
     """
+    machines_of(setting)
     planner = Planner(name, config, lengths)
     shape = planner.shape(setting.lora)
     if shape.max_length is not None and lengths.longest > shape.max_length:
@@ -152,7 +171,13 @@ def make_plan(
             f"A sequence of {lengths.longest} tokens is longer than the {shape.max_length} "
             f"positions that {name} knows. Leave longer rows out (max_length, too_long: skip)."
         )
+    _check_padded(setting, planner)
     notes = _notes(setting, planner)
+    if supposed:
+        notes.append(
+            "No GPU is here, so one of usual memory is supposed. Name another with --gpu_memory, "
+            "or plan for this machine with --use_cpu true."
+        )
     replica = setting.sharding == "ddp"
     if choose_sharding and replica and sum(states_of(shape, setting).values()) > room:
         setting = replace(setting, sharding="fsdp2", precomputed=False, cached_hidden=False)
@@ -176,18 +201,35 @@ def make_plan(
         memory=memory,
         work=work_of(shape, setting, mean),
         room=room,
-        advice=advise(setting, lengths, peak, room, shape.heads) if need > room else [],
+        advice=(
+            advise(setting, lengths, peak, room, shape.heads, padded=layout == "padded")
+            if need > room
+            else []
+        ),
         command=command_of(setting, words, launcher),
         notes=notes,
+        supposed=supposed,
     )
+
+
+def _check_padded(setting: Setting, planner: Planner) -> None:
+    """Refuses what `prefkit train` refuses of padded rows."""
+    reason = planner.why_padded(setting)
+    if reason is not None and setting.layout == "shared":
+        raise ModelError(f"layout: shared cannot be had: {reason}. Use layout: separate.")
+    if reason is not None and setting.sequence_parallel > 1:
+        raise ConfigError(
+            f"sequence_parallel_size needs rows without padding, and this run has padded ones: "
+            f"{reason}. Leave sequence_parallel_size out."
+        )
 
 
 def _notes(setting: Setting, planner: Planner) -> list[str]:
     notes = []
-    if planner.layout(setting) == "padded":
-        notes.append(
-            "Padded rows: the model's sliding window is shorter than the longest sequence."
-        )
+    if (reason := planner.why_padded(setting)) is not None:
+        notes.append(f"Padded rows: {reason}.")
+        if setting.dropout:
+            notes.append("What dropout keeps for its backward is not counted.")
     elif setting.layout == "auto":
         notes.append(
             "Rows without padding are assumed; `prefkit train` tells if a model cannot read them."

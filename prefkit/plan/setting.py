@@ -36,6 +36,7 @@ class Setting:
         checkpointing: layers are recomputed in the backward; `offload`: their inputs wait on the
             host.
         attention: `attn_implementation`, or None.
+        dropout: a model's own dropout stays on (`disable_dropout: false`).
         layout, tokens_per_batch, pairs, pad_to: of the batches; `pairs` a device and forward.
         accumulation: batches an optimiser step.
         gpus: processes; `sequence_parallel` of them share one row.
@@ -58,6 +59,7 @@ class Setting:
     checkpointing: bool
     offload: bool
     attention: str | None
+    dropout: bool
     layout: str
     tokens_per_batch: int | None
     pairs: int
@@ -206,6 +208,7 @@ def read_setting(
         checkpointing=checkpointing,
         offload=offload,
         attention=script.attn_implementation,
+        dropout=not config.disable_dropout,
         layout=config.layout,
         tokens_per_batch=config.tokens_per_batch,
         pairs=config.per_device_train_batch_size,

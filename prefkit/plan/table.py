@@ -7,11 +7,15 @@ from prefkit.plan.exact import Exact
 from prefkit.plan.planning import Plan
 
 _WIDTH = 46
+_LEAST = 1e-3  # share of the sum below which a component is left out
 
 
-def gigabytes(size: float) -> str:
-    """Bytes in GB (10⁹)."""
-    return f"{size / 1e9:,.2f} GB"
+def readable(size: float) -> str:
+    """Bytes in GB (10⁹), or below that in MB or kB."""
+    for unit, one, digits in (("GB", 1e9, 2), ("MB", 1e6, 1)):
+        if size >= one:
+            return f"{size / one:,.{digits}f} {unit}"
+    return f"{size / 1e3:,.1f} kB"
 
 
 def _count(number: float) -> str:
@@ -36,7 +40,7 @@ def plan_table(plan: Plan, exact: Exact | None = None) -> str:
         for advice in plan.advice:
             enough = ", which is enough" if advice.fits else ""
             lines.append(f"  {advice.change}")
-            lines.append(f"      saves {gigabytes(advice.saves)}{enough}; costs {advice.costs}")
+            lines.append(f"      saves {readable(advice.saves)}{enough}; costs {advice.costs}")
     lines += [f"Note: {note}" for note in plan.notes]
     return "\n".join([*lines, "", "Run it with:", *(f"  {x}" for x in plan.command.split("\n"))])
 
@@ -48,8 +52,10 @@ def _head(plan: Plan) -> list[str]:
     if setting.mixed is not None:
         precision += f", mixed {str(setting.mixed).removeprefix('torch.')}"
     share = {"none": "", "ddp": ", a replica each", "fsdp2": ", FSDP2", "zero3": ", ZeRO-3"}
-    device = "process on a CPU" if setting.on_cpu else "GPU"
-    spread = f"{setting.gpus} {device}{'s' if setting.gpus > 1 else ''}{share[setting.sharding]}"
+    device = "process" if setting.on_cpu or plan.supposed else "GPU"
+    device += ("es" if setting.on_cpu or plan.supposed else "s") if setting.gpus > 1 else ""
+    device += " on a CPU" if setting.on_cpu else ""
+    spread = f"{setting.gpus} {device}{share[setting.sharding]}"
     if setting.sequence_parallel > 1:
         spread += f", {setting.sequence_parallel} share a row"
     return [
@@ -63,17 +69,18 @@ def _head(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     memory = plan.memory
     lines = [f"Memory of one process at its peak ({memory.peak.name})"]
+    least = _LEAST * memory.peak.total
     parts = sorted(memory.peak.parts.items(), key=lambda part: -part[1])
-    lines += [_row(name, gigabytes(size)) for name, size in parts if size >= 5e6]
-    lines.append(_row("sum", gigabytes(memory.peak.total)))
-    lines.append(_row("allocator's slack (assumed, 5 %)", gigabytes(memory.slack)))
+    lines += [_row(name, readable(size)) for name, size in parts if size >= least]
+    lines.append(_row("sum", readable(memory.peak.total)))
+    lines.append(_row("allocator's slack (assumed, 5 %)", readable(memory.slack)))
     if memory.on_host:
         lines.append(
-            _row("on the host, a process: offloaded activations", gigabytes(memory.on_host))
+            _row("on the host, a process: offloaded activations", readable(memory.on_host))
         )
     lines.append("Other moments of a step")
     lines += [
-        _row(moment.name, gigabytes(moment.total))
+        _row(moment.name, readable(moment.total))
         for moment in memory.moments
         if moment is not memory.peak
     ]
@@ -89,7 +96,7 @@ def _memory(plan: Plan) -> list[str]:
         "its gradient": head.grad,
         "autocast's copy": head.copy,
     }
-    lines += [_row(name, gigabytes(size)) for name, size in rows.items() if size]
+    lines += [_row(name, readable(size)) for name, size in rows.items() if size]
     return lines
 
 
@@ -119,9 +126,10 @@ def _exact(plan: Plan, exact: Exact) -> list[str]:
     lines = [
         "torch's FSDPMemTracker (its own names; the head's buffers are this project's arithmetic)"
     ]
-    lines += [_row(name, gigabytes(size)) for name, size in exact.parts.items() if size >= 5e6]
+    least = _LEAST * exact.peak
+    lines += [_row(name, readable(size)) for name, size in exact.parts.items() if size >= least]
     off = plan.memory.peak.total / exact.peak - 1
-    lines.append(_row("sum", gigabytes(exact.peak), f"the plan above is {off:+.1%} off"))
+    lines.append(_row("sum", readable(exact.peak), f"the plan above is {off:+.1%} off"))
     return lines
 
 
@@ -130,15 +138,16 @@ def _verdict(plan: Plan, exact: Exact | None) -> str:
     if exact is not None:
         need = exact.peak * (1 + plan.memory.slack / plan.memory.peak.total)
     what = "this machine" if plan.setting.on_cpu else "one GPU"
+    what += " (supposed)" if plan.supposed else ""
     margin = plan.room - need
     if margin >= 0:
         return (
-            f"It fits: {gigabytes(need)} of {gigabytes(plan.room)} of {what}, "
-            f"{gigabytes(margin)} free."
+            f"It fits: {readable(need)} of {readable(plan.room)} of {what}, "
+            f"{readable(margin)} free."
         )
     return (
-        f"It does NOT fit: {gigabytes(need)} are needed, {what} has {gigabytes(plan.room)}, "
-        f"{gigabytes(-margin)} too little."
+        f"It does NOT fit: {readable(need)} are needed, {what} has {readable(plan.room)}, "
+        f"{readable(-margin)} too little."
     )
 
 
