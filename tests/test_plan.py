@@ -18,11 +18,12 @@ from prefkit.cli import main
 from prefkit.errors import ConfigError, ModelError
 from prefkit.plan import memory as memory_module
 from prefkit.plan.head import head_bytes
+from prefkit.plan.launcher import read_launcher
 from prefkit.plan.lengths import PairLength, _packed, batches, given_lengths
 from prefkit.plan.main import plan_arguments
 from prefkit.plan.model import Lora, load_config, read_shape
 from prefkit.plan.planning import Plan
-from prefkit.plan.setting import parse_bytes, read_launcher
+from prefkit.plan.setting import parse_bytes
 from prefkit.plan.table import plan_table, readable
 from prefkit.plan.trace import BodyRun, trace_body
 from tests.trainer_cases import CONFIGS, ROWS, byte_tokenizer, save_model, tiny_model
@@ -381,7 +382,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         plan_arguments({}, ["--model", small(tmp_path), "--train_data", "x.jsonl"])
     with pytest.raises(ConfigError, match="FSDP2"):
         planned(tmp_path, exact=True)
-    with pytest.raises(ModelError, match="no config to plan from"):
+    with pytest.raises(ModelError, match="there is no folder"):
         plan_arguments({"lengths": "1,1,1"}, ["--model", str(tmp_path / "nothing")])
     other = tmp_path / "fsdp1.yaml"
     other.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n", encoding="utf-8")

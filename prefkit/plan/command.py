@@ -3,12 +3,15 @@
 import shlex
 from collections.abc import Sequence
 
+import torch
+
 from prefkit.errors import ConfigError
 from prefkit.plan.setting import Setting
 
 PER_MACHINE = 8  # GPUs of the usual machine
 
 OWN = ("gpus", "gpu_memory", "lengths", "exact", "json", "accelerate_config")
+_PRECISIONS = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def machines_of(setting: Setting) -> tuple[int, int]:
@@ -41,7 +44,7 @@ def command_of(setting: Setting, words: Sequence[str], launcher: str | None) -> 
         ConfigError: see `machines_of`.
     """
     train = " ".join(["train", *map(shlex.quote, words)])
-    if setting.gpus == 1:
+    if setting.gpus == 1 and not (launcher and setting.sharded):
         return f"prefkit {train}"
     machines, per_node = machines_of(setting)
     lines = []
@@ -52,6 +55,8 @@ def command_of(setting: Setting, words: Sequence[str], launcher: str | None) -> 
     )
     nodes += " --main_process_port 29500" if lines else ""
     if launcher is not None:
+        # accelerate divides the processes by the machines of its file.
+        nodes = nodes or " --num_machines 1 --machine_rank 0"
         start = f"accelerate launch --config_file {shlex.quote(launcher)}"
         start += f" --num_processes {setting.gpus}{nodes}"
     elif setting.sharding == "fsdp2":
@@ -78,7 +83,7 @@ def _fsdp_flags(setting: Setting) -> str:
         "fsdp_offload_params": "true" if setting.offload_params else None,
         "fsdp_activation_checkpointing": "true" if setting.checkpointing else None,
         "fsdp_activation_checkpointing_offload": "true" if setting.offload else None,
-        "mixed_precision": {2: "bf16"}.get(setting.mixed.itemsize) if setting.mixed else "no",
+        "mixed_precision": _PRECISIONS[setting.mixed],
     }
     return " ".join(
         f"--{name}" + (f" {value}" if value else "")

@@ -12,8 +12,8 @@ def read_launcher(path: str | None) -> dict[str, Any]:
     """The parts of an accelerate config file that matter here; {} without a file.
 
     Returns:
-        num_processes, num_machines, mixed_precision, fsdp (mapping without the prefix `fsdp_`) or
-        None, zero_stage (of DeepSpeed) or None.
+        num_processes, mixed_precision, fsdp (mapping without the prefix `fsdp_`) or None,
+        zero_stage (of DeepSpeed) or None.
     Raises:
         ConfigError: the file cannot be read, is no accelerate config, or asks for FSDP1.
     """
@@ -39,7 +39,6 @@ def read_launcher(path: str | None) -> dict[str, Any]:
         )
     return {
         "num_processes": content.get("num_processes"),
-        "num_machines": content.get("num_machines"),
         "mixed_precision": str(content.get("mixed_precision", "no")),
         "fsdp": fsdp if kind == "FSDP" else None,
         "zero_stage": _launched_stage(content, path) if kind == "DEEPSPEED" else None,

@@ -13,9 +13,11 @@ Takes what `prefkit train` takes, and:
 loaded.
 """
 
+import difflib
 import gc
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +25,10 @@ from typing import Any
 
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.plan.command import OWN
-from prefkit.plan.setting import DTYPES, parse_bytes, read_launcher, read_setting
+from prefkit.plan.launcher import read_launcher
+from prefkit.plan.setting import DTYPES, parse_bytes, read_setting
 from prefkit.train.options import load_options, read_yaml, split_flags
 
-_DATA_FLAGS = ("--train_data", "--train-data")
 _DEFAULT_ROOM = "80GB"
 
 
@@ -52,18 +54,13 @@ def run(argv: Sequence[str]) -> int:
 
 def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     """The plan, and what the tracker found or None, of parsed arguments."""
-    from prefkit.train.checks import one_line_errors
-
-    given = []
-    if "lengths" in own and not any(w.partition("=")[0] in _DATA_FLAGS for w in words):
-        given = ["--train_data", "none.jsonl"]  # never read
     parallel, options_words = _shared_rows(words)
-    with one_line_errors():
-        options = load_options([*options_words, *given])
+    options = _options(options_words, "lengths" in own)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from prefkit.plan.lengths import given_lengths
     from prefkit.plan.model import load_config
     from prefkit.plan.planning import make_plan
+    from prefkit.plan.refusals import check_lengths, check_start
 
     launcher = read_launcher(own.get("accelerate_config"))
     config = load_config(options.script.model)
@@ -75,7 +72,12 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
         dtype=DTYPES.get(named),
         sequence_parallel=parallel,
     )
-    lengths = given_lengths(own["lengths"]) if "lengths" in own else _data_lengths(options, config)
+    check_start(options, setting, config, bool(launcher))
+    if "lengths" in own:
+        lengths = given_lengths(own["lengths"])
+        check_lengths(lengths, options.config.max_length)
+    else:
+        lengths = _data_lengths(options, config)
     room, supposed = _room(own, setting.on_cpu)
     plan = make_plan(
         options.script.model,
@@ -83,7 +85,7 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
         setting,
         lengths,
         room,
-        words=_with_weights(words, options.script.model),
+        words=_with_data(_with_weights(words, options.script.model)),
         launcher=own.get("accelerate_config"),
         choose_sharding=not launcher,
         supposed=supposed,
@@ -94,6 +96,50 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
 
     gc.enable()  # garbage would be counted as held
     return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
+
+
+def _options(words: list[str], lengths: bool) -> Any:
+    """The options of the run; with lengths, `train_data` may be missing and is never read.
+
+    Raises:
+        ConfigError: a mistake in them, in the words of this command.
+    """
+    from prefkit.train.checks import one_line_errors
+
+    if not _has_data(words):
+        if not lengths:
+            raise ConfigError(
+                "train_data is missing. Name the file(s) of preference pairs, or give their "
+                "lengths: --lengths 16000,8000,8000 (tokens of prefix, chosen and rejected)."
+            )
+        words = [*words, "--train_data", "none.jsonl"]
+    try:
+        with one_line_errors():
+            return load_options(words)
+    except ConfigError as error:
+        found = re.search(r"^(.*): there is no option '([^']*)'\.", str(error))
+        if found is None:
+            raise
+        raise ConfigError(_stranger(found[1], found[2], str(error))) from error
+
+
+def _stranger(where: str, name: str, message: str) -> str:
+    """What to say of an option that training does not know: it may be one of this command."""
+    if name in OWN:
+        return f"{where}: {name} is a flag of `prefkit plan`. Give it as --{name}."
+    if near := difflib.get_close_matches(name, OWN, n=1, cutoff=0.7):
+        return f"{where}: there is no option '{name}'. Did you mean --{near[0]}?"
+    return message.replace("prefkit train --help", "prefkit plan --help")
+
+
+def _has_data(words: list[str]) -> bool:
+    files, flags = split_flags(words)
+    return "train_data" in flags or (bool(files) and bool(read_yaml(files[0]).get("train_data")))
+
+
+def _with_data(words: list[str]) -> list[str]:
+    """The words for a run: lengths can be planned, but not trained on."""
+    return words if _has_data(words) else [*words, "--train_data", "PAIRS.jsonl"]
 
 
 def _shared_rows(words: list[str]) -> tuple[int, list[str]]:

@@ -79,9 +79,11 @@ def load_config(name: str) -> Any:
     """The config of a folder, of a cached Hub name, or of a `config.json` by itself.
 
     Raises:
-        ModelError: there is none, or transformers does not know the architecture.
+        ModelError: there is none on this machine, or transformers does not know the architecture.
     """
     from transformers import AutoConfig
+
+    from prefkit.train.script import _check_model_folder
 
     path = Path(name).expanduser()
     try:
@@ -90,8 +92,15 @@ def load_config(name: str) -> Any:
             if "model_type" not in content:
                 raise ModelError(f"model: {name} has no model_type, so it is no model's config.")
             return AutoConfig.for_model(**content)
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        _check_model_folder("model", name)
+        # The Hub is not asked: out of reach, it would be tried for half a minute.
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and not path.exists():
+            raise ModelError(
+                f"model: there is no config of the name {name} on this machine. Download it first "
+                f"(hf download {name} config.json), or give its config.json or its folder."
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model: {name}: no config to plan from: {reason} Name a folder, a Hub model or a "
@@ -200,10 +209,15 @@ def read_shape(name: str, config: Any, lora: Lora | None = None) -> ModelShape:
         lora: the run's adapter, if it has one.
 
     Raises:
-        ModelError: see `build`.
+        ModelError: a model without attention; see `build`.
     """
-    model = build(config)
     text = config.get_text_config()
+    if not getattr(text, "num_attention_heads", None):
+        raise ModelError(
+            f"model: a {config.model_type} has no attention heads. Only models with attention are "
+            "planned; the states of other layers are not counted."
+        )
+    model = build(config)
     stack = decoder_layers(model)
     body = sum(p.numel() for p in stack.parameters())
     adapter = [] if lora is None else _adapter_of_a_layer(config, lora)
@@ -243,17 +257,15 @@ def _adapter_of_a_layer(config: Any, lora: Lora) -> list[nn.Parameter]:
     return [p for key, p in model.named_parameters() if "lora_" in key]
 
 
+def experts_of(config: Any) -> int | None:
+    """Experts of a layer, or None in a model without."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((found for name in names if (found := getattr(config, name, None))), None)
+
+
 def _idle(stack: nn.ModuleList, config: Any) -> int:
     """Parameters of experts that a token does not meet."""
-    chosen = getattr(config, "num_experts_per_tok", None)
-    total = next(
-        (
-            value
-            for name in ("num_local_experts", "num_experts", "n_routed_experts")
-            if (value := getattr(config, name, None))
-        ),
-        None,
-    )
+    chosen, total = getattr(config, "num_experts_per_tok", None), experts_of(config)
     if not chosen or not total:
         return 0
     experts = sum(p.numel() for key, p in stack.named_parameters() if ".experts." in f".{key}")

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from prefkit.errors import ConfigError
+from prefkit.plan.launcher import zero_stage
 from prefkit.plan.model import Lora
 
 Sharding = Literal["none", "ddp", "fsdp2", "zero3"]
@@ -116,7 +116,7 @@ def parse_bytes(text: str | int) -> int:
     """Bytes of "80GB" (10⁹ each), "64GiB" (2³⁰ each) or a plain number.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: neither, or less than any device has.
     """
     found = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", str(text))
     unit = found[2].upper() if found else "?"
@@ -124,36 +124,10 @@ def parse_bytes(text: str | int) -> int:
         raise ConfigError(f"gpu_memory is {text!r}; give a size such as 80GB or 64GiB.")
     if (size := round(float(found[1]) * _UNITS[unit])) <= 0:
         raise ConfigError(f"gpu_memory is {text!r}; it must be more than nothing.")
+    if size < _UNITS["MB"]:
+        meant = f"Did you mean {found[1]}GB?" if not found[2] else "Give a size such as 80GB."
+        raise ConfigError(f"gpu_memory is {text!r}, which is {size:,} bytes. {meant}")
     return size
-
-
-def read_launcher(path: str | None) -> dict[str, Any]:
-    """The parts of an accelerate config file that matter here; {} without a file.
-
-    Returns:
-        num_processes, mixed_precision, fsdp (mapping without the prefix `fsdp_`) or None,
-        deepspeed (mapping) or None.
-    Raises:
-        ConfigError: the file cannot be read, or asks for FSDP1.
-    """
-    if path is None:
-        return {}
-    from prefkit.train.options import read_yaml
-
-    content = read_yaml(path)
-    kind = str(content.get("distributed_type", "NO")).upper()
-    fsdp = content.get("fsdp_config") or {}
-    fsdp = {str(key).removeprefix("fsdp_"): value for key, value in fsdp.items()}
-    if kind == "FSDP" and str(fsdp.get("version", 1)) != "2":
-        raise ConfigError(
-            f"{path}: fsdp_version must be 2; the head's gradient is exact only there."
-        )
-    return {
-        "num_processes": content.get("num_processes"),
-        "mixed_precision": str(content.get("mixed_precision", "no")),
-        "fsdp": fsdp if kind == "FSDP" else None,
-        "deepspeed": (content.get("deepspeed_config") or {}) if kind == "DEEPSPEED" else None,
-    }
 
 
 def read_setting(
@@ -169,12 +143,12 @@ def read_setting(
     Args:
         options: of `prefkit.train.options.load_options`.
         gpus: processes; None = the launcher's, or 1.
-        launcher: of `read_launcher`.
+        launcher: of `prefkit.plan.launcher.read_launcher`.
         dtype: the dtype in the model's own config, for `dtype: auto`.
         sequence_parallel: processes that share a row.
 
     Raises:
-        ConfigError: sequence_parallel_size does not divide the processes.
+        ConfigError: sequence_parallel_size does not divide the processes; see `zero_stage`.
     """
     script, config, given = options
     launcher = launcher or {}
@@ -192,8 +166,6 @@ def read_setting(
         lora = Lora(
             script.lora_r, script.lora_alpha, script.lora_dropout, script.lora_target_modules
         )
-    mixed = launcher.get("mixed_precision", "no") if fsdp or launcher else "no"
-    bf16, fp16 = config.bf16 or mixed == "bf16", config.fp16 or mixed == "fp16"
     return Setting(
         method=config.method,
         needs_reference=objective.needs_reference,
@@ -204,7 +176,7 @@ def read_setting(
         own_reference=lora is None or script.ref_model is not None,
         lora=lora,
         weights=DTYPES.get(script.dtype) or dtype or torch.float32,
-        mixed=torch.bfloat16 if bf16 else torch.float16 if fp16 else None,
+        mixed=_mixed(config, launcher),
         checkpointing=checkpointing,
         offload=offload,
         attention=script.attn_implementation,
@@ -229,6 +201,12 @@ def read_setting(
 
 def _true(value: Any) -> bool:
     return str(value).lower() in ("1", "true", "yes")
+
+
+def _mixed(config: Any, launcher: Mapping[str, Any]) -> torch.dtype | None:
+    """The options win over the launcher: the Trainer hands its own to accelerate."""
+    named = "bf16" if config.bf16 else "fp16" if config.fp16 else launcher.get("mixed_precision")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(named or "no")
 
 
 def _fsdp(config: Any, launcher: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -258,12 +236,7 @@ def _sharding(
 ) -> Sharding:
     if fsdp:
         return "fsdp2"
-    deepspeed = launcher.get("deepspeed")
-    if config.deepspeed or deepspeed is not None:
-        stage = (deepspeed or {}).get("zero_stage")
-        if isinstance(config.deepspeed, str) and Path(config.deepspeed).is_file():
-            found = re.search(r'"stage"\s*:\s*(\d)', Path(config.deepspeed).read_text("utf-8"))
-            stage = found[1] if found else None
-        if str(stage) == "3":
-            return "zero3"
+    stage = zero_stage(config.deepspeed) if config.deepspeed else launcher.get("zero_stage")
+    if stage == 3:
+        return "zero3"
     return "none" if gpus == 1 else "ddp"

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from prefkit.errors import ModelError
 from prefkit.model.head import unwrap
-from prefkit.plan.model import Lora, build
+from prefkit.plan.model import Lora, build, experts_of
 
 _DEPTHS = (1, 2)
 ATTENTION = "prefkit_plan"  # implementation that `register_attention` registers
@@ -168,6 +168,11 @@ def _run(config: Any, run: BodyRun, layers: int, tokens: int) -> tuple[float, ..
                 read(False)
             return (*trained, live.peak)
     except (RuntimeError, NotImplementedError, TypeError) as error:
+        if experts := experts_of(config.get_text_config()):
+            raise ModelError(
+                f"model: a {config.model_type} routes tokens to {experts} experts by their data, "
+                "so its activations cannot be planned without data."
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model: a {config.model_type} cannot be run without data, so its activations cannot "
