@@ -216,7 +216,10 @@ def _check_padded(setting: Setting, planner: Planner) -> None:
     """Refuses what `prefkit train` refuses of padded rows."""
     reason = planner.why_padded(setting)
     if reason is not None and setting.layout == "shared":
-        raise ModelError(f"layout: shared cannot be had: {reason}. Use layout: separate.")
+        raise ModelError(
+            f"layout: shared cannot be had: {reason}. Leave layout at auto, which gives each side "
+            "a padded row of its own here."
+        )
     if reason is not None and setting.sequence_parallel > 1:
         raise ConfigError(
             f"sequence_parallel_size needs rows without padding, and this run has padded ones: "
