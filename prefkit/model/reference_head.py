@@ -43,13 +43,16 @@ class ReferenceHead:
             weight, bias: the head's, gathered, where it is sharded; None = the module's own.
         """
         if weight is None:
-            weight, bias = head.module.weight, getattr(head.module, "bias", None)  # type: ignore[assignment]
+            weight, bias = head.module.weight.detach(), getattr(head.module, "bias", None)  # type: ignore
         assert weight is not None
         factor = head.transform.logit_scale / policy.logit_scale
+        bias = None if bias is None else bias.detach() * factor
         # A longer head is longer by padding (`check_vocabularies`): rows that no text can hold, and
-        # that the policy, lacking them, would make an infinite KL.
-        weight = weight.detach()[:vocab_size]
-        bias = None if bias is None else bias.detach()[:vocab_size] * factor
+        # that the policy, lacking them, would make an infinite KL. Only then: a weight that FSDP2
+        # has freed until the policy's forward gathers it again cannot be sliced.
+        if weight.shape[0] > vocab_size:
+            weight = weight[:vocab_size]
+            bias = None if bias is None else bias[:vocab_size]
         return cls(weight, bias, factor)
 
     def of_cached(self, hidden: Tensor) -> dict[str, Tensor | None]:
