@@ -8,8 +8,9 @@ from torch import Tensor
 
 from benchmarks.memory import resident_peak
 from prefkit.data.stream import Packed, Stream, Tree
-from prefkit.model import stream_attention
-from prefkit.model.stream_attention import agrees, attend
+from prefkit.model import blockwise_attention, stream_attention, varlen_attention
+from prefkit.model.stream_attention import attend
+from prefkit.model.varlen_attention import agrees
 
 STREAMS = {
     "shared": Stream((Tree(0, 7, (3, 5)),)),
@@ -18,7 +19,7 @@ STREAMS = {
     "three tails": Stream((Tree(0, 5, (2, 3, 4)),)),
     "over a block": Stream((Tree(0, 300, (40, 270)), Tree(610, 3))),
 }
-CPU, BLOCKWISE = stream_attention._FlashCPU, stream_attention._Blockwise
+CPU, BLOCKWISE = stream_attention._FlashCPU, blockwise_attention.Blockwise
 
 
 def allowed(stream: Stream) -> Tensor:
@@ -91,7 +92,7 @@ def test_the_variable_length_call(name: str) -> None:
     """What a GPU's kernel is handed gives the same numbers, aligned at the bottom right."""
     stream = STREAMS[name]
     inputs = operands(stream)
-    got = stream_attention._varlen(_variable_length, *inputs, stream, 0.3, 2.0)  # type: ignore[misc]
+    got = varlen_attention.varlen(_variable_length, *inputs, stream, 0.3, 2.0)  # type: ignore[misc]
     check(got, dense(*inputs, stream, 0.3, 2.0), inputs, 1e-13)  # type: ignore[misc]
 
 
@@ -164,11 +165,11 @@ def test_torch_varlen_is_called_by_the_names_it_knows(
         return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
 
     monkeypatch.setattr(varlen, "varlen_attn", {"new": new, "old": old}[known])
-    kernel = stream_attention._torch_varlen()
+    kernel = varlen_attention._torch_varlen()
     assert kernel is not None
     stream = STREAMS["packed"]
     inputs = operands(stream)
-    got = stream_attention._varlen(kernel, *inputs, stream, 0.3, None)  # type: ignore[misc]
+    got = varlen_attention.varlen(kernel, *inputs, stream, 0.3, None)  # type: ignore[misc]
     check(got, dense(*inputs, stream, 0.3, None), inputs, 1e-13)  # type: ignore[misc]
 
 
@@ -186,7 +187,7 @@ def test_many_blocks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream((Tree(0, 960),))
     errors = {}
     for scores in (1 << 30, 1):  # one block of 256, or blocks of 16
-        monkeypatch.setattr(stream_attention, "SCORES", scores)
+        monkeypatch.setattr(blockwise_attention, "SCORES", scores)
         inputs = operands(stream, torch.bfloat16)
         exact = [x.detach().float().requires_grad_() for x in inputs]
         direction = torch.ones(1, 4, 960, 8)

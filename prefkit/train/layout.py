@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def longest_sequence(datasets: list[Any]) -> int:
     """Tokens of the longest side of any pair; 0 without pairs."""
     longest = 0
-    for dataset in datasets:
+    for dataset in map(plain, datasets):
         for i in range(len(dataset)):
             pair = pair_of(dataset[i])
             longest = max(longest, len(pair.chosen.ids), len(pair.rejected.ids))
