@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from prefkit import DPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss import PreferenceLoss
 from prefkit.objectives import Objective
 from prefkit_kernels import VocabShard
+from tests.gloo import join
 from tests.kernel_cases import relative_error
 from tests.test_objectives import SEGMENTS, sample
 
@@ -240,14 +240,7 @@ def work_on_a_mesh(rank: int, world: int, folder: str) -> None:
 
 
 def start(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, world, folder)
 
 
 def work(rank: int, world: int, folder: str) -> None:

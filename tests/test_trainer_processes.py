@@ -30,18 +30,23 @@ if trained.is_world_process_zero():
 """
 
 
-def run(folder: Path, processes: int, options: dict[str, Any]) -> dict[str, Any]:
+def run(
+    folder: Path, processes: int, options: dict[str, Any], script: str = SCRIPT
+) -> dict[str, Any]:
+    """What a script of a trainer writes, run by so many processes that share batches of 4."""
     folder.mkdir()
-    (folder / "run.py").write_text(SCRIPT)
+    (folder / "run.py").write_text(script)
     paths = [str(ROOT), str(ROOT / "kernels/torch-ext"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     arguments = [str(folder / "run.py"), str(folder), str(4 // processes), json.dumps(options)]
-    done = subprocess.run(start + arguments, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        start + arguments, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "result.json").read_text())
+    return dict(json.loads((folder / "result.json").read_text()))
 
 
 @pytest.mark.slow

@@ -1,9 +1,5 @@
 """Processes that share rows give the numbers of one; the cached reference those of the live one."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from prefkit.data import sharded as sharded_rows
 from prefkit.data.stream import Stream
 from prefkit.errors import ConfigError, ModelError
 from tests.test_layout import pair
+from tests.test_trainer_processes import run
 from tests.trainer_cases import (
     ROWS,
     byte_tokenizer,
@@ -26,7 +23,6 @@ from tests.trainer_cases import (
     weights_of,
 )
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -58,22 +54,6 @@ if trained.is_world_process_zero():
 """
 
 
-def run(folder: Path, processes: int, options: dict[str, Any]) -> dict[str, Any]:
-    folder.mkdir()
-    (folder / "run.py").write_text(SCRIPT)
-    paths = [str(ROOT), str(ROOT / "kernels/torch-ext"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    arguments = [str(folder / "run.py"), str(folder), str(4 // processes), json.dumps(options)]
-    done = subprocess.run(
-        start + arguments, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads((folder / "result.json").read_text()))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -85,8 +65,8 @@ def run(folder: Path, processes: int, options: dict[str, Any]) -> dict[str, Any]
     ids=["tdpo2", "lora", "cached hidden states"],
 )
 def test_two_processes_that_share_rows_equal_one(options: dict[str, Any], tmp_path: Path) -> None:
-    one = run(tmp_path / "one", 1, options)
-    two = run(tmp_path / "two", 2, {**options, "sequence_parallel_size": 2})
+    one = run(tmp_path / "one", 1, options, SCRIPT)
+    two = run(tmp_path / "two", 2, {**options, "sequence_parallel_size": 2}, SCRIPT)
     assert_same(two, one)
 
 
@@ -94,9 +74,9 @@ def test_two_processes_that_share_rows_equal_one(options: dict[str, Any], tmp_pa
 def test_two_groups_of_two_processes_and_packed_rows_equal_one(tmp_path: Path) -> None:
     """Four processes read four packed rows a step; one process accumulates over the same four."""
     packed = {"tokens_per_batch": 40, "method": "tdpo2"}  # 12 rows: three steps, no row twice
-    one = run(tmp_path / "one", 1, {**packed, "gradient_accumulation_steps": 4})
+    one = run(tmp_path / "one", 1, {**packed, "gradient_accumulation_steps": 4}, SCRIPT)
     shared = {"gradient_accumulation_steps": 1, "sequence_parallel_size": 2}
-    four = run(tmp_path / "four", 4, {**packed, **shared})
+    four = run(tmp_path / "four", 4, {**packed, **shared}, SCRIPT)
     assert_same(four, one)
 
 

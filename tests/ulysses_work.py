@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from prefkit import TDPO, fused_preference_loss
 from prefkit.model.head import install
 from prefkit.model.ulysses import gather_heads, scatter_heads, ulysses_attention
+from tests.gloo import join
 from tests.trainer_cases import tiny_model
 
 # name: (query heads, key heads, tokens of each process)
@@ -163,14 +163,7 @@ def refusals() -> dict[str, str]:
 
 
 def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, world, folder)
     errors = {
         f"{name}, {attend.__name__}": attention_errors(case, attend)
         for name, case in CASES.items()

@@ -1,7 +1,6 @@
 """What each process of tests/test_vocab_parallel.py runs."""
 
 import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from prefkit import DPO, TDPO, fused_preference_loss
 from prefkit_kernels import VocabShard, token_stats
+from tests.gloo import join
 from tests.kernel_cases import ALL, Case, build, relative_error
 from tests.test_objectives import sample
 
@@ -111,14 +111,7 @@ def refusals() -> dict[str, str]:
 
 
 def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, world, folder)
     found: dict[str, Any] = {}
     for name, case in CASES.items():
         found[f"fp64 {name}"] = stats_errors(case, "torch", torch.float64)

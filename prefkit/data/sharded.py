@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import send_to_device
 
 from prefkit.data.pair import PairBatch
 from prefkit.data.stream import Stream
@@ -32,7 +33,7 @@ def gather_batches(batch: PairBatch, group: dist.ProcessGroup) -> list[PairBatch
     step has as many pairs as without it, and the data loader needs to know nothing.
     """
     batches: list[Any] = [None] * group.size()
-    dist.all_gather_object(batches, _moved(batch, "cpu"), group=group)
+    dist.all_gather_object(batches, send_to_device(batch, "cpu"), group=group)
     return batches
 
 
@@ -58,12 +59,4 @@ def cut(batch: PairBatch, group: dist.ProcessGroup, device: torch.device) -> Pai
     piece["num_scored"] = int((piece["weights"] != 0).sum())
     piece["num_tokens"] = min(max(batch["num_tokens"] - start, 0), length)
     piece["stream"] = ShardedStream(batch["stream"], group)
-    return _moved(piece, device)
-
-
-def _moved(batch: PairBatch, device: torch.device | str) -> PairBatch:
-    moved = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
-    return PairBatch(**moved)  # type: ignore[typeddict-item]
+    return send_to_device(piece, device)

@@ -29,6 +29,7 @@ from prefkit.data.stream import Stream, Tree
 from prefkit.errors import ModelError
 from prefkit.model.evaluating import evaluating
 from prefkit.model.head import unwrap
+from prefkit.model.row_limits import rotary_limit, window_of
 from prefkit.model.stream_attention import attend
 from prefkit.model.ulysses import ulysses_attention
 
@@ -155,45 +156,11 @@ def _implementation(base: str, module: nn.Module) -> Callable[..., Any]:
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def window_of(model: nn.Module) -> int | None:
-    """Tokens of the narrowest window or chunk that any layer attends within, or None."""
-    config = _text_config(model)
-    kinds = getattr(config, "layer_types", None)
-    found = []
-    for kind, name in (
-        ("sliding_attention", "sliding_window"),
-        ("chunked_attention", "attention_chunk_size"),
-    ):
-        size = getattr(config, name, None)
-        off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
-        if size and not off and (kinds is None or kind in kinds):
-            found.append(int(size))
-    return min(found, default=None)
-
-
-def rotary_limit(model: nn.Module) -> int | None:
-    """Tokens up to which positions are rotated alike whatever else is in the row, or None.
-
-    longrope and dynamic scaling choose their frequencies by the largest position of the whole
-    input: beyond this length a sequence would depend on its neighbours in the row.
-    """
-    config = _text_config(model)
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    limits = []
-    for one in [given, *given.values()]:  # by kind of layer in some models
-        kind = one.get("rope_type", one.get("type")) if isinstance(one, dict) else None
-        if kind in ("longrope", "dynamic"):
-            whole = getattr(config, "max_position_embeddings", 0)
-            original = one.get("original_max_position_embeddings")
-            original = original or getattr(config, "original_max_position_embeddings", None)
-            limits.append(int(original or whole))
-    return min(limits, default=None)
-
-
 def too_long_for(model: nn.Module, longest: int) -> str | None:
     """Why sequences of this length cannot lie in rows without padding, in words, or None."""
     name = type(unwrap(model)).__name__
-    window, limit = window_of(model), rotary_limit(model)
+    config = _text_config(model)
+    window, limit = window_of(config), rotary_limit(config)
     if window is not None and longest > window:
         return f"{name} attends within a window of {window} tokens, and a sequence has {longest}"
     if limit is not None and longest > limit:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from prefkit.errors import ModelError
+from prefkit.model.row_limits import window_of
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def read_shape(name: str, config: Any, lora: Lora | None = None) -> ModelShape:
         other=everything - body - embeddings - head_size,
         adapter_layer=sum(p.numel() for p in adapter),
         adapter_matrices=len(adapter),
-        window=_window(text),
+        window=window_of(text),
         max_length=getattr(text, "max_position_embeddings", None),
     )
 
@@ -270,18 +271,3 @@ def _idle(stack: nn.ModuleList, config: Any) -> int:
         return 0
     experts = sum(p.numel() for key, p in stack.named_parameters() if ".experts." in f".{key}")
     return round(experts * (1 - chosen / total))
-
-
-def _window(config: Any) -> int | None:
-    """As `prefkit.model.attention.window_of`, of a config."""
-    kinds = getattr(config, "layer_types", None)
-    found = []
-    for kind, name in (
-        ("sliding_attention", "sliding_window"),
-        ("chunked_attention", "attention_chunk_size"),
-    ):
-        size = getattr(config, name, None)
-        off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
-        if size and not off and (kinds is None or kind in kinds):
-            found.append(int(size))
-    return min(found, default=None)
