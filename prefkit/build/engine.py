@@ -17,6 +17,9 @@ class Request:
     Attributes:
         key: unique in a build and the same in every run of it: "QUESTION/stage/number".
         text: all that the model reads, as one string; in chat form the template is applied.
+        messages: for a judge, in place of `text`: chat messages ({"role", "content"}), which the
+            engine itself puts into its model's chat form.
+        role: who is asked: the model that learns, or the judge.
         is_chat: a chat template wrote `text`, with its own special tokens: none are added.
         temperature: of the sampling; 0 = greedy.
         top_p: nucleus; 1 = the whole distribution. There is never a top-k.
@@ -26,7 +29,9 @@ class Request:
     """
 
     key: str
-    text: str
+    text: str = ""
+    messages: tuple[dict[str, str], ...] = ()
+    role: Literal["model", "judge"] = "model"
     is_chat: bool = False
     temperature: float
     top_p: float = 1.0
@@ -60,11 +65,14 @@ class Engine(Protocol):
         name: what it is, for the manifest ("transformers: FOLDER", "server: URL, MODEL").
         lanes: how many questions' stages may run beside each other, in threads.
         window: how many questions a lane takes at a time, so that their requests fill batches.
+        fixed_batches: what a text becomes may depend, by rounding, on the texts beside it: of a
+            batch that a crash left half done all is sampled again, so that the outcome is the same.
     """
 
     name: str
     lanes: int
     window: int
+    fixed_batches: bool
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
         """The requests in the batches they run in, which depend on the requests alone."""

@@ -18,7 +18,8 @@ _BREAKS = {
     "numbered": re.compile(r"\n+(?=[ \t]*Step[ \t]+\d+[ \t]*[:.])"),
     "paragraphs": re.compile(r"\n[ \t]*\n+(?=[^\n])"),
 }
-_LABEL = re.compile(r"[ \t]*Step[ \t]+\d+[ \t]*[:.]")
+# A step's label, and what stands before the first one ("Let's think step by step.").
+_LABEL = re.compile(r"(?:[^\n]*\n)*?[ \t]*Step[ \t]+\d+[ \t]*[:.]")
 # Sampling one step alone stops here; the break is put back by the caller.
 _STOPS = {"lines": "\n", "numbered": "\nStep ", "paragraphs": "\n\n"}
 
@@ -42,9 +43,14 @@ def split_steps(text: str, style: str) -> list[str]:
     """
     cuts = [0, *(match.end() for match in _BREAKS[style].finditer(text)), len(text)]
     steps = [text[a:b] for a, b in itertools.pairwise(cuts) if a < b]
-    if len(steps) > 1 and not steps[0].strip():  # white space before the first step
+    if len(steps) > 1 and not _is_step(steps[0], style):
         steps[:2] = ["".join(steps[:2])]
     return steps
+
+
+def _is_step(text: str, style: str) -> bool:
+    """Whether the first piece of a solution is a step: not white space, not an opening phrase."""
+    return _LABEL.match(text) is not None if style == "numbered" else bool(text.strip())
 
 
 def label_of(step: str, style: str) -> str:

@@ -1,0 +1,155 @@
+"""Runs every question's pipeline on an engine, so that a kill loses nothing and repeats nothing.
+
+Two journals make it so: `completions.jsonl` keeps what was sampled, `questions.jsonl` what became of
+each finished question. A build that is taken up again runs the pipelines again on what is kept and
+asks only for the rest; pipelines draw no chance of their own, so it comes to the same pairs.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from prefkit.build.engine import Completion, Engine, Request
+from prefkit.build.journal import Journal, read_lines
+from prefkit.build.pipeline import Asking, Outcome
+from prefkit.build.progress import Progress
+from prefkit.build.questions import Question
+
+COMPLETIONS, QUESTIONS = "completions.jsonl", "questions.jsonl"
+Start = Callable[[Question], Asking[Outcome]]
+
+
+class Driver:
+    """One build's run over its questions.
+
+    Args:
+        engines: by role: who answers requests of that role.
+        folder: where the journals lie.
+        start: makes a question's pipeline.
+        progress: is told of tokens and finished questions.
+    """
+
+    def __init__(
+        self, engines: Mapping[str, Engine], folder: Path, start: Start, progress: Progress
+    ) -> None:
+        self.engines, self.folder, self.start, self.progress = engines, folder, start, progress
+        self._kept: dict[str, Completion] = {}
+        self._stop = threading.Event()
+
+    def run(self, questions: Sequence[Question]) -> None:
+        """Finishes every question that is not finished yet.
+
+        Raises:
+            PrefkitError: an engine gave up; what is done stays done.
+        """
+        finished = {line["id"] for line in read_lines(self.folder / QUESTIONS)}
+        engine = self.engines["model"]
+        # Windows by place, not by what is left: the batches after a crash are those before it.
+        windows = [
+            list(questions[at : at + engine.window])
+            for at in range(0, len(questions), engine.window)
+        ]
+        todo = [window for window in windows if any(q.id not in finished for q in window)]
+        wanted = {question.id for window in todo for question in window}
+        self._kept = {
+            line["key"]: Completion(**line)
+            for line in read_lines(self.folder / COMPLETIONS)
+            if line["key"].partition("/")[0] in wanted
+        }
+        self.progress.begin(len(questions), len(finished))
+        self._completions = Journal(self.folder / COMPLETIONS)
+        self._questions = Journal(self.folder / QUESTIONS)
+        try:
+            self._run_lanes(todo, finished, engine.lanes)
+        finally:
+            self._completions.close()
+            self._questions.close()
+
+    def _run_lanes(self, todo: list[list[Question]], finished: set[str], lanes: int) -> None:
+        if lanes == 1:
+            for window in todo:
+                self._run_window(window, finished)
+            return
+        left: queue.SimpleQueue[list[Question]] = queue.SimpleQueue()
+        for window in todo:
+            left.put(window)
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def lane() -> None:
+            try:
+                while not self._stop.is_set():
+                    self._run_window(left.get_nowait(), finished)
+            except queue.Empty:
+                ended.put(None)
+            except BaseException as error:  # told to the main thread, which raises it
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        # Daemons: an interrupted command ends at once; what they wait for is asked for again.
+        threads = [threading.Thread(target=lane, daemon=True) for _ in range(min(lanes, len(todo)))]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            error = ended.get()
+            if error is not None:
+                self._stop.set()
+                raise error
+
+    def _run_window(self, window: list[Question], finished: set[str]) -> None:
+        """The pipelines of a window's questions, stage by stage, their requests in one stream."""
+        pipelines = {question.id: self.start(question) for question in window}
+        waiting: dict[str, list[Request]] = {}
+
+        def advance(name: str, completions: list[Completion] | None) -> None:
+            pipeline = pipelines[name]
+            try:
+                waiting[name] = (
+                    next(pipeline) if completions is None else pipeline.send(completions)
+                )
+            except StopIteration as stop:
+                waiting.pop(name, None)
+                if name not in finished:
+                    self._finish(stop.value)
+
+        for question in window:
+            advance(question.id, None)
+        while waiting:
+            asked = dict(waiting)
+            found = self._answers([request for requests in asked.values() for request in requests])
+            for name, requests in asked.items():
+                advance(name, [found[request.key] for request in requests])
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._questions.append([outcome.as_json()])
+        self.progress.question(len(outcome.rows))
+
+    def _answers(self, requests: Sequence[Request]) -> dict[str, Completion]:
+        """Completions of all requests: those kept, and those sampled and kept now."""
+        found: dict[str, Completion] = {}
+        for role, engine in self.engines.items():
+            own = [request for request in requests if request.role == role]
+            for batch in engine.batches(own) if own else ():
+                found.update(self._batch(engine, batch))
+        return found
+
+    def _batch(self, engine: Engine, batch: Sequence[Request]) -> dict[str, Completion]:
+        found = {r.key: self._kept[r.key] for r in batch if r.key in self._kept}
+        missing = [request for request in batch if request.key not in found]
+        if not missing:
+            return found
+        for group in self._sampled(engine.sample(batch if engine.fixed_batches else missing)):
+            new = [completion for completion in group if completion.key not in found]
+            self._completions.append([vars(completion) for completion in new])
+            self.progress.tokens(sum(completion.tokens for completion in new))
+            found.update({completion.key: completion for completion in new})
+        return found
+
+    def _sampled(self, completions: Iterator[Completion]) -> Iterator[list[Completion]]:
+        """One at a time where they come one by one (a server's), else the whole batch."""
+        if self.engines["model"].fixed_batches:
+            yield list(completions)
+        else:
+            for completion in completions:
+                yield [completion]

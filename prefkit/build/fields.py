@@ -1,0 +1,239 @@
+"""Every option of a build, with its documentation; nothing heavy is imported here.
+
+The text under a field is its documentation and its `--help` line. Defaults are the papers' where
+they give one; `METHOD_DEFAULTS` has those that differ by method.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from prefkit.errors import ConfigError
+
+METHODS = ("dpo", "step-dpo", "scdpo", "cdpo")
+
+# Step-DPO section 3, SCDPO section 3.1 (100 samples at most, here asked for in eights), cDPO
+# section 4.1 (64 samples at spread temperatures).
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dpo": {"samples": 8, "temperature": [1.0], "top_p": 1.0},
+    "step-dpo": {"samples": 2, "temperature": [0.8], "top_p": 0.95},
+    "scdpo": {"samples": 8, "temperature": [1.0], "top_p": 1.0},
+    "cdpo": {"samples": 64, "temperature": [0.5, 0.7, 0.9, 1.1], "top_p": 0.95},
+}
+
+
+@dataclass(kw_only=True)
+class BuildFields:
+    """Options of `prefkit build`."""
+
+    # -- questions ------------------------------------------------------------------------------
+    questions: str = ""
+    """File (.json, .jsonl, .parquet), folder of such files, or Hub dataset (required)."""
+    prompt_field: str | None = None
+    """Field of the question; None = question, prompt or problem."""
+    answer_field: str = "answer"
+    """Field of the right answer ("extra.answer" goes one level down); GSM8K's "… #### 72" is read
+    as solution and answer."""
+    solution_field: str = "solution"
+    """Field of a right solution; rows may lack it."""
+    split: str = "train"
+    """Split of a Hub dataset."""
+    shard: str | None = None
+    """Only one part of the questions: 2/8 is the second of eight, for as many machines."""
+    max_questions: int | None = None
+    """Only the first so many questions (of the shard)."""
+
+    # -- model ----------------------------------------------------------------------------------
+    model: str = ""
+    """Folder or Hub name of the model that samples; with a server, its name there (required)."""
+    out: str = ""
+    """Folder of the result; taken up again where it holds a build of the same options."""
+    server: str | None = None
+    """URL of an OpenAI-compatible server that samples instead (http://127.0.0.1:8000/v1)."""
+    server_model: str | None = None
+    """The model's name on the server, where it is not `model`."""
+    tokenizer: str | None = None
+    """Folder or Hub name of the tokenizer; None = the model's."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of a local model's weights; auto = as saved."""
+    batch_size: int = 32
+    """Texts a local model writes at a time."""
+    concurrency: int = 16
+    """Requests a server gets at a time."""
+    timeout: float = 600.0
+    """Seconds a server may take for one request."""
+    retries: int = 8
+    """How often a failed request is tried again, with growing pauses (some minutes in all)."""
+    extra_body: dict | str | None = None
+    """Further fields of every request to the server, as JSON."""
+    judge_server: str | None = None
+    """URL of the server of the judge; None = the sampling engine."""
+    judge_model: str | None = None
+    """The judge: its name on judge_server, or a local folder; None = the sampling model."""
+
+    # -- how a question is put (as in training) -------------------------------------------------
+    string_prompts: Literal["raw", "chat"] = "raw"
+    """Questions given as plain strings: used as they are, or put into the chat template."""
+    prompt_template: str = "{prompt}"
+    """Wraps plain questions, e.g. "Question: {prompt}\\nAnswer:\\n"."""
+    joiner: str = ""
+    """Text between a plain question and the solution."""
+    system_prompt: str | None = None
+    """System message put before plain questions that are read as chat."""
+    chat_template: str | None = None
+    """A chat template in place of the tokenizer's own, or "plain"."""
+    chat_template_kwargs: dict | str | None = None
+    """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
+    opening: str = ""
+    """What every solution begins with, e.g. "Let's think step by step.\\nStep 1:"."""
+    steps: Literal["lines", "numbered", "paragraphs"] = "lines"
+    """What a step is: a line, "Step 1: …", or a paragraph."""
+
+    # -- sampling -------------------------------------------------------------------------------
+    samples: int | None = None
+    """Solutions a question (scdpo: a round); None = 2 for step-dpo, 64 for cdpo, else 8."""
+    temperature: float | list[float] | None = None
+    """Of the solutions; several are dealt to the samples in turn. None = 0.8 for step-dpo, 0.5 0.7
+    0.9 1.1 for cdpo, else 1."""
+    top_p: float | None = None
+    """Nucleus; None = 0.95 for step-dpo and cdpo, else 1."""
+    max_tokens: int = 1024
+    """Most tokens of a solution; longer ones count as unfinished."""
+    seed: int = 0
+    """Of everything random; each request has its own, derived from it."""
+
+    # -- grading --------------------------------------------------------------------------------
+    answer: str = "auto"
+    """Where a solution states its answer: auto, boxed, hash, last_number or regex:PATTERN."""
+    grader: str | None = None
+    """module:function (answer, right answer) -> bool in place of math-verify's comparison."""
+    grading_workers: int = 2
+    """Processes that compare answers."""
+    grading_seconds: float = 2.0
+    """Time limit of one comparison; past it the answer counts as wrong."""
+
+    # -- the first wrong step (step-dpo) --------------------------------------------------------
+    localiser: str = "program"
+    """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
+    0-based step or None."""
+    rollouts: int = 8
+    """Continuations a prefix, for localiser rollouts."""
+    mistakes_per_question: int = 2
+    """Most wrong solutions a question that are followed up."""
+    rectifications: int = 20
+    """Continuations sampled from the prefix before the wrong step."""
+    pairs_per_mistake: int = 1
+    """Most pairs from one wrong step; they have different right steps."""
+    process_filter: Literal["auto", "program", "judge", "none"] = "auto"
+    """Who removes right answers reached by wrong steps; auto = judge for localiser judge, else
+    program."""
+
+    # -- pairs of whole solutions (dpo, scdpo) --------------------------------------------------
+    pairs_per_question: int = 1
+    """Most pairs of a right and a wrong solution a question."""
+    max_samples: int = 100
+    """scdpo: samples until one is right and one is wrong."""
+    wrong_per_question: int = 2
+    """scdpo: continuations that go wrong to keep a question (the paper: 2 GSM8K, 3 MATH)."""
+    rising: list[float] = field(default_factory=lambda: [1.1, 0.05, 1.4])
+    """scdpo: temperature of the continuations, its rise a round, and its cap."""
+    interpreter: Literal["none", "python"] = "none"
+    """Who runs code steps (```python): nobody, or a Python process with limits (no sandbox)."""
+
+    # -- positive and negative model (cdpo) -----------------------------------------------------
+    contrast_adapter: Literal["lora", "none"] = "lora"
+    """Train them as adapters (the paper's) or in full."""
+    contrast_lora_r: int = 8
+    """Rank of the adapters."""
+    contrast_lora_alpha: int = 16
+    """Scale of the adapters (over their rank)."""
+    contrast_learning_rate: float = 3e-4
+    """Peak learning rate of both."""
+    contrast_epochs: float = 1.0
+    """Passes over their solutions."""
+    contrast_batch_size: int = 8
+    """Solutions an optimiser step."""
+    contrast_beta: float = 1.0
+    """b of the scores: log s = (1 + b) log p_positive − b log p_negative − log Z."""
+
+
+def resolve(options: BuildFields, method: str) -> BuildFields:
+    """Fills in what depends on the method and checks every value.
+
+    Raises:
+        ConfigError: an option out of range, or one that the method would ignore.
+    """
+    for name, value in METHOD_DEFAULTS[method].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if not isinstance(options.temperature, list):
+        options.temperature = [options.temperature]  # type: ignore[list-item]
+    _check_numbers(options)
+    for name in ("questions", "model", "out"):
+        if not getattr(options, name):
+            raise ConfigError(f"{name} is missing. {_MISSING[name]}")
+    return options
+
+
+def check_ignored(given: set[str], method: str) -> None:
+    """An option that the method has no use for is an error, not a silent no-op.
+
+    Raises:
+        ConfigError: names the option and the methods it belongs to.
+    """
+    for names, methods in _ONLY_FOR:
+        for name in sorted(given & set(names)):
+            if method not in methods:
+                raise ConfigError(
+                    f"{name} has no effect on {method}: it belongs to {' and '.join(methods)}. "
+                    "Leave it out."
+                )
+
+
+_MISSING = {
+    "questions": "Name a file or folder of questions: prefkit build METHOD QUESTIONS …",
+    "model": "Name the model that samples: --model FOLDER.",
+    "out": "Name the folder of the result: --out FOLDER.",
+}
+_ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        (
+            *("localiser", "rollouts", "mistakes_per_question", "rectifications"),
+            *("pairs_per_mistake", "process_filter", "judge_server", "judge_model"),
+        ),
+        ("step-dpo",),
+    ),
+    (("pairs_per_question",), ("dpo", "scdpo")),
+    (("max_samples", "wrong_per_question", "rising"), ("scdpo",)),
+    (("interpreter",), ("dpo", "scdpo")),
+    (tuple(f.name for f in fields(BuildFields) if f.name.startswith("contrast_")), ("cdpo",)),
+)
+_AT_LEAST_ONE = (
+    *("max_questions", "batch_size", "concurrency", "samples", "max_tokens", "grading_workers"),
+    *("rollouts", "mistakes_per_question", "rectifications", "pairs_per_mistake"),
+    *("pairs_per_question", "max_samples", "wrong_per_question"),
+    *("contrast_lora_r", "contrast_lora_alpha", "contrast_batch_size"),
+)
+
+
+def _check_numbers(options: BuildFields) -> None:
+    for name in _AT_LEAST_ONE:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be 1 or more.")
+    for name in ("timeout", "grading_seconds", "contrast_learning_rate", "contrast_epochs"):
+        if not getattr(options, name) > 0:
+            raise ConfigError(f"{name} is {getattr(options, name)}; it must be above 0.")
+    if options.retries < 0 or options.seed < 0:
+        raise ConfigError("retries and seed must be 0 or more.")
+    if options.top_p is None or not 0 < options.top_p <= 1:
+        raise ConfigError(f"top_p is {options.top_p}; it must be in (0, 1].")
+    for value in options.temperature:  # type: ignore[union-attr]
+        if not isinstance(value, int | float) or not 0 < value <= 5:
+            raise ConfigError(
+                f"temperature is {value!r}; it must be above 0 (and at most 5): greedy samples "
+                "would all be the same."
+            )
+    if len(options.rising) != 3 or options.rising[0] <= 0 or options.rising[1] < 0:
+        raise ConfigError(
+            f"rising is {options.rising}; write first temperature, rise a round, cap: 1.1 0.05 1.4."
+        )
