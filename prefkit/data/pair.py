@@ -53,25 +53,37 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """One preference pair as text.
+class Front:
+    """What stands before a response, and where it came from.
 
     Attributes:
         prompt: the question, as raw text or as chat messages.
-        prefix: correct steps that both sides share; context, never scored.
-        chosen, rejected: the two responses.
-        append_eos: True = the responses end a solution and the end-of-sequence token is scored;
-            False = they end a step, nothing is appended.
-        source, row: where the pair came from (for messages); `row` is 0-based.
+        prefix: correct steps before the response; context, never scored.
+        append_eos: True = the response ends a solution and the end-of-sequence token is scored;
+            False = it ends a step, nothing is appended.
+        source, row: where the row came from (for messages); `row` is 0-based.
     """
 
     prompt: str | tuple[Message, ...]
     prefix: str
-    chosen: Side
-    rejected: Side
     append_eos: bool
     source: str
     row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Front):
+    """One preference pair as text: a front that both sides share, and two responses."""
+
+    chosen: Side
+    rejected: Side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution(Front):
+    """One response to learn from as it is (supervised fine-tuning), as text."""
+
+    response: Side
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefkit.data.blocks import Content, join_front, render_content
 from prefkit.data.files import is_conversational
 from prefkit.data.pair import Message, Pair, Side
-from prefkit.data.row import Row
+from prefkit.data.row import NEEDED, Row
 from prefkit.data.weights import read_scored_side, read_spans, read_token_weights
 from prefkit.errors import RowError
 
@@ -61,7 +61,7 @@ def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
         raise row.error("full_chosen", problem, "Let it continue after them, as published.")
     yield _pair(
         row,
-        prompt=_prompt(row),
+        prompt=read_prompt(row),
         prefix=prefix,
         chosen=_weighted_side(row, "chosen", texts[0], plain=whole),
         rejected=_weighted_side(row, "rejected", texts[1], plain=whole),
@@ -84,7 +84,7 @@ def read_messages(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     for field in ("chosen_spans", "rejected_spans"):
         if field in row:
             raise row.error(field, "needs responses that are strings", "Write chosen as text.")
-    given = _prompt(row) if is_conversational(row.get("prompt")) else ()
+    given = read_prompt(row) if is_conversational(row.get("prompt")) else ()
     sides = [_split_side(row, name, options) for name in ("chosen", "rejected")]
     (front_w, said_w, chosen), (front_l, said_l, rejected) = sides
     if front_w != front_l:
@@ -112,7 +112,7 @@ def read_cdpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     chosen, rejected = row.text("chosen"), row.text("rejected")
     yield _pair(
         row,
-        prompt=_prompt(row),
+        prompt=read_prompt(row),
         prefix="",
         chosen=Side(text=chosen),
         rejected=Side(text=rejected, token_weights=read_scored_side(row, "neg", rejected)),
@@ -122,7 +122,7 @@ def read_cdpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
 
 def read_tdpo(row: Row, options: "ReadOptions") -> Iterator[Pair | RowError]:
     """{prompt, responses, pairs}: each (i, j) is a pair, response i preferred. One row, n pairs."""
-    prompt, responses, pairs = _prompt(row), row.require("responses"), row.require("pairs")
+    prompt, responses, pairs = read_prompt(row), row.require("responses"), row.require("pairs")
     if not isinstance(responses, list) or not responses:
         raise row.error("responses", "is empty or no list", "Give the responses as strings.")
     if not isinstance(pairs, list) or not pairs:
@@ -151,9 +151,14 @@ def _pair(row: Row, *, chosen: Side, rejected: Side, **fields: Any) -> Pair:
     return Pair(chosen=chosen, rejected=rejected, source=row.source, row=row.index, **fields)
 
 
-def _prompt(row: Row) -> str | tuple[Message, ...]:
+def read_prompt(row: Row, remedy: str = NEEDED) -> str | tuple[Message, ...]:
+    """The row's prompt: text, or messages with their contents as text.
+
+    Raises:
+        RowError: it is missing, empty or neither; `remedy` says what rows need.
+    """
     if not is_conversational(row.get("prompt")):
-        return row.text("prompt")
+        return row.text("prompt", remedy=remedy)
     return tuple(_flat_message(row, m, "prompt", "plain") for m in row.messages("prompt"))
 
 
@@ -167,7 +172,7 @@ def _split_prompt(
 ) -> tuple[str | tuple[Message, ...], str, str]:
     """The prompt, given or implicit: then it is the responses' common beginning, as in TRL."""
     if "prompt" in row:
-        return _prompt(row), chosen, rejected
+        return read_prompt(row), chosen, rejected
     for field in ("chosen_spans", "rejected_spans", "prefix"):
         if field in row:
             raise row.error("prompt", f"is missing in a row with '{field}'", "Give the prompt.")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tokenizers.processors import TemplateProcessing
 
-from prefkit.data.pair import Message, Pair
+from prefkit.data.pair import Front, Message
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 # What `chat_template="plain"` stands for: contents on lines of their own, no role tokens. For
@@ -69,7 +69,7 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A pair's shared front as text.
+    """A front as text.
 
     Attributes:
         prompt: everything before the prefix.
@@ -125,21 +125,21 @@ class Renderer:
         if options.chat_template is not None:
             self._check_template(options.chat_template)
 
-    def render(self, pair: Pair) -> Rendered:
+    def render(self, front: Front) -> Rendered:
         """Raises RowError where the chat template refuses the messages."""
         options = self.options
-        if isinstance(pair.prompt, str):
-            text = options.prompt_template.replace("{prompt}", pair.prompt)
+        if isinstance(front.prompt, str):
+            text = options.prompt_template.replace("{prompt}", front.prompt)
             if options.string_prompts == "raw":
-                return Rendered(text + options.joiner, pair.prefix, is_chat=False)
+                return Rendered(text + options.joiner, front.prefix, is_chat=False)
             messages: list[Message] = [{"role": "user", "content": text}]
             if options.system_prompt is not None:
                 messages.insert(0, {"role": "system", "content": options.system_prompt})
         else:
-            messages = list(pair.prompt)
-        return Rendered(self._chat(pair, messages), pair.prefix, is_chat=True)
+            messages = list(front.prompt)
+        return Rendered(self._chat(front, messages), front.prefix, is_chat=True)
 
-    def end_id(self, pair: Pair, is_chat: bool) -> int:
+    def end_id(self, front: Front, is_chat: bool) -> int:
         """The id that ends a solution: EOS, or in chat form the template's own end of turn.
 
         Raises:
@@ -148,15 +148,15 @@ class Renderer:
         end = self._find_end_of_turn() if is_chat else self.tokenizer.eos_token_id
         if end is None:
             raise RowError(
-                pair.source,
-                pair.row,
+                front.source,
+                front.row,
                 "append_eos",
                 "asks for an end-of-sequence token, but the tokenizer has none",
                 "Set the tokenizer's eos_token, or write append_eos: false.",
             )
         return end
 
-    def _chat(self, pair: Pair, messages: list[Message]) -> str:
+    def _chat(self, front: Front, messages: list[Message]) -> str:
         continues = messages[-1]["role"] == "assistant"  # a prompt that begins the answer itself
         try:
             text = self._apply(
@@ -165,16 +165,16 @@ class Renderer:
         except PrefkitError as error:
             remedy = 'Give the tokenizer a chat template, set chat_template ("plain" joins the '
             remedy += "contents by line breaks), or write prompt and responses as strings."
-            raise RowError(pair.source, pair.row, "prompt", str(error), remedy) from error
+            raise RowError(front.source, front.row, "prompt", str(error), remedy) from error
         except Exception as error:  # templates raise what they like, jinja's errors among them
             problem = f"is refused by the chat template ({type(error).__name__}: {error})"
             remedy = "Check the order of the roles, or set chat_template."
-            raise RowError(pair.source, pair.row, "prompt", problem, remedy) from error
+            raise RowError(front.source, front.row, "prompt", problem, remedy) from error
         asked = [str(m["content"]).strip() for m in messages if m["role"] == "user"]
         if asked and asked[-1] not in text:  # earlier turns may be left out, the question not
             problem = f"is lost in the chat template, which writes {text[:60]!r} for it"
             remedy = "Set chat_template to a template that writes the messages' content."
-            raise RowError(pair.source, pair.row, "prompt", problem, remedy)
+            raise RowError(front.source, front.row, "prompt", problem, remedy)
         return text
 
     def _check_template(self, given: str) -> None:

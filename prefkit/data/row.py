@@ -56,9 +56,9 @@ class Row:
             raise self.error(field, "is missing", remedy)
         return self.data[field]
 
-    def check_names(self) -> None:
+    def check_names(self, optional: tuple[str, ...] = _OPTIONAL) -> None:
         """Raises RowError for a misspelt optional field; fields of other meaning are ignored."""
-        near = _misspelt(tuple(map(str, self.data)))
+        near = _misspelt(tuple(map(str, self.data)), optional)
         if near is not None:
             name, meant = near
             problem = f"is no field that is read, but nearly '{meant}'"
@@ -109,11 +109,11 @@ class Row:
 
 
 @functools.lru_cache(maxsize=256)
-def _misspelt(names: tuple[str, ...]) -> tuple[str, str] | None:
+def _misspelt(names: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, str] | None:
     """The first name that nearly is an optional field the row lacks, with that field."""
-    lacking = [field for field in _OPTIONAL if field not in names]
+    lacking = [field for field in optional if field not in names]
     for name in names:
-        if name not in _OPTIONAL:
+        if name not in optional:
             near = difflib.get_close_matches(name.lower(), lacking, n=1, cutoff=_NEAR)
             if near:
                 return name, near[0]

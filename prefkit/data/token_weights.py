@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefkit.data.pair import Pair, Side, TokenWeights
+from prefkit.data.pair import Front, Side, TokenWeights
 from prefkit.errors import RowError
 
 if TYPE_CHECKING:
-    from prefkit.data.tokenize import Encoded
+    from prefkit.data.sequence import Encoded
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tokens:
     tokenizer: Any
 
 
-def bind_weights(pair: Pair, name: str, side: Side, tokens: Tokens) -> np.ndarray:
+def bind_weights(front: Front, name: str, side: Side, tokens: Tokens) -> np.ndarray:
     """One weight for every token of the sequence; 1.0 where the row says nothing.
 
     Args:
@@ -52,7 +52,7 @@ def bind_weights(pair: Pair, name: str, side: Side, tokens: Tokens) -> np.ndarra
         count = len(tokens.encoded.ids)
         weights[:count] = _span_weights(side, tokens.encoded)
     elif side.token_weights is not None:
-        values = _fit(pair, name, side.token_weights, tokens)
+        values = _fit(front, name, side.token_weights, tokens)
         weights[np.flatnonzero(tokens.in_response)[: len(values)]] = values
     return weights
 
@@ -82,23 +82,23 @@ def _span_weights(side: Side, encoded: "Encoded") -> np.ndarray:
     return of_character[np.where(solid < high, solid, low)]
 
 
-def _fit(pair: Pair, name: str, given: TokenWeights, tokens: Tokens) -> np.ndarray:
+def _fit(front: Front, name: str, given: TokenWeights, tokens: Tokens) -> np.ndarray:
     """The weights for the first response tokens on; an end token left out keeps weight 1."""
     if given.context is not None:
-        return _fit_joint(pair, name, given, tokens)
+        return _fit_joint(front, name, given, tokens)
     count = int(tokens.in_response.sum())
     allowed = (count, count - 1) if tokens.has_end else (count,)
     if len(given.weights) not in allowed:
         end = " and its end-of-sequence token" if tokens.has_end else ""
         problem = f"has {len(given.weights)} weights for a response of {allowed[-1]} tokens{end}"
         remedy = "Give one weight a token of this tokenizer, or weights by span (character)."
-        raise RowError(pair.source, pair.row, f"{name}_weights", problem, remedy)
+        raise RowError(front.source, front.row, f"{name}_weights", problem, remedy)
     if given.tokens is not None:
-        _check_tokens(pair, name, given.tokens, tokens)
+        _check_tokens(front, name, given.tokens, tokens)
     return np.asarray(given.weights)
 
 
-def _fit_joint(pair: Pair, name: str, given: TokenWeights, tokens: Tokens) -> np.ndarray:
+def _fit_joint(front: Front, name: str, given: TokenWeights, tokens: Tokens) -> np.ndarray:
     """cDPO: one value for each token but the first of prompt + response, counted from the end.
 
     Where the prompt is now written another way (chat form, a joiner), its tokens differ and only
@@ -113,7 +113,7 @@ def _fit_joint(pair: Pair, name: str, given: TokenWeights, tokens: Tokens) -> np
             problem = f"is {given.context}, but the response begins at score {begins}"
             remedy = "Correct it, or score the row again with this tokenizer."
             field = f"prob_result.{side}.response_start_idx"
-            raise RowError(pair.source, pair.row, field, problem, remedy)
+            raise RowError(front.source, front.row, field, problem, remedy)
         return np.asarray(given.weights[-count:])
     if len(given.weights) - given.context == count:
         return np.asarray(given.weights[given.context :])
@@ -122,10 +122,10 @@ def _fit_joint(pair: Pair, name: str, given: TokenWeights, tokens: Tokens) -> np
         f"for {len(tokens.encoded.ids)} tokens ({count} of the response)"
     )
     remedy = "Score the row again with this tokenizer, and write the prompt as it was then."
-    raise RowError(pair.source, pair.row, f"prob_result.{side}.ce_prob", problem, remedy)
+    raise RowError(front.source, front.row, f"prob_result.{side}.ce_prob", problem, remedy)
 
 
-def _check_tokens(pair: Pair, name: str, given: tuple[int | str, ...], tokens: Tokens) -> None:
+def _check_tokens(front: Front, name: str, given: tuple[int | str, ...], tokens: Tokens) -> None:
     ids = tokens.ids[tokens.in_response]
     for place, (token, actual) in enumerate(zip(given, ids.tolist(), strict=False)):
         if isinstance(token, int):
@@ -138,7 +138,7 @@ def _check_tokens(pair: Pair, name: str, given: tuple[int | str, ...], tokens: T
                 f"{actual} ({tokens.tokenizer.decode([actual])!r}) here"
             )
             remedy = "Score the row again with this tokenizer, or give weights by span (character)."
-            raise RowError(pair.source, pair.row, f"{name}_weights", problem, remedy)
+            raise RowError(front.source, front.row, f"{name}_weights", problem, remedy)
 
 
 def _names(tokenizer: Any, token_id: int, surface: str) -> tuple[str, ...]:

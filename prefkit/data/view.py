@@ -5,7 +5,8 @@ from typing import Any
 
 from prefkit.data.pair import Pair, TokenizedPair, TokenizedSide
 from prefkit.data.render import Rendered, Renderer
-from prefkit.data.tokenize import Encoded, encode_pairs
+from prefkit.data.sequence import Encoded
+from prefkit.data.tokenize import encode_pairs
 
 
 @dataclass(frozen=True)

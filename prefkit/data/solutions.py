@@ -1,0 +1,205 @@
+"""Rows of single solutions → SolutionDataset: what supervised fine-tuning learns from.
+
+    prompt     text, or chat messages
+    prefix     optional: text between prompt and response that is context, never learnt
+    response   what is learnt, to the end-of-sequence token (`append_eos: false`: without it)
+
+Rendered and tokenised as the sides of pairs are (sequence.py), so a model is fine-tuned on exactly
+the sequences that preference training reads later.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.utils.data
+
+from prefkit.atomic import check_writable
+from prefkit.data.files import load_rows
+from prefkit.data.pair import Side, Solution, TokenizedSide
+from prefkit.data.readers import read_prompt
+from prefkit.data.render import Rendered, Renderer, TokenizeOptions
+from prefkit.data.report import Incident, write_incidents
+from prefkit.data.row import Row
+from prefkit.data.sequence import TooLongError, encode, finish_side, try_render
+from prefkit.errors import ConfigError, PrefkitError, RowError
+
+logger = logging.getLogger(__name__)
+CHUNK = 512  # sequences a call of the tokenizer
+_NEEDED = "Give every row prompt and response."
+_NAMES = ("prefix", "append_eos")
+
+
+@dataclass
+class SolutionReport:
+    """What `prepare_solutions` did.
+
+    Attributes:
+        rows: rows of the source.
+        used: rows in the dataset.
+        tokens, scored: all tokens, and those that are learnt, end-of-sequence tokens included.
+        longest: tokens of the longest sequence.
+        truncated: solutions that lost their end.
+        skipped: reason ("too long", or the field at fault) → rows skipped for it.
+        incidents: every skipped or cut row.
+    """
+
+    rows: int = 0
+    used: int = 0
+    tokens: int = 0
+    scored: int = 0
+    longest: int = 0
+    truncated: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    incidents: list[Incident] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.used} solutions from {self.rows} rows; {self.tokens} tokens, {self.scored} of "
+            f"them learnt, longest sequence {self.longest}"
+        ]
+        if self.skipped:
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
+            lines.append(f"{self.skipped.total()} skipped: {reasons}")
+        if self.truncated:
+            lines.append(f"{self.truncated} solutions had their end cut off")
+        return "\n".join(lines)
+
+
+class SolutionDataset(torch.utils.data.Dataset):
+    """Tokenised solutions in order; items are `(index, TokenizedSide)`, as those of a PairDataset.
+
+    Attributes:
+        sides: one sequence a row.
+        report: what became of the rows.
+    """
+
+    def __init__(self, sides: Sequence[TokenizedSide], report: SolutionReport) -> None:
+        self.sides, self.report = list(sides), report
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def __getitem__(self, index: int) -> tuple[int, TokenizedSide]:
+        index = range(len(self.sides))[index]  # resolves negative indices, refuses others
+        return index, self.sides[index]
+
+
+def prepare_solutions(
+    source: Any,
+    tokenizer: Any,
+    options: TokenizeOptions | None = None,
+    *,
+    split: str = "train",
+    vocab_size: int | None = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    skipped_file: str | os.PathLike[str] | None = None,
+) -> SolutionDataset:
+    """Read, check and tokenise solutions.
+
+    Args:
+        source: anything `load_rows` takes: a path, a `datasets.Dataset`, a list of dicts.
+        tokenizer: a fast transformers tokenizer.
+        options: see `TokenizeOptions`.
+        split: which split of a dataset with several.
+        vocab_size: rows of the model's embedding; ids beyond it are refused.
+        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
+        skipped_file: JSON Lines file for skipped and cut rows.
+
+    Raises:
+        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+        PrefkitError: an unreadable source, a slow tokenizer, or no row left.
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise ConfigError(f"on_bad_row is {on_bad_row!r}. Choose one of: error, skip.")
+    renderer = Renderer(tokenizer, options or TokenizeOptions())
+    if skipped_file is not None:
+        check_writable(Path(skipped_file).parent, "skipped_file")
+    rows = load_rows(source, split=split)
+    report = SolutionReport(rows=len(rows))
+    sides: list[TokenizedSide] = []
+    read = [_read(rows.source, index, row) for index, row in enumerate(rows)]
+    for start in range(0, len(read), CHUNK):
+        chunk = read[start : start + CHUNK]
+        for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
+            if isinstance(found, RowError):
+                _refuse(found, report, on_bad_row, renderer.options)
+            else:
+                assert isinstance(solution, Solution)
+                sides.append(found)
+                _count(solution, found, report)
+    if skipped_file is not None:
+        write_incidents(skipped_file, report.incidents)
+    if not sides:
+        raise PrefkitError(f"{rows.source}: no usable row, {report.skipped.total()} were skipped.")
+    if report.incidents:
+        logger.warning("%s", report.summary())
+    return SolutionDataset(sides, report)
+
+
+def _read(source: str, index: int, data: Any) -> Solution | RowError:
+    if isinstance(data, RowError):
+        return data
+    row = Row(source, index, data)
+    try:
+        row.check_names(_NAMES)
+        text = row.text("response", remedy=_NEEDED)
+        return Solution(
+            prompt=read_prompt(row, _NEEDED),
+            prefix=row.text("prefix", empty=True) if "prefix" in row else "",
+            response=Side(text=text),
+            append_eos=row.eos(default=True),
+            source=source,
+            row=index,
+        )
+    except RowError as error:
+        return error
+
+
+def _tokenize(
+    chunk: Sequence[Solution | RowError], renderer: Renderer, vocab_size: int | None
+) -> list[TokenizedSide | RowError]:
+    """One call of the tokenizer; a bad row becomes, or stays, its RowError."""
+    fronts = [s if isinstance(s, RowError) else try_render(s, renderer) for s in chunk]
+    sound = [i for i, front in enumerate(fronts) if isinstance(front, Rendered)]
+    solutions: list[Any] = [chunk[i] for i in sound]
+    rendered: list[Any] = [fronts[i] for i in sound]
+    encoded = encode(rendered, [s.response.text for s in solutions], renderer)
+    results: list[Any] = list(fronts)
+    for i, solution, front, one in zip(sound, solutions, rendered, encoded, strict=True):
+        try:
+            end = renderer.end_id(solution, front.is_chat) if solution.append_eos else None
+            results[i] = finish_side(
+                solution, "response", solution.response, one, end, renderer, vocab_size
+            )
+        except RowError as error:
+            results[i] = error
+    return results
+
+
+def _refuse(
+    error: RowError, report: SolutionReport, on_bad_row: str, options: TokenizeOptions
+) -> None:
+    too_long = isinstance(error, TooLongError)
+    if not (on_bad_row == "skip" or (too_long and options.too_long == "skip")):
+        raise error
+    report.skipped["too long" if too_long else error.field or "whole row"] += 1
+    report.incidents.append(Incident.of(error))
+
+
+def _count(solution: Solution, side: TokenizedSide, report: SolutionReport) -> None:
+    report.used += 1
+    report.tokens += len(side.ids)
+    report.scored += int(side.scored.sum())
+    report.longest = max(report.longest, len(side.ids))
+    if solution.append_eos and not side.eos:
+        report.truncated += 1
+        problem = f"cut to {len(side.ids)} tokens"
+        report.incidents.append(
+            Incident(solution.source, solution.row, "response", problem, "truncated")
+        )
