@@ -54,16 +54,18 @@ _COMMON = {
 
 
 def _groups(cls: type) -> list[tuple[str, list[str]]]:
-    """Field names under the `# -- title` comments of a dataclass."""
+    """Field names under the `# -- title` comments of a dataclass and of what it inherits from."""
     import inspect
 
-    groups: list[tuple[str, list[str]]] = [("", [])]
-    for line in inspect.getsource(cls).splitlines():
-        if title := re.match(r"    # -- (.+?) -*$", line):
-            groups.append((title[1].strip(), []))
-        elif (field := re.match(r"    (\w+): ", line)) and field[1] in cls.__annotations__:
-            groups[-1][1].append(field[1])  # lines of a text may look alike
-    return [group for group in groups if group[1]]
+    groups: dict[str, list[str]] = {}
+    for one in cls.__mro__[:-1]:
+        names: list[str] = []
+        for line in inspect.getsource(one).splitlines():
+            if title := re.match(r"    # -- (.+?) -*$", line):
+                names = groups.setdefault(title[1].strip(), [])
+            elif (field := re.match(r"    (\w+): ", line)) and field[1] in one.__annotations__:
+                names.append(field[1])  # lines of a text may look alike
+    return list(groups.items())
 
 
 def _default(name: str) -> str:

@@ -29,7 +29,63 @@ CDPO_POSITION_BETA = 0.1
 
 
 @dataclass(kw_only=True)
-class PreferenceFields:
+class TextFields:
+    """How texts become tokens, of pairs and of single solutions alike."""
+
+    # -- data -----------------------------------------------------------------------------------
+    max_length: int | None = None
+    """Longest sequence in tokens, prompt included; None = what the model can read."""
+    too_long: Literal["error", "skip", "truncate_end"] = "error"
+    """Longer sequences: error, skip (counted and listed), or cut the end of whole solutions."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Unusable rows: stop with a message, or skip them (counted and listed in a file)."""
+    string_prompts: Literal["raw", "chat"] = "raw"
+    """Prompts given as plain strings: used as they are, or put into the chat template."""
+    joiner: str = ""
+    """Text between a plain prompt and what follows it (Step-DPO templates: "\\n" or " ")."""
+    prompt_template: str = "{prompt}"
+    """Wraps plain prompts, e.g. "Question: {prompt}\nAnswer:"."""
+    system_prompt: str | None = None
+    """System message put before plain prompts that are read as chat."""
+    chat_template: str | None = None
+    """A chat template in place of the tokenizer's own, or "plain"."""
+    chat_template_kwargs: dict | str | None = None
+    """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
+    pad_to_multiple_of: int | None = None
+    """Pad batches to a multiple of this many tokens."""
+
+
+@dataclass(kw_only=True)
+class RunFields:
+    """How any run computes, and defaults that differ from `transformers.TrainingArguments`."""
+
+    # -- computation ----------------------------------------------------------------------------
+    memory_budget: int | None = None
+    """Bytes for buffers of logits in the fused head; None = a sensible default."""
+    head_backend: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of the fused head."""
+    disable_dropout: bool = True
+    """Set the model's dropout to zero (an adapter's own lora_dropout is kept)."""
+
+    # -- defaults that differ from transformers.TrainingArguments -----------------------------
+    output_dir: str | None = None
+    """Where checkpoints and the trained model go; None = prefkit-output/METHOD."""
+    learning_rate: float = 1e-6
+    """Peak learning rate of the optimiser."""
+    logging_steps: float = 10
+    """Steps between two log lines (below 1: share of the run)."""
+    logging_nan_inf_filter: bool = False
+    """Hide NaN losses from the log. Off: a NaN should be seen."""
+    remove_unused_columns: bool = False
+    """Kept off: the collator makes its own columns."""
+    per_device_train_batch_size: int = 4
+    """Pairs (or solutions, in supervised fine-tuning) a device and forward pass."""
+    per_device_eval_batch_size: int = 8
+    """The same in evaluation."""
+
+
+@dataclass(kw_only=True)
+class PreferenceFields(TextFields, RunFields):
     """prefkit's part of `PreferenceConfig`."""
 
     # -- method ---------------------------------------------------------------------------------
@@ -68,26 +124,6 @@ class PreferenceFields:
     """Format of the rows; auto tells it by their fields (`prefkit inspect` shows the result)."""
     block_style: str = "plain"
     """How typed blocks (text, code, execution) are written out: plain or tagged."""
-    max_length: int | None = None
-    """Longest sequence in tokens, prompt included; None = what the model can read."""
-    too_long: Literal["error", "skip", "truncate_end"] = "error"
-    """Longer sequences: error, skip (counted and listed), or cut the end of whole solutions."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """Unusable rows: stop with a message, or skip them (counted and listed in a file)."""
-    string_prompts: Literal["raw", "chat"] = "raw"
-    """Prompts given as plain strings: used as they are, or put into the chat template."""
-    joiner: str = ""
-    """Text between a plain prompt and what follows it (Step-DPO templates: "\\n" or " ")."""
-    prompt_template: str = "{prompt}"
-    """Wraps plain prompts, e.g. "Question: {prompt}\nAnswer:"."""
-    system_prompt: str | None = None
-    """System message put before plain prompts that are read as chat."""
-    chat_template: str | None = None
-    """A chat template in place of the tokenizer's own, or "plain"."""
-    chat_template_kwargs: dict | str | None = None
-    """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
-    pad_to_multiple_of: int | None = None
-    """Pad batches to a multiple of this many tokens."""
 
     # -- rows -----------------------------------------------------------------------------------
     layout: Literal["auto", "shared", "separate"] = "auto"
@@ -111,34 +147,22 @@ class PreferenceFields:
     """Folder of what is precomputed; None = OUTPUT_DIR/ref_cache."""
 
     # -- computation ----------------------------------------------------------------------------
-    memory_budget: int | None = None
-    """Bytes for buffers of logits in the fused head; None = a sensible default."""
-    head_backend: Literal["auto", "triton", "torch", "reference"] = "auto"
-    """Implementation of the fused head."""
     head_schedule: Literal["auto", "one_pass", "two_pass"] = "auto"
     """Make the head's gradient in the forward (one_pass: a frozen head, or one pair a batch) or
     compute its logits again in the backward (two_pass: half the memory for a bf16 head)."""
     sequence_parallel_size: int = 1
     """Processes that share each row: every one holds a piece of its tokens, and attention exchanges
     heads for tokens (Ulysses). Must divide the number of processes and of attention heads."""
-    disable_dropout: bool = True
-    """Set the model's dropout to zero (an adapter's own lora_dropout is kept)."""
 
-    # -- defaults that differ from transformers.TrainingArguments -----------------------------
-    output_dir: str | None = None
-    """Where checkpoints and the trained model go; None = prefkit-output/METHOD."""
-    learning_rate: float = 1e-6
-    """Peak learning rate of the optimiser."""
-    logging_steps: float = 10
-    """Steps between two log lines (below 1: share of the run)."""
-    logging_nan_inf_filter: bool = False
-    """Hide NaN losses from the log. Off: a NaN should be seen."""
-    remove_unused_columns: bool = False
-    """Kept off: the collator makes its own columns."""
-    per_device_train_batch_size: int = 4
-    """Pairs a device and forward pass."""
-    per_device_eval_batch_size: int = 8
-    """Pairs a device and forward pass in evaluation."""
+
+@dataclass(kw_only=True)
+class SupervisedFields(TextFields, RunFields):
+    """prefkit's part of `SupervisedConfig`."""
+
+    # -- rows -----------------------------------------------------------------------------------
+    layout: Literal["auto", "padded"] = "auto"
+    """auto = the solutions of a batch end to end in one row without padding, where the model's
+    attention allows it; padded = a row each."""
 
 
 @dataclass(kw_only=True)
@@ -177,7 +201,15 @@ class ScriptArguments:
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass, read from its source."""
+    """The text under each field of a dataclass and of what it inherits from, read from source."""
+    docs: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        if "__dataclass_fields__" in vars(one) and one.__module__ == __name__:
+            docs |= _own_docs(one)
+    return docs
+
+
+def _own_docs(cls: type) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body  # type: ignore[attr-defined]
     docs = {}
