@@ -1,8 +1,8 @@
 """Runs every question's pipeline on an engine, so that a kill loses nothing and repeats nothing.
 
-Two journals make it so: `completions.jsonl` keeps what was sampled, `questions.jsonl` what became of
-each finished question. A build that is taken up again runs the pipelines again on what is kept and
-asks only for the rest; pipelines draw no chance of their own, so it comes to the same pairs.
+Two journals make it so: `completions.jsonl` keeps what was sampled, `questions.jsonl` what became
+of each finished question. A build that is taken up again runs the pipelines again on what is kept
+and asks only for the rest; pipelines draw no chance of their own, so it comes to the same pairs.
 """
 
 import queue
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefkit.build.engine import Completion, Engine, Request
 from prefkit.build.journal import Journal, read_lines
-from prefkit.build.pipeline import Asking, Outcome
+from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.progress import Progress
 from prefkit.build.questions import Question
 
@@ -99,31 +99,24 @@ class Driver:
 
     def _run_window(self, window: list[Question], finished: set[str]) -> None:
         """The pipelines of a window's questions, stage by stage, their requests in one stream."""
-        pipelines = {question.id: self.start(question) for question in window}
-        waiting: dict[str, list[Request]] = {}
-
-        def advance(name: str, completions: list[Completion] | None) -> None:
-            pipeline = pipelines[name]
+        pipelines = together([self._finishing(question, finished) for question in window])
+        completions: list[Completion] | None = None
+        while True:
             try:
-                waiting[name] = (
-                    next(pipeline) if completions is None else pipeline.send(completions)
+                requests = (
+                    next(pipelines) if completions is None else pipelines.send(completions)
                 )
-            except StopIteration as stop:
-                waiting.pop(name, None)
-                if name not in finished:
-                    self._finish(stop.value)
+            except StopIteration:
+                return
+            found = self._answers(requests)
+            completions = [found[request.key] for request in requests]
 
-        for question in window:
-            advance(question.id, None)
-        while waiting:
-            asked = dict(waiting)
-            found = self._answers([request for requests in asked.values() for request in requests])
-            for name, requests in asked.items():
-                advance(name, [found[request.key] for request in requests])
-
-    def _finish(self, outcome: Outcome) -> None:
-        self._questions.append([outcome.as_json()])
-        self.progress.question(len(outcome.rows))
+    def _finishing(self, question: Question, finished: set[str]) -> Asking[None]:
+        """A question's pipeline, its outcome kept the moment it ends."""
+        outcome = yield from self.start(question)
+        if question.id not in finished:
+            self._questions.append([outcome.as_json()])
+            self.progress.question(len(outcome.rows))
 
     def _answers(self, requests: Sequence[Request]) -> dict[str, Completion]:
         """Completions of all requests: those kept, and those sampled and kept now."""

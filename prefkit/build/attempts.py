@@ -1,0 +1,78 @@
+"""The first stage of every build: sample whole solutions and grade them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefkit.build.context import Context
+from prefkit.build.engine import Completion
+from prefkit.build.pipeline import Asking, Outcome
+from prefkit.build.questions import Question
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A sampled and graded solution of a question.
+
+    Attributes:
+        number: of the sample.
+        text: the whole solution, the opening included.
+        steps: their joined texts are `text`.
+        right: whether its final answer is the question's.
+        answer: that answer as it was read, or None.
+        ended: the model ended it; False = it ran into max_tokens.
+    """
+
+    number: int
+    text: str
+    steps: tuple[str, ...]
+    right: bool
+    answer: str | None
+    ended: bool
+
+
+def solve(
+    question: Question, context: Context, outcome: Outcome, numbers: Sequence[int]
+) -> Asking[list[Attempt]]:
+    """Samples whole solutions and grades them; exact repetitions are left out.
+
+    Args:
+        outcome: counts go here.
+        numbers: of the samples, unique in the build.
+    """
+    opening, temperatures = context.options.opening, context.options.temperature
+    assert isinstance(temperatures, list)
+    requests = [
+        context.request(
+            question, f"solution/{i}", opening, temperature=temperatures[i % len(temperatures)]
+        )
+        for i in numbers
+    ]
+    completions = yield requests
+    return graded(question, context, outcome, numbers, completions)
+
+
+def graded(
+    question: Question,
+    context: Context,
+    outcome: Outcome,
+    numbers: Sequence[int],
+    completions: Sequence[Completion],
+) -> list[Attempt]:
+    """Completions of the opening as graded solutions, counted."""
+    texts = [context.options.opening + completion.text for completion in completions]
+    grades = context.grade(question, texts, outcome)
+    solutions = []
+    for number, text, completion, grade in zip(numbers, texts, completions, grades, strict=True):
+        ended = completion.finish != "length"
+        right = grade.correct and ended
+        outcome.counts["solutions sampled"] += 1
+        outcome.counts[f"solutions {'right' if right else 'wrong' if ended else 'unfinished'}"] += 1
+        solutions.append(Attempt(number, text, context.split(text), right, grade.answer, ended))
+    return solutions
+
+
+def distinct(solutions: Sequence[Attempt]) -> list[Attempt]:
+    """The first of every text, in order."""
+    return list({solution.text.strip(): solution for solution in reversed(solutions)}.values())[
+        ::-1
+    ]

@@ -1,0 +1,102 @@
+"""What a pipeline needs beside its question: how to ask, how to grade, how to cut into steps."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prefkit.build.engine import Request, seed_of
+from prefkit.build.fields import BuildFields
+from prefkit.build.pipeline import Outcome
+from prefkit.build.questions import Question
+from prefkit.build.steps import split_steps
+from prefkit.data.pair import Front
+from prefkit.data.render import TokenizeOptions
+
+if TYPE_CHECKING:
+    from prefkit.build.grading import Grade, Grader
+    from prefkit.data.render import Renderer
+
+
+class Context:
+    """How a build asks and grades.
+
+    Args:
+        options: resolved options.
+        grader: compares final answers.
+        renderer: writes prompts in chat form; None where raw text is sent to a server.
+    """
+
+    def __init__(
+        self, options: BuildFields, grader: "Grader", renderer: "Renderer | None" = None
+    ) -> None:
+        self.options, self.grader, self.renderer = options, grader, renderer
+
+    def request(
+        self,
+        question: Question,
+        stage: str,
+        prefix: str,
+        *,
+        temperature: float,
+        top_p: float | None = None,
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> Request:
+        """One continuation of `prefix` of a solution to the question.
+
+        Args:
+            stage: what it is for, with a number: unique for this question ("solution/3").
+            top_p, max_tokens: None = the build's.
+        """
+        text, is_chat = self._render(question, prefix)
+        key = f"{question.id}/{stage}"
+        options = self.options
+        return Request(
+            key=key,
+            text=text,
+            is_chat=is_chat,
+            temperature=temperature,
+            top_p=options.top_p or 1.0 if top_p is None else top_p,
+            max_tokens=max_tokens or options.max_tokens,
+            stop=stop,
+            seed=seed_of(options.seed, key),
+        )
+
+    def _render(self, question: Question, prefix: str) -> tuple[str, bool]:
+        """Exactly the text that training puts before a response."""
+        if self.renderer is None:
+            assert isinstance(question.prompt, str)
+            text = self.options.prompt_template.replace("{prompt}", question.prompt)
+            return text + self.options.joiner + prefix, False
+        front = Front(
+            prompt=question.prompt,
+            prefix=prefix,
+            append_eos=True,
+            source=question.source,
+            row=question.row,
+        )
+        rendered = self.renderer.render(front)
+        return rendered.prompt + rendered.prefix, rendered.is_chat
+
+    def split(self, text: str) -> tuple[str, ...]:
+        """A solution's steps, in the build's style."""
+        return tuple(split_steps(text, self.options.steps))
+
+    def grade(self, question: Question, texts: Sequence[str], outcome: Outcome) -> "list[Grade]":
+        """The verdicts on solutions; those that could not be had are counted in the outcome."""
+        grades = self.grader.grade_many([(text, question.answer) for text in texts])
+        for grade in grades:
+            if grade.how in ("timeout", "error"):
+                outcome.drops[f"answers: grading ended in {grade.how}, counted as wrong"] += 1
+        return grades
+
+
+def tokenize_options(options: BuildFields) -> TokenizeOptions:
+    """How prompts are written, as training reads it."""
+    return TokenizeOptions(
+        string_prompts=options.string_prompts,
+        prompt_template=options.prompt_template,
+        joiner=options.joiner,
+        system_prompt=options.system_prompt,
+        chat_template=options.chat_template,
+        chat_template_kwargs=options.chat_template_kwargs or {},  # type: ignore[arg-type]
+    )

@@ -1,0 +1,84 @@
+"""Rows of pairs in the project's schema; steps are kept as lists beside the texts.
+
+id, prompt, answer                       the question
+prefix, prefix_steps                     correct steps that both sides share
+chosen, rejected                         what is trained: a step, or all that follows
+full_chosen, full_rejected               all that follows, where chosen is one step
+chosen_steps, rejected_steps             all that follows, step by step
+append_eos                               only where chosen follows a prefix to the end
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefkit.build.attempts import Attempt
+from prefkit.build.context import Context
+from prefkit.build.questions import Question
+
+Row = dict[str, Any]
+
+
+def whole_row(question: Question, context: Context, right: Attempt, wrong: Attempt) -> Row:
+    """A pair of whole solutions."""
+    return {
+        "id": f"{question.id}-{right.number}-{wrong.number}",
+        "prompt": question.prompt_field,
+        "chosen": right.text,
+        "rejected": wrong.text,
+        "answer": question.answer,
+        "chosen_steps": list(right.steps),
+        "rejected_steps": list(wrong.steps),
+    }
+
+
+def step_row(
+    question: Question,
+    *,
+    name: str,
+    prefix: str,
+    prefix_steps: Sequence[str],
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+) -> Row:
+    """A pair of single steps after correct ones, with both continuations (Step-DPO).
+
+    Args:
+        prefix: what precedes; it may end with the label of the step ("Step 3:").
+        chosen, rejected: the steps that follow the prefix, to the end; the first is the pair's.
+    """
+    return {
+        "id": f"{question.id}-{name}",
+        "prompt": question.prompt_field,
+        "prefix": prefix,
+        "chosen": chosen[0],
+        "rejected": rejected[0],
+        "full_chosen": "".join(chosen),
+        "full_rejected": "".join(rejected),
+        "answer": question.answer,
+        "prefix_steps": list(prefix_steps),
+        "chosen_steps": list(chosen),
+        "rejected_steps": list(rejected),
+    }
+
+
+def continuation_row(
+    question: Question,
+    *,
+    name: str,
+    prefix_steps: Sequence[str],
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+) -> Row:
+    """A pair of continuations, to the end, of the same correct steps (SCDPO)."""
+    return {
+        "id": f"{question.id}-{name}",
+        "prompt": question.prompt_field,
+        "prefix": "".join(prefix_steps),
+        "chosen": "".join(chosen),
+        "rejected": "".join(rejected),
+        "append_eos": True,
+        "answer": question.answer,
+        "prefix_steps": list(prefix_steps),
+        "chosen_steps": list(chosen),
+        "rejected_steps": list(rejected),
+    }

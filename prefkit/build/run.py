@@ -1,0 +1,194 @@
+"""A whole build: from questions to a file of pairs and a manifest.
+
+    from prefkit.build.run import build
+
+    build("step-dpo", "questions.jsonl", model="MODEL", out="pairs")    # → pairs/pairs.jsonl
+
+`prefkit build` calls the same. A folder that holds the same build, killed at whatever moment, is
+taken up where it stands.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefkit.atomic import check_writable, write_text
+from prefkit.build.fields import METHODS, BuildFields, check_ignored, resolve
+from prefkit.build.journal import read_lines
+from prefkit.build.manifest import Manifest
+from prefkit.build.pipeline import Asking, Outcome
+from prefkit.build.progress import Progress
+from prefkit.build.questions import Question, Questions, read_questions
+from prefkit.errors import ConfigError, PrefkitError
+
+if TYPE_CHECKING:
+    from prefkit.build.context import Context
+    from prefkit.build.driver import Start
+    from prefkit.build.finding import Finder
+
+PAIRS = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build left.
+
+    Attributes:
+        pairs: the file of rows.
+        count: how many it holds.
+        manifest: the manifest's content.
+    """
+
+    pairs: Path
+    count: int
+    manifest: dict[str, Any]
+
+
+def build(method: str, questions: str, *, model: str, out: str, **options: Any) -> BuildResult:
+    """Builds preference pairs from questions and a model's own mistakes.
+
+    Args:
+        method: "dpo", "step-dpo", "scdpo" or "cdpo".
+        questions: file, folder or dataset (`questions.read_questions`).
+        model: folder or name of the model that samples.
+        out: folder of the result.
+        options: any other field of `BuildFields`.
+
+    Returns:
+        The file of pairs and the manifest.
+
+    Raises:
+        ConfigError: an option that is wrong, or belongs to another method.
+        RowError: a question that cannot be read.
+        PrefkitError: the model or the server gave up, or not one pair came out.
+    """
+    unknown = sorted(set(options) - set(BuildFields.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
+    check_method(method)
+    check_ignored(set(options), method)
+    given = BuildFields(questions=questions, model=model, out=out, **options)
+    return run(method, resolve(given, method))
+
+
+def check_method(method: str) -> None:
+    """Raises ConfigError for a method that is none of `METHODS`."""
+    if method not in METHODS:
+        raise ConfigError(
+            f"'{method}' is no method of building. Choose one of: {', '.join(METHODS)} (tdpo "
+            "trains on the pairs of dpo)."
+        )
+
+
+def run(method: str, options: BuildFields) -> BuildResult:
+    """Builds with resolved options; see `build`."""
+    questions = _read(options)
+    folder = Path(options.out)
+    check_writable(folder, "out")
+    with ExitStack() as stack:
+        manifest = stack.enter_context(closing(Manifest(folder, method, options, questions)))
+        if not manifest.is_done:
+            _sample(method, options, questions, manifest, stack)
+            _finish(method, options, folder, manifest, questions)
+    return BuildResult(folder / PAIRS, manifest.content["pairs"], manifest.content)
+
+
+def _read(options: BuildFields) -> Questions:
+    return read_questions(
+        options.questions,
+        prompt_field=options.prompt_field,
+        answer_field=options.answer_field,
+        solution_field=options.solution_field,
+        split=options.split,
+        shard=options.shard,
+        max_questions=options.max_questions,
+    )
+
+
+def _sample(
+    method: str,
+    options: BuildFields,
+    questions: Questions,
+    manifest: Manifest,
+    stack: ExitStack,
+) -> None:
+    """All that needs a model: every question's pipeline to its end."""
+    from prefkit.build.context import Context
+    from prefkit.build.driver import Driver
+    from prefkit.build.engines import open_engines, open_renderer
+    from prefkit.build.finding import make_finder
+    from prefkit.build.grading import DEFAULT_FUNCTION, Grader
+
+    finder = make_finder(options)
+    grader = stack.enter_context(
+        Grader(
+            workers=options.grading_workers,
+            seconds=options.grading_seconds,
+            answer=options.answer,
+            function=options.grader or DEFAULT_FUNCTION,
+        )
+    )
+    renderer = open_renderer(options, questions)
+    context = Context(options, grader, renderer)
+    engines = open_engines(options, renderer)
+    for engine in engines.values():
+        stack.enter_context(closing(engine))
+    manifest.begin(engines["model"].name)
+    driver = Driver(engines, Path(options.out), _start(method, context, finder), Progress())
+    driver.run(questions.items)
+
+
+def _start(method: str, context: "Context", finder: "Finder") -> "Start":
+    """The pipeline of a method."""
+    from prefkit.build.cdpo import cdpo
+    from prefkit.build.dpo import dpo
+    from prefkit.build.scdpo import scdpo
+    from prefkit.build.step_dpo import step_dpo
+
+    def start(question: Question) -> Asking[Outcome]:
+        if method == "step-dpo":
+            return step_dpo(question, context, finder)
+        return {"dpo": dpo, "scdpo": scdpo, "cdpo": cdpo}[method](question, context)
+
+    return start
+
+
+def _finish(
+    method: str, options: BuildFields, folder: Path, manifest: Manifest, questions: Questions
+) -> None:
+    """The rows in the order of the questions, written at once; for cdpo with their weights."""
+    outcomes = {line["id"]: line for line in outcome_lines(folder)}
+    ordered = [outcomes[question.id] for question in questions]
+    rows = [row for outcome in ordered for row in outcome["rows"]]
+    more: dict[str, Any] = {}
+    if not rows:
+        raise PrefkitError(
+            f"{folder}: not one pair came out of {len(questions)} questions. Why: "
+            f"{_why(ordered)}. Take other questions, more samples, or another temperature."
+        )
+    if method == "cdpo":
+        from prefkit.build.weighing import weigh
+
+        rows, more = weigh(rows, ordered, options, folder)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / PAIRS, lines)
+    manifest.end(ordered, len(rows), **more)
+
+
+def outcome_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """What became of each finished question of a build, in the order they finished."""
+    from prefkit.build.driver import QUESTIONS
+
+    return read_lines(folder / QUESTIONS)
+
+
+def _why(outcomes: list[dict[str, Any]]) -> str:
+    reasons: dict[str, int] = {}
+    for outcome in outcomes:
+        for name, count in outcome["drops"].items():
+            reasons[name] = reasons.get(name, 0) + count
+    told = sorted(((n, name) for name, n in reasons.items() if n), reverse=True)
+    return "; ".join(f"{name} ({count})" for count, name in told[:4]) or "no solution was sampled"
