@@ -1,6 +1,7 @@
 """prefkit: preference training at the level of tokens and steps.
 
     from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
+    from prefkit import SupervisedTrainer, SupervisedConfig          # the same for solutions
     from prefkit import DPO, TDPO, SimPO, fused_preference_loss      # for your own loop
 
 Names load on first use, so that `import prefkit` costs nothing.
@@ -20,6 +21,8 @@ __all__ = [
     "PrefkitError",
     "RowError",
     "SimPO",
+    "SupervisedConfig",
+    "SupervisedTrainer",
     "fused_preference_loss",
 ]
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from prefkit.loss import fused_preference_loss
     from prefkit.objectives import DPO, TDPO, SimPO
     from prefkit.train.config import PreferenceConfig
+    from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
 
 _HOMES = {
@@ -36,6 +40,7 @@ _HOMES = {
     "TDPO": "prefkit.objectives",
     "SimPO": "prefkit.objectives",
     "fused_preference_loss": "prefkit.loss",
+    **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",
 }

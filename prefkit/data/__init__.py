@@ -1,12 +1,13 @@
 """Preference data: rows in any published format → pairs → token ids and weights → batches."""
 
-from prefkit.data.batch import PairCollator
+from prefkit.data.batch import PairCollator, SolutionCollator
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.files import Rows, load_rows
 from prefkit.data.formats import read_pairs
 from prefkit.data.pair import Pair, PairBatch, Side, TokenizedPair, TokenizedSide, TokenWeights
 from prefkit.data.render import TokenizeOptions
 from prefkit.data.report import DataReport
+from prefkit.data.solutions import SolutionDataset, prepare_solutions
 from prefkit.data.tokenize import TooLongError, tokenize_pair
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "PairDataset",
     "Rows",
     "Side",
+    "SolutionCollator",
+    "SolutionDataset",
     "TokenWeights",
     "TokenizeOptions",
     "TokenizedPair",
@@ -24,6 +27,7 @@ __all__ = [
     "TooLongError",
     "load_rows",
     "prepare_pairs",
+    "prepare_solutions",
     "read_pairs",
     "tokenize_pair",
 ]

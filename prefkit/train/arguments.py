@@ -1,4 +1,4 @@
-"""What may be passed to `PreferenceTrainer`, told before anything is loaded or wrapped."""
+"""What may be passed to a trainer, told before anything is loaded or wrapped."""
 
 from typing import Any
 
@@ -21,24 +21,10 @@ def refuse_unusable(
         ModelError: a model or reference that is no causal language model of transformers.
         ConfigError: any other argument of the wrong kind, or one that cannot be served.
     """
-    if not isinstance(model, str) and not hasattr(getattr(model, "config", None), "model_type"):
-        raise ModelError(
-            f"model is {_kind(model)}; it must be a causal language model of transformers, or the "
-            "name or folder of one."
-        )
+    refuse_kinds(model, processing_class, peft_config)
     if ref_model is not None and not hasattr(getattr(ref_model, "config", None), "model_type"):
         raise ModelError(
             f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
-        )
-    if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
-        raise ConfigError(
-            f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
-            "(AutoTokenizer.from_pretrained), or None for the model's own."
-        )
-    if peft_config is not None and not hasattr(peft_config, "peft_type"):
-        raise ConfigError(
-            f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
-            "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
         )
     if data_collator is not None and getattr(args, "layout", "auto") != "auto":
         raise ConfigError(
@@ -56,6 +42,43 @@ def refuse_unusable(
         raise ConfigError(
             "model and ref_model are the same object, so the reference would train along. Leave "
             "ref_model out: a copy of the model as it is now is made."
+        )
+
+
+def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
+    """Names the argument of any trainer that is of another kind than it must be.
+
+    Raises:
+        ModelError: a model that is no causal language model of transformers.
+        ConfigError: a tokenizer or adapter configuration that is none.
+    """
+    if not isinstance(model, str) and not hasattr(getattr(model, "config", None), "model_type"):
+        raise ModelError(
+            f"model is {_kind(model)}; it must be a causal language model of transformers, or the "
+            "name or folder of one."
+        )
+    if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
+        raise ConfigError(
+            f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
+            "(AutoTokenizer.from_pretrained), or None for the model's own."
+        )
+    if peft_config is not None and not hasattr(peft_config, "peft_type"):
+        raise ConfigError(
+            f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
+            "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
+        )
+
+
+def refuse_data_parallel(args: Any) -> None:
+    """Refuses one process with several GPUs, whose batches torch's DataParallel would cut up.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs are visible to one process, which would cut pairs in two "
+            "(DataParallel). Start with torchrun --nproc_per_node, or set CUDA_VISIBLE_DEVICES."
         )
 
 

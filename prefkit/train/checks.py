@@ -115,8 +115,8 @@ def check_packages(config: Any) -> None:
         file = config.deepspeed
         if isinstance(file, str) and not file.startswith("{") and not Path(file).is_file():
             raise ConfigError(f"deepspeed: there is no config file {file}.")
-    if config.ref_cache_dir:
-        folder = Path(config.ref_cache_dir).absolute()
+    if cache := getattr(config, "ref_cache_dir", None):
+        folder = Path(cache).absolute()
         for place in (folder, *folder.parents):
             if place.exists():
                 if not place.is_dir():

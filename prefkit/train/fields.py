@@ -204,7 +204,7 @@ def field_docs(cls: type) -> dict[str, str]:
     """The text under each field of a dataclass and of what it inherits from, read from source."""
     docs: dict[str, str] = {}
     for one in reversed(cls.__mro__):
-        if "__dataclass_fields__" in vars(one) and one.__module__ == __name__:
+        if "__dataclass_fields__" in vars(one) and one.__module__.startswith("prefkit."):
             docs |= _own_docs(one)
     return docs
 

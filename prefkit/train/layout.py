@@ -8,9 +8,13 @@ from torch import nn
 
 from prefkit.data.batch import Layout
 from prefkit.data.packing import PackedDataset, row_tokens
-from prefkit.errors import ModelError
-from prefkit.model.attention import install_attention, remove_attention, why_not
-from prefkit.train.config import PreferenceConfig
+from prefkit.errors import ConfigError, ModelError
+from prefkit.model.attention import (
+    install_attention,
+    remove_attention,
+    too_long_for,
+    why_not,
+)
 from prefkit.train.datasets import pair_of, plain
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ def describe_rows(layout: Layout, dataset: Any) -> str:
     return text
 
 
-def choose_layout(args: PreferenceConfig, models: list[nn.Module], longest: int) -> Layout:
+def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
     """Prepares the models for rows without padding, or says why they get padded ones.
 
     Args:
@@ -79,6 +83,25 @@ def choose_layout(args: PreferenceConfig, models: list[nn.Module], longest: int)
         )
     logger.warning("Layout: each side is a padded row of its own, because %s.", reasons[0])
     return "padded"
+
+
+def check_lengths(layout: Layout, model: nn.Module, longest: int) -> None:
+    """Refuses sequences that the layout, chosen for those of the beginning, cannot hold.
+
+    Args:
+        layout: of the run.
+        model: the causal LM that reads the rows.
+        longest: tokens of the longest sequence of rows that came later.
+
+    Raises:
+        ConfigError: see above.
+    """
+    reason = None if layout == "padded" else too_long_for(model, longest)
+    if reason is not None:
+        raise ConfigError(
+            f"This dataset has longer sequences than those the layout was chosen for: {reason}."
+            " Give it to the trainer as eval_dataset from the start, and padded rows are taken."
+        )
 
 
 def _of_all_processes(reasons: list[str]) -> list[str]:

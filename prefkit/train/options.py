@@ -22,6 +22,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NONE = ("none", "null", "~", "")
 
 
+_AROUND = ("joiner", "opening", "prompt_template", "system_prompt")
 _ELSEWHERE = {  # names of other libraries
     "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, hinge, robust).",
     "model_name_or_path": "Use model.",
@@ -178,21 +179,30 @@ def _from_text(text: str, kind: type) -> Any:
     return found if isinstance(found, kind) else None
 
 
-def _flag_value(values: list[str]) -> Any:
+def flag_value(values: list[str]) -> Any:
+    """A flag's words as one value: none means true, several a list."""
     return "true" if not values else values[0] if len(values) == 1 else values
 
 
-def _refuse_unknown(name: str, known: Sequence[str], where: str) -> None:
+def unescaped(name: str, value: Any) -> Any:
+    """A flag that is text around a prompt, where shells hand over "\\n" as two characters."""
+    return value.replace("\\n", "\n") if name in _AROUND and isinstance(value, str) else value
+
+
+def refuse_unknown(name: str, known: Sequence[str], where: str, command: str = "train") -> None:
+    """Raises ConfigError for an option that is none of `known`, with the nearest that is."""
     if name in known:
         return
     if name in _ELSEWHERE:
         raise ConfigError(f"{where}: there is no option '{name}'. {_ELSEWHERE[name]}")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"Did you mean '{near[0]}'?" if near else "`prefkit train --help` lists the options."
+    hint = (
+        f"Did you mean '{near[0]}'?" if near else f"`prefkit {command} --help` lists the options."
+    )
     raise ConfigError(f"{where}: there is no option '{name}'. {hint}")
 
 
-def _refuse_bare(name: str, hint: Any) -> None:
+def refuse_bare(name: str, hint: Any) -> None:
     """A flag without a value means true, where true is a value of the field."""
     if bool not in _kinds(hint)[0] and name != "resume_from_checkpoint":
         raise ConfigError(f"{name} needs a value: --{name} VALUE.")
@@ -234,12 +244,13 @@ def load_options(argv: Sequence[str]) -> Options:
     known = [field.name for cls in (PreferenceConfig, ScriptArguments) for field in fields(cls)]
     values: dict[str, Any] = {}
     given: list[tuple[str, str, Any]] = [(words[0], key, value) for key, value in content.items()]
-    given += [("command line", key, _flag_value(value)) for key, value in flags.items()]
+    for key, words_given in flags.items():
+        given.append(("command line", key, unescaped(key, flag_value(words_given))))
     for where, key, value in given:
         key = key.replace("-", "_")
-        _refuse_unknown(key, known, where)
+        refuse_unknown(key, known, where)
         if where == "command line" and not flags.get(key):
-            _refuse_bare(key, hints[key])
+            refuse_bare(key, hints[key])
         try:
             values[key] = coerce(key, value, hints[key])
         except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.render import TokenizeOptions
@@ -26,8 +27,49 @@ from prefkit.model.sharded import copy_without_weights, weights_elsewhere
 from prefkit.objectives import Objective
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import CachedDataset
+from prefkit.train.sharding import loading_whole
 
 logger = logging.getLogger(__name__)
+
+
+def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
+    """The model, loaded in float32 where it is only named, and its tokenizer with a padding token.
+
+    Args:
+        model: a causal LM, or the name or folder of one.
+        tokenizer: the tokenizer, or None for the model's own.
+        args: the run's options.
+    """
+    if isinstance(model, str):
+        with loading_whole(args):
+            model = AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, trust_remote_code=False
+            )
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(
+        model.config.name_or_path, trust_remote_code=False
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def tokenize_options(args: Any, text_config: Any) -> TokenizeOptions:
+    """How a run's options say that rows become tokens.
+
+    Args:
+        args: has the fields of `prefkit.train.fields.TextFields`.
+        text_config: of the model: how long a sequence it can read, where `max_length` is None.
+    """
+    return TokenizeOptions(
+        max_length=args.max_length or getattr(text_config, "max_position_embeddings", None),
+        too_long=args.too_long,
+        string_prompts=args.string_prompts,
+        prompt_template=args.prompt_template,
+        joiner=args.joiner,
+        system_prompt=args.system_prompt,
+        chat_template=args.chat_template,
+        chat_template_kwargs=args.chat_template_kwargs or {},
+    )
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -47,7 +89,7 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, rate, 0.0)
 
 
-def apply_peft(model: Any, peft_config: Any, args: PreferenceConfig) -> Any:
+def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
     """Wraps the model in an adapter where one is asked for, and checks the adapter it has.
 
     Raises:
@@ -177,20 +219,10 @@ def prepare_dataset(
     if isinstance(rows, PairDataset | CachedDataset):
         return rows
     text_config = model_config.get_text_config()
-    limit = args.max_length or getattr(text_config, "max_position_embeddings", None)
     dataset = prepare_pairs(
         rows,
         tokenizer,
-        TokenizeOptions(
-            max_length=limit,
-            too_long=args.too_long,
-            string_prompts=args.string_prompts,
-            prompt_template=args.prompt_template,
-            joiner=args.joiner,
-            system_prompt=args.system_prompt,
-            chat_template=args.chat_template,
-            chat_template_kwargs=args.chat_template_kwargs or {},  # type: ignore[arg-type]
-        ),
+        tokenize_options(args, text_config),
         level=args.resolved_level,
         mask_tool_output=args.mask_tool_output,
         vocab_size=text_config.vocab_size,

@@ -11,27 +11,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
-from prefkit.model.attention import too_long_for
 from prefkit.model.head import install, unwrap
-from prefkit.train.arguments import refuse_unusable
+from prefkit.train.arguments import refuse_data_parallel, refuse_unusable
 from prefkit.train.caches import attach_cache, kept_head
 from prefkit.train.checks import check_machine, check_precision, check_schedule
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import UnwrappingCollator, packed
-from prefkit.train.layout import choose_layout, longest_sequence
+from prefkit.train.layout import check_lengths, choose_layout, longest_sequence
 from prefkit.train.loss_step import LossTrainer
 from prefkit.train.metrics import (
     MetricWindow,
@@ -46,11 +39,11 @@ from prefkit.train.sequence_parallel import (
 from prefkit.train.setup import (
     apply_peft,
     disable_dropout,
+    load_policy,
     make_reference,
     prepare_dataset,
     reference_fingerprint,
 )
-from prefkit.train.sharding import loading_whole
 from prefkit.train.sharding_checks import asks_for_fsdp, check_model
 
 logger = logging.getLogger(__name__)
@@ -105,15 +98,7 @@ class PreferenceTrainer(LossTrainer):
                 "one, or leave eval_strategy out."
             )
         check_machine(args)
-        policy: Any = model
-        if isinstance(model, str):
-            with loading_whole(args):
-                policy = AutoModelForCausalLM.from_pretrained(
-                    model, dtype=torch.float32, trust_remote_code=False
-                )
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config.name_or_path)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        policy, tokenizer = load_policy(model, processing_class, args)
         if getattr(policy.config, "output_router_logits", False):
             logger.warning("The router's auxiliary loss is no part of the preference loss.")
         self.objective = args.build_objective()
@@ -151,11 +136,7 @@ class PreferenceTrainer(LossTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True
-        if args.n_gpu > 1:
-            raise ConfigError(
-                f"{args.n_gpu} GPUs are visible to one process, which would cut pairs in two "
-                "(DataParallel). Start with torchrun --nproc_per_node, or set CUDA_VISIBLE_DEVICES."
-            )
+        refuse_data_parallel(args)
         self.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
         self._pack_rows()
@@ -257,14 +238,7 @@ class PreferenceTrainer(LossTrainer):
 
     def _check_lengths(self, dataset: Any) -> None:
         """Refuses sequences that the layout, chosen for those of the beginning, cannot hold."""
-        if self.layout == "padded":
-            return
-        reason = too_long_for(self.head.owner, longest_sequence([dataset]))
-        if reason is not None:
-            raise ConfigError(
-                f"This dataset has longer sequences than those the layout was chosen for: {reason}."
-                " Give it to the trainer as eval_dataset from the start, and padded rows are taken."
-            )
+        check_lengths(self.layout, self.head.owner, longest_sequence([dataset]))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: there are no logits to return.

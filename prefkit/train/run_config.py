@@ -1,0 +1,86 @@
+"""What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from prefkit.errors import ConfigError
+from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
+from prefkit.train.fields import RunFields
+from prefkit.train.sharding_checks import check_sharding
+
+BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
+NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
+    **dict.fromkeys(("max_length", "pad_to_multiple_of", "memory_budget"), int),
+    **dict.fromkeys(("seed", "data_seed", "gradient_accumulation_steps", "max_steps"), int),
+    **dict.fromkeys(BATCH_SIZES, int),
+}
+POSITIVE = ("max_length", "pad_to_multiple_of", "memory_budget")
+CHOICES: dict[str, tuple] = {
+    "too_long": ("error", "skip", "truncate_end"),
+    "on_bad_row": ("error", "skip"),
+    "string_prompts": ("raw", "chat"),
+    "head_backend": ("auto", "triton", "torch", "reference"),
+}
+
+
+@dataclass(kw_only=True)
+class RunConfig(RunFields, TrainingArguments):
+    """`transformers.TrainingArguments` with prefkit's defaults, every mistake named.
+
+    Raises:
+        ConfigError: a value out of range, a package that is missing, options that do not go
+            together.
+    """
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        self._keep_liger_off_the_head()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # said out loud, or transformers refuses bf16 here
+            self.dataloader_pin_memory = False  # torch would warn at every epoch
+        if self.report_to in (None, [None], "null", ["null"]):
+            self.report_to = "none"  # what a bare null or none in a YAML file means
+        check_packages(self)
+        check_sharding(self)
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{error}") from error
+        check_loggers(self.report_to)  # type: ignore[arg-type]
+        if self.label_names is None:
+            self.label_names = ["targets"]
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether a reference is computed before training, and not in each step."""
+        return False
+
+    def _check_choices(self, choices: dict[str, tuple]) -> None:
+        for name, offered in choices.items():
+            if (value := getattr(self, name)) not in offered:
+                words = ", ".join(repr(choice) for choice in offered)
+                raise ConfigError(f"{name} is {value!r}; it must be one of {words}.")
+
+    def _check_numbers(self, kinds: dict[str, type], positive: tuple[str, ...]) -> None:
+        check_types(self, kinds)
+        for name in positive:
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}; it must be positive, or left out.")
+
+    def _keep_liger_off_the_head(self) -> None:
+        """Liger's kernels serve the model's body; its own loss would take the head's place."""
+        if not self.use_liger_kernel:
+            return
+        asked: dict[str, Any] = dict(self.liger_kernel_config or {})
+        for loss in ("fused_linear_cross_entropy", "cross_entropy"):
+            if asked.get(loss):
+                raise ConfigError(
+                    f"liger_kernel_config has {loss}, which replaces the head that the "
+                    "loss is computed in. Leave it out: Liger's other kernels are used."
+                )
+            asked[loss] = False
+        self.liger_kernel_config = asked

@@ -1,0 +1,255 @@
+"""`SupervisedTrainer`: fine-tuning on given solutions, with the head fused as for pairs.
+
+Rows are `prompt`, optional `prefix`, `response`; the loss is the mean negative log-likelihood of
+the responses' tokens, end of sequence included, over the whole accumulation window:
+
+    L = −(1 / T) Σ_t log p(y_t | x, y_<t)        T: the response tokens of all batches of the window
+
+in nats a token. What it shares with `PreferenceTrainer`: rendering and tokenisation, rows without
+padding, log-probabilities straight from hidden states (never a tokens × vocabulary matrix), and
+checkpoints that are complete or refused, from which a killed run goes on to the same weights.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from prefkit.data.batch import Layout, SolutionCollator
+from prefkit.data.solutions import SolutionDataset, prepare_solutions
+from prefkit.errors import ConfigError, ModelError
+from prefkit.model.attention import reading
+from prefkit.model.head import install
+from prefkit.train.arguments import refuse_data_parallel, refuse_kinds
+from prefkit.train.checks import check_machine, check_precision
+from prefkit.train.datasets import UnwrappingCollator
+from prefkit.train.fields import SupervisedFields
+from prefkit.train.layout import check_lengths, choose_layout
+from prefkit.train.logs import LoggingTrainer
+from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
+from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
+from prefkit.train.setup import apply_peft, disable_dropout, load_policy, tokenize_options
+from prefkit.train.sharding_checks import asks_for_fsdp, check_model
+from prefkit_kernels import token_stats
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SupervisedConfig(SupervisedFields, RunConfig):
+    """Options of supervised fine-tuning: `prefkit.train.fields.SupervisedFields` and
+    `transformers.TrainingArguments`. Keyword-only.
+
+    Raises:
+        ConfigError: a value out of range, or options that do not go together.
+    """
+
+    def __post_init__(self) -> None:
+        self._check_choices({**CHOICES, "layout": ("auto", "padded")})
+        self._check_numbers(NUMBERS, POSITIVE)
+        if self.output_dir is None:
+            self.output_dir = "prefkit-output/sft"
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor is read by Trainer's own loss, not by this one. Leave it "
+                "out."
+            )
+
+
+class SupervisedTrainer(LoggingTrainer):
+    """Fine-tunes a causal language model on solutions.
+
+    Args:
+        model: a causal LM, a PEFT model, or the name or folder of one.
+        args: a `SupervisedConfig`.
+        train_dataset, eval_dataset: rows with `prompt`, `response` and optionally `prefix` and
+            `append_eos` (a path, a `datasets.Dataset`, a list of dicts), or a `SolutionDataset`;
+            `eval_dataset` may be a dict of them.
+        processing_class: the tokenizer; None = the model's own.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        peft_config: wraps the model in this adapter.
+
+    Raises:
+        ModelError, RowError, ConfigError: see the modules the work is handed to.
+    """
+
+    # As in LossTrainer: the loss is already divided by the tokens of the whole window.
+    loss_is_scaled_for_ga = True
+    args: SupervisedConfig
+    layout: Layout = "padded"
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        args: SupervisedConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        args = args if args is not None else SupervisedConfig()
+        if not isinstance(args, SupervisedConfig):
+            raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
+        refuse_kinds(model, processing_class, peft_config)
+        check_machine(args)
+        policy, tokenizer = load_policy(model, processing_class, args)
+        if args.disable_dropout:
+            disable_dropout(policy)
+        check_model(policy, args)
+        policy = apply_peft(policy, peft_config, args)
+        check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
+        self.reference = None
+        self.head = install(policy)
+        self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
+        self._clock, self._watch = TokenClock(), RewardWatch()
+        self._tokenizer = tokenizer
+        train_dataset = self._prepare(args, train_dataset, "train")
+        eval_dataset = self._prepare_eval(args, eval_dataset)
+        several = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        self.layout = self._choose_layout(args, policy, [train_dataset, *several])
+        collator = SolutionCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, self.layout)
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=UnwrappingCollator(collator),  # type: ignore[arg-type]
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True
+        refuse_data_parallel(args)
+
+    # -- set-up ----------------------------------------------------------------------------------
+
+    def _prepare(self, args: SupervisedConfig, rows: Any, name: str) -> Dataset | None:
+        if rows is None or isinstance(rows, SolutionDataset):
+            return rows
+        text: Any = self.head.owner.config.get_text_config()  # type: ignore[union-attr, operator]
+        return prepare_solutions(
+            rows,
+            self._tokenizer,
+            tokenize_options(args, text),
+            vocab_size=text.vocab_size,
+            on_bad_row=args.on_bad_row,
+            skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+        )
+
+    def _prepare_eval(self, args: SupervisedConfig, rows: Any) -> Any:
+        if isinstance(rows, dict):
+            return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
+        return self._prepare(args, rows, "eval")
+
+    def _choose_layout(
+        self, args: SupervisedConfig, policy: nn.Module, datasets: list[Any]
+    ) -> Layout:
+        if args.layout == "padded":
+            return "padded"
+        longest = max((dataset.report.longest for dataset in datasets if dataset), default=0)
+        found = choose_layout(args, [policy], longest)
+        return "padded" if found == "padded" else "separate"
+
+    # -- loss ------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Response tokens of the accumulation window, averaged over processes (see LossTrainer)."""
+        if not batch_samples:
+            return None
+        tokens = float(sum(len(batch["targets"]) for batch in batch_samples))
+        if self.args.world_size > 1:
+            return self.accelerator.gather(torch.tensor([tokens], device=device)).mean()
+        return tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The negative log-likelihood of a batch's responses.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch of `SolutionCollator` on the device.
+            return_outputs: also return the `RequestOutput`.
+            num_items_in_batch: tokens the mean runs over; None = those of this batch.
+        """
+        rows, targets = inputs["rows"], inputs["targets"]
+        tokens, transform = len(targets), self.head.transform
+        divisor = tokens if num_items_in_batch is None else num_items_in_batch
+
+        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            stats = token_stats(
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
+                weight,
+                targets,
+                bias=bias,
+                logit_scale=transform.logit_scale,
+                softcap=transform.softcap,
+                num_scored=tokens,
+                memory_budget=self.args.memory_budget,
+                backend=self.args.head_backend,
+            )
+            assert stats.logp is not None
+            total = -stats.logp.sum()
+            return total / divisor, {"loss": total.detach() / tokens}
+
+        with reading(inputs) as model_inputs:
+            output = model(**model_inputs, prefkit_request=request)
+        if getattr(output, "value", None) is None:
+            raise ModelError(
+                f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
+                "put into it, so it formed logits instead. Apply such patches before the trainer is"
+                " made, or leave them out."
+            )
+        counted = 0 if inputs.get("filler") else tokens
+        self._windows["train" if model.training else "eval"].add(dict(output.extras), counted)
+        if model.training:
+            self._clock.add(inputs["num_tokens"])
+        return (output.value, output) if return_outputs else output.value
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch, without gradient; logits do not exist."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As in Trainer; `eval_loss` is the mean over the tokens of all solutions, in nats."""
+        keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        named = isinstance(eval_dataset, str) and eval_dataset in keys
+        if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
+            prepared: Any = self._prepare(self.args, eval_dataset, metric_key_prefix)
+            check_lengths(self.layout, self.head.owner, prepared.report.longest)
+            eval_dataset = prepared
+        self._eval_prefix = metric_key_prefix
+        start, paused = time.perf_counter(), self._clock.paused
+        self._windows["eval"] = MetricWindow()
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            within = self._clock.paused - paused
+            self._clock.pause(time.perf_counter() - start - within)
