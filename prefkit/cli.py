@@ -4,9 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
-import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,12 +17,20 @@ usage: prefkit COMMAND …
   train CONFIG.yaml [--field value …]   train a model on preference pairs
   plan CONFIG.yaml [--gpus N] [--json]  memory, work and command of that run, before it
   inspect DATA --model MODEL [--json]   show which tokens of the pairs are scored, with what weight
+  build METHOD QUESTIONS --model MODEL --out FOLDER   pairs from questions and the model's mistakes
+  evaluate QUESTIONS --model MODEL --out FOLDER          how many of them a model solves
   demo [--seed N] [--method METHOD]     train the embedded tiny model: a minute on a CPU
   env [--json]                          versions and devices
 
   --version    print the version
   --help       this text; `prefkit COMMAND --help` tells more
 """
+
+_TRAIN_USAGE = """\
+usage: prefkit train [CONFIG.yaml] [--field value …]
+
+Every option is a key of the YAML and a flag; the flag wins. A flag without a value means
+true, several values make a list."""
 
 # The fields of transformers.TrainingArguments that most runs set.
 _COMMON = {
@@ -53,59 +59,21 @@ _COMMON = {
 }
 
 
-def _groups(cls: type) -> list[tuple[str, list[str]]]:
-    """Field names under the `# -- title` comments of a dataclass and of what it inherits from."""
-    import inspect
-
-    groups: dict[str, list[str]] = {}
-    for one in cls.__mro__[:-1]:
-        names: list[str] = []
-        for line in inspect.getsource(one).splitlines():
-            if title := re.match(r"    # -- (.+?) -*$", line):
-                names = groups.setdefault(title[1].strip(), [])
-            elif (field := re.match(r"    (\w+): ", line)) and field[1] in one.__annotations__:
-                names.append(field[1])  # lines of a text may look alike
-    return list(groups.items())
-
-
-def _default(name: str) -> str:
-    """The default of one of prefkit's own fields, where the text does not tell it."""
-    from prefkit.train.fields import PreferenceFields, ScriptArguments
-
-    for cls in (ScriptArguments, PreferenceFields):
-        value = getattr(cls, name, None)
-        if isinstance(value, bool):
-            return f" ({str(value).lower()})"
-        if value not in (None, ""):
-            return f" ({value})"
-    return ""
-
-
 def _train_help() -> str:
+    from prefkit.help_text import groups, write_help
     from prefkit.train.fields import PreferenceFields, ScriptArguments, field_docs
 
-    lines = [
-        "usage: prefkit train [CONFIG.yaml] [--field value …]",
-        "",
-        "Every option is a key of the YAML and a flag; the flag wins. A flag without a value means",
-        "true, several values make a list.",
-    ]
     sections: list[tuple[str, dict[str, str]]] = [("what to load", field_docs(ScriptArguments))]
     docs = field_docs(PreferenceFields)
-    for title, names in _groups(PreferenceFields):
+    for title, names in groups(PreferenceFields):
         sections.append((title, {name: docs[name] for name in names}))
     sections.insert(-1, ("the run (of transformers.TrainingArguments)", _COMMON))
-    for title, entries in sections:
-        lines += ["", f"{title}:"]
-        for name, text in entries.items():
-            wrapped = textwrap.wrap(text + _default(name), 66)
-            flag = f"  --{name}"
-            if len(flag) > 31:
-                lines.append(flag)
-                flag = ""
-            lines += [f"{flag:32}{wrapped[0]}", *(" " * 32 + more for more in wrapped[1:])]
-    lines += ["", "Every other field of transformers.TrainingArguments is a flag as well."]
-    return "\n".join(lines) + "\n"
+    return write_help(
+        _TRAIN_USAGE,
+        sections,
+        (ScriptArguments, PreferenceFields),
+        tail="Every other field of transformers.TrainingArguments is a flag as well.",
+    )
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -145,6 +113,16 @@ def _plan(argv: Sequence[str]) -> int:
         gc.enable()
 
 
+def _build(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return int(import_module("prefkit.build.command").run_build(argv))
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return int(import_module("prefkit.build.command").run_evaluate(argv))
+
+
 def _env(argv: Sequence[str]) -> int:
     parser = _Parser(prog="prefkit env", description="Versions and devices.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -164,7 +142,15 @@ class _Parser(argparse.ArgumentParser):
         raise PrefkitError(f"{self.prog}: {message}. `{self.prog} --help` lists the flags.")
 
 
-_COMMANDS = {"train": _train, "plan": _plan, "inspect": _inspect, "demo": _demo, "env": _env}
+_COMMANDS = {
+    "train": _train,
+    "plan": _plan,
+    "inspect": _inspect,
+    "build": _build,
+    "evaluate": _evaluate,
+    "demo": _demo,
+    "env": _env,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -173,14 +173,14 @@ def _defaults() -> dict[str, Any]:
 def _read_config(path: str) -> dict[str, Any]:
     """What of a train config inspecting needs; the other keys need only exist."""
     from prefkit.train.config import PreferenceConfig  # imports transformers
-    from prefkit.train.options import _refuse_unknown, coerce, read_yaml
+    from prefkit.train.options import coerce, read_yaml, refuse_unknown
 
     hints = {**typing.get_type_hints(PreferenceFields), **typing.get_type_hints(ScriptArguments)}
     known = [field.name for cls in (PreferenceConfig, ScriptArguments) for field in fields(cls)]
     values = {"method": PreferenceFields.method}
     for name, value in read_yaml(path).items():
         name = name.replace("-", "_")
-        _refuse_unknown(name, known, path)
+        refuse_unknown(name, known, path)
         if name not in (*_OF_CONFIG, "train_split"):
             continue
         try:

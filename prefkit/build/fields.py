@@ -10,6 +10,7 @@ from typing import Any, Literal
 from prefkit.errors import ConfigError
 
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo")
+EVALUATE = "evaluate"  # asks and grades as a build does, but makes no pairs
 
 # Step-DPO section 3, SCDPO section 3.1 (100 samples at most, here asked for in eights), cDPO
 # section 4.1 (64 samples at spread temperatures).
@@ -18,6 +19,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "step-dpo": {"samples": 2, "temperature": [0.8], "top_p": 0.95},
     "scdpo": {"samples": 8, "temperature": [1.0], "top_p": 1.0},
     "cdpo": {"samples": 64, "temperature": [0.5, 0.7, 0.9, 1.1], "top_p": 0.95},
+    EVALUATE: {"samples": 1, "temperature": [0.0], "top_p": 1.0},
 }
 
 
@@ -168,6 +170,7 @@ def resolve(options: BuildFields, method: str) -> BuildFields:
     if not isinstance(options.temperature, list):
         options.temperature = [options.temperature]  # type: ignore[list-item]
     _check_numbers(options)
+    _check_temperatures(options, greedy=method == EVALUATE)
     for name in ("questions", "model", "out"):
         if not getattr(options, name):
             raise ConfigError(f"{name} is missing. {_MISSING[name]}")
@@ -227,13 +230,19 @@ def _check_numbers(options: BuildFields) -> None:
         raise ConfigError("retries and seed must be 0 or more.")
     if options.top_p is None or not 0 < options.top_p <= 1:
         raise ConfigError(f"top_p is {options.top_p}; it must be in (0, 1].")
-    for value in options.temperature:  # type: ignore[union-attr]
-        if not isinstance(value, int | float) or not 0 < value <= 5:
-            raise ConfigError(
-                f"temperature is {value!r}; it must be above 0 (and at most 5): greedy samples "
-                "would all be the same."
-            )
     if len(options.rising) != 3 or options.rising[0] <= 0 or options.rising[1] < 0:
         raise ConfigError(
             f"rising is {options.rising}; write first temperature, rise a round, cap: 1.1 0.05 1.4."
         )
+
+
+def _check_temperatures(options: BuildFields, greedy: bool) -> None:
+    assert isinstance(options.temperature, list)
+    for value in options.temperature:
+        if not isinstance(value, int | float) or not 0 <= value <= 5:
+            raise ConfigError(f"temperature is {value!r}; it must be above 0 and at most 5.")
+        if value == 0 and not (greedy and options.samples == 1):
+            raise ConfigError(
+                "temperature is 0: greedy solutions of a question are all the same. Take a "
+                "temperature above 0, or (prefkit evaluate) one sample."
+            )

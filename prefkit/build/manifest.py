@@ -77,7 +77,7 @@ class Manifest:
         self._began = time.monotonic()
         write_json(self.path, self.content)
 
-    def end(self, outcomes: Iterable[dict[str, Any]], pairs: int, **more: Any) -> None:
+    def end(self, outcomes: Iterable[dict[str, Any]], rows: int, **more: Any) -> None:
         """Writes the counts of every stage; the build is done."""
         counts: Counter[str] = Counter()
         drops: Counter[str] = Counter()
@@ -87,7 +87,7 @@ class Manifest:
         self.content["runs"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
         self.content |= {
             "state": "done",
-            "pairs": pairs,
+            "rows": rows,
             "counts": dict(sorted(counts.items())),
             "drops": dict(sorted(drops.items())),
             **more,

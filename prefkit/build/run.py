@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.atomic import check_writable, write_text
-from prefkit.build.fields import METHODS, BuildFields, check_ignored, resolve
+from prefkit.build.fields import EVALUATE, METHODS, BuildFields, check_ignored, resolve
 from prefkit.build.journal import read_lines
 from prefkit.build.manifest import Manifest
 from prefkit.build.pipeline import Asking, Outcome
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefkit.build.driver import Start
     from prefkit.build.finding import Finder
 
-PAIRS = "pairs.jsonl"
+PAIRS, SOLUTIONS = "pairs.jsonl", "solutions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class BuildResult:
     """What a build left.
 
     Attributes:
-        pairs: the file of rows.
+        rows: the file of rows: pairs, or an evaluation's solutions.
         count: how many it holds.
         manifest: the manifest's content.
     """
 
-    pairs: Path
+    rows: Path
     count: int
     manifest: dict[str, Any]
 
@@ -65,13 +65,35 @@ def build(method: str, questions: str, *, model: str, out: str, **options: Any) 
         RowError: a question that cannot be read.
         PrefkitError: the model or the server gave up, or not one pair came out.
     """
-    unknown = sorted(set(options) - set(BuildFields.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
+    _check_names(options)
     check_method(method)
     check_ignored(set(options), method)
     given = BuildFields(questions=questions, model=model, out=out, **options)
     return run(method, resolve(given, method))
+
+
+def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[str, Any]:
+    """Lets a model solve questions and grades what it writes; greedy unless told otherwise.
+
+    Args:
+        questions, model, out, options: as `build` takes them.
+
+    Returns:
+        {"accuracy", "interval", "solved"}: see `prefkit.build.evaluate.summary`.
+
+    Raises:
+        PrefkitError: as `build` does.
+    """
+    _check_names(options)
+    check_ignored(set(options), EVALUATE)
+    given = BuildFields(questions=questions, model=model, out=out, **options)
+    return dict(run(EVALUATE, resolve(given, EVALUATE)).manifest["evaluation"])
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    unknown = sorted(set(options) - set(BuildFields.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
 
 
 def check_method(method: str) -> None:
@@ -93,7 +115,8 @@ def run(method: str, options: BuildFields) -> BuildResult:
         if not manifest.is_done:
             _sample(method, options, questions, manifest, stack)
             _finish(method, options, folder, manifest, questions)
-    return BuildResult(folder / PAIRS, manifest.content["pairs"], manifest.content)
+    name = SOLUTIONS if method == EVALUATE else PAIRS
+    return BuildResult(folder / name, manifest.content["rows"], manifest.content)
 
 
 def _read(options: BuildFields) -> Questions:
@@ -145,13 +168,16 @@ def _start(method: str, context: "Context", finder: "Finder") -> "Start":
     """The pipeline of a method."""
     from prefkit.build.cdpo import cdpo
     from prefkit.build.dpo import dpo
+    from prefkit.build.evaluate import evaluate
     from prefkit.build.scdpo import scdpo
     from prefkit.build.step_dpo import step_dpo
+
+    pipelines = {"dpo": dpo, "scdpo": scdpo, "cdpo": cdpo, EVALUATE: evaluate}
 
     def start(question: Question) -> Asking[Outcome]:
         if method == "step-dpo":
             return step_dpo(question, context, finder)
-        return {"dpo": dpo, "scdpo": scdpo, "cdpo": cdpo}[method](question, context)
+        return pipelines[method](question, context)
 
     return start
 
@@ -169,12 +195,16 @@ def _finish(
             f"{folder}: not one pair came out of {len(questions)} questions. Why: "
             f"{_why(ordered)}. Take other questions, more samples, or another temperature."
         )
+    if method == EVALUATE:
+        from prefkit.build.evaluate import summary
+
+        more = {"evaluation": summary(rows)}
     if method == "cdpo":
         from prefkit.build.weighing import weigh
 
         rows, more = weigh(rows, ordered, options, folder)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(folder / PAIRS, lines)
+    write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), lines)
     manifest.end(ordered, len(rows), **more)
 
 

@@ -1,0 +1,166 @@
+"""`prefkit build METHOD QUESTIONS …` and `prefkit evaluate QUESTIONS …`: their command lines."""
+
+import dataclasses
+import shlex
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from prefkit.build.fields import EVALUATE, METHODS, BuildFields, check_ignored, resolve
+from prefkit.build.run import BuildResult, check_method, run
+from prefkit.errors import ConfigError
+from prefkit.train.options import (
+    coerce,
+    flag_value,
+    read_yaml,
+    refuse_bare,
+    refuse_unknown,
+    split_flags,
+    unescaped,
+)
+
+_BUILD_USAGE = """\
+usage: prefkit build METHOD QUESTIONS --model MODEL --out FOLDER [--config FILE.yaml] [--field …]
+
+  dpo        right and wrong whole solutions (for dpo, tdpo1, tdpo2)
+  step-dpo   the first wrong step, and a right one in its place
+  scdpo      naive pairs, and continuations that leave a right solution half-way
+  cdpo       pairs, a positive and a negative model, and a weight for every token
+
+The model solves the questions, its answers are graded, and its own mistakes become the pairs in
+FOLDER/pairs.jsonl; FOLDER/manifest.json counts what was made and what was left out, and why. A
+build that was interrupted, in whatever way, goes on where it stood when the same command is given
+again."""
+_EVALUATE_USAGE = """\
+usage: prefkit evaluate QUESTIONS --model MODEL --out FOLDER [--config FILE.yaml] [--field …]
+
+Lets a model solve questions, greedily unless --temperature is above 0, grades its answers, and
+prints the share of right ones with its 95 % interval. What it wrote is in FOLDER/solutions.jsonl.
+Options that only make pairs have no effect here and are refused."""
+_NOT_FLAGS = ("questions",)
+_BAR = 30  # characters of the longest bar
+
+
+def run_build(argv: Sequence[str]) -> int:
+    """Runs `prefkit build`; returns the exit code.
+
+    Raises:
+        PrefkitError: a user's mistake, or an engine that gave up.
+    """
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(_help(_BUILD_USAGE))
+        return 0
+    words, flags = split_flags(argv)
+    if not words:
+        raise ConfigError(f"build: name a method ({', '.join(METHODS)}) and a file of questions.")
+    check_method(words[0])
+    options = parse(words[0], words[1:], flags)
+    _say_pairs(words[0], options, run(words[0], options))
+    return 0
+
+
+def run_evaluate(argv: Sequence[str]) -> int:
+    """Runs `prefkit evaluate`; returns the exit code.
+
+    Raises:
+        PrefkitError: a user's mistake, or an engine that gave up.
+    """
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(_help(_EVALUATE_USAGE))
+        return 0
+    options = parse(EVALUATE, *split_flags(argv))
+    _say_accuracy(run(EVALUATE, options))
+    return 0
+
+
+def parse(method: str, words: Sequence[str], flags: dict[str, list[str]]) -> BuildFields:
+    """The resolved options of a command line: the questions, and flags.
+
+    Raises:
+        ConfigError: anything wrong with a word, a flag, a value or their combination.
+    """
+    if len(words) > 1:
+        raise ConfigError(f"One file or folder of questions, please; got {', '.join(words)}.")
+    config = flags.pop("config", [])
+    values = {name: ("--config", value) for name, value in _from_file(config).items()}
+    for name, given in flags.items():
+        values[name] = ("command line", unescaped(name, flag_value(given)))
+    options = _coerced(values, flags)
+    if words:
+        options["questions"] = words[0]
+    check_ignored(set(options), method)
+    return resolve(BuildFields(**options), method)
+
+
+def _from_file(config: list[str]) -> dict[str, Any]:
+    if len(config) > 1:
+        raise ConfigError(f"config: one file, please; got {len(config)}.")
+    return read_yaml(config[0]) if config else {}
+
+
+def _coerced(values: dict[str, tuple[str, Any]], flags: dict[str, list[str]]) -> dict[str, Any]:
+    hints = typing.get_type_hints(BuildFields)
+    known = [field.name for field in dataclasses.fields(BuildFields)]
+    options = {}
+    for name, (where, value) in values.items():
+        refuse_unknown(name, known, where, "build")
+        if where == "command line" and not flags[name]:
+            refuse_bare(name, hints[name])
+        options[name] = _typed(name, value, hints[name], where)
+    return options
+
+
+def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
+    try:
+        if name in ("temperature", "rising") and isinstance(value, list):
+            return [coerce(name, one, float) for one in value]
+        return coerce(name, value, hint)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _help(usage: str) -> str:
+    from prefkit.help_text import groups, write_help
+    from prefkit.train.fields import field_docs
+
+    docs = field_docs(BuildFields)
+    sections = [
+        (title, {name: docs[name] for name in names if name not in _NOT_FLAGS})
+        for title, names in groups(BuildFields)
+    ]
+    return write_help(usage, sections, (BuildFields,))
+
+
+def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
+    """What was made at every stage, what was left out and why, and what to do next."""
+    manifest = result.manifest
+    print(f"\n{manifest['questions']['asked']:,} questions, {result.count:,} pairs")
+    for title in ("counts", "drops"):
+        entries = manifest[title]
+        if not entries:
+            continue
+        print("\nmade" if title == "counts" else "\nleft out")
+        width, most = max(map(len, entries)), max(entries.values())
+        for name, count in entries.items():
+            print(f"  {name:{width}} {count:9,}  {'█' * round(_BAR * count / most)}")
+    print(f"\nThe pairs are in {result.rows}, the counts in {result.rows.parent}/manifest.json.")
+    model = shlex.quote(options.model)
+    print(f"Look at them:  prefkit inspect {result.rows} --model {model} --method {method}")
+    print(f"Train:         prefkit train --method {method} --model {model} \\")
+    print(f"                 --train_data {result.rows} --output_dir {method}-model")
+
+
+def _say_accuracy(result: BuildResult) -> None:
+    found, manifest = result.manifest["evaluation"], result.manifest
+    low, high = found["interval"]
+    print(
+        f"\n{found['accuracy']:.1%} right (95 % interval {low:.1%} to {high:.1%}): "
+        f"{manifest['counts'].get('solutions right', 0):,} of {result.count:,} solutions to "
+        f"{manifest['questions']['asked']:,} questions"
+    )
+    if result.count > manifest["questions"]["asked"]:
+        print(f"{found['solved']:.1%} of the questions have a right solution.")
+    if unfinished := manifest["counts"].get("solutions unfinished"):
+        print(f"{unfinished:,} solutions ran into max_tokens and count as wrong.")
+    print(f"The solutions are in {result.rows}.")
