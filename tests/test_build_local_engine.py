@@ -1,0 +1,283 @@
+"""The local engine against plain `generate`, softmax and the definition of a nucleus."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from prefkit.build.engine import Request, seed_of
+from prefkit.build.local_engine import LocalEngine
+from prefkit.build.row_sampling import cut_at_stop, draws_of, keep_nucleus, pick
+from prefkit.demo.run import MODEL
+from prefkit.errors import ConfigError, ModelError, PrefkitError
+
+PROMPTS = ("59+1+9+7+8+4-5=\n", "27-5-5-2+8-6+6=\n", "12+3=\n", "4-", "27-5-5-2+8-6+6=\n27-5=22\n")
+
+
+def ask(key, text, *, seed=None, temperature=1.0, max_tokens=52, **more):
+    seed = seed_of(0, key) if seed is None else seed
+    return Request(
+        key=key, text=text, temperature=temperature, max_tokens=max_tokens, seed=seed, **more
+    )
+
+
+def run(engine, requests):
+    """Completions by key, through the engine's own batches."""
+    found = {}
+    for batch in engine.batches(requests):
+        for completion in engine.sample(batch):
+            assert completion.key not in found
+            found[completion.key] = completion
+    assert set(found) == {request.key for request in requests}
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return LocalEngine(str(MODEL), batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def real(smollm2):
+    return LocalEngine(str(smollm2), batch_size=8)
+
+
+def mixed(prompts, samples, **more):
+    """Greedy, plain, nucleus and warm samples of every prompt, in one stage."""
+    settings = [{"temperature": 0.0}, {}, {"top_p": 0.8}, {"temperature": 1.6, "top_p": 0.95}]
+    return [
+        ask(f"q{i}/sample/{j}", text, **{**settings[j % 4], **more})
+        for i, text in enumerate(prompts)
+        for j in range(samples)
+    ]
+
+
+def test_a_text_does_not_depend_on_those_beside_it(tiny):
+    requests = mixed(PROMPTS, 6)
+    together = run(tiny, requests)
+    assert together == run(tiny, requests)
+    for request in requests:
+        assert list(tiny.sample([request])) == [together[request.key]]
+    assert {c.finish for c in together.values()} == {"end", "length"}  # rows end at many places
+
+
+def test_a_real_model_too(real):
+    prompts = (
+        "Natalia sold clips to 48 of her friends in April.",
+        "Question: 3+4?\nAnswer:",
+        "The",
+    )
+    requests = mixed(prompts, 3, max_tokens=12, stop=("\n\n",))
+    together = run(real, requests)
+    alone = [c for request in requests[::2] for c in real.sample([request])]
+    assert alone == [together[c.key] for c in alone]
+
+
+def test_greedy_is_generates_greedy(tiny):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL), tiny.tokenizer
+    found = run(tiny, [ask(text, text, temperature=0.0) for text in PROMPTS])
+    for text in PROMPTS:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        most = min(52, 72 - ids.shape[1])
+        written = model.generate(ids, max_new_tokens=most, do_sample=False)[0, ids.shape[1] :]
+        assert found[text].text == tokenizer.decode(written, skip_special_tokens=True)
+        assert found[text].tokens == len(written)
+
+
+def test_greedy_is_generates_greedy_with_a_real_model(real, smollm2):
+    text = "Question: A robe takes 2 bolts of blue fiber and half that much white.\nAnswer:"
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    ids = real.tokenizer(text, return_tensors="pt")["input_ids"]
+    written = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+    (found,) = real.sample([ask("q", text, temperature=0.0, max_tokens=24)])
+    assert found.text == real.tokenizer.decode(written, skip_special_tokens=True)
+    assert text + found.text == real.tokenizer.decode([*ids[0], *written], skip_special_tokens=True)
+
+
+def first_token_counts(tokenizer, count, **how):
+    """(17,) how often each first token came in samples of a random model, and its logits.
+
+    The three special tokens have no text: all are counted as id 2.
+    """
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(MODEL, initializer_range=0.08)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    requests = [ask(f"q/s/{i}", "4", max_tokens=1, **how) for i in range(count)]
+    wide = LocalEngine(model, tokenizer=tokenizer, batch_size=count)
+    found = [c.text for c in run(wide, requests).values()]
+    with torch.no_grad():
+        logits = model(tokenizer("4", return_tensors="pt")["input_ids"]).logits[0, -1]
+    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in range(len(logits))]
+    assert texts[:3] == ["", "", ""]
+    return torch.tensor([0, 0, *(found.count(text) for text in texts[2:])]), logits
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_frequencies_are_the_softmax(tiny, temperature):
+    counts, logits = first_token_counts(tiny.tokenizer, 4000, temperature=temperature)
+    expected = 4000 * (logits / temperature).softmax(-1)
+    expected = torch.cat([expected[:3].sum()[None], expected[3:]])
+    observed = counts[2:]
+    assert expected.min() > 5
+    chi2 = ((observed - expected) ** 2 / expected).sum()
+    freedom = torch.tensor(len(expected) - 1.0)
+    assert torch.special.gammaincc(freedom / 2, chi2 / 2) > 0.01
+
+
+def test_a_nucleus_holds_the_smallest_set(tiny):
+    counts, logits = first_token_counts(tiny.tokenizer, 2000, top_p=0.6)
+    order = logits.argsort(descending=True)
+    size = int((logits.softmax(-1)[order].cumsum(-1) < 0.6).sum()) + 1
+    assert 3 < size < len(logits) - 3
+    assert set(counts.nonzero()[:, 0].tolist()) == {max(2, i) for i in order[:size].tolist()}
+
+
+def test_nucleus_of_a_flat_distribution_goes_past_the_first_look():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5000, generator=generator) * 0.1
+    logits[1] *= 100
+    probabilities = logits.softmax(-1)
+    top_p = torch.tensor([[0.9], [0.5], [0.05]])
+    kept = keep_nucleus(probabilities, top_p)
+    for row, limit in enumerate(top_p[:, 0].tolist()):
+        ordered = probabilities[row].sort(descending=True).values
+        size = int((ordered.double().cumsum(0) < limit).sum()) + 1
+        assert int((kept[row] > 0).sum()) == size
+        assert torch.equal(kept[row][kept[row] > 0].sort(descending=True).values, ordered[:size])
+
+
+def test_nothing_impossible_is_ever_picked():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(3, -1)
+    draws = torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=torch.float64)
+    assert pick(probabilities, draws).tolist() == [1, 3, 3]
+    assert torch.equal(draws_of(7, 3), draws_of(7, 9)[:3])
+    with pytest.raises(PrefkitError, match="float16"):
+        pick(torch.tensor([[float("nan"), 1.0]]), draws[:1])
+
+
+def test_stop_texts_never_stay(tiny):
+    stops = ("\n", "=3")  # a token is a character here
+    whole = run(tiny, mixed(PROMPTS[:2], 4))
+    for key, completion in run(tiny, mixed(PROMPTS[:2], 4, stop=stops)).items():
+        text, stopped = cut_at_stop(whole[key].text, stops)
+        assert stopped
+        assert (completion.text, completion.finish) == (text, "stop")
+        after = whole[key].text[len(text) :]
+        assert completion.tokens == len(text) + (2 if after.startswith("=3") else 1)
+
+
+def test_a_stop_text_over_several_tokens(real):
+    text = "Count: one, two, three,"
+    (whole,) = real.sample([ask("q", text, temperature=0.0, max_tokens=12)])
+    stop = whole.text[7:16]
+    assert len(real.tokenizer(stop)["input_ids"]) > 1
+    (found,) = real.sample([ask("q", text, temperature=0.0, max_tokens=12, stop=(stop,))])
+    assert (found.text, found.finish) == (whole.text[:7], "stop")
+    assert found.tokens < whole.tokens
+
+
+def test_lengths(tiny):
+    found = run(tiny, [ask(f"q/s/{n}", "59+1+9=\n", max_tokens=n) for n in (1, 3, 5, 500)])
+    assert [found[f"q/s/{n}"].tokens for n in (1, 3, 5)] == [1, 3, 5]
+    assert {found[f"q/s/{n}"].finish for n in (1, 3, 5)} == {"length"}
+    full = "1+" * 35  # 70 of 72 positions
+    (found,) = tiny.sample([ask("q", full, max_tokens=500)])
+    assert found.tokens <= 2
+
+
+def test_a_prompt_too_long_is_refused_before_anything_is_sampled(tiny):
+    requests = [ask("fine", "1+1="), ask("long/s/0", "1+" * 36)]
+    with pytest.raises(ConfigError, match=r"long/s/0.*72 tokens.*at most 72"):
+        tiny.batches(requests)
+    with pytest.raises(ConfigError, match=r"empty/s/0.*empty"):
+        next(tiny.sample([ask("empty/s/0", "")]))
+
+
+def test_batches_depend_on_the_requests_alone(tiny):
+    requests = mixed(PROMPTS, 6)
+    batches = tiny.batches(requests)
+    assert tiny.batches(requests[::-1]) == batches
+    assert [len(batch) for batch in batches] == [8, 8, 8, 6]
+
+
+def test_the_models_own_settings_and_random_state_are_left_alone(tiny):
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    model.generation_config.top_k = 1
+    model.generation_config.repetition_penalty = 5.0
+    model.train()
+    engine = LocalEngine(model, tokenizer=tiny.tokenizer)
+    set_seed(3)
+    expected = torch.rand(1)
+    set_seed(3)
+    request = ask("q", "12+3=\n", temperature=1.5)
+    assert list(engine.sample([request])) == list(tiny.sample([request]))
+    assert torch.equal(torch.rand(1), expected)
+    assert (model.generation_config.top_k, model.training) == (1, True)
+
+
+def test_chat_text_gets_no_special_tokens(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.bos_token = "<eos>"
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 1)]
+    )
+    engine = LocalEngine(AutoModelForCausalLM.from_pretrained(MODEL), tokenizer=tokenizer)
+    plain = tokenizer("1+1=", add_special_tokens=False)["input_ids"]
+    assert engine._check(ask("q", "1+1=")) == [1, *plain]
+    assert engine._check(ask("q", "1+1=", is_chat=True)) == plain
+    judged = Request(
+        key="q",
+        messages=({"role": "user", "content": "1+1="},),
+        temperature=0,
+        max_tokens=3,
+        seed=0,
+    )
+    assert engine._check(judged) == tokenizer("1+1=\n", add_special_tokens=False)["input_ids"]
+
+
+def test_a_space_in_front_of_a_completion_is_kept():
+    """As Llama-2 and Mistral have them: "▁word", and a decoder that drops the first space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {"<s>": 0, "▁the": 1, "▁sum": 2, "▁is": 3, "</s>": 4}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    assert tokenizer.decode([3]) == "is"
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1, n_positions=16))
+    engine = LocalEngine(model, tokenizer=tokenizer)
+    assert engine._text_of([1, 2], [3, 1]) == " is the"
+
+
+def test_an_adapter_folder(tmp_path, tiny):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(MODEL)
+    config = peft.LoraConfig(r=4, lora_alpha=64, init_lora_weights=False, target_modules=["c_attn"])
+    adapted = peft.get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path)
+    ids = tiny.tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    written = adapted.generate(input_ids=ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+    expected = tiny.tokenizer.decode(written, skip_special_tokens=True)
+    request = ask("q", PROMPTS[0], temperature=0.0, max_tokens=20)
+    assert [c.text for c in tiny.sample([request])] != [expected]
+    for engine in (LocalEngine(str(tmp_path)), LocalEngine(str(MODEL), adapter=str(tmp_path))):
+        assert [c.text for c in engine.sample([request])] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ({"model": "/nowhere/model"}, ModelError, "/nowhere/model"),
+        ({"dtype": "int8"}, ConfigError, "dtype"),
+        ({"device": "cuda:77"}, ConfigError, "cuda:77"),
+        ({"batch_size": 0}, ConfigError, "batch_size"),
+        ({"adapter": "/nowhere/adapter"}, ModelError, "/nowhere/adapter"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(how, error, words):
+    with pytest.raises(error, match=words):
+        LocalEngine(**{"model": str(MODEL), **how})
