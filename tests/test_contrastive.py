@@ -45,6 +45,23 @@ def test_bias_and_unequal_vocabularies() -> None:
     assert not found.requires_grad
 
 
+def test_what_models_do_to_their_logits() -> None:
+    """Granite's scale and Gemma-2's softcap, each of one model only."""
+    draw = torch.Generator().manual_seed(4)
+    pos, neg = (torch.randn(5, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    pos_w, neg_w = (3 * torch.randn(30, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    bias = torch.randn(30, generator=draw, dtype=torch.float64)
+    bias[29] = -torch.inf
+    targets = torch.randint(0, 29, (5,), generator=draw)
+    z = 2.5 * 4.0 * torch.tanh((pos @ pos_w.T + bias) / 4.0) - 1.5 * 0.25 * (neg @ neg_w.T)
+    expected = z[:, :29].softmax(1).gather(1, targets[:, None])[:, 0]
+    how = {"pos_bias": bias, "pos_softcap": 4.0, "neg_logit_scale": 0.25}
+    found = contrastive_scores(pos, pos_w, neg, neg_w, targets, 1.5, **how)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="softcap must be > 0"):
+        contrastive_scores(pos, pos_w, neg, neg_w, targets, neg_softcap=0.0)
+
+
 def test_autocast_does_not_round_the_logits() -> None:
     draw = torch.Generator().manual_seed(2)
     pos, neg = (torch.randn(6, 64, generator=draw) for _ in range(2))

@@ -6,6 +6,7 @@ from torch import Tensor
 from .checks import autocast_operands, check_dtypes, check_head, check_targets
 from .chunking import token_budget, token_chunks
 from .gemm import compute_dtype, project_
+from .logits import LogitTransform
 
 
 @torch.no_grad()
@@ -20,6 +21,10 @@ def contrastive_scores(
     neg_bias: Tensor | None = None,  # (V',)
     ignore_index: int = -100,
     memory_budget: int | None = None,
+    pos_logit_scale: float = 1.0,
+    neg_logit_scale: float = 1.0,
+    pos_softcap: float | None = None,
+    neg_softcap: float | None = None,
 ) -> Tensor:
     """Contrastive estimation of cDPO (arXiv 2411.19943): low scores mark critical tokens.
 
@@ -34,11 +39,13 @@ def contrastive_scores(
         pos_bias, neg_bias: biases of the heads, or None.
         ignore_index: target value of rows to skip.
         memory_budget: bytes for logits buffers; None = a sensible default.
+        pos_logit_scale, neg_logit_scale, pos_softcap, neg_softcap: what each model does to its
+            logits, as in `token_stats`.
     Returns:
         (T,) s_t in (0, 1), fp32 (fp64 from fp64 inputs), without gradient.
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together, or a target outside the
-            common vocabulary.
+        ValueError: shapes, dtypes or devices that do not fit together, a softcap that is not
+            positive, or a target outside the common vocabulary.
     """
     check_head(pos_hidden, pos_weight, targets, pos_bias, "pos_")
     check_head(neg_hidden, neg_weight, targets, neg_bias, "neg_")
@@ -46,6 +53,8 @@ def contrastive_scores(
     neg_hidden, neg_weight = autocast_operands(neg_hidden, neg_weight)
     check_dtypes(pos_hidden, pos_weight, "pos_")
     check_dtypes(neg_hidden, neg_weight, "neg_")
+    pos = LogitTransform(pos_logit_scale, _checked(pos_softcap))
+    neg = LogitTransform(neg_logit_scale, _checked(neg_softcap))
     vocab = min(pos_weight.shape[0], neg_weight.shape[0])
     check_targets(targets, vocab, ignore_index)
     places = (targets != ignore_index).nonzero().squeeze(1)
@@ -56,8 +65,9 @@ def contrastive_scores(
     with torch.autocast(pos_hidden.device.type, enabled=False):
         for start, stop in token_chunks(len(places), row_bytes, budget):
             here = places[start:stop]
-            z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype).mul_(1 + beta)
-            z.sub_(_logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype), alpha=beta)
+            z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype, pos)
+            other = _logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype, neg)
+            z.mul_(1 + beta).sub_(other, alpha=beta)
             _leave_out_masked_(z, pos_bias, neg_bias)
             target_z = z.gather(1, targets[here, None]).squeeze(1)
             scores[here] = (target_z - z.logsumexp(1)).exp()
@@ -71,7 +81,26 @@ def _leave_out_masked_(z: Tensor, *biases: Tensor | None) -> None:
             z.masked_fill_(bias[: z.shape[1]] == -torch.inf, -torch.inf)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _checked(softcap: float | None) -> float:
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be > 0 or None, got {softcap}")
+    return softcap or 0.0
+
+
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    transform: LogitTransform,
+) -> Tensor:
+    """(rows, V); a class that the bias masks is no −inf under a softcap: the caller masks it."""
     z = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
     project_(z, hidden, weight)
-    return z if bias is None else z.add_(bias[: weight.shape[0]])
+    if bias is not None:
+        z.add_(bias[: weight.shape[0]])
+    if transform.scale != 1:
+        z.mul_(transform.scale)
+    if transform.softcap:
+        z.div_(transform.softcap).tanh_().mul_(transform.softcap)
+    return z
