@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from prefkit.build.context import Context
 from prefkit.build.engine import Completion
-from prefkit.build.pipeline import Asking, Outcome
+from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.questions import Question
 
 
@@ -76,3 +76,25 @@ def distinct(solutions: Sequence[Attempt]) -> list[Attempt]:
     return list({solution.text.strip(): solution for solution in reversed(solutions)}.values())[
         ::-1
     ]
+
+
+def by_right_steps(
+    question: Question, context: Context, outcome: Outcome, attempts: Sequence[Attempt]
+) -> Asking[list[Attempt]]:
+    """Leaves out right answers that were reached by a wrong step, if the build filters them."""
+    if context.finder.filter == "none":
+        return list(attempts)
+    verdicts = yield from together(
+        [
+            context.finder.all_right(question, context, a.steps, f"solution/{a.number}")
+            for a in attempts
+            if a.right
+        ]
+    )
+    kept, remaining = [], iter(verdicts)
+    for attempt in attempts:
+        if not attempt.right or next(remaining):
+            kept.append(attempt)
+        else:
+            outcome.drops["solutions: right answer by a wrong step"] += 1
+    return kept

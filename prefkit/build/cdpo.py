@@ -9,7 +9,7 @@ the pairs' rejected sides (`prefkit.build.contrast`).
 from collections import Counter
 from collections.abc import Sequence
 
-from prefkit.build.attempts import Attempt, solve
+from prefkit.build.attempts import Attempt, by_right_steps, solve
 from prefkit.build.context import Context
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.questions import Question
@@ -26,7 +26,8 @@ def cdpo(question: Question, context: Context) -> Asking[Outcome]:
     """
     outcome = Outcome(question.id)
     assert context.options.samples is not None
-    attempts = yield from solve(question, context, outcome, range(context.options.samples))
+    sampled = yield from solve(question, context, outcome, range(context.options.samples))
+    attempts = yield from by_right_steps(question, context, outcome, sampled)
     outcome.drops["solutions: unfinished"] += sum(not attempt.ended for attempt in attempts)
     right, wrong = [
         _by_answer([a for a in attempts if a.ended and a.right is kind]) for kind in (True, False)

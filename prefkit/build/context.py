@@ -12,6 +12,7 @@ from prefkit.data.pair import Front
 from prefkit.data.render import TokenizeOptions
 
 if TYPE_CHECKING:
+    from prefkit.build.finding import Finder
     from prefkit.build.grading import Grade, Grader
     from prefkit.data.render import Renderer
 
@@ -23,12 +24,17 @@ class Context:
         options: resolved options.
         grader: compares final answers.
         renderer: writes prompts in chat form; None where raw text is sent to a server.
+        finder: judges steps.
     """
 
     def __init__(
-        self, options: BuildFields, grader: "Grader", renderer: "Renderer | None" = None
+        self,
+        options: BuildFields,
+        grader: "Grader",
+        renderer: "Renderer | None",
+        finder: "Finder",
     ) -> None:
-        self.options, self.grader, self.renderer = options, grader, renderer
+        self.options, self.grader, self.renderer, self.finder = options, grader, renderer, finder
 
     def request(
         self,

@@ -7,7 +7,7 @@ With the model's own solutions on both sides these are also SCDPO's naive pairs 
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit.build.attempts import Attempt, distinct, solve
+from prefkit.build.attempts import Attempt, by_right_steps, distinct, solve
 from prefkit.build.context import Context
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.questions import Question
@@ -22,7 +22,8 @@ def dpo(question: Question, context: Context) -> Asking[Outcome]:
     """
     outcome = Outcome(question.id)
     assert context.options.samples is not None
-    attempts = yield from solve(question, context, outcome, range(context.options.samples))
+    sampled = yield from solve(question, context, outcome, range(context.options.samples))
+    attempts = yield from by_right_steps(question, context, outcome, sampled)
     outcome.rows = naive_rows(
         question, context, outcome, attempts, context.options.pairs_per_question
     )

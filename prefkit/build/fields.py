@@ -113,6 +113,10 @@ class BuildFields:
     grading_seconds: float = 2.0
     """Time limit of one comparison; past it the answer counts as wrong."""
 
+    process_filter: Literal["auto", "program", "judge", "none"] = "auto"
+    """Who removes right answers that were reached by a wrong step. auto = as the papers: the judge
+    or the program for step-dpo, the program for scdpo, none for dpo and cdpo."""
+
     # -- the first wrong step (step-dpo) --------------------------------------------------------
     localiser: str = "program"
     """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
@@ -125,10 +129,6 @@ class BuildFields:
     """Continuations sampled from the prefix before the wrong step."""
     pairs_per_mistake: int = 1
     """Most pairs from one wrong step; they have different right steps."""
-    process_filter: Literal["auto", "program", "judge", "none"] = "auto"
-    """Who removes right answers reached by wrong steps; auto = judge for localiser judge, else
-    program."""
-
     # -- pairs of whole solutions (dpo, scdpo) --------------------------------------------------
     pairs_per_question: int = 1
     """Most pairs of a right and a wrong solution a question."""
@@ -201,10 +201,11 @@ _ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         (
             *("localiser", "rollouts", "mistakes_per_question", "rectifications"),
-            *("pairs_per_mistake", "process_filter", "judge_server", "judge_model"),
+            *("pairs_per_mistake",),
         ),
         ("step-dpo",),
     ),
+    (("process_filter", "judge_server", "judge_model"), METHODS),
     (("pairs_per_question",), ("dpo", "scdpo")),
     (("max_samples", "wrong_per_question", "rising"), ("scdpo",)),
     (("interpreter",), ("dpo", "scdpo")),

@@ -9,7 +9,7 @@ taken up where it stands.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,6 @@ from prefkit.errors import ConfigError, PrefkitError
 
 if TYPE_CHECKING:
     from prefkit.build.context import Context
-    from prefkit.build.driver import Start
-    from prefkit.build.finding import Finder
 
 PAIRS, SOLUTIONS = "pairs.jsonl", "solutions.jsonl"
 
@@ -145,7 +143,6 @@ def _sample(
     from prefkit.build.finding import make_finder
     from prefkit.build.grading import DEFAULT_FUNCTION, Grader
 
-    finder = make_finder(options)
     grader = stack.enter_context(
         Grader(
             workers=options.grading_workers,
@@ -155,31 +152,32 @@ def _sample(
         )
     )
     renderer = open_renderer(options, questions)
-    context = Context(options, grader, renderer)
+    context = Context(options, grader, renderer, make_finder(options, method))
     engines = open_engines(options, renderer)
     for engine in engines.values():
         stack.enter_context(closing(engine))
     manifest.begin(engines["model"].name)
-    driver = Driver(engines, Path(options.out), _start(method, context, finder), Progress())
+    pipeline = _pipeline(method)
+    driver = Driver(
+        engines, Path(options.out), lambda question: pipeline(question, context), Progress()
+    )
     driver.run(questions.items)
 
 
-def _start(method: str, context: "Context", finder: "Finder") -> "Start":
-    """The pipeline of a method."""
+def _pipeline(method: str) -> "Callable[[Question, Context], Asking[Outcome]]":
     from prefkit.build.cdpo import cdpo
     from prefkit.build.dpo import dpo
     from prefkit.build.evaluate import evaluate
     from prefkit.build.scdpo import scdpo
     from prefkit.build.step_dpo import step_dpo
 
-    pipelines = {"dpo": dpo, "scdpo": scdpo, "cdpo": cdpo, EVALUATE: evaluate}
-
-    def start(question: Question) -> Asking[Outcome]:
-        if method == "step-dpo":
-            return step_dpo(question, context, finder)
-        return pipelines[method](question, context)
-
-    return start
+    return {
+        "dpo": dpo,
+        "step-dpo": step_dpo,
+        "scdpo": scdpo,
+        "cdpo": cdpo,
+        EVALUATE: evaluate,
+    }[method]
 
 
 def _finish(

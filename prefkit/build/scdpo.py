@@ -8,7 +8,7 @@ steps up to there. The paper trains on these together with naive pairs; the rows
 import random
 from collections.abc import Sequence
 
-from prefkit.build.attempts import Attempt, solve
+from prefkit.build.attempts import Attempt, by_right_steps, solve
 from prefkit.build.context import Context
 from prefkit.build.dpo import naive_rows
 from prefkit.build.pipeline import Asking, Outcome
@@ -42,11 +42,13 @@ def scdpo(question: Question, context: Context) -> Asking[Outcome]:
 
 def _until_both(question: Question, context: Context, outcome: Outcome) -> Asking[list[Attempt]]:
     """Rounds of `samples`, until one finished solution is right and one wrong, or `max_samples`."""
-    options, attempts = context.options, list[Attempt]()
+    options, attempts, asked = context.options, list[Attempt](), 0
     assert options.samples is not None
-    while len(attempts) < options.max_samples:
-        upto = min(len(attempts) + options.samples, options.max_samples)
-        attempts += yield from solve(question, context, outcome, range(len(attempts), upto))
+    while asked < options.max_samples:
+        upto = min(asked + options.samples, options.max_samples)
+        sampled = yield from solve(question, context, outcome, range(asked, upto))
+        attempts += yield from by_right_steps(question, context, outcome, sampled)
+        asked = upto
         kinds = {attempt.right for attempt in attempts if attempt.ended}
         if len(kinds) == 2:
             break

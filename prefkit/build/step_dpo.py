@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from prefkit.build.attempts import Attempt, distinct, solve
 from prefkit.build.context import Context
-from prefkit.build.finding import Finder
 from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.questions import Question
 from prefkit.build.rows import Row, step_row
@@ -34,7 +33,7 @@ class Mistake:
     rejected: tuple[str, ...]
 
 
-def step_dpo(question: Question, context: Context, finder: Finder) -> Asking[Outcome]:
+def step_dpo(question: Question, context: Context) -> Asking[Outcome]:
     """Collects, localises, rectifies.
 
     Returns:
@@ -51,17 +50,17 @@ def step_dpo(question: Question, context: Context, finder: Finder) -> Asking[Out
     )
     followed = wrong[: options.mistakes_per_question]
     rows = yield from together(
-        [_follow(question, context, finder, outcome, attempt) for attempt in followed]
+        [_follow(question, context, outcome, attempt) for attempt in followed]
     )
     outcome.rows = _distinct_rows([row for some in rows for row in some], outcome)
     return outcome
 
 
 def _follow(
-    question: Question, context: Context, finder: Finder, outcome: Outcome, attempt: Attempt
+    question: Question, context: Context, outcome: Outcome, attempt: Attempt
 ) -> Asking[list[Row]]:
     """From one wrong solution to its pairs."""
-    place = yield from finder.first_wrong(question, context, attempt)
+    place = yield from context.finder.first_wrong(question, context, attempt)
     if place is None:
         outcome.drops["mistakes: first wrong step not found"] += 1
         return []
@@ -70,7 +69,7 @@ def _follow(
         return []
     outcome.counts["mistakes located"] += 1
     mistake = cut_at(attempt, place, context)
-    rows = yield from _rectify(question, context, finder, outcome, mistake)
+    rows = yield from _rectify(question, context, outcome, mistake)
     if not rows:
         outcome.drops["mistakes: never put right"] += 1
     return rows
@@ -89,7 +88,7 @@ def cut_at(attempt: Attempt, place: int, context: Context) -> Mistake:
 
 
 def _rectify(
-    question: Question, context: Context, finder: Finder, outcome: Outcome, mistake: Mistake
+    question: Question, context: Context, outcome: Outcome, mistake: Mistake
 ) -> Asking[list[Row]]:
     """Samples on from before the wrong step; keeps right steps of solutions that come out right."""
     options, attempt = context.options, mistake.attempt
@@ -113,30 +112,19 @@ def _rectify(
             continue
         outcome.counts["rectifications right"] += 1
         chosen = _steps_after(mistake, text, context)
+        name = f"rectify/{attempt.number}/{number}"
         if chosen is None:
             outcome.drops["rectifications: their steps do not line up"] += 1
         elif chosen[0].strip() in seen:
             outcome.drops["rectifications: a step seen before"] += 1
         elif len(rows) == options.pairs_per_mistake:
             outcome.drops["rectifications: beyond pairs_per_mistake"] += 1
-        elif (yield from _process_is_right(question, context, finder, text, mistake, number)):
+        elif (yield from context.finder.all_right(question, context, context.split(text), name)):
             seen.add(chosen[0].strip())
             rows.append(_row(question, mistake, chosen, number))
         else:  # the same step may yet come before right ones
             outcome.drops["rectifications: right answer by a wrong step"] += 1
     return rows
-
-
-def _process_is_right(
-    question: Question,
-    context: Context,
-    finder: Finder,
-    text: str,
-    mistake: Mistake,
-    number: int,
-) -> Asking[bool]:
-    name = f"{mistake.attempt.number}/{number}"
-    return (yield from finder.all_right(question, context, context.split(text), name))
 
 
 def _steps_after(mistake: Mistake, text: str, context: Context) -> tuple[str, ...] | None:

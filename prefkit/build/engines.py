@@ -1,0 +1,74 @@
+"""The engines of a build from its options: who samples, who judges, and how prompts are written."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from prefkit.build.context import tokenize_options
+from prefkit.build.engine import Engine
+from prefkit.build.fields import BuildFields
+from prefkit.build.local_model import load_tokenizer
+from prefkit.build.questions import Questions
+from prefkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prefkit.data.render import Renderer
+
+
+def open_renderer(options: BuildFields, questions: Questions) -> "Renderer | None":
+    """What writes prompts; None where plain text goes to a server, which needs no tokenizer here.
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded.
+    """
+    from prefkit.data.render import Renderer
+
+    plain = options.string_prompts == "raw" and all(isinstance(q.prompt, str) for q in questions)
+    if options.server and plain and options.tokenizer is None:
+        return None
+    return Renderer(load_tokenizer(options.tokenizer or options.model), tokenize_options(options))
+
+
+def open_engines(options: BuildFields, renderer: "Renderer | None") -> dict[str, Engine]:
+    """By role: who samples, and who judges where that is somebody else.
+
+    Raises:
+        ConfigError: a model that cannot be loaded, a server that is not there.
+    """
+    from prefkit.build.connect import connect
+
+    settings = _settings(options)
+    engines = {
+        "model": connect(
+            options.model,
+            server=options.server,
+            server_model=options.server_model or (options.model if options.server else None),
+            tokenizer=options.tokenizer,
+            **settings,
+        )
+    }
+    engines["judge"] = engines["model"]
+    if options.judge_server or options.judge_model:
+        engines["judge"] = connect(
+            options.judge_model or options.model,
+            server=options.judge_server,
+            server_model=options.judge_model,
+            **settings,
+        )
+    return engines
+
+
+def _settings(options: BuildFields) -> dict[str, Any]:
+    extra = options.extra_body
+    if isinstance(extra, str):
+        try:
+            extra = json.loads(extra)
+        except ValueError as error:
+            raise ConfigError(f"extra_body is no JSON ({error}).") from error
+    return {
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
+        "concurrency": options.concurrency,
+        "timeout": options.timeout,
+        "retries": options.retries,
+        "extra_body": extra,
+    }
