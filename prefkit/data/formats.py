@@ -89,13 +89,17 @@ def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
         if isinstance(data, RowError):
             yield data
             continue
-        row = Row(rows.source, index, data)
-        try:
-            row.check_names()
-            name = detect_format(row) if options.format == "auto" else options.format
-            yield from FORMATS[name](row, options)
-        except RowError as error:
-            yield error
+        yield from read_row(Row(rows.source, index, data), options)
+
+
+def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
+    """The pairs of one row (one, but for rows of the TDPO layout), or its `RowError`."""
+    try:
+        row.check_names()
+        name = detect_format(row) if options.format == "auto" else options.format
+        yield from FORMATS[name](row, options)
+    except RowError as error:
+        yield error
 
 
 def detect_format(row: Row) -> str:

@@ -53,10 +53,10 @@ class Reference:
     adapter_owner: Any = None
     _held: FSDPModule | None = field(default=None, init=False, repr=False)
 
-    def _run(self, inputs: ModelInputs, rows: Tensor, compute: Compute) -> Any:
-        """compute(hidden (T, D), weight, bias) inside the model's forward, where autocast is on.
+    def run(self, inputs: ModelInputs, rows: Tensor, compute: Compute) -> Any:
+        """compute(hidden (T, D), weight (V, D), bias (V,) | None) inside the model's forward.
 
-        Units of FSDP2 are freed after it, but for the one that is held.
+        Autocast is on there. Units of FSDP2 are freed after it, but for the one that is held.
         """
         got: list[Any] = []
 
@@ -90,7 +90,7 @@ class Reference:
         if self.adapter_owner is None and self._held is None:
             self._hold_head()
         keep = outliving if self.adapter_owner is None else (lambda value: value)
-        hidden, weight, bias = self._run(
+        hidden, weight, bias = self.run(
             inputs, rows, lambda hidden, *head: (hidden, *map(keep, head))
         )
         # With the adapter off, the weight is the policy's own, and freed memory is as it should be:
@@ -138,7 +138,7 @@ class Reference:
             assert stats.logp is not None
             return stats.logp
 
-        return self._run(inputs, rows, compute)
+        return self.run(inputs, rows, compute)
 
 
 def check_vocabularies(policy: Head, reference: Head, tokens: int) -> None:

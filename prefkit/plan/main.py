@@ -221,9 +221,9 @@ def _room(own: dict[str, Any], on_cpu: bool) -> tuple[int, bool]:
 
 def _data_lengths(options: Any, model_config: Any) -> Any:
     """Tokenises the training data as `prefkit train` will, writing nothing to its folders."""
+    from prefkit.model.loading import load_tokenizer
     from prefkit.plan.lengths import data_lengths
     from prefkit.train.checks import one_line_errors
-    from prefkit.train.script import _load_tokenizer
     from prefkit.train.setup import prepare_dataset
 
     script, config, _ = options
@@ -240,7 +240,7 @@ def _data_lengths(options: Any, model_config: Any) -> Any:
                 "--lengths 16000,8000,8000."
             )
     try:
-        tokenizer = _load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
     except PrefkitError as error:
         raise type(error)(f"{error} To plan without it: --lengths 16000,8000,8000.") from error
     with tempfile.TemporaryDirectory() as folder, one_line_errors():

@@ -84,7 +84,7 @@ def load_config(name: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from prefkit.train.script import _check_model_folder
+    from prefkit.model.loading import check_model_folder
 
     path = Path(name).expanduser()
     try:
@@ -93,7 +93,7 @@ def load_config(name: str) -> Any:
             if "model_type" not in content:
                 raise ModelError(f"model: {name} has no model_type, so it is no model's config.")
             return AutoConfig.for_model(**content)
-        _check_model_folder("model", name)
+        check_model_folder("model", name)
         # The Hub is not asked: out of reach, it would be tried for half a minute.
         return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:

@@ -7,10 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from prefkit.atomic import check_writable, write_text
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.loading import check_model_folder, load_model, load_tokenizer
 from prefkit.train import checkpoint
 from prefkit.train.checks import check_machine, one_line_errors
 from prefkit.train.fields import ScriptArguments
@@ -40,29 +39,13 @@ def check_paths(script: ScriptArguments, output_dir: str, resume: Any) -> None:
     """
     for option in ("model", "ref_model"):
         if (name := getattr(script, option)) is not None:
-            _check_model_folder(option, name)
+            check_model_folder(option, name)
     for option in ("train_data", "eval_data"):
         names = getattr(script, option) or []
         for name in [names] if isinstance(names, str) else names:
             if name.endswith(_DATA_ENDINGS) and "://" not in name and not Path(name).exists():
                 raise ConfigError(f"{option}: there is no file {name}.")
     _check_output(Path(output_dir), resume)
-
-
-def _check_model_folder(option: str, name: str) -> None:
-    folder = Path(name).expanduser()
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not folder.exists():
-        if looks_local:
-            raise ModelError(f"{option}: there is no folder {name}.")
-        return  # a Hub name
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{option}: {name} is an adapter without its model. Merge it first "
-                "(merge_and_unload, save_pretrained), then train the merged model."
-            )
-        raise ModelError(f"{option}: {name} holds no config.json, so it is not a model folder.")
 
 
 def _check_output(folder: Path, resume: Any) -> None:
@@ -105,31 +88,6 @@ def run(options: Options, argv_hint: str = "") -> int:
     return 0
 
 
-def _load(name: str, script: ScriptArguments) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    dtype: Any = script.dtype
-    options = {"attn_implementation": script.attn_implementation}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **{key: value for key, value in options.items() if value},
-        )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{name}: the model cannot be loaded: {reason}") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{name}: its weights lack {len(missing)} tensors that its config asks for, such as "
-            f"{missing[0]}, and would start at random there. Repair or replace the folder."
-        )
-    return model
-
-
 def _load_config(name: str) -> Any:
     from transformers import AutoConfig
 
@@ -139,18 +97,6 @@ def _load_config(name: str) -> Any:
         reason = str(error).strip().split("\n")[0]
         remedy = "" if Path(name).exists() else " Give a local folder, or check name and network."
         raise ModelError(f"{name}: its config cannot be loaded: {reason}{remedy}") from error
-
-
-def _load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"{name}: no tokenizer can be loaded ({reason}). Name one with --tokenizer."
-        ) from error
 
 
 def _check_tokenizer(script: ScriptArguments, tokenizer: Any) -> None:
@@ -200,7 +146,7 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
     model_config = _load_config(script.model)
-    tokenizer = _load_tokenizer(script.tokenizer or script.model)
+    tokenizer = load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:
         _check_tokenizer(script, tokenizer)
     if config.sequence_parallel_size > 1:
@@ -215,8 +161,12 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
             script.eval_data, tokenizer, config, model_config, "eval", split=script.eval_split
         )
     with loading_whole(config):
-        model = _load(script.model, script)
-        ref_model = _load(script.ref_model, script) if script.ref_model else None
+        model = load_model(script.model, script.dtype, script.attn_implementation)
+        ref_model = (
+            load_model(script.ref_model, script.dtype, script.attn_implementation)
+            if script.ref_model
+            else None
+        )
     try:
         return PreferenceTrainer(
             model,

@@ -1,0 +1,85 @@
+"""Models and tokenizers by name: whole, without foreign code, one line where they fail."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from prefkit.errors import ModelError
+
+
+def load_model(name: str, dtype: Any, attn_implementation: str | None = None) -> Any:
+    """A causal language model with all its weights.
+
+    Args:
+        name: folder or Hub name.
+        dtype: "auto", a dtype of torch or its name.
+        attn_implementation: None = the model's default.
+
+    Raises:
+        ModelError: it cannot be loaded, or tensors are missing that would start at random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {"attn_implementation": attn_implementation}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **{key: value for key, value in options.items() if value},
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name}: the model cannot be loaded: {reason}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{name}: its weights lack {len(missing)} tensors that its config asks for, such as "
+            f"{missing[0]}, and would start at random there. Repair or replace the folder."
+        )
+    return model
+
+
+def load_tokenizer(name: str, remedy: str = "Name one with --tokenizer.") -> Any:
+    """The tokenizer of a model folder or Hub name.
+
+    Raises:
+        ModelError: there is none; `remedy` says what to do.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{name}: no tokenizer can be loaded ({reason}). {remedy}") from error
+
+
+def check_model_folder(option: str, name: str, adapters: bool = False) -> None:
+    """Refuses a folder that is not there or holds no model, before anything is loaded.
+
+    Args:
+        option: what the message names.
+        name: folder or Hub name; a Hub name is believed.
+        adapters: whether a folder of an adapter of peft will do.
+
+    Raises:
+        ModelError: see above.
+    """
+    folder = Path(name).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not folder.exists():
+        if looks_local:
+            raise ModelError(f"{option}: there is no folder {name}.")
+        return  # a Hub name
+    if (folder / "config.json").is_file():
+        return
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{option}: {name} holds no config.json, so it is not a model folder.")
+    if not adapters:
+        raise ModelError(
+            f"{option}: {name} is an adapter without its model. Merge it first "
+            "(merge_and_unload, save_pretrained), then train the merged model."
+        )
