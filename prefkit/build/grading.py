@@ -1,0 +1,223 @@
+"""Is a solution's answer right? Asked in worker processes, each question under a hard time limit.
+
+A model writes whatever it likes, and comparing two formulas can take for ever, exhaust the memory
+or crash an interpreter. So the comparison runs in processes of its own (library `pebble`): one
+that takes too long is killed and replaced, and its answer counts as wrong. The workers import the
+grading function and nothing of torch.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import multiprocessing
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from prefkit.build.answers import check_way, final_answer
+from prefkit.errors import ConfigError
+
+DEFAULT_FUNCTION = "prefkit.build.equality:equal"
+MAX_ANSWER = 10_000  # characters; what is longer is no answer
+MEMORY = 2 << 30  # bytes of address space that a worker may take beyond what it starts with
+
+_PLAIN_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one solution.
+
+    Attributes:
+        correct: the answer equals the right one. False whenever that could not be found out.
+        answer: what the solution states, None where it states nothing (or the pattern that finds
+            it was stopped).
+        how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
+            the grading function), "none" (no answer, or far too long), "timeout", "error".
+        note: a word for the log where `how` does not say it all, else "".
+    """
+
+    correct: bool
+    answer: str | None
+    how: str
+    note: str = ""
+
+
+class Grader:
+    """Grades solutions, also from several threads at once.
+
+    Args:
+        workers: processes; they start with the first answer that needs one.
+        seconds: for one answer, all included; then its process is killed.
+        answer: how the answer is found, see `answers.final_answer`.
+        function: "module:name" of a function (answer: str, gold: str) -> bool.
+
+    Raises:
+        ConfigError: an argument out of range, a function that cannot be imported or called, or
+            pebble or math-verify not installed.
+
+    A script that makes a Grader needs the usual `if __name__ == "__main__":`, because the workers
+    are started afresh ("spawn") and import it.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        seconds: float = 2.0,
+        answer: str = "auto",
+        function: str = DEFAULT_FUNCTION,
+    ) -> None:
+        if workers < 1:
+            raise ConfigError(f"grader workers is {workers}; at least 1 is needed.")
+        if not seconds > 0:
+            raise ConfigError(f"grader seconds is {seconds}; it must be above 0.")
+        check_way(answer)
+        load_function(function)  # a mistake shows here, not after an hour of sampling
+        self.seconds, self.way, self.function = seconds, answer, function
+        self._workers, self._lock, self._pool, self._closed = workers, threading.Lock(), None, False
+
+    def grade(self, solution: str, gold: str) -> Grade:
+        """The verdict on one solution; see `grade_many`."""
+        return self.grade_many([(solution, gold)])[0]
+
+    def grade_many(self, items: Sequence[tuple[str, str]]) -> list[Grade]:
+        r"""The verdicts on (solution, right answer) pairs, in their order.
+
+        A right answer that is itself a solution ("… #### 72", "… \boxed{72}") is read as one.
+        Nothing a solution holds raises an error: time-outs, crashes and exceptions of the grading
+        function come back as wrong answers whose `how` says so.
+        """
+        golds = [_gold(gold) for _, gold in items]
+        waiting: list[tuple[int, str | None, Any]] = []
+        grades: list[Grade | None] = [None] * len(items)
+        for place, (solution, _) in enumerate(items):
+            answer, grade = self._at_once(solution, golds[place])
+            if grade is None:
+                text = solution if answer is None else answer
+                waiting.append((place, answer, self._schedule(text, golds[place], answer is None)))
+            grades[place] = grade
+        for place, answer, future in waiting:
+            grades[place] = _result(future, answer, self.seconds)
+        return [grade for grade in grades if grade is not None]
+
+    def close(self) -> None:
+        """Ends the workers; answers still under way are given up. May be called twice."""
+        with self._lock:
+            pool, self._pool, self._closed = self._pool, None, True
+        if pool is not None:
+            pool.stop()
+            pool.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _at_once(self, solution: str, gold: str) -> tuple[str | None, Grade | None]:
+        """(answer, grade) without a worker; grade None where one is needed."""
+        if self.way.startswith("regex:"):  # the pattern itself may take for ever
+            return None, None
+        answer = final_answer(solution, self.way)
+        if answer is None:
+            return None, Grade(False, None, "none")
+        if len(answer) > MAX_ANSWER:
+            return answer, Grade(False, answer[:100], "none", f"{len(answer)} characters")
+        if self.function == DEFAULT_FUNCTION:
+            if answer == gold:
+                return answer, Grade(True, answer, "exact")
+            if _PLAIN_INTEGER.fullmatch(answer) and _PLAIN_INTEGER.fullmatch(gold):
+                return answer, Grade(int(answer) == int(gold), answer, "integer")
+        return answer, None
+
+    def _schedule(self, text: str, gold: str, find: bool) -> Any:
+        way = self.way if find else None
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the Grader is closed")
+            if self._pool is None:
+                from pebble import ProcessPool
+
+                self._pool = ProcessPool(
+                    max_workers=self._workers,
+                    initializer=_prepare,
+                    initargs=(self.function,),
+                    context=multiprocessing.get_context("spawn"),
+                )
+            arguments = (self.function, text, gold, way)
+            return self._pool.schedule(_work, args=arguments, timeout=self.seconds)
+
+
+def load_function(path: str) -> Callable[[str, str], bool]:
+    """The grading function of a path "module:name".
+
+    Raises:
+        ConfigError: no such module or name, an import that fails, nothing to call.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise ConfigError(f"grader is {path!r}; it must read module:function.")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise ConfigError(f"grader {path!r} cannot be imported: {error!r}.") from error
+    if not callable(found):
+        raise ConfigError(f"grader {path!r} is {type(found).__name__}, not a function.")
+    for needed in ("pebble", *(["math_verify"] if path == DEFAULT_FUNCTION else [])):
+        if importlib.util.find_spec(needed) is None:
+            raise ConfigError(f"Grading needs {needed}: pip install 'prefkit[build]'.")
+    return found
+
+
+def _gold(gold: str) -> str:
+    if "####" in gold or "\\boxed" in gold:
+        return final_answer(gold) or gold.strip()
+    return gold.strip()
+
+
+def _result(future: Any, answer: str | None, seconds: float) -> Grade:
+    try:
+        correct, answer = future.result()
+        return Grade(correct, answer, "function" if answer is not None else "none")
+    except (TimeoutError, FutureTimeout):
+        return Grade(False, answer, "timeout", f"more than {seconds:g} s")
+    except Exception as error:  # of the function, or the end of its process
+        return Grade(False, answer, "error", f"{type(error).__name__}: {error}"[:200])
+
+
+# ------------------------------------------------------------------------------- in the workers
+
+
+def _prepare(path: str) -> None:
+    """Imports before the first answer's time starts; then bounds the memory."""
+    function = load_function(path)
+    if path == DEFAULT_FUNCTION:
+        function("\\sqrt{2}", "2^{1/2}")  # loads the grammar
+    with contextlib.suppress(ImportError, OSError, ValueError):  # no such limit on this system
+        import resource
+
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+
+
+def _work(path: str, text: str, gold: str, way: str | None) -> tuple[bool, str | None]:
+    """(right, answer); `way` None = the text is the answer already."""
+    answer = text if way is None else final_answer(text, way)
+    if answer is None or len(answer) > MAX_ANSWER:
+        return False, None
+    # Deep recursion ends in an exception, never in a crashed stack.
+    sys.setrecursionlimit(3000)
+    return bool(load_function(path)(answer, gold)), answer

@@ -1,0 +1,108 @@
+"""A number with its unit: 18, $18, 18 dollars, 1.5 hours, 50 %.
+
+Units of one kind are converted to a basic one; a word that is no known unit ("18 apples") says
+nothing and is left out.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from prefkit.build.rationals import value_of
+
+_TABLE = {
+    "money $": {"dollar usd": 1, "cent ¢": Fraction(1, 100)},
+    "money €": {"euro eur": 1},
+    "money £": {"pound gbp": 1},
+    "length": {
+        "m meter metre": 1, "cm centimeter centimetre": Fraction(1, 100), "km kilometer kilometre":
+        1000, "mm millimeter millimetre": Fraction(1, 1000), "inch inches in": Fraction(254, 10000),
+        "foot feet ft": Fraction(3048, 10000), "yard yd": Fraction(9144, 10000),
+        "mile mi": Fraction(1609344, 1000),
+    },
+    "mass": {
+        "kg kilogram": 1, "g gram": Fraction(1, 1000), "mg milligram": Fraction(1, 10**6),
+        "lb lbs": Fraction(45359237, 10**8), "oz ounce": Fraction(45359237, 16 * 10**8),
+        "ton tonne": 1000,
+    },
+    "time": {
+        "second sec s": 1, "minute min": 60, "hour hr h": 3600, "day": 86400, "week": 604800,
+        "month": 2629746, "year yr": 31556952,
+    },
+    "volume": {"liter litre l": 1, "ml milliliter millilitre": Fraction(1, 1000),
+               "gallon": Fraction(3785411784, 10**9)},
+    "angle": {"degree deg": 1},
+    "speed": {"mph": 1}, "speed metric": {"km/h kmh kph": 1},
+}  # fmt: skip
+_UNITS = {
+    word: (kind, Fraction(factor))
+    for kind, units in _TABLE.items()
+    for words, factor in units.items()
+    for word in words.split()
+}
+_SIGNS = {"$": "money $", "€": "money €", "£": "money £"}
+_CODES = {"USD": "$", "EUR": "€", "GBP": "£"}
+_POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+
+_UNIT = re.compile(
+    r"(?P<number>[-+(]*[\d.].*?)\s*"
+    r"(?P<unit>%|percent|per cent|¢|(?:(?:square|sq\.?|cubic|cu\.?)\s+)?[A-Za-z]+(?:/[A-Za-z]+)?"
+    r"(?:\s*\^\s*\{?[23]\}?)?(?:\s+[A-Za-z/]+){0,4})?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number as written, the kind of its unit (None = none known), its factor to the basic one.
+
+    `percent` tells whether a percent sign (or the word) follows.
+    """
+
+    number: str
+    kind: str | None = None
+    factor: Fraction = Fraction(1)
+    percent: bool = False
+
+
+def quantity(text: str) -> Quantity | None:
+    """A number, a fraction or an expression of numbers, with or without unit; else None."""
+    text = re.sub(r"^(-?)\s*([$€£])\s*(-?)", r"\2\1\3", text.strip())
+    text = re.sub(r"^(USD|EUR|GBP)\s*(?=[-\d.])", lambda match: _CODES[match[1]], text)
+    if text.startswith(("(", "[", "{")) and "," in text:
+        return None  # (1,234) is a tuple
+    kind = _SIGNS.get(text[:1])
+    text = text[1:].strip() if kind else text
+    if value_of(text.rstrip("%").strip()) is not None and not text.endswith("%"):
+        return Quantity(_mixed(text), kind)
+    match = _UNIT.fullmatch(text)
+    if match is None or value_of(_mixed(match["number"])) is None:
+        return None
+    number, unit = _mixed(match["number"]), (match["unit"] or "").strip().casefold()
+    if unit in ("%", "percent", "per cent"):
+        return Quantity(number, percent=True)
+    if not unit:
+        return Quantity(number, kind)
+    if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit not in _UNITS:
+        return None  # "5x" is a formula
+    found, factor = _known(unit)
+    return Quantity(number, found or kind, factor)
+
+
+def _mixed(text: str) -> str:
+    """ "1 1/2" as a sum; 1 000 000 without its spaces."""
+    text = re.sub(r"(?<=\d)\s(?=\d{3}(?!\d))", "", text.strip())
+    return re.sub(r"^(-?)(\d+)\s+(\d+/\d+)$", r"\1(\2+\3)", text)
+
+
+def _known(unit: str) -> tuple[str | None, Fraction]:
+    words = unit.split()
+    power = _POWER.get(words[0].rstrip("."), 1)
+    words = words[1:] if power > 1 else words
+    match = re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", " ".join(words[:1]))
+    word, power = (match[1], int(match[2])) if match else (words[0] if words else "", power)
+    found = _UNITS.get(word) or _UNITS.get(word.rstrip("s")) or _UNITS.get(word.removesuffix("es"))
+    if found is None or (len(words) > 1 and words[1] in ("per", "an", "a", "each", "every")):
+        return None, Fraction(1)
+    kind, factor = found
+    return (kind if power == 1 else f"{kind} ^{power}"), factor**power
