@@ -1,0 +1,1 @@
+"""The four papers' comparison in miniature: `python -m benchmarks.papers` writes docs/papers.md."""
