@@ -23,9 +23,7 @@ class Journal:
         lines = _whole_lines(path)
         terms = json.loads(json.dumps(terms))  # tuples as lists, as they come back from the file
         if lines and lines[0] != {"terms": terms}:
-            raise ValueError(
-                f"{path} is from a run with other terms. Move it away, or use --fresh."
-            )
+            raise ValueError(f"{path} is from a run with other terms: move it, or use --fresh.")
         if not lines:
             self._append({"terms": terms})
         for record in lines[1:]:

@@ -101,7 +101,7 @@ class Regime:
     about: str
     methods: tuple[str, ...]
     tuned_in: str
-    habit: Habit = Habit(weak=(7, 9), weak_rate=0.6, steps=60)
+    habit: Habit = field(default_factory=Habit)
     pairs: int = 64
     steps: int = 16
     batch_size: int = 16

@@ -43,15 +43,11 @@ def write_questions(regime: Regime, seed: int, path: Path) -> list[world.Problem
     """The questions of a seed's builds, training problems, as rows with a reference solution."""
     problems = world.problems(regime.questions, "train", 1000 + seed)
     rng = random.Random(seed)
-    rows = [
-        {
-            "prompt": p.prompt,
-            "answer": str(p.answer),
-            "solution": p.solution(rng.choice(world.WAYS)),
-        }
-        for p in problems
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        for problem in problems:
+            row = {"prompt": problem.prompt, "answer": str(problem.answer)}
+            row["solution"] = problem.solution(rng.choice(world.WAYS))
+            file.write(json.dumps(row) + "\n")
     return problems
 
 

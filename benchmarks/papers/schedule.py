@@ -1,4 +1,4 @@
-"""Runs tasks in two processes of one thread each, tells how long it will take, and keeps results."""
+"""Runs tasks in two processes of one thread each, says how long it will take, keeps results."""
 
 import multiprocessing
 import time
@@ -78,7 +78,7 @@ def run(tasks: Sequence[Task], journal: Journal, clock: Clock) -> None:
     waiting = [task for task in tasks if task.key not in journal]
     if clock.workers == 0:
         for task in waiting:
-            _keep(task, *timed(task.function, task.arguments), journal, clock)
+            _keep(task, timed(task.function, task.arguments), journal, clock)
         return
     if not waiting:
         return
@@ -93,12 +93,11 @@ def run(tasks: Sequence[Task], journal: Journal, clock: Clock) -> None:
                 print(f"  out of time: {len(waiting)} tasks are left out", flush=True)
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                _keep(running.pop(future), *future.result(), journal, clock)
+                _keep(running.pop(future), future.result(), journal, clock)
 
 
-def _keep(
-    task: Task, record: dict[str, Any], seconds: float, journal: Journal, clock: Clock
-) -> None:
+def _keep(task: Task, done: tuple[dict[str, Any], float], journal: Journal, clock: Clock) -> None:
+    record, seconds = done
     journal.add({"key": task.key, "seconds": round(seconds, 1), **record})
     clock.done(task, seconds)
     shown = {

@@ -1,4 +1,4 @@
-"""Lets a model write solutions, and measures it: right answers, right steps, distance from a start."""
+"""Lets a model write solutions and measures it: right answers and steps, distance to a start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +96,7 @@ def sequential_kl(
             ref_weight=reference.lm_head.weight,
             outputs=("kl",),
         )
+        assert stats.kl is not None
         found += stats.kl.view(targets.shape).sum(1).tolist()
     return found
 

@@ -40,8 +40,8 @@ class Habit:
         steps, batch_size, learning_rate: of the training on it, AdamW, linear decay.
     """
 
-    weak: tuple[int, ...] = (7,)
-    weak_rate: float = 0.7
+    weak: tuple[int, ...] = (7, 9)
+    weak_rate: float = 0.6
     other_rate: float = 0.0
     steps: int = 60
     batch_size: int = 24
@@ -108,7 +108,7 @@ def make_model() -> Any:
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
-    model = GPT2LMHeadModel(config)
+    model: Any = GPT2LMHeadModel(config)
     model.transformer.wpe = Positions(config.n_embd)
     return model
 
@@ -141,7 +141,7 @@ def encode(
     habit: Habit | None,
 ) -> np.ndarray:
     """(n, 147) ids of problems and solutions, with the teacher's mistakes where asked."""
-    columns = [*_two_digits(start)]
+    columns: list[Any] = [*_two_digits(start)]
     for term in terms.T:
         columns += [np.where(term > 0, PLUS, MINUS), DIGIT + np.abs(term)]
     backward = rng.random(start.shape) < 0.5

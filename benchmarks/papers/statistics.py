@@ -1,7 +1,7 @@
 """Means, 95 % intervals and paired differences over seeds, by Student's t.
 
-Few seeds and one number each: the spread over seeds is all that is known, so the interval is that of
-a mean of n values with unknown variance. Paired differences take one seed's runs together, which
+Few seeds and one number each: the spread over seeds is all that is known, so the interval is that
+of a mean of n values with unknown variance. Paired differences take one seed's runs together, which
 share start, pairs and problems.
 """
 

@@ -58,10 +58,8 @@ class Problem:
 
     def lines(self, way: str) -> tuple[str, ...]:
         """The right solution of one way, line by line; each line ends with its line break."""
-        totals = self.totals(way)
-        steps = zip(
-            totals, self.terms if way == ">" else self.terms[::-1], totals[1:], strict=False
-        )
+        totals, terms = self.totals(way), self.terms if way == ">" else self.terms[::-1]
+        steps = zip(totals, terms, totals[1:], strict=False)
         return (f"{way}\n", *(f"{left}{term:+d}={right}\n" for left, term, right in steps))
 
     def solution(self, way: str) -> str:
