@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from prefkit.build.engine import Request, seed_of
 from prefkit.build.local_engine import LocalEngine
-from prefkit.build.row_sampling import cut_at_stop, draws_of, keep_nucleus, pick
+from prefkit.build.row_sampling import draws_of, keep_nucleus, pick
+from prefkit.build.stops import cut_at_stop
 from prefkit.demo.run import MODEL
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 

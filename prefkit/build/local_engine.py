@@ -16,7 +16,8 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from prefkit.build.engine import Completion, Request
 from prefkit.build.local_model import load_model, load_tokenizer
-from prefkit.build.row_sampling import Row, RowEnds, RowSampler, cut_at_stop, draws_of
+from prefkit.build.row_sampling import Row, RowEnds, RowSampler, draws_of
+from prefkit.build.stops import cut_at_stop
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.errors import ConfigError, PrefkitError
 
@@ -266,11 +267,11 @@ class LocalEngine:
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:
     """What ends a text: the generation config's ids, and the tokenizer's."""
-    ids: Any = getattr(model.generation_config, "eos_token_id", None)
-    if ids is None:
-        ids = model.config.get_text_config().eos_token_id
-    ends = ids if isinstance(ids, list | tuple) else [ids]
-    return {int(end) for end in (*ends, tokenizer.eos_token_id) if end is not None}
+    ends: Any = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = model.config.get_text_config().eos_token_id
+    ends = [*ends] if isinstance(ends, list | tuple) else [ends]
+    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
 
 
 def _selectable(cache: Any) -> bool:

@@ -191,9 +191,3 @@ class RowEnds(StoppingCriteria):
             clean_up_tokenization_spaces=False,
         )
         return any(stop in text for stop in row.request.stop)
-
-
-def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop text, and whether there was one."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)

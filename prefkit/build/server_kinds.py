@@ -1,0 +1,124 @@
+"""What kind of server answers, and what it must be sent so that it samples as asked.
+
+OpenAI-compatible servers agree on the request and differ in what they do beside it: vLLM and SGLang
+take top_k and penalties from the model's generation config unless told otherwise, and `transformers
+serve` samples only where that config says do_sample, and has one random state for all requests.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from prefkit.build.engine import Request
+from prefkit.build.patience import words
+from prefkit.errors import ConfigError
+
+VLLM, SGLANG, TRANSFORMERS, OTHER = "vllm", "sglang", "transformers serve", "other"
+_HOW_TO_START = (
+    "Start one, for example with: vllm serve MODEL --port 8000, or: transformers serve MODEL "
+    "--port 8000"
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """What was found at a URL.
+
+    Attributes:
+        kind: one of the names above.
+        models: names it lists, in its order; () for `transformers serve`, which lists its cache
+            and not what it serves.
+    """
+
+    kind: str
+    models: tuple[str, ...]
+
+
+def find_server(client: Any, url: str) -> Server:
+    """Asks a server for its models and for what it is.
+
+    Args:
+        client: an openai client of the URL.
+
+    Raises:
+        ConfigError: nobody answers, or not as such a server does.
+    """
+    from openai import APIConnectionError, OpenAIError
+
+    if _is_transformers(client):  # its list is of a cache; without a cache it gives an error
+        return Server(TRANSFORMERS, ())
+    try:
+        listed = list(client.with_options(max_retries=2, timeout=20).models.list())
+    except APIConnectionError as error:
+        raise ConfigError(
+            f"server: nobody answers at {url} ({words(error)}). {_HOW_TO_START}"
+        ) from error
+    except (OpenAIError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"server: {url}/models gives no list of models ({words(error)}). Give the URL of an "
+            "OpenAI-compatible server, up to its /v1."
+        ) from error
+    owners = {str(getattr(model, "owned_by", "")) for model in listed}
+    kind = next((kind for kind in (VLLM, SGLANG) if kind in owners), OTHER)
+    return Server(kind, tuple(model.id for model in listed))
+
+
+def _is_transformers(client: Any) -> bool:
+    """`transformers serve` publishes its routes, some of which nobody else has."""
+    from openai import OpenAIError
+
+    address = str(client.base_url).rstrip("/").removesuffix("/v1") + "/openapi.json"
+    try:
+        routes = client.with_options(timeout=20).get(address, cast_to=object)
+    except (OpenAIError, ValueError):
+        return False
+    paths = routes.get("paths", {}) if isinstance(routes, dict) else {}
+    return {"/load_model", "/v1/responses", "/v1/completions"} <= set(paths)
+
+
+def choose_model(server: Server, wanted: str | None, url: str) -> str:
+    """The model's name in requests.
+
+    Raises:
+        ConfigError: the server does not list it, or lists several and none was named.
+    """
+    names = ", ".join(server.models) or "none"
+    if server.kind == TRANSFORMERS:  # it says by itself what is wrong with a name
+        if wanted is None:
+            raise ConfigError(
+                f"server_model: {url} is `transformers serve`, which does not list what it "
+                "serves. Give the name that it was started with."
+            )
+        return wanted
+    if wanted is None and len(server.models) == 1:
+        return server.models[0]
+    if wanted is None:
+        raise ConfigError(f"server_model: {url} serves several models. Name one of: {names}.")
+    if server.models and wanted not in server.models:
+        raise ConfigError(
+            f"server_model: {url} serves no model {wanted!r}. Name one of: {names} (vLLM names a "
+            "model with --served-model-name)."
+        )
+    return wanted
+
+
+def body_of(request: Request, model: str, kind: str) -> dict[str, Any]:
+    """The JSON of a request but for its prompt: the request's settings and no others."""
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+    }
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if kind in (VLLM, SGLANG):
+        body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    if kind == TRANSFORMERS:
+        settings: dict[str, Any] = {"do_sample": False}
+        if request.temperature > 0:
+            settings = {"do_sample": True, "top_k": 0}
+        settings |= {"max_new_tokens": request.max_tokens, "repetition_penalty": 1.0}
+        body["generation_config"] = json.dumps(settings)
+    return body
