@@ -56,11 +56,12 @@ class BuildFields:
     tokenizer: str | None = None
     """Folder or Hub name of the tokenizer; None = the model's."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of a local model's weights; auto = as saved."""
+    """Number format of a local model's weights; auto = as saved, on a CPU float32."""
     batch_size: int = 32
     """Texts a local model writes at a time."""
-    concurrency: int = 16
-    """Requests a server gets at a time."""
+    concurrency: int | None = None
+    """Requests a server gets at a time; None = 16, and 1 for `transformers serve`, whose seeds hold
+    for one at a time only."""
     timeout: float = 600.0
     """Seconds a server may take for one request."""
     retries: int = 8
