@@ -14,13 +14,14 @@ from prefkit.errors import PrefkitError
 _OVERVIEW = """\
 usage: prefkit COMMAND …
 
-  train CONFIG.yaml [--field value …]   train a model on preference pairs
-  plan CONFIG.yaml [--gpus N] [--json]  memory, work and command of that run, before it
-  inspect DATA --model MODEL [--json]   show which tokens of the pairs are scored, with what weight
-  build METHOD QUESTIONS --model MODEL --out FOLDER   pairs from questions and the model's mistakes
-  evaluate QUESTIONS --model MODEL --out FOLDER          how many of them a model solves
-  demo [--seed N] [--method METHOD]     train the embedded tiny model: a minute on a CPU
-  env [--json]                          versions and devices
+  build METHOD QUESTIONS --model M --out DIR    pairs from questions and the model's own mistakes
+  score PAIRS --positive P --negative N --out F weigh their tokens by two models (cDPO)
+  inspect PAIRS --model M [--json]              show which tokens are scored, with what weight
+  plan CONFIG.yaml [--gpus N] [--json]          memory, work and command of a run, before it
+  train CONFIG.yaml [--field value …]           train a model on preference pairs
+  evaluate QUESTIONS --model M --out DIR        how many questions a model solves
+  demo [--seed N] [--method METHOD]             train the embedded tiny model: a minute on a CPU
+  env [--json]                                  versions and devices
 
   --version    print the version
   --help       this text; `prefkit COMMAND --help` tells more
@@ -123,6 +124,11 @@ def _evaluate(argv: Sequence[str]) -> int:
     return int(import_module("prefkit.build.command").run_evaluate(argv))
 
 
+def _score(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return int(import_module("prefkit.score.command").run(argv))
+
+
 def _env(argv: Sequence[str]) -> int:
     parser = _Parser(prog="prefkit env", description="Versions and devices.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -143,10 +149,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 _COMMANDS = {
-    "train": _train,
-    "plan": _plan,
-    "inspect": _inspect,
     "build": _build,
+    "score": _score,
+    "inspect": _inspect,
+    "plan": _plan,
+    "train": _train,
     "evaluate": _evaluate,
     "demo": _demo,
     "env": _env,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from prefkit.data.render import Renderer
 
 
+_JUDGE_TOKENS = 1024  # 200 words and the list of verdicts, with room for a judge that rambles
+
+
 class Context:
     """How a build asks and grades.
 
@@ -65,6 +68,18 @@ class Context:
             max_tokens=max_tokens or options.max_tokens,
             stop=stop,
             seed=seed_of(options.seed, key),
+        )
+
+    def judge_request(self, question: Question, stage: str, text: str) -> Request:
+        """One greedy answer of the judge, which sees `text` as a user's message."""
+        key = f"{question.id}/{stage}/judge"
+        return Request(
+            key=key,
+            messages=({"role": "user", "content": text},),
+            role="judge",
+            temperature=0.0,
+            max_tokens=_JUDGE_TOKENS,
+            seed=seed_of(self.options.seed, key),
         )
 
     def _render(self, question: Question, prefix: str) -> tuple[str, bool]:

@@ -154,7 +154,7 @@ def _sample(
     renderer = open_renderer(options, questions)
     context = Context(options, grader, renderer, make_finder(options, method))
     engines = open_engines(options, renderer)
-    for engine in engines.values():
+    for engine in {id(engine): engine for engine in engines.values()}.values():
         stack.enter_context(closing(engine))
     manifest.begin(engines["model"].name)
     pipeline = _pipeline(method)
