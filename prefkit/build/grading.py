@@ -79,7 +79,8 @@ class Grader:
         check_way(answer)
         load_function(function)  # a mistake shows here, not after an hour of sampling
         self.seconds, self.way, self.function = seconds, answer, function
-        self._workers, self._lock, self._pool, self._closed = workers, threading.Lock(), None, False
+        self._workers, self._lock, self._closed = workers, threading.Lock(), False
+        self._pool: Any = None  # a pebble.ProcessPool
 
     def grade(self, solution: str, gold: str) -> Grade:
         """The verdict on one solution; see `grade_many`."""

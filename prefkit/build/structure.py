@@ -125,10 +125,10 @@ def _inequality(text: str) -> Structure | None:
         sign = {"\\le": "\\ge", "\\ge": "\\le", "\\lt": "\\gt", "\\gt": "\\lt"}.get(sign, sign)
     if not re.fullmatch(r"[A-Za-z]", left):
         return None
-    strict = sign in ("<", ">", "\\lt", "\\gt")
+    is_open = sign in ("<", ">", "\\lt", "\\gt")
     if sign in ("<", "\\le", "\\lt"):
-        return Interval("-\\infty", right, (True, strict))
-    return Interval(right, "\\infty", (strict, True))
+        return Interval("-\\infty", right, (True, is_open))
+    return Interval(right, "\\infty", (is_open, True))
 
 
 def _bare(text: str) -> Structure | None:

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from prefkit.build.rationals import value_of
 
-_TABLE = {
+_TABLE: dict[str, dict[str, int | Fraction]] = {
     "money $": {"dollar usd": 1, "cent ¢": Fraction(1, 100)},
     "money €": {"euro eur": 1},
     "money £": {"pound gbp": 1},

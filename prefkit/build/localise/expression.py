@@ -1,0 +1,125 @@
+"""Questions that are an arithmetic expression themselves: 47+8-9+7-3+5-7=
+
+The right solution is then known without a reference: each step takes the number so far and the
+next term, from left to right, and the last step gives the answer. Brackets are worked out first.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from prefkit.build.localise.verdict import Verdict
+from prefkit.build.rationals import (
+    Node,
+    Number,
+    Product,
+    Sum,
+    Token,
+    Unreadable,
+    evaluate,
+    parse,
+    tokens_of,
+)
+
+_QUESTION = re.compile(r"\s*([\d\s.,+\-*/()×÷−·]+?)\s*=?\s*[?_]*\s*")
+_CHARACTERS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", " ": None, "\t": None})
+
+
+def is_expression(question: str) -> bool:
+    """Whether a question is one expression of two numbers or more, and nothing else."""
+    return _tree(question) is not None
+
+
+def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
+    """The first step that is not the one right step in its place.
+
+    Args:
+        question: an expression with or without "=" at its end, see `is_expression`.
+        steps: one calculation each ("47+8=55"); spaces do not count, everything else does.
+
+    Returns:
+        The first wrong, missing or surplus step; a missing step has the index after the last.
+        Where the question is no expression, step None.
+    """
+    tree = _tree(question)
+    if tree is None:
+        return Verdict(None, "the question is not an expression")
+    try:
+        right = right_steps(tree)
+    except Unreadable:
+        return Verdict(None, "the question's expression has no value")
+    for place in range(max(len(right), len(steps))):
+        if place >= len(right):
+            return Verdict(place, "the solution goes on after its last step (certain)")
+        if place >= len(steps):
+            return Verdict(place, f"the step {right[place]} is missing (certain)")
+        written = steps[place].removesuffix("\n").translate(_CHARACTERS)
+        if written != right[place]:
+            return Verdict(place, f"the right step is {right[place]} (certain)")
+    return Verdict(None, "every step is right (certain)")
+
+
+def right_steps(tree: Node) -> list[str]:
+    """The right solution, a calculation of two numbers a step, brackets and products first.
+
+    Raises:
+        Unreadable: the expression divides by zero.
+    """
+    lines: list[str] = []
+    _solve(tree, lines)
+    return lines
+
+
+def _tree(question: str) -> Node | None:
+    match = _QUESTION.fullmatch(question)
+    if match is None:
+        return None
+    try:
+        tokens: list[Token] = tokens_of(match[1])
+        tree = parse(tokens)
+    except Unreadable:
+        return None
+    return tree if isinstance(tree, Sum | Product) and len(_operands(tree)) > 1 else None
+
+
+def _operands(tree: Sum | Product) -> tuple[tuple[int, Node], ...]:
+    return tree.terms if isinstance(tree, Sum) else tree.factors
+
+
+def _solve(node: Node, lines: list[str]) -> Fraction:
+    if isinstance(node, Number):
+        return evaluate(node)
+    if not isinstance(node, Sum | Product):
+        raise Unreadable("a power")
+    signs = "+-" if isinstance(node, Sum) else "*/"
+    operands = _operands(node)
+    (sign, first), rest = operands[0], operands[1:]
+    total = _solve(first, lines) * (sign if isinstance(node, Sum) else 1)
+    for sign, operand in rest:
+        value = _solve(operand, lines)
+        before = total
+        if isinstance(node, Sum):
+            total += sign * value
+        elif sign > 0:
+            total *= value
+        else:
+            total = evaluate(Product(((1, Number(total)), (-1, Number(value)))))
+        line = f"{_written(before)}{signs[sign < 0]}{_bracketed(value)}={_written(total)}"
+        lines.append(line)
+    return total
+
+
+def _written(value: Fraction) -> str:
+    """3, -3, 2.5; a fraction that no decimal gives as 1/3."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    tenths = value
+    for decimals in range(1, 13):
+        tenths *= 10
+        if tenths.denominator == 1:
+            return f"{float(value):.{decimals}f}"
+    return f"{value.numerator}/{value.denominator}"
+
+
+def _bracketed(value: Fraction) -> str:
+    return f"({_written(value)})" if value < 0 else _written(value)

@@ -1,0 +1,122 @@
+"""The first wrong step as a judge model sees it (the way of Step-DPO, arXiv 2406.18629).
+
+The judge reads problem, right solution and the numbered steps, comments on one step after the
+other, and closes with a list of verdicts. The first step it calls neutral or incorrect is taken as
+the first wrong one. What it writes is read with patience: Markdown, other separators, a missing
+heading and verdicts in plain sentences are understood; of repeated verdicts the last one counts.
+"""
+
+import re
+from collections.abc import Callable, Generator, Sequence
+
+from prefkit.build.engine import Completion, Request
+from prefkit.build.localise.verdict import Verdict
+
+PROMPT = """\
+You are checking a student's work, one step at a time.
+
+### Problem
+{problem}
+
+### Correct solution
+{solution}
+
+### Student's steps
+{steps}
+
+Go through the student's steps in order and say in a sentence whether each one is right, given the \
+problem and the steps before it. A step may differ from the correct solution and still be right. \
+Use at most 200 words and do not solve the problem again.
+Label each step: "correct" = it is right and helps; "neutral" = it is not wrong but leads nowhere; \
+"incorrect" = it holds a mistake. Stop at the first step that is incorrect.
+End with exactly this form:
+
+Final Decision:
+Step 1: correct; Step 2: neutral; Step 3: incorrect
+"""
+
+_LABEL = re.compile(r"\s*Step\s+\d+\s*[:.]\s*", re.I)
+_HEADING = re.compile(r"final\s+(?:decision|verdict|judge?ment)s?", re.I)
+_WORD = r"(?P<word>in-?correct|not\s+(?:quite\s+)?(?:correct|right)|wrong|neutral|correct|right)"
+_VERDICT = re.compile(
+    r"step\s*#?\s*(?P<step>\d{1,4})\s*"
+    r"(?:(?:[:=\-–—>.|)]\s*)+|(?:is|was|seems|looks)\s+(?:also\s+|therefore\s+|clearly\s+)?)"
+    rf"{_WORD}\b",
+    re.I,
+)
+_MARKDOWN = re.compile(r"[*_`#]+|</?[a-z]+>", re.I)
+
+
+def judge_prompt(problem: str, solution: str, steps: Sequence[str]) -> str:
+    """What the judge is asked.
+
+    Args:
+        problem: the question's text.
+        solution: a right solution, or at least the right answer.
+        steps: of the solution to be judged; labels "Step 3:" of their own are replaced.
+    """
+    numbered = "\n".join(
+        f"Step {number}: {_LABEL.sub('', step, count=1).strip()}"
+        for number, step in enumerate(steps, start=1)
+    )
+    return PROMPT.format(problem=problem.strip(), solution=solution.strip(), steps=numbered)
+
+
+def parse_verdict(text: str, count: int) -> Verdict:
+    """The first step that a judge's answer marks as neutral or incorrect.
+
+    Args:
+        text: what the judge wrote.
+        count: steps that were judged.
+
+    Returns:
+        step None where the text holds no verdict, calls every step correct, or names a step that
+        does not exist as the first bad one.
+    """
+    text = _MARKDOWN.sub(" ", text)
+    headings = list(_HEADING.finditer(text))
+    part = text[headings[-1].end() :] if headings else text
+    verdicts = _verdicts(part) or _verdicts(text)
+    if not verdicts:
+        return Verdict(None, "the judge's answer holds no verdict")
+    for number in sorted(verdicts):
+        if verdicts[number] != "correct":
+            if not 1 <= number <= count:
+                return Verdict(None, f"the judge speaks of step {number} of {count}")
+            return Verdict(number - 1, f"the judge calls the step {verdicts[number]} (likely)")
+    return Verdict(None, "the judge calls every step correct")
+
+
+def judge(
+    problem: str,
+    solution: str,
+    steps: Sequence[str],
+    request: Callable[[str], Request],
+) -> Generator[list[Request], list[Completion], Verdict]:
+    """Asks the judge once.
+
+    Args:
+        problem, solution, steps: see `judge_prompt`.
+        request: makes the request from the prompt's text (the chat template is its business).
+
+    Yields:
+        One list with one request; send its completion.
+
+    Returns:
+        The verdict. An answer cut off by the token limit counts as far as it goes.
+    """
+    completions = yield [request(judge_prompt(problem, solution, steps))]
+    return parse_verdict(completions[0].text, len(steps))
+
+
+def _verdicts(text: str) -> dict[int, str]:
+    """Step number (from 1) → correct | neutral | incorrect; later words replace earlier ones."""
+    found: dict[int, str] = {}
+    for match in _VERDICT.finditer(text):
+        word = match["word"].lower()
+        number = int(match["step"])
+        if word == "neutral":
+            found[number] = word
+        else:
+            found[number] = "correct" if word in ("correct", "right") else "incorrect"
+    return found

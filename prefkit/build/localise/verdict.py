@@ -1,0 +1,17 @@
+"""What a search for the first wrong step found."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first wrong step of a solution.
+
+    Attributes:
+        step: 0-based; None = no wrong step was found, or it cannot be told.
+        reason: why, in words for the log; where the rules differ in how far to trust them it ends
+            with "(certain)", "(likely)" or "(a guess)".
+    """
+
+    step: int | None
+    reason: str
