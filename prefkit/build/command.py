@@ -56,6 +56,7 @@ def run_build(argv: Sequence[str]) -> int:
         raise ConfigError(f"build: name a method ({', '.join(METHODS)}) and a file of questions.")
     check_method(words[0])
     options = parse(words[0], words[1:], flags)
+    _quiet()
     _say_pairs(words[0], options, run(words[0], options))
     return 0
 
@@ -70,8 +71,17 @@ def run_evaluate(argv: Sequence[str]) -> int:
         sys.stdout.write(_help(_EVALUATE_USAGE))
         return 0
     options = parse(EVALUATE, *split_flags(argv))
+    _quiet()
     _say_accuracy(run(EVALUATE, options))
     return 0
+
+
+def _quiet() -> None:
+    """No bars of model loading between the command's own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def parse(method: str, words: Sequence[str], flags: dict[str, list[str]]) -> BuildFields:

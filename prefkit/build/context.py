@@ -48,7 +48,6 @@ class Context:
         temperature: float,
         top_p: float | None = None,
         max_tokens: int | None = None,
-        stop: tuple[str, ...] = (),
     ) -> Request:
         """One continuation of `prefix` of a solution to the question.
 
@@ -66,7 +65,7 @@ class Context:
             temperature=temperature,
             top_p=options.top_p or 1.0 if top_p is None else top_p,
             max_tokens=max_tokens or options.max_tokens,
-            stop=stop,
+            stop=tuple(options.stop),
             seed=seed_of(options.seed, key),
         )
 

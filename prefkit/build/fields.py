@@ -101,6 +101,9 @@ class BuildFields:
     """Nucleus; None = 0.95 for step-dpo and cdpo, else 1."""
     max_tokens: int = 1024
     """Most tokens of a solution; longer ones count as unfinished."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:" where examples
+    in the prompt have taught the model to go on with another question."""
     seed: int = 0
     """Of everything random; each request has its own, derived from it."""
 

@@ -26,6 +26,8 @@ _OPTIONAL = (
     "append_eos",
     "prob_result",
 )
+# Fields that our own builds write beside these, and that look like them.
+_OURS = ("prefix_steps", "chosen_steps", "rejected_steps", "chosen_scores")
 _NEAR = 0.85  # chosen_wieghts is 0.93 like chosen_weights, rejected_lengths 0.81 like its weights
 
 
@@ -113,7 +115,7 @@ def _misspelt(names: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, s
     """The first name that nearly is an optional field the row lacks, with that field."""
     lacking = [field for field in optional if field not in names]
     for name in names:
-        if name not in optional:
+        if name not in optional and name not in _OURS:
             near = difflib.get_close_matches(name.lower(), lacking, n=1, cutoff=_NEAR)
             if near:
                 return name, near[0]

@@ -22,7 +22,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NONE = ("none", "null", "~", "")
 
 
-_AROUND = ("joiner", "opening", "prompt_template", "system_prompt")
+_AROUND = ("joiner", "opening", "prompt_template", "stop", "system_prompt")
 _ELSEWHERE = {  # names of other libraries
     "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, hinge, robust).",
     "model_name_or_path": "Use model.",
@@ -186,6 +186,8 @@ def flag_value(values: list[str]) -> Any:
 
 def unescaped(name: str, value: Any) -> Any:
     """A flag that is text around a prompt, where shells hand over "\\n" as two characters."""
+    if name in _AROUND and isinstance(value, list):
+        return [unescaped(name, one) for one in value]
     return value.replace("\\n", "\n") if name in _AROUND and isinstance(value, str) else value
 
 
