@@ -1,5 +1,6 @@
 """Models and tokenizers by name: whole, without foreign code, one line where they fail."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ def load_model(name: str, dtype: Any, attn_implementation: str | None = None) ->
             f"{missing[0]}, and would start at random there. Repair or replace the folder."
         )
     return model
+
+
+def load_config(name: str) -> Any:
+    """The config of a model folder or Hub name.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = "" if Path(name).exists() else " Give a local folder, or check name and network."
+        raise ModelError(f"{name}: its config cannot be loaded: {reason}{remedy}") from error
 
 
 def load_tokenizer(name: str, remedy: str = "Name one with --tokenizer.") -> Any:
@@ -83,3 +100,21 @@ def check_model_folder(option: str, name: str, adapters: bool = False) -> None:
             f"{option}: {name} is an adapter without its model. Merge it first "
             "(merge_and_unload, save_pretrained), then train the merged model."
         )
+
+
+def base_of(name: str) -> str | None:
+    """The base model that a folder of a peft adapter names; None for a model or a Hub name.
+
+    Raises:
+        ModelError: an adapter that names none.
+    """
+    file = Path(name).expanduser() / "adapter_config.json"
+    if not file.is_file() or file.with_name("config.json").is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{file} cannot be read ({error}). Save the adapter anew.") from error
+    if not base:
+        raise ModelError(f"{file} names no base model. Save the adapter anew, or merge it.")
+    return base

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefkit.atomic import check_writable, write_text
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.loading import check_model_folder, load_model, load_tokenizer
+from prefkit.model.loading import check_model_folder, load_config, load_model, load_tokenizer
 from prefkit.train import checkpoint
 from prefkit.train.checks import check_machine, one_line_errors
 from prefkit.train.fields import ScriptArguments
@@ -88,17 +88,6 @@ def run(options: Options, argv_hint: str = "") -> int:
     return 0
 
 
-def _load_config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        remedy = "" if Path(name).exists() else " Give a local folder, or check name and network."
-        raise ModelError(f"{name}: its config cannot be loaded: {reason}{remedy}") from error
-
-
 def _check_tokenizer(script: ScriptArguments, tokenizer: Any) -> None:
     """Compares --tokenizer with the tokenizer that the model folder has, if it has one."""
     from transformers import AutoTokenizer
@@ -145,7 +134,7 @@ def _make_trainer(script: ScriptArguments, config: Any) -> Any:
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
-    model_config = _load_config(script.model)
+    model_config = load_config(script.model)
     tokenizer = load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:
         _check_tokenizer(script, tokenizer)
