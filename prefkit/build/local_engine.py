@@ -30,8 +30,7 @@ class LocalEngine:
         tokenizer: its tokenizer, or folder or Hub name of it; None = the model's.
         dtype: "auto" = as saved, but float32 on a CPU, where half precision is slower; or a name.
         batch_size: texts written at a time.
-        device: "cuda", "cuda:1", "cpu", …; None = the GPU if there is one; "auto" = spread over
-            all GPUs (accelerate).
+        device: "cuda", "cuda:1", "cpu", …; None = the GPU if there is one.
         attn_implementation: as transformers takes it; None = its choice.
         adapter: folder or Hub name of a PEFT adapter to put on the model.
         end_ids: ids that end a text, beside those of the model's generation config and tokenizer.
@@ -276,5 +275,5 @@ def _end_ids(model: Any, tokenizer: Any) -> set[int]:
 
 def _selectable(cache: Any) -> bool:
     """Whether rows can be taken out of a cache (not those of recurrent layers)."""
-    layers = getattr(cache, "layers", None)
+    layers = getattr(cache, "layers", ())
     return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
