@@ -53,7 +53,7 @@ def test_one_file_of_step_pairs_serves_three_trainings(tmp_path: Path) -> None:
     pairs = read(rows)
     steps = prepare_pairs(str(rows), tokenizer, level="step")
     whole = prepare_pairs(str(rows), tokenizer, level="solution")
-    for row, step, solution in zip(pairs, steps, whole, strict=True):
+    for row, (_, step), (_, solution) in zip(pairs, steps, whole, strict=True):
         assert step.chosen.scored.sum() == len(row["chosen"])  # one token a character, no end
         assert solution.chosen.scored.sum() == len(row["full_chosen"]) + 1
         assert not step.chosen.eos

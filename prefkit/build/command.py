@@ -1,6 +1,7 @@
 """`prefkit build METHOD QUESTIONS …` and `prefkit evaluate QUESTIONS …`: their command lines."""
 
 import dataclasses
+import json
 import shlex
 import sys
 import typing
@@ -39,6 +40,10 @@ Lets a model solve questions, greedily unless --temperature is above 0, grades i
 prints the share of right ones with its 95 % interval. What it wrote is in FOLDER/solutions.jsonl.
 Options that only make pairs have no effect here and are refused."""
 _NOT_FLAGS = ("questions",)
+_TEXT_FLAGS = (
+    *("tokenizer", "string_prompts", "prompt_template", "joiner", "system_prompt"),
+    *("chat_template", "chat_template_kwargs"),
+)
 _BAR = 30  # characters of the longest bar
 
 
@@ -155,10 +160,23 @@ def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
         for name, count in entries.items():
             print(f"  {name:{width}} {count:9,}  {'█' * round(_BAR * count / most)}")
     print(f"\nThe pairs are in {result.rows}, the counts in {result.rows.parent}/manifest.json.")
-    model = shlex.quote(options.model)
-    print(f"Look at them:  prefkit inspect {result.rows} --model {model} --method {method}")
-    print(f"Train:         prefkit train --method {method} --model {model} \\")
-    print(f"                 --train_data {result.rows} --output_dir {method}-model")
+    same = " ".join(
+        ["--method", method, "--model", shlex.quote(options.model), *_as_asked(options)]
+    )
+    print(f"Look at them:  prefkit inspect {result.rows} {same}")
+    print(f"Train:         prefkit train --train_data {result.rows} {same} \\")
+    print(f"                 --output_dir {method}-model")
+
+
+def _as_asked(options: BuildFields) -> list[str]:
+    """The flags by which training puts a question as the build did."""
+    flags = []
+    for name in _TEXT_FLAGS:
+        value, default = getattr(options, name), getattr(BuildFields, name)
+        if value != default:
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            flags += [f"--{name}", shlex.quote(text.replace("\n", "\\n"))]
+    return flags
 
 
 def _say_accuracy(result: BuildResult) -> None:
