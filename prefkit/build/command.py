@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit.build.fields import EVALUATE, METHODS, BuildFields, check_ignored, resolve
+from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields, check_ignored, resolve
 from prefkit.build.run import BuildResult, check_method, run
 from prefkit.errors import ConfigError
 from prefkit.train.options import (
@@ -40,10 +40,6 @@ Lets a model solve questions, greedily unless --temperature is above 0, grades i
 prints the share of right ones with its 95 % interval. What it wrote is in FOLDER/solutions.jsonl.
 Options that only make pairs have no effect here and are refused."""
 _NOT_FLAGS = ("questions",)
-_TEXT_FLAGS = (
-    *("tokenizer", "string_prompts", "prompt_template", "joiner", "system_prompt"),
-    *("chat_template", "chat_template_kwargs"),
-)
 _BAR = 30  # characters of the longest bar
 
 
@@ -163,6 +159,8 @@ def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
     same = " ".join(
         ["--method", method, "--model", shlex.quote(options.model), *_as_asked(options)]
     )
+    if manifest.get("weighted") is False:
+        print("They have no weights yet: join the shards (--join) to train the two models on all.")
     print(f"Look at them:  prefkit inspect {result.rows} {same}")
     print(f"Train:         prefkit train --train_data {result.rows} {same} \\")
     print(f"                 --output_dir {method}-model")
@@ -171,7 +169,7 @@ def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
 def _as_asked(options: BuildFields) -> list[str]:
     """The flags by which training puts a question as the build did."""
     flags = []
-    for name in _TEXT_FLAGS:
+    for name in ("tokenizer", *TEXT_FIELDS):
         value, default = getattr(options, name), getattr(BuildFields, name)
         if value != default:
             text = json.dumps(value) if isinstance(value, dict) else str(value)

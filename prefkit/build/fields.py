@@ -12,6 +12,12 @@ from prefkit.errors import ConfigError
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo")
 EVALUATE = "evaluate"  # asks and grades as a build does, but makes no pairs
 
+# How a question is put: the same options in sampling, training and scoring.
+TEXT_FIELDS = (
+    *("string_prompts", "prompt_template", "joiner", "system_prompt"),
+    *("chat_template", "chat_template_kwargs"),
+)
+
 # Step-DPO section 3, SCDPO section 3.1 (100 samples at most, here asked for in eights), cDPO
 # section 4.1 (64 samples at spread temperatures).
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,6 +47,8 @@ class BuildFields:
     """Split of a Hub dataset."""
     shard: str | None = None
     """Only one part of the questions: 2/8 is the second of eight, for as many machines."""
+    join: list[str] = field(default_factory=list)
+    """Folders of finished shards, to make one build of; nothing of theirs is sampled again."""
     max_questions: int | None = None
     """Only the first so many questions (of the shard)."""
 
@@ -102,8 +110,8 @@ class BuildFields:
     max_tokens: int = 1024
     """Most tokens of a solution; longer ones count as unfinished."""
     stop: list[str] = field(default_factory=list)
-    """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:" where examples
-    in the prompt have taught the model to go on with another question."""
+    """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:", where examples
+    in the prompt make the model go on with another question."""
     seed: int = 0
     """Of everything random; each request has its own, derived from it."""
 
@@ -231,6 +239,8 @@ def _check_numbers(options: BuildFields) -> None:
     for name in ("timeout", "grading_seconds", "contrast_learning_rate", "contrast_epochs"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"{name} is {getattr(options, name)}; it must be above 0.")
+    if options.join and options.shard:
+        raise ConfigError("join makes one build of all shards. Leave shard out.")
     if options.retries < 0 or options.seed < 0:
         raise ConfigError("retries and seed must be 0 or more.")
     if options.top_p is None or not 0 < options.top_p <= 1:

@@ -22,6 +22,7 @@ from prefkit.build.manifest import Manifest
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.progress import Progress
 from prefkit.build.questions import Question, Questions, read_questions
+from prefkit.build.shards import join, missing
 from prefkit.errors import ConfigError, PrefkitError
 
 if TYPE_CHECKING:
@@ -111,7 +112,11 @@ def run(method: str, options: BuildFields) -> BuildResult:
     with ExitStack() as stack:
         manifest = stack.enter_context(closing(Manifest(folder, method, options, questions)))
         if not manifest.is_done:
-            _sample(method, options, questions, manifest, stack)
+            join(folder, manifest, options.join)
+            if missing(folder, [question.id for question in questions]):
+                _sample(method, options, questions, manifest, stack)
+            else:
+                manifest.begin("none: nothing was left to sample")
             _finish(method, options, folder, manifest, questions)
     name = SOLUTIONS if method == EVALUATE else PAIRS
     return BuildResult(folder / name, manifest.content["rows"], manifest.content)
