@@ -110,7 +110,7 @@ class BuildFields:
     max_tokens: int = 1024
     """Most tokens of a solution; longer ones count as unfinished."""
     stop: list[str] = field(default_factory=list)
-    """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:", where examples
+    """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:", if examples
     in the prompt make the model go on with another question."""
     seed: int = 0
     """Of everything random; each request has its own, derived from it."""
