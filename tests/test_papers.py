@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -266,13 +265,16 @@ def test_the_whole_comparison_in_small(tmp_path):
     assert len(journal.records) == before
 
 
-def test_questions_hold_a_right_reference_solution(tmp_path):
+def test_questions_have_right_answers_and_references(tmp_path):
     regime = replace(REGIMES["main"], questions=5)
-    problems = pairs.write_questions(regime, 0, tmp_path / "questions.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
-    for problem, row in zip(problems, rows, strict=True):
-        assert world.check(problem, row["solution"]).all_steps_right
-        assert row["answer"] == str(problem.answer)
-    chosen = [{"prompt": row["prompt"], "chosen": "x"} for row in random.sample(rows, 3)]
-    learnt = pairs.solutions(chosen, tmp_path / "questions.jsonl")
-    assert [row["prompt"] for row in learnt["reference"]] == [row["prompt"] for row in chosen]
+    pairs.write_questions(regime, 0, tmp_path)
+    questions = pairs.read_rows(tmp_path / "questions.jsonl")
+    references = pairs.read_rows(tmp_path / "references.jsonl")
+    for question, reference in zip(questions, references, strict=True):
+        problem = world.parse_prompt(question["prompt"])
+        assert question == {"prompt": problem.prompt, "answer": str(problem.answer)}
+        assert world.check(problem, reference["response"]).all_steps_right
+    chosen = [{"prompt": row["prompt"], "chosen": "x"} for row in questions[3:0:-1]]
+    learnt = pairs.solutions(chosen, references)
+    assert learnt["reference"] == references[3:0:-1]
+    assert [row["response"] for row in learnt["own"]] == ["x"] * 3

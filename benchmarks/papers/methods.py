@@ -105,7 +105,7 @@ class Regime:
     pairs: int = 64
     steps: int = 16
     batch_size: int = 16
-    questions: int = 110
+    questions: int = 120
     grader: str | None = None
     extra: tuple[tuple[str, str], ...] = ()
 

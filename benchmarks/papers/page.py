@@ -31,11 +31,12 @@ and 0.6 M parameters need not hold for a language model.
 - **Start.** A decoder that makes no mistakes (shipped) takes up a habit, anew for every seed: a
   teacher that forgets the carry or borrow in 60 % of the cases where the operand is 7 or 9, never
   elsewhere (60 steps of 24 solutions). Errors are then rare a step and common a solution.
-- **Pairs.** Each seed's own, by `prefkit build dpo`, `step-dpo`, `scdpo` and `cdpo` from its start's
-  samples at temperature 1. Every method learns from as many examples, in as many steps of as many
-  examples: fine-tuning from solutions (reference solutions of the questions of the DPO pairs, or
-  the right sides of these pairs), SCDPO from half naive, half step-controlled pairs. TDPO and RPO
-  take DPO's pairs; of RPO the weight of the likelihood is 1.
+- **Pairs.** Each seed's own, by `prefkit build dpo`, `step-dpo`, `scdpo` and `cdpo` from samples of
+  its start at temperature 1. Every method learns from as many examples, in as many steps of as many
+  examples: fine-tuning from solutions (references for the questions of the DPO pairs, or the right
+  sides of these pairs), SCDPO from half naive, half step-controlled pairs. TDPO and RPO take DPO's
+  pairs; of RPO the weight of the likelihood is 1. Only Step-DPO's build looks at steps: whole
+  solutions are paired by their answers alone, and some right ones have wrong steps.
 - **Settings.** Learning rate and β from a grid of 12 points a method (fine-tuning: 12 learning
   rates), by greedy accuracy on validation problems with starts that no table shows. AdamW,
   β₂ 0.95, warm-up a tenth, then constant; gradient norm clipped at 1.
@@ -86,7 +87,7 @@ def _facts(comparison: Comparison, journal: Journal, clock: Clock | None) -> str
     lines = [
         f"{date.today()}, {facts['hardware']}, {workers} processes of one thread, torch "
         f"{facts['torch']}, transformers {facts['transformers']}, commit {facts['commit']}. "
-        f"{len(journal.records)} tasks took {spent:.0f} minutes of one core. Not measured on a GPU.",
+        f"{len(journal.records)} tasks, {spent:.0f} minutes of one core. Not measured on a GPU.",
         f"{len(size.seeds)} seeds, {size.test} test problems and {size.along} samples for the KL a "
         f"seed; settings chosen with {len(size.tuning_seeds)} further start(s) on "
         f"{size.validation} validation problems each.",

@@ -28,8 +28,13 @@ _SAMPLING: Mapping[str, Any] = {
 }
 BUILDS: Mapping[str, Mapping[str, Any]] = {
     "dpo": {"samples": 8},
-    "step-dpo": {"samples": 4, "mistakes_per_question": 1, "rectifications": 8},
-    "scdpo": {"samples": 8, "max_samples": 16, "wrong_per_question": 1},
+    "step-dpo": {
+        "samples": 6,
+        "mistakes_per_question": 2,
+        "rectifications": 12,
+        "localiser": "benchmarks.papers.verifier:first_wrong",
+    },
+    "scdpo": {"samples": 8, "max_samples": 16, "wrong_per_question": 1, "process_filter": "none"},
     "cdpo": {
         "samples": 16,
         "contrast_adapter": "none",
@@ -39,16 +44,20 @@ BUILDS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def write_questions(regime: Regime, seed: int, path: Path) -> list[world.Problem]:
-    """The questions of a seed's builds, training problems, as rows with a reference solution."""
-    problems = world.problems(regime.questions, "train", 1000 + seed)
+def write_questions(regime: Regime, seed: int, folder: Path) -> None:
+    """questions.jsonl of a seed's builds, training problems, and references.jsonl beside it.
+
+    The builders get the answers alone; the reference solutions, of a random way, are for
+    fine-tuning.
+    """
     rng = random.Random(seed)
-    with path.open("w", encoding="utf-8") as file:
-        for problem in problems:
-            row = {"prompt": problem.prompt, "answer": str(problem.answer)}
-            row["solution"] = problem.solution(rng.choice(world.WAYS))
-            file.write(json.dumps(row) + "\n")
-    return problems
+    problems = world.problems(regime.questions, "train", 1000 + seed)
+    questions = [{"prompt": p.prompt, "answer": str(p.answer)} for p in problems]
+    references = [
+        {"prompt": p.prompt, "response": p.solution(rng.choice(world.WAYS))} for p in problems
+    ]
+    write_rows(folder / "questions.jsonl", questions)
+    write_rows(folder / "references.jsonl", references)
 
 
 def build_pairs(method: str, regime: Regime, questions: Path, model: Path, out: Path) -> list[Row]:
@@ -63,8 +72,7 @@ def build_pairs(method: str, regime: Regime, questions: Path, model: Path, out: 
     if regime.grader is not None:
         options["grader"] = regime.grader
     result = build(method, str(questions), model=str(model), out=str(out), **options)
-    rows = [json.loads(line) for line in result.rows.read_text(encoding="utf-8").splitlines()]
-    return select(method, rows, regime.pairs)
+    return select(method, read_rows(result.rows), regime.pairs)
 
 
 def select(method: str, rows: Sequence[Row], count: int) -> list[Row]:
@@ -82,21 +90,28 @@ def select(method: str, rows: Sequence[Row], count: int) -> list[Row]:
     return chosen
 
 
-def solutions(rows: Sequence[Row], questions: Path) -> dict[str, list[Row]]:
+def solutions(rows: Sequence[Row], references: Sequence[Row]) -> dict[str, list[Row]]:
     """What fine-tuning learns from: as many solutions of the same questions as there are pairs.
 
     Args:
         rows: the dpo pairs; their right sides are the model's own right answers.
-        questions: the file of `write_questions`, with the reference solutions.
+        references: rows of references.jsonl.
     """
-    known = {
-        row["prompt"]: row["solution"]
-        for row in map(json.loads, questions.read_text(encoding="utf-8").splitlines())
-    }
+    known = {row["prompt"]: row for row in references}
     return {
         "own": [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows],
-        "reference": [{"prompt": row["prompt"], "response": known[row["prompt"]]} for row in rows],
+        "reference": [known[row["prompt"]] for row in rows],
     }
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # ---------------------------------------------------------------------------------------- checking

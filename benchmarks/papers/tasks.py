@@ -5,7 +5,6 @@ try        a method at one setting, on validation problems: chooses the settings
 measure    a method at its chosen setting, on test problems: what the tables show
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from benchmarks.papers import pairs, world
 from benchmarks.papers.methods import Method, Regime, Setting
+from benchmarks.papers.pairs import read_rows, write_rows
 
 DATA = ("dpo", "step-dpo", "scdpo", "cdpo")
 
@@ -57,21 +57,21 @@ def prepare(work: Path, regime: Regime, size: Size, seed: int) -> dict[str, Any]
     model, tokenizer = start.load_skill()
     start.take_up(model, regime.habit, seed)
     start.save(model, tokenizer, folder / "start")
-    questions = folder / "questions.jsonl"
-    pairs.write_questions(regime, seed, questions)
+    pairs.write_questions(regime, seed, folder)
+    questions, references = folder / "questions.jsonl", read_rows(folder / "references.jsonl")
     found: dict[str, Any] = {"checks": {}, "build_seconds": {}}
     for name in (name for name in DATA if _is_needed(name, regime)):
         arguments = (name, regime, questions, folder / "start", folder / name)
         rows, seconds = timed(_built, arguments)
-        _write(folder / f"{name}.jsonl", rows["rows"])
+        write_rows(folder / f"{name}.jsonl", rows["rows"])
         if name == "dpo":
-            for kind, learnt in pairs.solutions(rows["rows"], questions).items():
-                _write(folder / f"{kind}.jsonl", learnt)
+            for kind, learnt in pairs.solutions(rows["rows"], references).items():
+                write_rows(folder / f"{kind}.jsonl", learnt)
         found["checks"][name] = pairs.check_rows(name, rows["rows"], regime.grader is None)
         found["build_seconds"][name] = round(seconds, 1)
     asked = world.problems(size.along, "test", seed)
     written = solve.solve(model, tokenizer, asked, temperature=1.0, seed=seed)
-    _write(folder / "written.jsonl", [{"text": t.text, "ended": t.ended} for t in written])
+    write_rows(folder / "written.jsonl", [{"text": t.text, "ended": t.ended} for t in written])
     return {**found, **_measure(work, regime, size, seed, model, tokenizer)}
 
 
@@ -83,7 +83,7 @@ def attempt(
     from benchmarks.papers.train import train
 
     folder = folder_of(work, regime, seed)
-    rows = _read(folder / f"{method.data}.jsonl")
+    rows = read_rows(folder / f"{method.data}.jsonl")
     model, tokenizer = train(method, setting, regime, rows, folder / "start", seed)
     problems = world.problems(size.validation, "validation", seed)
     solved = solve.solve(model, tokenizer, problems)
@@ -97,7 +97,7 @@ def measure(
     from benchmarks.papers.train import train
 
     folder = folder_of(work, regime, seed)
-    rows = _read(folder / f"{method.data}.jsonl")
+    rows = read_rows(folder / f"{method.data}.jsonl")
     model, tokenizer = train(method, setting, regime, rows, folder / "start", seed)
     return _measure(work, regime, size, seed, model, tokenizer)
 
@@ -120,7 +120,7 @@ def _measure(
     asked = world.problems(size.along, "test", seed)
     written = [
         solve.Transcript(problem, row["text"], world.check(problem, row["text"]), row["ended"])
-        for problem, row in zip(asked, _read(folder / "written.jsonl"), strict=True)
+        for problem, row in zip(asked, read_rows(folder / "written.jsonl"), strict=True)
     ]
     kl = solve.sequential_kl(reference, model, tokenizer, written)
     return {
@@ -140,11 +140,3 @@ def _is_needed(build: str, regime: Regime) -> bool:
 
 def _built(name: str, *arguments: Any) -> dict[str, Any]:
     return {"rows": pairs.build_pairs(name, *arguments)}
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
