@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prefkit.atomic import check_writable, write_json
 from prefkit.errors import ConfigError, PrefkitError
+from prefkit.train.checkpoint import begin as clear
+from prefkit.train.checkpoint import list_checkpoints
 
 if TYPE_CHECKING:
     from prefkit.train.supervised import SupervisedTrainer
@@ -147,7 +149,8 @@ def _train_one(
     write_json(folder / RECORD, {"identity": identity, "finished": False})
     trainer = _make_trainer(rows, model, folder, settings, progress)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint="auto")
+    begun = bool(list_checkpoints(folder))
+    trainer.train(resume_from_checkpoint="auto" if begun else None)
     trainer.save_model()
     record = {
         "identity": identity,
@@ -256,7 +259,5 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _remove_checkpoints(folder: Path) -> None:
     """The model is saved: the optimiser's state would only take room."""
-    from prefkit.train import checkpoint
-
-    for one in checkpoint.list_checkpoints(folder):
-        checkpoint.begin(one)
+    for one in list_checkpoints(folder):
+        clear(one)
