@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefkit.build.context import Context
-from prefkit.build.engine import Completion
+from prefkit.build.engine import Completion, Request
 from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.questions import Question
 
@@ -47,8 +47,31 @@ def solve(
         )
         for i in numbers
     ]
-    completions = yield requests
+    completions = yield from ask(context, requests, [opening] * len(requests))
     return graded(question, context, outcome, numbers, completions)
+
+
+def ask(
+    context: Context, requests: Sequence[Request], fronts: Sequence[str]
+) -> Asking[list[Completion]]:
+    """Completions of requests; with an interpreter, code is run as it comes.
+
+    Args:
+        fronts: what each request's text already holds of the solution.
+    """
+    if context.interpreter is None:
+        return (yield list(requests))
+    from prefkit.build.tools import continue_with_tools
+
+    interpreter = context.interpreter
+    return (
+        yield from together(
+            [
+                continue_with_tools(request, interpreter, front=front)
+                for request, front in zip(requests, fronts, strict=True)
+            ]
+        )
+    )
 
 
 def graded(

@@ -9,6 +9,8 @@ also as `prefkit.data.blocks` joins them in its style "plain".
 
 import re
 
+from prefkit.build.steps import split_steps
+
 Block = dict[str, str]  # {"type": "text" | "code" | "execution", "content": …}
 
 _TYPES = {"python": "code", "py": "code", "output": "execution"}
@@ -36,6 +38,33 @@ def split_blocks(text: str) -> list[Block]:
         blocks.append({"type": _TYPES[match["name"]], "content": match[0]})
         at = match.end()
     return blocks + _text(text[at:])
+
+
+def split_code_steps(text: str, style: str) -> list[str]:
+    """A solution's steps where some are code: a block of code with its output is one step.
+
+    Args:
+        text: of a solution.
+        style: of the steps in its text (`steps.STYLES`).
+
+    Returns:
+        Steps whose joined texts are `text`. White space between two blocks joins the step before.
+    """
+    steps: list[str] = []
+    after_code = False
+    for block in split_blocks(text):
+        if block["type"] == "text":
+            pieces = split_steps(block["content"], style)
+        else:
+            pieces = [block["content"]]
+        for piece in pieces:
+            belongs = block["type"] == "execution" and after_code
+            if steps and (belongs or not piece.strip()):
+                steps[-1] += piece
+            else:
+                steps.append(piece)
+        after_code = block["type"] == "code"
+    return steps
 
 
 def join_blocks(blocks: list[Block]) -> str:

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prefkit.build.code_blocks import split_code_steps
 from prefkit.build.engine import Request, seed_of
 from prefkit.build.fields import BuildFields
 from prefkit.build.pipeline import Outcome
 from prefkit.build.questions import Question
 from prefkit.build.steps import split_steps
-from prefkit.data.pair import Front
+from prefkit.data.pair import Front, Message
 from prefkit.data.render import TokenizeOptions
 
 if TYPE_CHECKING:
     from prefkit.build.finding import Finder
     from prefkit.build.grading import Grade, Grader
+    from prefkit.build.interpreter import Interpreter
     from prefkit.data.render import Renderer
 
 
@@ -28,6 +30,7 @@ class Context:
         grader: compares final answers.
         renderer: writes prompts in chat form; None where raw text is sent to a server.
         finder: judges steps.
+        interpreter: runs code steps; None = nobody does.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class Context:
         grader: "Grader",
         renderer: "Renderer | None",
         finder: "Finder",
+        interpreter: "Interpreter | None" = None,
     ) -> None:
-        self.options, self.grader, self.renderer, self.finder = options, grader, renderer, finder
+        self.options, self.grader, self.renderer = options, grader, renderer
+        self.finder, self.interpreter = finder, interpreter
 
     def request(
         self,
@@ -97,8 +102,19 @@ class Context:
         rendered = self.renderer.render(front)
         return rendered.prompt + rendered.prefix, rendered.is_chat
 
+    def messages(self, question: Question) -> list[Message]:
+        """The question as the messages that the chat template was given."""
+        if not isinstance(question.prompt, str):
+            return list(question.prompt)
+        text = self.options.prompt_template.replace("{prompt}", question.prompt)
+        system = self.options.system_prompt
+        said: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        return [*said, {"role": "user", "content": text}]
+
     def split(self, text: str) -> tuple[str, ...]:
-        """A solution's steps, in the build's style."""
+        """A solution's steps, in the build's style; a code block and its output are one step."""
+        if self.interpreter is not None:
+            return tuple(split_code_steps(text, self.options.steps))
         return tuple(split_steps(text, self.options.steps))
 
     def grade(self, question: Question, texts: Sequence[str], outcome: Outcome) -> "list[Grade]":

@@ -220,7 +220,7 @@ _ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("process_filter", "judge_server", "judge_model"), METHODS),
     (("pairs_per_question",), ("dpo", "scdpo")),
     (("max_samples", "wrong_per_question", "rising"), ("scdpo",)),
-    (("interpreter",), ("dpo", "scdpo")),
+    (("interpreter",), ("dpo", "scdpo", EVALUATE)),
     (tuple(f.name for f in fields(BuildFields) if f.name.startswith("contrast_")), ("cdpo",)),
 )
 _AT_LEAST_ONE = (
@@ -239,6 +239,8 @@ def _check_numbers(options: BuildFields) -> None:
     for name in ("timeout", "grading_seconds", "contrast_learning_rate", "contrast_epochs"):
         if not getattr(options, name) > 0:
             raise ConfigError(f"{name} is {getattr(options, name)}; it must be above 0.")
+    if options.interpreter != "none" and options.stop:
+        raise ConfigError("stop texts would cut code anywhere. Leave stop out, or the interpreter.")
     if options.join and options.shard:
         raise ConfigError("join makes one build of all shards. Leave shard out.")
     if options.retries < 0 or options.seed < 0:

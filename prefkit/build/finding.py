@@ -107,13 +107,13 @@ def load_function(path: str) -> Function:
         raise ConfigError(f"localiser {path!r} cannot be imported ({error}).") from error
     if not callable(function):
         raise ConfigError(f"localiser {path!r} is no function.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _checked(path: str, function: Function, question: Question, steps: Sequence[str]) -> int | None:
     place: Any = function(question.text, list(steps), question.solution)
     if place is None or (type(place) is int and 0 <= place < len(steps)):
-        return place  # type: ignore[no-any-return]
+        return place
     raise ConfigError(
         f"localiser {path} gave {place!r} for a solution of {len(steps)} steps. It must give the "
         "0-based first wrong step, or None."

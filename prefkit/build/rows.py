@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.build.attempts import Attempt
+from prefkit.build.code_blocks import split_blocks
 from prefkit.build.context import Context
 from prefkit.build.questions import Question
 
@@ -20,6 +21,9 @@ Row = dict[str, Any]
 
 def whole_row(question: Question, context: Context, right: Attempt, wrong: Attempt) -> Row:
     """A pair of whole solutions."""
+    if context.interpreter is not None:
+        name = f"{right.number}-{wrong.number}"
+        return _message_row(question, context, name, (), right.steps, wrong.steps)
     return {
         "id": f"{question.id}-{right.number}-{wrong.number}",
         "prompt": question.prompt_field,
@@ -63,6 +67,7 @@ def step_row(
 
 def continuation_row(
     question: Question,
+    context: Context,
     *,
     name: str,
     prefix_steps: Sequence[str],
@@ -70,6 +75,8 @@ def continuation_row(
     rejected: Sequence[str],
 ) -> Row:
     """A pair of continuations, to the end, of the same correct steps (SCDPO)."""
+    if context.interpreter is not None:
+        return _message_row(question, context, name, prefix_steps, chosen, rejected)
     return {
         "id": f"{question.id}-{name}",
         "prompt": question.prompt_field,
@@ -79,6 +86,32 @@ def continuation_row(
         "append_eos": True,
         "answer": question.answer,
         "prefix_steps": list(prefix_steps),
+        "chosen_steps": list(chosen),
+        "rejected_steps": list(rejected),
+    }
+
+
+def _message_row(
+    question: Question,
+    context: Context,
+    name: str,
+    prefix: Sequence[str],
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+) -> Row:
+    """Both sides as messages: the question, the correct steps as `assistant_correct`, the rest."""
+    front = context.messages(question)
+    if prefix:
+        front.append({"role": "assistant_correct", "content": split_blocks("".join(prefix))})
+    sides = {
+        side: [*front, {"role": "assistant", "content": split_blocks("".join(steps))}]
+        for side, steps in (("chosen", chosen), ("rejected", rejected))
+    }
+    return {
+        "id": f"{question.id}-{name}",
+        **sides,
+        "answer": question.answer,
+        "prefix_steps": list(prefix),
         "chosen_steps": list(chosen),
         "rejected_steps": list(rejected),
     }

@@ -27,6 +27,7 @@ from prefkit.errors import ConfigError, PrefkitError
 
 if TYPE_CHECKING:
     from prefkit.build.context import Context
+    from prefkit.build.interpreter import Interpreter
 
 PAIRS, SOLUTIONS = "pairs.jsonl", "solutions.jsonl"
 
@@ -157,7 +158,8 @@ def _sample(
         )
     )
     renderer = open_renderer(options, questions)
-    context = Context(options, grader, renderer, make_finder(options, method))
+    interpreter = _interpreter(options, questions)
+    context = Context(options, grader, renderer, make_finder(options, method), interpreter)
     engines = open_engines(options, renderer)
     for engine in {id(engine): engine for engine in engines.values()}.values():
         stack.enter_context(closing(engine))
@@ -167,6 +169,25 @@ def _sample(
         engines, Path(options.out), lambda question: pipeline(question, context), Progress()
     )
     driver.run(questions.items)
+
+
+def _interpreter(options: BuildFields, questions: Questions) -> "Interpreter | None":
+    """Who runs code steps.
+
+    Raises:
+        ConfigError: plain prompts, while rows with code are messages, which training puts into a
+            chat template: the model would be trained on other texts than it was asked with.
+    """
+    if options.interpreter == "none":
+        return None
+    if options.string_prompts == "raw" and any(isinstance(q.prompt, str) for q in questions):
+        raise ConfigError(
+            "interpreter: python writes rows of messages, which training reads in chat form. Add "
+            "--string_prompts chat, so that the questions are put in chat form too."
+        )
+    from prefkit.build.interpreter import PythonInterpreter
+
+    return PythonInterpreter()
 
 
 def _pipeline(method: str) -> "Callable[[Question, Context], Asking[Outcome]]":

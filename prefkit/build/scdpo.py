@@ -8,7 +8,7 @@ steps up to there. The paper trains on these together with naive pairs; the rows
 import random
 from collections.abc import Sequence
 
-from prefkit.build.attempts import Attempt, by_right_steps, solve
+from prefkit.build.attempts import Attempt, ask, by_right_steps, solve
 from prefkit.build.context import Context
 from prefkit.build.dpo import naive_rows
 from prefkit.build.pipeline import Asking, Outcome
@@ -77,17 +77,18 @@ def _go_wrong(
     rows: list[Row] = []
     for round_number, temperature in enumerate(temperatures(context.options.rising)):
         asked = places[: 2 * (context.options.wrong_per_question - len(rows))]
-        completions = yield [
+        fronts = ["".join(right.steps[:place]) for place in asked]
+        requests = [
             context.request(
                 question,
                 f"continue/{round_number}/{place}",
-                "".join(right.steps[:place]),
+                front,
                 temperature=temperature,
                 top_p=1.0,
             )
-            for place in asked
+            for place, front in zip(asked, fronts, strict=True)
         ]
-        fronts = ["".join(right.steps[:place]) for place in asked]
+        completions = yield from ask(context, requests, fronts)
         texts = [front + c.text for front, c in zip(fronts, completions, strict=True)]
         grades = context.grade(question, texts, outcome)
         outcome.counts["continuations sampled"] += len(asked)
@@ -119,6 +120,7 @@ def _row(
     aligned = "".join(steps[:place]) == front  # not where it begins with an empty line
     return continuation_row(
         question,
+        context,
         name=name,
         prefix_steps=right.steps[:place],
         chosen=right.steps[place:],
