@@ -103,9 +103,7 @@ class Driver:
         completions: list[Completion] | None = None
         while True:
             try:
-                requests = (
-                    next(pipelines) if completions is None else pipelines.send(completions)
-                )
+                requests = next(pipelines) if completions is None else pipelines.send(completions)
             except StopIteration:
                 return
             found = self._answers(requests)
