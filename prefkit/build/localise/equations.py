@@ -105,4 +105,7 @@ def close(value: Fraction, written: Fraction, decimals: int, rough: bool = False
         return True
     if written == 0 or (value.denominator == 1 and decimals == 0 and not rough):
         return False
-    return difference < unit if decimals or rough else difference <= unit / 2
+    if rough:
+        return difference < unit
+    cut_off = decimals > 0 and abs(written) < abs(value) and written * value > 0
+    return difference < unit if cut_off else difference <= unit / 2

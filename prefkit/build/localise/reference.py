@@ -179,7 +179,6 @@ def _parts(polynomial: Polynomial) -> Iterator[Fraction]:
                 for kept in _subsets(terms[0]):
                     if kept:
                         yield _value((tuple(kept),), ())
-            yield abs(sum((abs(_value((term,), ())) for term in terms), Fraction(0)))
 
 
 def _common(terms: Sequence[Monomial]) -> list[tuple[Fraction, int]]:

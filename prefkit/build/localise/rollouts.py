@@ -2,10 +2,14 @@
 
 From every prefix of a wrong solution several continuations are sampled. As long as some of them
 still reach the right answer the prefix may be right; the first prefix from which none does ends
-with the wrong step. The question alone is tried too: where the model cannot solve it at all, a
-hopeless prefix says nothing.
+with the wrong step. Two kinds of luck blur this: a right prefix whose few continuations all fail,
+and a wrong one after which a second mistake makes good the first. So the counts are read together:
+successes are taken to have one rate up to the wrong step and a lower one after it, and the step is
+the one that makes the counts most likely. Where the lower rate is 0 and the other is not small,
+that is the first prefix without a success.
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 
 from prefkit.build.engine import Completion, Request
@@ -18,7 +22,7 @@ def first_hopeless(
     succeed: Callable[[list[str]], Sequence[bool]],
     continuations: int = 8,
 ) -> Generator[list[Request], list[Completion], Verdict]:
-    """Finds the first prefix from which no continuation succeeds.
+    """Finds the step after which continuations stop to succeed.
 
     Args:
         steps: of a solution whose answer is wrong, each with the break that ends it.
@@ -31,7 +35,8 @@ def first_hopeless(
         whole solution needs none, it is known to be wrong.
 
     Returns:
-        step None where there is no step, or no continuation of the bare question succeeds.
+        step None where there is no step, or no continuation of any prefix succeeds: then the
+        question is too hard for the model, and its failures say nothing about a step.
     """
     if not steps:
         return Verdict(None, "there is no step")
@@ -43,18 +48,43 @@ def first_hopeless(
         for n in range(continuations)
     ]
     right = list(succeed(whole))
-    for length in range(len(steps)):
-        wins = sum(right[length * continuations : (length + 1) * continuations])
-        if wins:
-            before = wins
-            continue
-        if length == 0:
-            return Verdict(None, f"none of {continuations} solutions of the question is right")
-        return Verdict(
-            length - 1,
-            f"{before} of {continuations} continuations were right before the step, none after it "
-            "(likely)",
-        )
+    wins = [
+        sum(right[place * continuations : (place + 1) * continuations])
+        for place in range(len(prefixes))
+    ]
+    if not any(wins):
+        return Verdict(None, f"none of {len(whole)} continuations is right")
+    step = last_with_hope(wins, continuations)
+    counts = " ".join(map(str, wins))
     return Verdict(
-        len(steps) - 1, "continuations are right up to the last step, which ends it (likely)"
+        step, f"right continuations of {continuations} after 0, 1, … steps: {counts} (likely)"
     )
+
+
+def last_with_hope(wins: Sequence[int], continuations: int) -> int:
+    """The length of the longest prefix before successes drop, 0 ≤ length < len(wins).
+
+    Args:
+        wins: successes from the prefixes of 0, 1, … steps; the whole solution's 0 is added here.
+        continuations: tries from each prefix.
+
+    Returns:
+        The length k that maximises the likelihood of two binomial rates, one for prefixes of up to
+        k steps and a lower one for longer ones; the shortest of equals.
+    """
+    counts = [*wins, 0]
+
+    def likelihood(length: int) -> float:
+        parts = counts[: length + 1], counts[length + 1 :]
+        rates = [sum(part) / (len(part) * continuations) for part in parts]
+        if rates[0] <= rates[1]:
+            return -math.inf
+        return sum(_log(part, continuations, rate) for part, rate in zip(parts, rates, strict=True))
+
+    return max(range(len(wins)), key=lambda length: (likelihood(length), -length))
+
+
+def _log(wins: Sequence[int], continuations: int, rate: float) -> float:
+    won = sum(wins)
+    lost = len(wins) * continuations - won
+    return (won * math.log(rate) if won else 0.0) + (lost * math.log(1 - rate) if lost else 0.0)
