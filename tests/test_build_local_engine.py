@@ -237,6 +237,19 @@ def test_chat_text_gets_no_special_tokens(tmp_path):
     assert engine._check(judged) == tokenizer("1+1=\n", add_special_tokens=False)["input_ids"]
 
 
+def test_a_turn_ends_as_the_chat_template_ends_it(tiny):
+    """Training teaches the template's own end of turn, which need not be the tokenizer's EOS."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<unk>"
+        "{% endif %}{% endfor %}"
+    )
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    assert tiny._ends == {1}
+    assert LocalEngine(model, tokenizer=tokenizer)._ends == {1, 2}
+    assert LocalEngine(model, tokenizer=tokenizer, end_ids=[7])._ends == {1, 2, 7}
+
+
 def test_a_space_in_front_of_a_completion_is_kept():
     """As Llama-2 and Mistral have them: "▁word", and a decoder that drops the first space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -18,6 +18,7 @@ from prefkit.build.engine import Completion, Request
 from prefkit.build.local_model import load_model, load_tokenizer
 from prefkit.build.row_sampling import Row, RowEnds, RowSampler, draws_of
 from prefkit.build.stops import cut_at_stop
+from prefkit.data.pair import Front
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.errors import ConfigError, PrefkitError
 
@@ -33,7 +34,8 @@ class LocalEngine:
         device: "cuda", "cuda:1", "cpu", …; None = the GPU if there is one.
         attn_implementation: as transformers takes it; None = its choice.
         adapter: folder or Hub name of a PEFT adapter to put on the model.
-        end_ids: ids that end a text, beside those of the model's generation config and tokenizer.
+        end_ids: ids that end a text, beside those of the model's generation config, its tokenizer
+            and the end of a turn in its chat template.
 
     The model's own sampling settings (top_k, repetition_penalty, … of its generation config) are
     not used: what is sampled is the model's distribution under the request's settings alone.
@@ -74,7 +76,7 @@ class LocalEngine:
         self._model = (
             load_model(model, adapter, dtype, device, attn_implementation) if named else model
         )
-        self._ends = {*_end_ids(self._model, tokenizer), *end_ids}
+        self._ends = {*_end_ids(self._model, renderer), *end_ids}
         text_config = self._model.config.get_text_config()
         self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
         self._lock = threading.Lock()
@@ -264,13 +266,17 @@ class LocalEngine:
             model.train(training)
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """What ends a text: the generation config's ids, and the tokenizer's."""
+def _end_ids(model: Any, renderer: Renderer) -> set[int]:
+    """What ends a text: the generation config's ids, the tokenizer's, and its template's."""
     ends: Any = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = model.config.get_text_config().eos_token_id
     ends = [*ends] if isinstance(ends, list | tuple) else [ends]
-    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
+    eos = renderer.tokenizer.eos_token_id
+    if eos is not None and getattr(renderer.tokenizer, "chat_template", None):
+        front = Front(prompt="", prefix="", append_eos=True, source="engine", row=0)
+        ends.append(renderer.end_id(front, is_chat=True))
+    return {end for end in (*ends, eos) if end is not None}
 
 
 def _selectable(cache: Any) -> bool:
