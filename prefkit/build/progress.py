@@ -9,10 +9,12 @@ class Progress:
     """Counts questions, pairs and tokens of this run; safe to call from threads.
 
     Args:
+        noun: what the rows are ("pairs").
         seconds: pause between two lines; on a terminal the line is rewritten every second.
     """
 
-    def __init__(self, seconds: float = 15.0) -> None:
+    def __init__(self, noun: str = "pairs", seconds: float = 15.0) -> None:
+        self._noun = noun
         self._lock = threading.Lock()
         self._terminal = sys.stderr.isatty()
         self._pause = 1.0 if self._terminal else seconds
@@ -49,7 +51,7 @@ class Progress:
         left = self._total - self._before - self._done
         eta = f", about {_span(seconds / self._done * left)} left" if self._done and left else ""
         line = (
-            f"{self._before + self._done:,} of {self._total:,} questions, {self._pairs:,} pairs, "
+            f"{self._before + self._done:,} of {self._total:,} questions, {self._pairs:,} {self._noun}, "
             f"{self._tokens:,} tokens ({self._tokens / seconds:,.0f}/s){eta}"
         )
         end = "\n" if last or not self._terminal else ""

@@ -165,8 +165,9 @@ def _sample(
         stack.enter_context(closing(engine))
     manifest.begin(engines["model"].name)
     pipeline = _pipeline(method)
+    progress = Progress("solutions" if method == EVALUATE else "pairs")
     driver = Driver(
-        engines, Path(options.out), lambda question: pipeline(question, context), Progress()
+        engines, Path(options.out), lambda question: pipeline(question, context), progress
     )
     driver.run(questions.items)
 
