@@ -50,8 +50,9 @@ class Progress:
         seconds = max(now - self._began, 1e-9)
         left = self._total - self._before - self._done
         eta = f", about {_span(seconds / self._done * left)} left" if self._done and left else ""
+        done = self._before + self._done
         line = (
-            f"{self._before + self._done:,} of {self._total:,} questions, {self._pairs:,} {self._noun}, "
+            f"{done:,} of {self._total:,} questions, {self._pairs:,} {self._noun}, "
             f"{self._tokens:,} tokens ({self._tokens / seconds:,.0f}/s){eta}"
         )
         end = "\n" if last or not self._terminal else ""
