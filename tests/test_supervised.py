@@ -19,6 +19,7 @@ from prefkit.data.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
 from prefkit.train import checkpoint
 from tests.test_trainer import FirstGradient
+from tests.test_trainer_processes import run as run_processes
 from tests.trainer_cases import byte_tokenizer, logs_of, save_model, tiny_model, weights_of
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +178,42 @@ def made_by_another(folder: Path) -> Any:
     from prefkit import PreferenceConfig
 
     return PreferenceConfig(output_dir=str(folder))
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+from tests.test_supervised import trainer, ROWS
+from tests.trainer_cases import logs_of, tiny_model
+
+folder = Path(sys.argv[1])
+made = trainer(
+    folder, tiny_model(scale=3.0), max_steps=3, per_device_train_batch_size=int(sys.argv[2]),
+    gradient_accumulation_steps=2, eval_dataset=ROWS[:5], use_cpu=True,
+)
+made.train()
+evaluation = made.evaluate()["eval_loss"]
+if made.is_world_process_zero():
+    total = float(sum(p.detach().double().abs().sum() for p in made.model.parameters()))
+    losses = [line["loss"] for line in logs_of(made)]
+    result = {"losses": losses, "eval": evaluation, "weights": total}
+    (folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Their windows hold different numbers of tokens, and the mean runs over all of them."""
+    options: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    one = trainer(
+        tmp_path / "one", tiny_model(scale=3.0), max_steps=3, eval_dataset=ROWS[:5], **options
+    )
+    one.train()
+    two = run_processes(tmp_path / "two", 2, {}, TWO)
+    assert two["losses"] == pytest.approx([line["loss"] for line in logs_of(one)], rel=1e-5)
+    total = float(sum(p.detach().double().abs().sum() for p in one.model.parameters()))
+    assert two["weights"] == pytest.approx(total, rel=1e-6)
+    assert two["eval"] == pytest.approx(one.evaluate()["eval_loss"], rel=1e-5)
 
 
 # -- resume ---------------------------------------------------------------------------------------
