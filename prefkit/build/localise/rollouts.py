@@ -2,17 +2,19 @@
 
 From every prefix of a wrong solution several continuations are sampled. As long as some of them
 still reach the right answer the prefix may be right; the first prefix from which none does ends
-with the wrong step. Two kinds of luck blur this: a right prefix whose few continuations all fail,
-and a wrong one after which a second mistake makes good the first. So the counts are read together:
-successes are taken to have one rate up to the wrong step and a lower one after it, and the step is
-the one that makes the counts most likely. Where the lower rate is 0 and the other is not small,
-that is the first prefix without a success.
+with the wrong step. Luck blurs this in two ways: the few continuations of a right prefix may all
+fail, and after a wrong step a second mistake may make good the first. So a continuation whose own
+arithmetic is false does not count (unless no other is right), and the counts of all prefixes are
+read together: successes have one rate up to the wrong step and a lower one after it, and the step
+is the one that makes the counts most likely. With a lower rate of 0 and a higher one that is not
+small this is the first prefix without a success.
 """
 
 import math
 from collections.abc import Callable, Generator, Sequence
 
 from prefkit.build.engine import Completion, Request
+from prefkit.build.localise.equations import first_false
 from prefkit.build.localise.verdict import Verdict
 
 
@@ -48,8 +50,13 @@ def first_hopeless(
         for n in range(continuations)
     ]
     right = list(succeed(whole))
+    clean = [
+        is_right and first_false(completion.text.split("\n")).step is None
+        for is_right, completion in zip(right, completions, strict=True)
+    ]
+    counted = clean if any(clean) else right
     wins = [
-        sum(right[place * continuations : (place + 1) * continuations])
+        sum(counted[place * continuations : (place + 1) * continuations])
         for place in range(len(prefixes))
     ]
     if not any(wins):
