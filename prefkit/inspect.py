@@ -204,7 +204,7 @@ def _marked(views: list[TokenView]) -> Text:
     for (scored, weight), run_of in groupby(response, lambda v: (v.segment >= 0, v.weight)):
         run_text = "".join(view.text for view in run_of)
         if scored:
-            run_text = f"⟦{run_text}⟧" + ("" if weight == 1 else f"×{weight:g}")
+            run_text = f"⟦{run_text}⟧" + ("" if weight == 1 else f"×{weight:.3g}")
         text.append(run_text)
     return text
 
