@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu papers papers-quick clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -21,6 +21,8 @@ help:
 	@echo "make bench-long   one pair of 1024 + 1024 tokens, a quarter of an hour"
 	@echo "make bench-steps  whole optimiser steps beside TRL, rows from 1k to 32k tokens, plans beside runs"
 	@echo "make bench-full   every peer at every CPU size     make bench-gpu   the full set on a GPU"
+	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour)"
+	@echo "make papers-quick its machinery in five minutes; writes prefkit-output/papers-quick/papers.md"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: install
@@ -83,6 +85,13 @@ bench-full: install-bench
 # From a checkout without an installation: PYTHONPATH=.:kernels/torch-ext python -m benchmarks.run --gpu
 bench-gpu: install-bench
 	$(BIN)/python -m benchmarks.run --gpu
+
+# Two processes of one thread each; interrupted, it goes on where it stopped. Keep the machine idle.
+papers: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.papers
+
+papers-quick: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.papers --quick --fresh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -210,9 +210,9 @@ def _double(value: float) -> dict[str, float]:
 def test_tasks_run_once_and_none_begins_out_of_time(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl", {})
     tasks = [Task(f"t/{i}", _double, (i,), 1.0) for i in range(3)]
-    run(tasks[:2], journal, Clock(1.0, 0, planned=3.0))
+    run(tasks[:2], journal, Clock(1.0, 0, planned=3.0), tmp_path / "log")
     assert journal["t/1"]["accuracy"] == 2
-    run(tasks, journal, Clock(minutes=-1.0, workers=1, planned=3.0))
+    run(tasks, journal, Clock(-1.0, 1, planned=3.0), tmp_path / "log")
     assert "t/2" not in journal
 
 

@@ -24,7 +24,9 @@ QUICK = Size(seeds=(0, 1), tuning_seeds=(100,), test=100, validation=40, along=6
 
 def quick(regime: Regime) -> Regime:
     """A regime so small that only the machinery is seen to work."""
-    return replace(regime, pairs=16, steps=4, questions=40, habit=replace(regime.habit, steps=30))
+    return replace(
+        regime, pairs=8, steps=4, batch_size=8, questions=24, habit=replace(regime.habit, steps=30)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,18 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.papers", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=80, help="start nothing after this (80)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the tables (5)")
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, help="all (--quick: main)")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (2)")
     parser.add_argument("--quick", action="store_true", help="a small run; tests the machinery")
     parser.add_argument("--fresh", action="store_true", help="forget what has been measured")
     parser.add_argument("--report-only", action="store_true", help="only write the page")
     parser.add_argument("--out", type=Path, help="the page (docs/papers.md)")
     options = parser.parse_args(argv)
-    regimes = tuple(REGIMES[name] for name in options.regimes)
+    regimes = tuple(REGIMES[name] for name in options.regimes or REGIMES)
     comparison = Comparison(regimes, Size(seeds=tuple(range(options.seeds))), WORK / "papers")
     page = options.out or ROOT / "docs" / "papers.md"
     if options.quick:
-        regimes = tuple(quick(regime) for regime in regimes)
+        names = options.regimes or ["main"]
+        regimes = tuple(quick(REGIMES[name]) for name in names)
         comparison = Comparison(regimes, QUICK, WORK / "papers-quick")
         page = options.out or comparison.work / "papers.md"
     if options.fresh:

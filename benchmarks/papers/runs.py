@@ -1,6 +1,6 @@
 """The whole comparison as lists of tasks: prepare, choose settings, measure, regime by regime."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,16 @@ class Comparison:
     def run(self, journal: Journal, clock: Clock) -> None:
         """Does all that the journal does not have yet."""
         clock.planned = sum(task.expected for task in self._all_tasks() if task.key not in journal)
+        log = journal.path.with_name("processes.log")
         for regime in self.regimes:
             print(f"{regime.title}: {regime.about}", flush=True)
-            run(list(self._prepare(regime)), journal, clock)
-            run(self._ready(list(self._attempts(regime)), journal), journal, clock)
+            run(list(self._prepare(regime)), journal, clock, log)
+            run(self._ready(self._attempts(regime), journal), journal, clock, log)
             if not self.is_tuned(regime, journal):
                 return
-            run(self._ready(list(self._measures(regime, journal)), journal), journal, clock)
+            run(self._ready(self._measures(regime, journal), journal), journal, clock, log)
 
-    def _ready(self, tasks: list[Task], journal: Journal) -> list[Task]:
+    def _ready(self, tasks: Iterable[Task], journal: Journal) -> list[Task]:
         """Those whose seed has been prepared: where time ran out, some have not."""
         return [t for t in tasks if prepare_key(t.arguments[1], t.arguments[3]) in journal]
 

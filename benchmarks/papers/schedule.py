@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.journal import Journal
@@ -66,11 +67,12 @@ class Clock:
         return f"{self.elapsed / 60:5.1f} min of about {self.projection / 60:.0f}"
 
 
-def run(tasks: Sequence[Task], journal: Journal, clock: Clock) -> None:
+def run(tasks: Sequence[Task], journal: Journal, clock: Clock, log: Path) -> None:
     """Does the tasks that the journal does not have yet; stops starting new ones out of time.
 
     Args:
         clock: with 0 workers everything runs in this process.
+        log: a file for what the processes print.
 
     Raises:
         Exception: the first error of a task; those that are done are kept.
@@ -83,7 +85,7 @@ def run(tasks: Sequence[Task], journal: Journal, clock: Clock) -> None:
     if not waiting:
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(clock.workers, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(clock.workers, context, one_thread, (str(log),)) as pool:
         running: dict[Future, Task] = {}
         while waiting or running:
             while waiting and len(running) < clock.workers and not clock.is_over:
@@ -114,10 +116,14 @@ def timed(
     return function(*arguments), time.monotonic() - began
 
 
-def one_thread() -> None:
+def one_thread(log: str) -> None:
     """A process of its own shares the machine with another: one thread, and no chatter."""
     import logging
+    import os
 
+    with open(log, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     import torch
     import transformers
 

@@ -30,7 +30,7 @@ class Size:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    tuning_seeds: tuple[int, ...] = (100,)
+    tuning_seeds: tuple[int, ...] = (100, 101)
     test: int = 1000
     validation: int = 300
     along: int = 500
