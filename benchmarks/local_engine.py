@@ -111,10 +111,11 @@ def main() -> None:
                 started = time.process_time()
                 tokens = way(engine, texts, options.samples, options.tokens, top_p)
                 seconds = time.process_time() - started
-                share = (sum(clock.seconds for clock in clocks) - before) / seconds
+                inside = (sum(clock.seconds for clock in clocks) - before) / seconds
+                share = f"{inside:.1%}" if way is ours else "not told apart"
                 print(
                     f"| {top_p:g} | {name} | {tokens} | {seconds:.1f} | {tokens / seconds:.1f} | "
-                    f"{share:.1%} |",
+                    f"{share} |",
                     flush=True,
                 )
 
