@@ -39,7 +39,7 @@ $(BIN)/python:
 # torch first and pinned: nothing installed later may replace it.
 $(VENV)/.installed: $(BIN)/python pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
