@@ -16,12 +16,23 @@ from fractions import Fraction
 
 from prefkit.build.answers import final_answer
 from prefkit.build.localise import expression
-from prefkit.build.localise.calculations import Calculation, calculations
+from prefkit.build.localise.calculations import Calculation
 from prefkit.build.localise.equations import false_calculation, values
 from prefkit.build.localise.origins import known, stated
-from prefkit.build.localise.reference import Reachable, contains
+from prefkit.build.localise.reference import (
+    Made,
+    Reachable,
+    contains,
+    made_of,
+    polynomial,
+    readings,
+    told,
+)
 from prefkit.build.localise.verdict import Verdict
-from prefkit.build.rationals import leaves, value_of
+from prefkit.build.rationals import Number, Product, leaves, value_of
+
+_HUNDREDS = frozenset(map(Fraction, ("1", "100", "1/100")))
+_UNITS = frozenset(map(Fraction, (7, 12, 24, 60, 1000, 3600)))
 
 
 def locate(question: str, steps: Sequence[str], *, solution: str | None = None) -> Verdict:
@@ -49,12 +60,17 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
 class _Search:
     def __init__(self, question: str, steps: Sequence[str], solution: str | None) -> None:
         self.steps = steps
-        self.reachable = Reachable(question, solution) if solution else None
         self.answer = value_of(_bare(final_answer(solution) or "")) if solution else None
-        self.given = stated(question)
+        self.stated = value_of(_bare(final_answer("".join(steps)) or ""))
+        # A wrong answer makes it likely that an unusual way is a mistake.
+        wide = self.answer is None or self.stated is None or contains([self.answer], self.stated)
+        self.reachable = Reachable(question, solution, wide) if solution else None
+        self.stated_numbers = stated(question)
+        self.made: Made = {}
         context = " ".join([question, solution or ""])
-        self.sources = set(self.given | known(context) | stated(solution or ""))
-        self.told = [_told(step) for step in steps]
+        self.facts = known(context)
+        self.sources = set(self.stated_numbers | self.facts | stated(solution or ""))
+        self.told = [told(step) for step in steps]
 
     def wrong(self, place: int) -> str | None:
         """Why a step is wrong, or None; steps before it must have been asked about."""
@@ -62,12 +78,13 @@ class _Search:
         false = false_calculation(step)
         if false is not None:
             return f"false arithmetic: {false.text} (certain)"
-        told = self.told[place]
-        for calculation in told:
+        found = self.told[place]
+        for calculation in found:
             reason = self._off_the_way(calculation)
             if reason:
                 return reason
-        for calculation in told:
+        for calculation in found:
+            self._remember(calculation)
             self.sources |= set(values(calculation.left)) if calculation.left else set()
             self.sources.add(calculation.result.value)
         return None
@@ -76,12 +93,32 @@ class _Search:
         strange = self._strange(calculation)
         if strange is not None:
             return f"{_written(strange)} comes from nowhere in {calculation.text} (likely)"
-        if self.reachable is None or _is_trivial(calculation):
+        if self.reachable is None or self._is_conversion(calculation):
             return None
-        results = values(calculation.left) if calculation.left else [calculation.result.value]
-        if not any(self.reachable.has(value) for value in results):
+        if not self._is_reachable(calculation):
             return f"{calculation.text} is not on the way to the right answer (likely)"
         return None
+
+    def _is_reachable(self, calculation: Calculation) -> bool:
+        assert self.reachable is not None
+        if calculation.left is None:
+            return self.reachable.has(calculation.result.value)
+        made = readings(calculation.left, self.made, self.stated_numbers)
+        sums = [polynomial(calculation.left, put_in, True) for put_in in made]
+        return any(
+            self.reachable.has(value, made_of(found))
+            for value in values(calculation.left)
+            for found in sums
+            if found is not None
+        )
+
+    def _remember(self, calculation: Calculation) -> None:
+        if calculation.left is None:
+            return
+        made = readings(calculation.left, self.made, self.stated_numbers)[1]
+        found = polynomial(calculation.left, made, True)
+        if found is not None:
+            self.made.setdefault(calculation.result.value, found)
 
     def _strange(self, calculation: Calculation) -> Fraction | None:
         """The first operand that is no number of the question, no earlier result and no fact."""
@@ -96,33 +133,27 @@ class _Search:
                 return leaf.value
         return None
 
+    def _is_conversion(self, calculation: Calculation) -> bool:
+        """6 * 1 = 6, 50/100 = 0.5, 4 * 60 minutes: one number, written in another way."""
+        if calculation.left is None or not isinstance(calculation.left, Product | Number):
+            return False
+        operands = [leaf.value for leaf in leaves(calculation.left)]
+        units = (self.facts & _UNITS) - self.stated_numbers - set(self.made)
+        others = [x for x in operands if x not in units | _HUNDREDS]
+        return len(others) <= 1 and len(operands) <= 2
+
     def stops_short(self) -> Verdict:
         """Every step is in order: what of the answer?"""
         if self.answer is None or self.reachable is None:
             return Verdict(None, "no rule finds a wrong step")
-        stated_answer = value_of(_bare(final_answer("".join(self.steps)) or ""))
-        if stated_answer is None or contains([self.answer], stated_answer):
+        if self.stated is None or contains([self.answer], self.stated):
             return Verdict(None, "no rule finds a wrong step")
         last = next((i for i in reversed(range(len(self.steps))) if self.told[i]), None)
         if last is None or not any(
-            contains([calculation.result.value], stated_answer) for calculation in self.told[last]
+            contains([calculation.result.value], self.stated) for calculation in self.told[last]
         ):
             return Verdict(len(self.steps) - 1, "its answer is none of its results (a guess)")
         return Verdict(last, "its result is taken for the answer and is not (a guess)")
-
-
-def _told(step: str) -> list[Calculation]:
-    """What a step calculates, by its marks where it has any."""
-    found = calculations(step)
-    return [calculation for calculation in found if calculation.marked] or found
-
-
-def _is_trivial(calculation: Calculation) -> bool:
-    """6 * 1 = 6, 50/100 = 0.5: another way of writing a number."""
-    if calculation.left is None:
-        return False
-    operands = [leaf.value for leaf in leaves(calculation.left)]
-    return len([x for x in operands if x not in (0, 1, 100, Fraction(1, 100))]) <= 1
 
 
 def _bare(answer: str) -> str:
