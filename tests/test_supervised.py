@@ -198,6 +198,7 @@ if made.is_world_process_zero():
     losses = [line["loss"] for line in logs_of(made)]
     result = {"losses": losses, "eval": evaluation, "weights": total}
     (folder / "result.json").write_text(json.dumps(result))
+made.accelerator.end_training()  # both part in order, or the slower one may abort at exit
 """
 
 
