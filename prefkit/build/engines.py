@@ -8,6 +8,7 @@ from prefkit.build.engine import Engine
 from prefkit.build.fields import BuildFields
 from prefkit.build.local_model import load_tokenizer
 from prefkit.build.questions import Questions
+from prefkit.data.pair import Front
 from prefkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def open_engines(options: BuildFields, renderer: "Renderer | None") -> dict[str,
             server=options.server,
             server_model=options.server_model or (options.model if options.server else None),
             tokenizer=options.tokenizer,
+            end_ids=_end_of_turn(options, renderer),
             **settings,
         )
     }
@@ -55,6 +57,14 @@ def open_engines(options: BuildFields, renderer: "Renderer | None") -> dict[str,
             **settings,
         )
     return engines
+
+
+def _end_of_turn(options: BuildFields, renderer: "Renderer | None") -> tuple[int, ...]:
+    """What ends a solution under a chat template given as an option, and may be no EOS."""
+    if renderer is None or options.chat_template is None:
+        return ()
+    front = Front(prompt="?", prefix="", append_eos=True, source="chat_template", row=0)
+    return (renderer.end_id(front, is_chat=True),)
 
 
 def _settings(options: BuildFields) -> dict[str, Any]:

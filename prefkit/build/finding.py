@@ -16,6 +16,7 @@ from prefkit.build.fields import EVALUATE, BuildFields
 from prefkit.build.localise.judge import judge
 from prefkit.build.localise.program import locate
 from prefkit.build.localise.rollouts import first_hopeless
+from prefkit.build.localise.verdict import Verdict
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.questions import Question
 from prefkit.errors import ConfigError
@@ -46,30 +47,35 @@ class Finder:
     def first_wrong(
         self, question: Question, context: Context, attempt: Attempt
     ) -> Asking[int | None]:
-        """The 0-based first wrong step of a wrong solution; None = not found."""
+        """The 0-based first wrong step of a wrong solution; None = not found, or none is wrong but
+        one is missing at the end."""
         name = f"locate/{attempt.number}"
-        return (yield from self._ask(self.localiser, question, context, attempt.steps, name))
+        found = yield from self._ask(self.localiser, question, context, attempt.steps, name)
+        return None if found.step is None or found.step >= len(attempt.steps) else found.step
 
     def all_right(
         self, question: Question, context: Context, steps: Sequence[str], name: str
     ) -> Asking[bool]:
-        """Whether no step of a solution with a right answer is wrong; `name` is unique."""
+        """Whether no step of a solution with a right answer is wrong; `name` is unique.
+
+        A judge has to call every step right; the rules of a program have to find nothing.
+        """
         if self.filter == "none":
             return True
-        place = yield from self._ask(self.filter, question, context, steps, f"filter/{name}")
-        return place is None
+        found = yield from self._ask(self.filter, question, context, steps, f"filter/{name}")
+        return found.all_right if self.filter == "judge" else found.step is None
 
     def _ask(
         self, who: str, question: Question, context: Context, steps: Sequence[str], name: str
-    ) -> Asking[int | None]:
+    ) -> Asking[Verdict]:
         if who == "program":
-            return locate(question.text, list(steps), solution=question.solution).step
+            return locate(question.text, list(steps), solution=question.solution)
         if who == "judge":
             return (yield from _by_judge(question, context, steps, name))
         if who == "rollouts":
             return (yield from _by_rollouts(question, context, steps, name, self.rollouts))
         assert self._function is not None
-        return _checked(self.localiser, self._function, question, steps)
+        return Verdict(_checked(self.localiser, self._function, question, steps), self.localiser)
 
 
 def make_finder(options: BuildFields, method: str) -> Finder:
@@ -122,18 +128,19 @@ def _checked(path: str, function: Function, question: Question, steps: Sequence[
 
 def _by_judge(
     question: Question, context: Context, steps: Sequence[str], name: str
-) -> Asking[int | None]:
+) -> Asking[Verdict]:
     """One question to the judge, greedily; it is told a right solution, or at least the answer."""
     known = question.solution or f"The answer is {question.answer}."
-    verdict = yield from judge(
-        question.text, known, steps, lambda text: context.judge_request(question, name, text)
+    return (
+        yield from judge(
+            question.text, known, steps, lambda text: context.judge_request(question, name, text)
+        )
     )
-    return verdict.step
 
 
 def _by_rollouts(
     question: Question, context: Context, steps: Sequence[str], name: str, count: int
-) -> Asking[int | None]:
+) -> Asking[Verdict]:
     options = context.options
 
     def request(prefix: list[str], number: int) -> Request:
@@ -149,5 +156,4 @@ def _by_rollouts(
         whole = [t if t.startswith(options.opening) else options.opening + t for t in texts]
         return [grade.correct for grade in context.grade(question, whole, Outcome(question.id))]
 
-    verdict = yield from first_hopeless(steps, request, succeed, count)
-    return verdict.step
+    return (yield from first_hopeless(steps, request, succeed, count))

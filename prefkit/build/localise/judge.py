@@ -84,7 +84,8 @@ def parse_verdict(text: str, count: int) -> Verdict:
             if not 1 <= number <= count:
                 return Verdict(None, f"the judge speaks of step {number} of {count}")
             return Verdict(number - 1, f"the judge calls the step {verdicts[number]} (likely)")
-    return Verdict(None, "the judge calls every step correct")
+    every = set(range(1, count + 1)) <= set(verdicts)
+    return Verdict(None, "the judge calls every step correct", all_right=every)
 
 
 def judge(

@@ -11,7 +11,10 @@ class Verdict:
         step: 0-based; None = no wrong step was found, or it cannot be told.
         reason: why, in words for the log; where the rules differ in how far to trust them it ends
             with "(certain)", "(likely)" or "(a guess)".
+        all_right: every step was looked at and called right; without it, step None says only that
+            nothing was found, or that a judge could not be understood.
     """
 
     step: int | None
     reason: str
+    all_right: bool = False
