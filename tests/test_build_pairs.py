@@ -158,3 +158,84 @@ def test_three_kills_change_nothing(tmp_path: Path) -> None:
     manifests = [json.loads((out / "manifest.json").read_text()) for out in (whole, killed)]
     assert manifests[0]["counts"] == manifests[1]["counts"]
     assert len(manifests[1]["runs"]) == 4
+
+
+# -- shards, and the stages of cDPO ------------------------------------------------------------
+
+
+def test_joined_shards_are_the_whole_build_and_cdpo_weighs_them(tmp_path: Path) -> None:
+    options = {**SMALL, "max_questions": None, **LOOSE["cdpo"], "samples": 8}
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(Path(QUESTIONS, "a.jsonl").read_text().splitlines(True)[:16]))
+
+    def run(name: str, **more: Any) -> Any:
+        return build("cdpo", str(path), model=MODEL, out=str(tmp_path / name), **options, **more)
+
+    whole = run("whole")
+    parts = [run(f"part{i}", shard=f"{i}/2") for i in (1, 2)]
+    assert all(part.manifest["weighted"] is False for part in parts)
+    assert "rejected_weights" not in read(parts[0].rows)[0]
+    joined = run("joined", join=[str(tmp_path / "part1"), str(tmp_path / "part2")])
+    assert joined.manifest["counts"] == whole.manifest["counts"]
+    assert [row["id"] for row in read(joined.rows)] == [row["id"] for row in read(whole.rows)]
+    for ours, theirs in zip(read(joined.rows), read(whole.rows), strict=True):
+        assert faults("cdpo", ours) == []
+        assert ours["rejected_weights"] == theirs["rejected_weights"]
+        assert len(ours["rejected_weights"]["ids"]) == len(ours["rejected"])  # a token a character
+        assert all(0 <= weight <= 1 for weight in ours["rejected_weights"]["weights"])
+    assert joined.manifest["contrast"]["positive"]["rows"] > 4
+
+
+def test_a_shard_of_other_options_is_not_joined(tmp_path: Path) -> None:
+    small = {**SMALL, "max_questions": 4}
+    build("dpo", QUESTIONS, model=MODEL, out=str(tmp_path / "a"), samples=4, **small)
+    with pytest.raises(ConfigError, match="built with samples 4, here it is 8"):
+        build(
+            "dpo",
+            QUESTIONS,
+            model=MODEL,
+            out=str(tmp_path / "b"),
+            join=[str(tmp_path / "a")],
+            **small,
+        )
+
+
+def test_rollouts_find_the_step_from_end_to_end(tmp_path: Path) -> None:
+    small = {**SMALL, "max_questions": 8}
+    given = {**small, **LOOSE["step-dpo"], "localiser": "rollouts", "process_filter": "program"}
+    rows = read(build("step-dpo", QUESTIONS, model=MODEL, out=str(tmp_path), **given).rows)
+    assert rows
+    agreed = [not faults("step-dpo", row) for row in rows]
+    assert sum(agreed) >= len(agreed) / 2  # a guess by sampling, unlike the program's
+    keys = [line["key"] for line in read(tmp_path / "completions.jsonl")]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_localiser_of_ones_own_is_asked_and_checked(tmp_path: Path) -> None:
+    given = {**SMALL, "max_questions": 6, **LOOSE["step-dpo"]}
+    name = "tests.test_build_pairs:true_step"
+    result = build(
+        "step-dpo", QUESTIONS, model=MODEL, out=str(tmp_path / "a"), localiser=name, **given
+    )
+    assert [faults("step-dpo", row) for row in read(result.rows)] == [[]] * result.count
+    with pytest.raises(ConfigError, match="gave 99 for a solution of"):
+        build(
+            "step-dpo",
+            QUESTIONS,
+            model=MODEL,
+            out=str(tmp_path / "b"),
+            localiser="tests.test_build_pairs:nonsense",
+            **given,
+        )
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        build("step-dpo", QUESTIONS, model=MODEL, out=str(tmp_path / "c"), localiser="no:where")
+
+
+def true_step(question: str, steps: list[str], solution: str | None) -> int | None:
+    """The first wrong step of the tiny world, for a solution that does not stop short."""
+    first = world.check(world.parse_prompt(question), "".join(steps)).first_wrong
+    return first if first is not None and first < len(steps) else None
+
+
+def nonsense(question: str, steps: list[str], solution: str | None) -> int:
+    return 99

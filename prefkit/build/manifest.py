@@ -22,10 +22,11 @@ from prefkit.build.questions import Questions
 from prefkit.errors import ConfigError
 
 MANIFEST = "manifest.json"
-# They may differ from one run of a build to the next: what comes out stays the same.
+# They may differ from one run of a build to the next: what comes out stays the same (with another
+# batch_size up to the rounding of what is still to be sampled).
 FREE = (
     *("out", "questions", "model", "server", "concurrency", "timeout", "retries"),
-    *("grading_workers", "judge_server", "join"),
+    *("batch_size", "grading_workers", "judge_server", "join"),
 )
 _PACKAGES = ("torch", "transformers", "math-verify", "openai", "peft")
 _END = 1 << 20  # bytes at either end of a file of weights that speak for all of it
