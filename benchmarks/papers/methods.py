@@ -102,10 +102,10 @@ class Regime:
     methods: tuple[str, ...]
     tuned_in: str
     habit: Habit = field(default_factory=Habit)
-    pairs: int = 48
-    steps: int = 12
+    pairs: int = 64
+    steps: int = 16
     batch_size: int = 16
-    questions: int = 120
+    questions: int = 110
     grader: str | None = None
     extra: tuple[tuple[str, str], ...] = ()
 
@@ -116,7 +116,7 @@ REGIMES = {
         Regime(
             name="main",
             title="Few pairs, long chains",
-            about="Exact answers; every method learns from 48 examples, four times.",
+            about="Exact answers; every method learns from 64 examples, four times.",
             methods=tuple(METHODS),
             tuned_in="main",
             extra=(("tdpo1", "dpo"), ("tdpo2", "dpo")),
@@ -128,10 +128,12 @@ REGIMES = {
                 "The same, but an answer counts as right in the data if it is on the right side of "
                 "50: many right answers come from wrong steps. Accuracy is still measured exactly."
             ),
-            methods=("sft-own", "dpo", "step-dpo", "scdpo", "tdpo2", "cdpo"),
+            methods=("sft-own", "dpo", "step-dpo", "tdpo2", "cdpo"),
             tuned_in="main",
             grader="benchmarks.papers.verifier:same_half",
-            questions=200,
+            questions=320,
+            pairs=48,
+            steps=12,
         ),
     )
 }
