@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Generator
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from prefkit.build.engine import Completion, Request
 from prefkit.build.localise.equations import first_false
 from prefkit.build.localise.judge import judge, judge_prompt, parse_verdict
+from prefkit.build.localise.origins import stated
 from prefkit.build.localise.program import locate
 from prefkit.build.localise.rollouts import first_hopeless, last_with_hope
 from prefkit.build.localise.verdict import Verdict
@@ -54,6 +57,7 @@ FALSE = [
     "1,200 + 300 = 1,600",
     "100/3 = 33.4",
     "20% of 50 = 12",
+    "4 cars / 20 cars * 100% = 25%",
     "36 tickets + 12 tickets + 24 tickets = 73 tickets",
     "$9 × 2 = $19",
     "1/4 + 0 = 0.3 + 0 = 0.4",
@@ -78,6 +82,15 @@ def test_no_text_takes_long() -> None:
     hostile += ["<<" * 10**5, "2^(2^(2^99)) = 4", "1 of " * 10**4 + "= 3", "- " * 10**4 + "1 = 1"]
     found = locate("What is it? 9^9^9 " + "7" * 10**5, hostile, solution="9^9^9 = 7\n#### 7")
     assert isinstance(found, Verdict)
+
+
+def test_numbers_of_a_question_are_read_in_digits_and_words() -> None:
+    text = "Two thirds of 1,200 are 25% of a dozen; half of twenty-five, a fifth, 1 1/2, at 6 PM"
+    found = stated(text)
+    expected = ("2/3", "1200", "25", "1/4", "12", "1/2", "1/5", "3/2", "6", "20")
+    assert {Fraction(x) for x in expected} <= found
+    assert Fraction(1, 4) not in stated("The fourth player ate a third of it")
+    assert Fraction(1, 3) in stated("The fourth player ate a third of it")
 
 
 # ------------------------------------------------------------------------------------ expressions
@@ -290,15 +303,10 @@ def test_rollouts_find_the_wrong_step_of_the_tiny_model() -> None:
     for place, found in enumerate(wrong):
         asking = first_hopeless(
             split_steps(found.text, "lines"),
-            lambda prefix, n, place=place, found=found: Request(
-                key=f"{place}/{len(prefix)}/{n}", text=found.problem.prompt + "".join(prefix),
-                temperature=1.0, max_tokens=50, seed=n,
-            ),
-            lambda texts, found=found: [
-                world.check(found.problem, text).answer_right for text in texts
-            ],
+            partial(tiny_request, found.problem, place),
+            partial(tiny_success, found.problem),
             continuations=12,
-        )  # fmt: skip
+        )
         askings.append(asking)
         waiting.append(next(asking))
     written = continued(model, tokenizer, [r.text for requests in waiting for r in requests])
@@ -318,6 +326,15 @@ def test_rollouts_find_the_wrong_step_of_the_tiny_model() -> None:
     assert near >= 0.85 * decided
 
 
+def tiny_request(problem: world.Problem, place: int, prefix: list[str], number: int) -> Request:
+    return Request(key=f"{place}/{len(prefix)}/{number}", text=problem.prompt + "".join(prefix),
+                   temperature=1.0, max_tokens=50, seed=number)  # fmt: skip
+
+
+def tiny_success(problem: world.Problem, texts: list[str]) -> list[bool]:
+    return [world.check(problem, text).answer_right for text in texts]
+
+
 def continued(model: Any, tokenizer: Any, texts: list[str]) -> Any:
     """A sampled continuation of each text, in their order, batched by length."""
     import torch
@@ -330,7 +347,8 @@ def continued(model: Any, tokenizer: Any, texts: list[str]) -> Any:
             ids = tokenizer([texts[i] for i in places], return_tensors="pt")["input_ids"]
             out = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,
-                max_new_tokens=world.PROMPT_LENGTH + world.SOLUTION_LENGTH + 1 - length, pad_token_id=tokenizer.eos_token_id,
+                max_new_tokens=world.PROMPT_LENGTH + world.SOLUTION_LENGTH + 1 - length,
+                pad_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             texts_of = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             found.update(zip(places, texts_of, strict=True))

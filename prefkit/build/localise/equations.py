@@ -74,6 +74,8 @@ def is_right(
     for left, (right, decimals, whole) in itertools.product(lefts, sides):
         if whole and isinstance(found.right, Number):
             decimals = found.right.decimals
+        if found.result.percent and right == found.result.value / 100:
+            decimals += 2
         for factor in factors:
             if close(left * factor, right, decimals, found.rough or cut):
                 return True

@@ -25,8 +25,11 @@ _PARTS = {
     "half": 2, "halves": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5, "sixth": 6,
     "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
+# "a third", "two fifths", "one-fourth of" are shares; "the third player" is not.
 _PART = re.compile(
-    rf"\b(?:(?P<above>{'|'.join(_ONES[1:])}|\d+)[\s-]+)?(?P<part>{'|'.join(_PARTS)})s?\b", re.I
+    rf"\b(?:(?P<above>{'|'.join(_ONES[1:])}|an?|\d+)[\s-]+(?P<part>{'|'.join(_PARTS)})s?"
+    rf"|(?P<half>half|halves|quarters?)|(?P<of>{'|'.join(_PARTS)})s?(?=\s+(?:of|as)))\b",
+    re.I,
 )
 _COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[\s-]({'|'.join(_ONES[1:10])})\b", re.I)
 _SCALED = re.compile(rf"\b({'|'.join(_ONES[1:10])}|[\d.]+)\s+(hundred|thousand|million)\b", re.I)
@@ -77,9 +80,11 @@ def stated(text: str) -> frozenset[Fraction]:
             found |= {part, Fraction(int(match[2])), Fraction(int(match[3]))}
             found |= {part + int(match[1])} if match[1] and len(match[1]) < 20 else set()
     for match in _PART.finditer(text):
-        below = _PARTS[match["part"].lower()]
-        above = (match["above"] or "1").lower()
-        found |= {Fraction(_WORDS.get(above) or int(above[:20]), below), Fraction(below)}
+        word = (match["part"] or match["half"] or match["of"]).lower()
+        below = _PARTS.get(word) or _PARTS[word.rstrip("s")]
+        above = (match["above"] or "one").lower()
+        count = 1 if above in ("a", "an") else _WORDS.get(above) or int(above[:20])
+        found |= {Fraction(count, below), Fraction(below)}
     for match in _COMPOUND.finditer(text.lower()):
         found.add(Fraction(_WORDS[match[1]] + _WORDS[match[2]]))
     for match in _SCALED.finditer(text.lower()):

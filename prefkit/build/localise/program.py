@@ -19,15 +19,8 @@ from prefkit.build.localise import expression
 from prefkit.build.localise.calculations import Calculation
 from prefkit.build.localise.equations import false_calculation, values
 from prefkit.build.localise.origins import known, stated
-from prefkit.build.localise.reference import (
-    Made,
-    Reachable,
-    contains,
-    made_of,
-    polynomial,
-    readings,
-    told,
-)
+from prefkit.build.localise.reference import Reachable, contains, told
+from prefkit.build.localise.terms import Made, made_of, polynomial, readings
 from prefkit.build.localise.verdict import Verdict
 from prefkit.build.rationals import Number, Product, leaves, value_of
 
