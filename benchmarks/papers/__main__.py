@@ -16,6 +16,7 @@ from benchmarks.papers.methods import REGIMES, Regime
 from benchmarks.papers.runs import Comparison
 from benchmarks.papers.schedule import Clock
 from benchmarks.papers.tasks import Size
+from prefkit.errors import PrefkitError
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "prefkit-output"
@@ -56,13 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     clock = Clock(options.minutes, options.workers, planned=0.0)
-    if not options.report_only:
-        comparison.run(journal, clock)
+    failed = False
+    try:
+        if not options.report_only:
+            comparison.run(journal, clock)
+    except PrefkitError as error:  # what was measured before is worth its page
+        failed = True
+        print(f"stopped: {error}", flush=True)
     from benchmarks.papers.page import write_page
 
     for path in write_page(comparison, journal, page, clock):
         print(f"wrote {path}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ class Journal:
     Args:
         path: the file.
         terms: what the run's figures depend on. A journal kept under other terms is refused.
+
+    Attributes:
+        begun: {"date", "commit"} of the run's beginning.
+        records: by key.
 
     Raises:
         ValueError: the journal belongs to other terms.
@@ -24,9 +29,12 @@ class Journal:
         terms = json.loads(json.dumps(terms))  # tuples as lists, as they come back from the file
         if lines and lines[0] != {"terms": terms}:
             raise ValueError(f"{path} is from a run with other terms: move it, or use --fresh.")
-        if not lines:
+        self.begun = lines[1] if len(lines) > 1 else _begun()
+        if len(lines) < 2:
+            path.unlink(missing_ok=True)
             self._append({"terms": terms})
-        for record in lines[1:]:
+            self._append(self.begun)
+        for record in lines[2:]:
             self.records[record["key"]] = record
 
     def __contains__(self, key: str) -> bool:
@@ -45,6 +53,12 @@ class Journal:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _begun() -> dict[str, Any]:
+    from benchmarks import machine
+
+    return {"date": str(date.today()), "commit": machine.commit()}
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

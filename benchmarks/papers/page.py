@@ -1,6 +1,5 @@
 """Writes docs/papers.md: tables, picture and what follows from them, all from the journal."""
 
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ and 0.6 M parameters need not hold for a language model.
   to right or from right to left as the first line says (`benchmarks/papers/world.py`). Two right
   solutions of a problem may share no line, and every line can be checked.
 - **Start.** A decoder that makes no mistakes (shipped) takes up a habit, anew for every seed: a
-  teacher that forgets the carry or borrow in 60 % of the cases where the operand is 7 or 9, never
-  elsewhere (60 steps of 24 solutions). Errors are then rare a step and common a solution.
+  teacher that forgets the carry or borrow in {rate:.0%} of the cases where the operand is {weak},
+  never elsewhere ({steps} steps of {batch} solutions). Errors are rare a step, common a solution.
 - **Pairs.** Each seed's own, by `prefkit build dpo`, `step-dpo`, `scdpo` and `cdpo` from samples of
   its start at temperature 1. Every method learns from as many examples, in as many steps of as many
   examples: fine-tuning from solutions (references for the questions of the DPO pairs, or the right
@@ -50,6 +49,7 @@ _LIMITS = """\
 
 - One world, one size of model, one kind of mistake; skill shipped, so its training is one seed.
 - The settings are the best of a coarse grid for few steps, not those of the papers.
+- Reference solutions are right in every step, which pairs made by answers alone do not know of.
 - The program that finds the first wrong step for Step-DPO knows arithmetic and is never wrong about
   a line: an advantage that a judge model does not have.
 - KL grows with what is learnt: where the start is wrong, being right is far from it. It compares
@@ -68,7 +68,7 @@ def write_page(
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = path.with_suffix(".png")
     drawn = plot(found, picture)
-    parts = [_INTRO, _facts(comparison, journal, clock)]
+    parts = [_intro(comparison), _facts(comparison, journal, clock)]
     for findings in found:
         parts.append(_regime(findings, comparison, journal))
     if drawn:
@@ -79,14 +79,28 @@ def write_page(
     return [path, picture] if drawn else [path]
 
 
+def _intro(comparison: Comparison) -> str:
+    habit = comparison.regimes[0].habit
+    text = _INTRO.format(
+        rate=habit.weak_rate,
+        weak=" or ".join(map(str, habit.weak)),
+        steps=habit.steps,
+        batch=habit.batch_size,
+    )
+    if comparison.size.points < len(METHODS["dpo"].grid):
+        text += "\n\n**A small run: it shows that the machinery works. Its figures mean nothing.**"
+    return text
+
+
 def _facts(comparison: Comparison, journal: Journal, clock: Clock | None) -> str:
     size = comparison.size
     facts = machine.facts("cpu")
+    begun = journal.begun
     spent = sum(record["seconds"] for record in journal.records.values()) / 60
     workers = clock.workers if clock else 2
     lines = [
-        f"{date.today()}, {facts['hardware']}, {workers} processes of one thread, torch "
-        f"{facts['torch']}, transformers {facts['transformers']}, commit {facts['commit']}. "
+        f"{begun['date']}, {facts['hardware']}, {workers} processes of one thread, torch "
+        f"{facts['torch']}, transformers {facts['transformers']}, commit {begun['commit']}. "
         f"{len(journal.records)} tasks, {spent:.0f} minutes of one core. Not measured on a GPU.",
         f"{len(size.seeds)} seeds, {size.test} test problems and {size.along} samples for the KL a "
         f"seed; settings chosen with {len(size.tuning_seeds)} further start(s) on "
