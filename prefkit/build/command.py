@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import typing
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,8 @@ def _quiet() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    for module in ("transformers", "peft"):  # of options that are not the user's
+        warnings.filterwarnings("ignore", module=module)
 
 
 def parse(method: str, words: Sequence[str], flags: dict[str, list[str]]) -> BuildFields:

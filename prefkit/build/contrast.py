@@ -184,7 +184,7 @@ def _make_trainer(
     settings: ContrastSettings,
     progress: bool,
 ) -> "SupervisedTrainer":
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, ProgressCallback
 
     from prefkit.model.loading import load_model, load_tokenizer
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
@@ -215,7 +215,26 @@ def _make_trainer(
         peft_config=_lora(settings),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if progress:
+        trainer.add_callback(_bar(folder.name))
     return trainer
+
+
+def _bar(name: str) -> Any:
+    """A bar with the model's name and the time left, and without a line for every log."""
+    from transformers import ProgressCallback
+
+    class Bar(ProgressCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            super().on_train_begin(args, state, control, **more)
+            if self.training_bar is not None:
+                self.training_bar.set_description(f"Training the {name} model")
+
+        def on_log(self, *_: Any, **more: Any) -> None:
+            return
+
+    return Bar()
 
 
 def _lora(settings: ContrastSettings) -> Any:
