@@ -133,7 +133,7 @@ class BuildFields:
     localiser: str = "program"
     """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
     0-based step or None."""
-    rollouts: int = 8
+    rollouts: int = 16
     """Continuations a prefix, for localiser rollouts."""
     mistakes_per_question: int = 2
     """Most wrong solutions a question that are followed up."""
