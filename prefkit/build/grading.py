@@ -106,6 +106,21 @@ class Grader:
             grades[place] = _result(future, answer, self.seconds)
         return [grade for grade in grades if grade is not None]
 
+    def try_out(self, gold: str) -> None:
+        """Compares a right answer with itself, before anything is sampled.
+
+        Raises:
+            ConfigError: the grading function raises, takes other arguments, or gives no bool.
+        """
+        if self.function == DEFAULT_FUNCTION:
+            return
+        grade = _result(self._schedule(gold, gold, False), gold, self.seconds)
+        if grade.how in ("error", "timeout"):
+            raise ConfigError(
+                f"grader {self.function} fails on the right answer {gold[:80]!r} itself: "
+                f"{grade.note}. It must take (answer, right answer) and give True or False."
+            )
+
     def close(self) -> None:
         """Ends the workers; answers still under way are given up. May be called twice."""
         with self._lock:
@@ -221,4 +236,7 @@ def _work(path: str, text: str, gold: str, way: str | None) -> tuple[bool, str |
         return False, None
     # Deep recursion ends in an exception, never in a crashed stack.
     sys.setrecursionlimit(3000)
-    return bool(load_function(path)(answer, gold)), answer
+    verdict = load_function(path)(answer, gold)
+    if not isinstance(verdict, bool):
+        raise TypeError(f"it gave {verdict!r}, not True or False")
+    return verdict, answer

@@ -22,12 +22,21 @@ from prefkit.build.rationals import (
 )
 
 _QUESTION = re.compile(r"\s*([\d\s.,+\-*/()×÷−·]+?)\s*=?\s*[?_]*\s*")
+_BARE = re.compile(r"[\d\s.,+\-*/()×÷−·=]+")
 _CHARACTERS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", " ": None, "\t": None})
 
 
 def is_expression(question: str) -> bool:
     """Whether a question is one expression of two numbers or more, and nothing else."""
     return _tree(question) is not None
+
+
+def is_plain(steps: Sequence[str]) -> bool:
+    """Whether a solution is written as bare calculations, one a step ("47+8=55"), so that each of
+    its steps can be compared; judged by its first step, and by no step having two lines."""
+    first = steps[0] if steps else ""
+    bare = _BARE.fullmatch(first.strip()) is not None
+    return bare and not any("\n" in step.strip() for step in steps)
 
 
 def first_wrong(question: str, steps: Sequence[str]) -> Verdict:

@@ -1,7 +1,7 @@
 """The first wrong step by rule, without a model.
 
-A question that is an arithmetic expression has one right solution, and every step is compared
-with it. For any other question a step is wrong if
+A question that is an arithmetic expression, solved from the left in bare calculations, one a step,
+has one right solution, and every step is compared with it. Otherwise a step is wrong if
 
 1. a calculation in it is false (certain),
 2. it calculates with a number that nobody gave (likely), or
@@ -40,7 +40,7 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
         The 0-based step. For an expression it can be the index after the last step: a step is
         missing. None: nothing wrong was found, which does not mean that all is right.
     """
-    if expression.is_expression(question):
+    if expression.is_expression(question) and expression.is_plain(steps):
         return expression.first_wrong(question, steps)
     search = _Search(question, steps, solution)
     for place in range(len(steps)):
