@@ -8,9 +8,9 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 
-from prefkit.build.engine import Completion, Request, seed_of
-from prefkit.build.grading import Grader
-from prefkit.build.local_engine import LocalEngine
+from prefkit.build.engines.base import Completion, Request, seed_of
+from prefkit.build.engines.local import LocalEngine
+from prefkit.build.grading.grader import Grader
 from prefkit.build.localise.program import locate
 from prefkit.build.localise.rollouts import first_hopeless
 from prefkit.build.pipeline import Asking, together

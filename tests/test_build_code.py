@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.build.code_blocks import split_code_steps
+from prefkit.build.code.blocks import split_code_steps
+from prefkit.build.code.interpreter import PythonInterpreter
 from prefkit.build.context import Context, tokenize_options
-from prefkit.build.engine import Completion, Request
+from prefkit.build.engines.base import Completion, Request
 from prefkit.build.fields import BuildFields, resolve
 from prefkit.build.finding import Finder
-from prefkit.build.grading import Grader
-from prefkit.build.interpreter import PythonInterpreter
+from prefkit.build.grading.grader import Grader
 from prefkit.build.pipeline import Outcome
 from prefkit.build.questions import Question
 from prefkit.build.run import build

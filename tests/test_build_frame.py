@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.build.command import parse
-from prefkit.build.engine import Completion, Request, seed_of
+from prefkit.build.engines.base import Completion, Request, seed_of
 from prefkit.build.fields import BuildFields, resolve
 from prefkit.build.journal import Journal, read_lines
 from prefkit.build.manifest import Manifest

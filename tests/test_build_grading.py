@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prefkit.build.answers import final_answer
-from prefkit.build.equality import equal
-from prefkit.build.grading import Grader
+from prefkit.build.grading.answers import final_answer
+from prefkit.build.grading.equality import equal
+from prefkit.build.grading.grader import Grader
 from prefkit.errors import ConfigError
 
 pytest.importorskip("math_verify", reason="grading needs math-verify: pip install 'prefkit[build]'")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.build.code_blocks import code_of, is_closed, join_blocks, output_block, split_blocks
-from prefkit.build.engine import Completion, Request
-from prefkit.build.interpreter import CUT, PythonInterpreter
-from prefkit.build.tools import continue_with_tools
+from prefkit.build.code.blocks import code_of, is_closed, join_blocks, output_block, split_blocks
+from prefkit.build.code.interpreter import CUT, PythonInterpreter
+from prefkit.build.code.tools import continue_with_tools
+from prefkit.build.engines.base import Completion, Request
 from prefkit.data.blocks import render_content
 from prefkit.data.row import Row
 from prefkit.errors import ConfigError

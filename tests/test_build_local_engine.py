@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from prefkit.build.engine import Request, seed_of
-from prefkit.build.local_engine import LocalEngine
-from prefkit.build.row_sampling import draws_of, keep_nucleus, pick
-from prefkit.build.stops import cut_at_stop
+from prefkit.build.engines.base import Request, seed_of
+from prefkit.build.engines.local import LocalEngine
+from prefkit.build.engines.row_sampling import draws_of, keep_nucleus, pick
+from prefkit.build.engines.stops import cut_at_stop
 from prefkit.demo.run import MODEL
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefkit.build.engine import Completion, Request
+from prefkit.build.engines.base import Completion, Request
 from prefkit.build.localise.equations import first_false
 from prefkit.build.localise.judge import judge, judge_prompt, parse_verdict
 from prefkit.build.localise.origins import stated

@@ -11,12 +11,12 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefkit.build.connect import connect
-from prefkit.build.engine import Request, seed_of
-from prefkit.build.local_engine import LocalEngine
-from prefkit.build.patience import Patience, Unfinished
-from prefkit.build.server_engine import ServerEngine, _completion, _normal
-from prefkit.build.server_kinds import OTHER, VLLM, Server, body_of, choose_model
+from prefkit.build.engines.base import Request, seed_of
+from prefkit.build.engines.connect import connect
+from prefkit.build.engines.local import LocalEngine
+from prefkit.build.engines.patience import Patience, Unfinished
+from prefkit.build.engines.server import ServerEngine, _completion, _normal
+from prefkit.build.engines.server_kinds import OTHER, VLLM, Server, body_of, choose_model
 from prefkit.demo.run import MODEL
 from prefkit.errors import ConfigError, PrefkitError
 from tests.serving import free_port, serving

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefkit.build.context import Context
-from prefkit.build.engine import Completion, Request
+from prefkit.build.engines.base import Completion, Request
 from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.questions import Question
 
@@ -61,7 +61,7 @@ def ask(
     """
     if context.interpreter is None:
         return (yield list(requests))
-    from prefkit.build.tools import continue_with_tools
+    from prefkit.build.code.tools import continue_with_tools
 
     interpreter = context.interpreter
     return (

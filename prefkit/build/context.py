@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prefkit.build.code_blocks import split_code_steps
-from prefkit.build.engine import Request, seed_of
+from prefkit.build.code.blocks import split_code_steps
+from prefkit.build.engines.base import Request, seed_of
 from prefkit.build.fields import BuildFields
 from prefkit.build.pipeline import Outcome
 from prefkit.build.questions import Question
@@ -13,9 +13,9 @@ from prefkit.data.pair import Front, Message
 from prefkit.data.render import TokenizeOptions
 
 if TYPE_CHECKING:
+    from prefkit.build.code.interpreter import Interpreter
     from prefkit.build.finding import Finder
-    from prefkit.build.grading import Grade, Grader
-    from prefkit.build.interpreter import Interpreter
+    from prefkit.build.grading.grader import Grade, Grader
     from prefkit.data.render import Renderer
 
 

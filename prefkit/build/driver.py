@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from prefkit.build.engine import Completion, Engine, Request
+from prefkit.build.engines.base import Completion, Engine, Request
 from prefkit.build.journal import Journal, read_lines
 from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.progress import Progress

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefkit.build.attempts import Attempt
 from prefkit.build.context import Context
-from prefkit.build.engine import Request
+from prefkit.build.engines.base import Request
 from prefkit.build.fields import EVALUATE, BuildFields
 from prefkit.build.localise.judge import judge
 from prefkit.build.localise.program import locate

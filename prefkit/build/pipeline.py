@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from prefkit.build.engine import Completion, Request
+from prefkit.build.engines.base import Completion, Request
 
 T = TypeVar("T")
 Asking = Generator[list[Request], list[Completion], T]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.build.attempts import Attempt
-from prefkit.build.code_blocks import split_blocks
+from prefkit.build.code.blocks import split_blocks
 from prefkit.build.context import Context
 from prefkit.build.questions import Question
 

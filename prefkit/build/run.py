@@ -26,8 +26,8 @@ from prefkit.build.shards import join, missing
 from prefkit.errors import ConfigError, PrefkitError
 
 if TYPE_CHECKING:
+    from prefkit.build.code.interpreter import Interpreter
     from prefkit.build.context import Context
-    from prefkit.build.interpreter import Interpreter
 
 PAIRS, SOLUTIONS = "pairs.jsonl", "solutions.jsonl"
 
@@ -145,9 +145,9 @@ def _sample(
     """All that needs a model: every question's pipeline to its end."""
     from prefkit.build.context import Context
     from prefkit.build.driver import Driver
-    from prefkit.build.engines import open_engines, open_renderer
+    from prefkit.build.engines.open import open_engines, open_renderer
     from prefkit.build.finding import make_finder
-    from prefkit.build.grading import DEFAULT_FUNCTION, Grader
+    from prefkit.build.grading.grader import DEFAULT_FUNCTION, Grader
 
     grader = stack.enter_context(
         Grader(
@@ -186,7 +186,7 @@ def _interpreter(options: BuildFields, questions: Questions) -> "Interpreter | N
             "interpreter: python writes rows of messages, which training reads in chat form. Add "
             "--string_prompts chat, so that the questions are put in chat form too."
         )
-    from prefkit.build.interpreter import PythonInterpreter
+    from prefkit.build.code.interpreter import PythonInterpreter
 
     return PythonInterpreter()
 

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from prefkit.build.rationals import MAX_DIGITS, Node, Number, Sum, Token, Unreadable, number, parse
+from prefkit.build.grading.rationals import (
+    MAX_DIGITS,
+    Node,
+    Number,
+    Sum,
+    Token,
+    Unreadable,
+    number,
+    parse,
+)
 
 MARK = re.compile(r"<<([^<>=\n]*)=([^<>\n]*)>>")
 MAX_LENGTH = 4000  # characters of a step that are looked at

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from prefkit.build.grading.rationals import Node, Number, Unreadable, evaluate
 from prefkit.build.localise.calculations import Calculation, calculations
 from prefkit.build.localise.verdict import Verdict
-from prefkit.build.rationals import Node, Number, Unreadable, evaluate
 
 # Words that stand for a conversion inside a calculation, and by how much.
 _CONVERSIONS = (

@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from prefkit.build.localise.verdict import Verdict
-from prefkit.build.rationals import (
+from prefkit.build.grading.rationals import (
     Node,
     Number,
     Product,
@@ -20,6 +19,7 @@ from prefkit.build.rationals import (
     parse,
     tokens_of,
 )
+from prefkit.build.localise.verdict import Verdict
 
 _QUESTION = re.compile(r"\s*([\d\s.,+\-*/()×÷−·]+?)\s*=?\s*[?_]*\s*")
 _BARE = re.compile(r"[\d\s.,+\-*/()×÷−·=]+")

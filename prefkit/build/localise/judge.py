@@ -9,7 +9,7 @@ heading and verdicts in plain sentences are understood; of repeated verdicts the
 import re
 from collections.abc import Callable, Generator, Sequence
 
-from prefkit.build.engine import Completion, Request
+from prefkit.build.engines.base import Completion, Request
 from prefkit.build.localise.verdict import Verdict
 
 PROMPT = """\

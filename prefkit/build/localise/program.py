@@ -14,7 +14,8 @@ means something else by its last result: then its last step is blamed (a guess).
 from collections.abc import Sequence
 from fractions import Fraction
 
-from prefkit.build.answers import final_answer
+from prefkit.build.grading.answers import final_answer
+from prefkit.build.grading.rationals import Number, Product, leaves, value_of
 from prefkit.build.localise import expression
 from prefkit.build.localise.calculations import Calculation
 from prefkit.build.localise.equations import false_calculation, values
@@ -22,7 +23,6 @@ from prefkit.build.localise.origins import known, stated
 from prefkit.build.localise.reference import Reachable, contains, told
 from prefkit.build.localise.terms import Made, made_of, polynomial, readings
 from prefkit.build.localise.verdict import Verdict
-from prefkit.build.rationals import Number, Product, leaves, value_of
 
 _HUNDREDS = frozenset(map(Fraction, ("1", "100", "1/100")))
 _UNITS = frozenset(map(Fraction, (7, 12, 24, 60, 1000, 3600)))

@@ -13,7 +13,7 @@ small this is the first prefix without a success.
 import math
 from collections.abc import Callable, Generator, Sequence
 
-from prefkit.build.engine import Completion, Request
+from prefkit.build.engines.base import Completion, Request
 from prefkit.build.localise.equations import first_false
 from prefkit.build.localise.verdict import Verdict
 

@@ -9,7 +9,16 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
-from prefkit.build.rationals import Node, Number, Power, Product, Sum, Unreadable, evaluate, leaves
+from prefkit.build.grading.rationals import (
+    Node,
+    Number,
+    Power,
+    Product,
+    Sum,
+    Unreadable,
+    evaluate,
+    leaves,
+)
 
 MAX_TERMS, FEW_TERMS, MAX_FACTORS = 8, 5, 7
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from prefkit.build.rationals import value_of
+from prefkit.build.grading.rationals import value_of
 
 _TABLE: dict[str, dict[str, int | Fraction]] = {
     "money $": {"dollar usd": 1, "cent ¢": Fraction(1, 100)},

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from prefkit.build.answers import check_way, final_answer
+from prefkit.build.grading.answers import check_way, final_answer
 from prefkit.errors import ConfigError
 
-DEFAULT_FUNCTION = "prefkit.build.equality:equal"
+DEFAULT_FUNCTION = "prefkit.build.grading.equality:equal"
 MAX_ANSWER = 10_000  # characters; what is longer is no answer
 MEMORY = 2 << 30  # bytes of address space that a worker may take beyond what it starts with
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from prefkit.build.engine import Engine
+from prefkit.build.engines.base import Engine
 
 
 def connect(
@@ -36,7 +36,7 @@ def connect(
         ConfigError, ModelError: the model cannot be loaded, or the server not be used.
     """
     if server is not None:
-        from prefkit.build.server_engine import ServerEngine
+        from prefkit.build.engines.server import ServerEngine
 
         return ServerEngine(
             server,
@@ -48,7 +48,7 @@ def connect(
             tokenizer=tokenizer or model,
             add_special_tokens=add_special_tokens,
         )
-    from prefkit.build.local_engine import LocalEngine
+    from prefkit.build.engines.local import LocalEngine
 
     return LocalEngine(
         model,

@@ -20,10 +20,10 @@ import itertools
 import re
 from fractions import Fraction
 
-from prefkit.build.normal_form import normal
-from prefkit.build.rationals import Unreadable, evaluate, parse, tokens_of
-from prefkit.build.structure import Interval, Items, Matrix, bare_list, structure
-from prefkit.build.units import Quantity, quantity
+from prefkit.build.grading.normal_form import normal
+from prefkit.build.grading.rationals import Unreadable, evaluate, parse, tokens_of
+from prefkit.build.grading.structure import Interval, Items, Matrix, bare_list, structure
+from prefkit.build.grading.units import Quantity, quantity
 
 MAX_LENGTH, MAX_DEPTH, MAX_DIGITS, MAX_ITEMS = 600, 12, 60, 64
 MAX_POWER_DIGITS = 4  # of an exponent: 2^{2005} is an answer, 2^{10000000} is an attack

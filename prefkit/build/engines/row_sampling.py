@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
-from prefkit.build.engine import Request
+from prefkit.build.engines.base import Request
 from prefkit.errors import PrefkitError
 
 # Most probable tokens looked at first for a nucleus; more only where their mass does not suffice.

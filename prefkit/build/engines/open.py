@@ -4,9 +4,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from prefkit.build.context import tokenize_options
-from prefkit.build.engine import Engine
+from prefkit.build.engines.base import Engine
+from prefkit.build.engines.local_model import load_tokenizer
 from prefkit.build.fields import BuildFields
-from prefkit.build.local_model import load_tokenizer
 from prefkit.build.questions import Questions
 from prefkit.data.pair import Front
 from prefkit.errors import ConfigError
@@ -35,7 +35,7 @@ def open_engines(options: BuildFields, renderer: "Renderer | None") -> dict[str,
     Raises:
         ConfigError: a model that cannot be loaded, a server that is not there.
     """
-    from prefkit.build.connect import connect
+    from prefkit.build.engines.connect import connect
 
     settings = _settings(options)
     engines = {

@@ -15,10 +15,16 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from prefkit.build.engine import Completion, Request
-from prefkit.build.patience import Patience, Unfinished, say
-from prefkit.build.server_kinds import TRANSFORMERS, VLLM, body_of, choose_model, find_server
-from prefkit.build.stops import cut_at_stop
+from prefkit.build.engines.base import Completion, Request
+from prefkit.build.engines.patience import Patience, Unfinished, say
+from prefkit.build.engines.server_kinds import (
+    TRANSFORMERS,
+    VLLM,
+    body_of,
+    choose_model,
+    find_server,
+)
+from prefkit.build.engines.stops import cut_at_stop
 from prefkit.errors import ConfigError
 
 CONCURRENCY = 16
@@ -187,7 +193,7 @@ class ServerEngine:
     @cached_property
     def _bos(self) -> str:
         """What the server's tokenizer puts before a text by itself, as text."""
-        from prefkit.build.local_model import load_tokenizer
+        from prefkit.build.engines.local_model import load_tokenizer
         from prefkit.data.render import Renderer, TokenizeOptions
 
         tokenizer = load_tokenizer(self._tokenizer or self.model)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from prefkit.build.engine import Completion, Request
-from prefkit.build.local_model import load_model, load_tokenizer
-from prefkit.build.row_sampling import Row, RowEnds, RowSampler, draws_of
-from prefkit.build.stops import cut_at_stop
+from prefkit.build.engines.base import Completion, Request
+from prefkit.build.engines.local_model import load_model, load_tokenizer
+from prefkit.build.engines.row_sampling import Row, RowEnds, RowSampler, draws_of
+from prefkit.build.engines.stops import cut_at_stop
 from prefkit.data.pair import Front
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.errors import ConfigError, PrefkitError

@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from prefkit.build.engine import Request
-from prefkit.build.patience import words
+from prefkit.build.engines.base import Request
+from prefkit.build.engines.patience import words
 from prefkit.errors import ConfigError
 
 VLLM, SGLANG, TRANSFORMERS, OTHER = "vllm", "sglang", "transformers serve", "other"

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
-from prefkit.build.code_blocks import code_of, is_closed, output_block, split_blocks
-from prefkit.build.engine import Completion, Request, seed_of
-from prefkit.build.interpreter import Interpreter
+from prefkit.build.code.blocks import code_of, is_closed, output_block, split_blocks
+from prefkit.build.code.interpreter import Interpreter
+from prefkit.build.engines.base import Completion, Request, seed_of
 from prefkit.build.pipeline import Asking
 from prefkit.errors import ConfigError
 

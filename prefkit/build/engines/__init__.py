@@ -1,0 +1,1 @@
+"""What samples: a model here, or any OpenAI-compatible server, behind one small interface."""
