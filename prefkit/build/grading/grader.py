@@ -2,7 +2,7 @@
 
 A model writes whatever it likes, and comparing two formulas can take for ever, exhaust the memory
 or crash an interpreter. So the comparison runs in processes of its own (library `pebble`): one
-that takes too long is killed and replaced, and its answer counts as wrong. The workers import the
+that takes too long is killed and replaced, and its answer stays undecided. The workers import the
 grading function and nothing of torch.
 """
 
@@ -38,14 +38,20 @@ class Grade:
         answer: what the solution states, None where it states nothing (or the pattern that finds
             it was stopped).
         how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
-            the grading function), "none" (no answer, or far too long), "timeout", "error".
-        note: a word for the log where `how` does not say it all, else "".
+            the grading function), "none" (no answer, or far too long), "timeout", "error" (the
+            function raised or gave no bool, or its process ended).
+        note: a word for the log where `how` does not say it all (the exception's text), else "".
     """
 
     correct: bool
     answer: str | None
     how: str
     note: str = ""
+
+    @property
+    def decided(self) -> bool:
+        """Whether right or wrong was found out; a time-out or an error says neither."""
+        return self.how not in ("timeout", "error")
 
 
 class Grader:
@@ -91,7 +97,7 @@ class Grader:
 
         A right answer that is itself a solution ("… #### 72", "… \boxed{72}") is read as one.
         Nothing a solution holds raises an error: time-outs, crashes and exceptions of the grading
-        function come back as wrong answers whose `how` says so.
+        function come back as grades that are not `decided`.
         """
         golds = [_gold(gold) for _, gold in items]
         waiting: list[tuple[int, str | None, Any]] = []
@@ -115,7 +121,7 @@ class Grader:
         if self.function == DEFAULT_FUNCTION:
             return
         grade = _result(self._schedule(gold, gold, False), gold, self.seconds)
-        if grade.how in ("error", "timeout"):
+        if not grade.decided:
             raise ConfigError(
                 f"grader {self.function} fails on the right answer {gold[:80]!r} itself: "
                 f"{grade.note}. It must take (answer, right answer) and give True or False."

@@ -1,0 +1,58 @@
+"""Answers that are numbers, with or without a unit: by their exact values, or rounded fairly."""
+
+import itertools
+import re
+from fractions import Fraction
+
+from prefkit.build.grading.rationals import Unreadable, evaluate, parse, tokens_of
+from prefkit.build.grading.units import Quantity, quantity
+
+_DECIMAL = re.compile(r"[-+]?\d*\.\d+")
+
+
+def quantities_equal(answer: str, gold: str) -> bool | None:
+    """By exact values and units; None where one of them is not a number with a unit."""
+    one, other = quantity(answer), quantity(gold)
+    if one is None or other is None:
+        return None
+    if one.kind and other.kind and one.kind != other.kind:
+        return False
+    converted = bool(one.kind and other.kind)
+    pairs = itertools.product(
+        _readings(one, converted, other.percent), _readings(other, converted, one.percent)
+    )
+    return any(values_equal(*a, *b) for a, b in pairs)
+
+
+def _readings(found: Quantity, converted: bool, both_percent: bool) -> list[tuple[Fraction, str]]:
+    """(value, as written) of what the number can mean; "" where it is not as written."""
+    try:
+        value = evaluate(parse(tokens_of(found.number)))
+    except Unreadable:
+        return []
+    if converted and found.factor != 1:
+        return [(value * found.factor, "")]
+    readings = [(value, found.number)]
+    if found.percent and not both_percent:
+        readings.append((value / 100, ""))
+    return readings
+
+
+def values_equal(one: Fraction, written: str, other: Fraction, gold: str) -> bool:
+    if one == other:
+        return True
+    given, right = decimals(written), decimals(gold)
+    if right is not None and right >= 2 and (given is None or given > right):
+        return abs(one - other) <= Fraction(1, 2 * 10**right)  # the right answer is rounded itself
+    if given is not None and given >= 3 and (right is None or right > given):
+        step = Fraction(1, 10**given)  # rounded, or cut off after the digits written
+        return abs(one - other) <= step / 2 or (
+            0 < abs(other) - abs(one) < step and one * other > 0
+        )
+    return False
+
+
+def decimals(written: str) -> int | None:
+    """Decimals of a plain decimal number, None for anything else."""
+    match = _DECIMAL.fullmatch(written.strip("() "))
+    return len(match[0].partition(".")[2]) if match else None
