@@ -4,7 +4,6 @@ import itertools
 import re
 from fractions import Fraction
 
-from prefkit.build.grading.rationals import Unreadable, evaluate, parse, tokens_of
 from prefkit.build.grading.units import Quantity, quantity
 
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
@@ -26,25 +25,34 @@ def quantities_equal(answer: str, gold: str) -> bool | None:
 
 def _readings(found: Quantity, converted: bool, both_percent: bool) -> list[tuple[Fraction, str]]:
     """(value, as written) of what the number can mean; "" where it is not as written."""
-    try:
-        value = evaluate(parse(tokens_of(found.number)))
-    except Unreadable:
+    value = found.value
+    if value is None:
         return []
     if converted and found.factor != 1:
         return [(value * found.factor, "")]
-    readings = [(value, found.number)]
+    readings = [(value, found.number if found.scale == 1 else "")]
     if found.percent and not both_percent:
         readings.append((value / 100, ""))
     return readings
 
 
 def values_equal(one: Fraction, written: str, other: Fraction, gold: str) -> bool:
+    """Whether two values are the same, or one is the other one rounded.
+
+    Args:
+        one, other: the values of the answer and of the right answer.
+        written, gold: both as written, "" where a value is not as written. Only a plain decimal
+            counts as rounded, and only with enough significant digits: 0.000 stands for nothing
+            but 0.
+    """
     if one == other:
         return True
     given, right = decimals(written), decimals(gold)
-    if right is not None and right >= 2 and (given is None or given > right):
-        return abs(one - other) <= Fraction(1, 2 * 10**right)  # the right answer is rounded itself
-    if given is not None and given >= 3 and (right is None or right > given):
+    is_gold_rounded = right is not None and right >= 2 and significant(gold) >= 2
+    if right is not None and is_gold_rounded and (given is None or given > right):
+        return abs(one - other) <= Fraction(1, 2 * 10**right)
+    is_rounded = given is not None and given >= 3 and significant(written) >= 3
+    if given is not None and is_rounded and (right is None or right > given):
         step = Fraction(1, 10**given)  # rounded, or cut off after the digits written
         return abs(one - other) <= step / 2 or (
             0 < abs(other) - abs(one) < step and one * other > 0
@@ -56,3 +64,8 @@ def decimals(written: str) -> int | None:
     """Decimals of a plain decimal number, None for anything else."""
     match = _DECIMAL.fullmatch(written.strip("() "))
     return len(match[0].partition(".")[2]) if match else None
+
+
+def significant(written: str) -> int:
+    """Significant digits of a decimal number: 3 of 0.0120, 0 of 0.000."""
+    return len(re.sub(r"\D", "", written).lstrip("0"))

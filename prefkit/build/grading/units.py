@@ -1,13 +1,14 @@
 """A number with its unit: 18, $18, 18 dollars, 1.5 hours, 50 %.
 
 Units of one kind are converted to a basic one; a word that is no known unit ("18 apples") says
-nothing and is left out.
+nothing and is left out. A word that multiplies ("5 million") is part of the number.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from prefkit.build.grading.magnitudes import scale_of, spelt_out
 from prefkit.build.grading.rationals import value_of
 
 _TABLE: dict[str, dict[str, int | Fraction]] = {
@@ -56,13 +57,21 @@ _UNIT = re.compile(
 class Quantity:
     """A number as written, the kind of its unit (None = none known), its factor to the basic one.
 
-    `percent` tells whether a percent sign (or the word) follows.
+    `percent` tells whether a percent sign (or the word) follows; `scale` is what "million" and
+    the like multiply the number by.
     """
 
     number: str
     kind: str | None = None
     factor: Fraction = Fraction(1)
     percent: bool = False
+    scale: Fraction = Fraction(1)
+
+    @property
+    def value(self) -> Fraction | None:
+        """The number times its scale, in the unit it was written with; None = it has no value."""
+        found = value_of(self.number)
+        return None if found is None else found * self.scale
 
 
 def quantity(text: str) -> Quantity | None:
@@ -72,21 +81,22 @@ def quantity(text: str) -> Quantity | None:
     if text.startswith(("(", "[", "{")) and "," in text:
         return None  # (1,234) is a tuple
     kind = _SIGNS.get(text[:1])
-    text = text[1:].strip() if kind else text
+    text = spelt_out(text[1:].strip() if kind else text)
     if value_of(text.rstrip("%").strip()) is not None and not text.endswith("%"):
         return Quantity(_mixed(text), kind)
     match = _UNIT.fullmatch(text)
     if match is None or value_of(_mixed(match["number"])) is None:
         return None
-    number, unit = _mixed(match["number"]), (match["unit"] or "").strip().casefold()
+    number = _mixed(match["number"])
+    scale, unit = scale_of((match["unit"] or "").strip().casefold())
     if unit in ("%", "percent", "per cent"):
-        return Quantity(number, percent=True)
+        return Quantity(number, percent=True, scale=scale)
     if not unit:
-        return Quantity(number, kind)
+        return Quantity(number, kind, scale=scale)
     if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit not in _UNITS:
         return None  # "5x" is a formula
     found, factor = _known(unit)
-    return Quantity(number, found or kind, factor)
+    return Quantity(number, found or kind, factor, scale=scale)
 
 
 def _mixed(text: str) -> str:
