@@ -1,15 +1,20 @@
-"""The local engine against plain `generate`, softmax and the definition of a nucleus."""
+"""The local engine against plain `generate`; its sampling is in test_build_row_sampling.py."""
+
+import itertools
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from prefkit.build.engines.base import Request, seed_of
+from prefkit.build.engines.base import SHORTENED, Request, seed_of
 from prefkit.build.engines.local import LocalEngine
-from prefkit.build.engines.row_sampling import draws_of, keep_nucleus, pick
 from prefkit.build.engines.stops import cut_at_stop
 from prefkit.demo.run import MODEL
-from prefkit.errors import ConfigError, ModelError, PrefkitError
+from prefkit.errors import ConfigError
 
 PROMPTS = ("59+1+9+7+8+4-5=\n", "27-5-5-2+8-6+6=\n", "12+3=\n", "4-", "27-5-5-2+8-6+6=\n27-5=22\n")
 
@@ -94,67 +99,6 @@ def test_greedy_is_generates_greedy_with_a_real_model(real):
     assert text + found.text == real.tokenizer.decode([*ids[0], *written], skip_special_tokens=True)
 
 
-def first_token_counts(tokenizer, count, **how):
-    """(17,) how often each first token came in samples of a random model, and its logits.
-
-    The three special tokens have no text: all are counted as id 2.
-    """
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(MODEL, initializer_range=0.08)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    requests = [ask(f"q/s/{i}", "4", max_tokens=1, **how) for i in range(count)]
-    wide = LocalEngine(model, tokenizer=tokenizer, batch_size=count)
-    found = [c.text for c in run(wide, requests).values()]
-    with torch.no_grad():
-        logits = model(tokenizer("4", return_tensors="pt")["input_ids"]).logits[0, -1]
-    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in range(len(logits))]
-    assert texts[:3] == ["", "", ""]
-    return torch.tensor([0, 0, *(found.count(text) for text in texts[2:])]), logits
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
-def test_frequencies_are_the_softmax(tiny, temperature):
-    counts, logits = first_token_counts(tiny.tokenizer, 4000, temperature=temperature)
-    expected = 4000 * (logits / temperature).softmax(-1)
-    expected = torch.cat([expected[:3].sum()[None], expected[3:]])
-    observed = counts[2:]
-    assert expected.min() > 5
-    chi2 = ((observed - expected) ** 2 / expected).sum()
-    freedom = torch.tensor(len(expected) - 1.0)
-    assert torch.special.gammaincc(freedom / 2, chi2 / 2) > 0.01
-
-
-def test_a_nucleus_holds_the_smallest_set(tiny):
-    counts, logits = first_token_counts(tiny.tokenizer, 2000, top_p=0.6)
-    order = logits.argsort(descending=True)
-    size = int((logits.softmax(-1)[order].cumsum(-1) < 0.6).sum()) + 1
-    assert 3 < size < len(logits) - 3
-    assert set(counts.nonzero()[:, 0].tolist()) == {max(2, i) for i in order[:size].tolist()}
-
-
-def test_nucleus_of_a_flat_distribution_goes_past_the_first_look():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 5000, generator=generator) * 0.1
-    logits[1] *= 100
-    probabilities = logits.softmax(-1)
-    top_p = torch.tensor([[0.9], [0.5], [0.05]])
-    kept = keep_nucleus(probabilities, top_p)
-    for row, limit in enumerate(top_p[:, 0].tolist()):
-        ordered = probabilities[row].sort(descending=True).values
-        size = int((ordered.double().cumsum(0) < limit).sum()) + 1
-        assert int((kept[row] > 0).sum()) == size
-        assert torch.equal(kept[row][kept[row] > 0].sort(descending=True).values, ordered[:size])
-
-
-def test_nothing_impossible_is_ever_picked():
-    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(3, -1)
-    draws = torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=torch.float64)
-    assert pick(probabilities, draws).tolist() == [1, 3, 3]
-    assert torch.equal(draws_of(7, 3), draws_of(7, 9)[:3])
-    with pytest.raises(PrefkitError, match="float16"):
-        pick(torch.tensor([[float("nan"), 1.0]]), draws[:1])
-
-
 def test_stop_texts_never_stay(tiny):
     stops = ("\n", "=3")  # a token is a character here
     whole = run(tiny, mixed(PROMPTS[:2], 4))
@@ -191,6 +135,53 @@ def test_a_prompt_too_long_is_refused_before_anything_is_sampled(tiny):
         tiny.batches(requests)
     with pytest.raises(ConfigError, match=r"empty/s/0.*empty"):
         next(tiny.sample([ask("empty/s/0", "")]))
+    texts = {"fine": True, "1+" * 35 + "1": True, "1+" * 36: False}
+    assert {text: tiny.fits(ask("q", text)) for text in texts} == texts
+
+
+def test_what_is_shortened_to_the_context_is_counted(tiny):
+    before = tiny.notes[SHORTENED]
+    list(tiny.sample([ask("a", "12+3=\n", max_tokens=66), ask("b", "12+3=\n", max_tokens=67)]))
+    assert tiny.notes[SHORTENED] == before + 1  # 6 tokens and 66 are the 72 positions
+
+
+def test_threads_sample_one_batch_at_a_time(tiny, monkeypatch):
+    """A judge beside a server is asked from many threads: never two caches at once."""
+    batches = [mixed(PROMPTS[number : number + 2], 3) for number in range(4)]
+    expected = [list(tiny.sample(batch)) for batch in batches]
+    mine, writers, write = threading.local(), [], LocalEngine._write
+
+    def watched(self, rows, cache):
+        writers.append(mine.number)
+        time.sleep(0.002)  # another thread's turn
+        return write(self, rows, cache)
+
+    def sample(number):
+        mine.number = number
+        return list(tiny.sample(batches[number]))
+
+    monkeypatch.setattr(LocalEngine, "_write", watched)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(sample, range(4))) == expected
+    assert len(writers) > 4  # there were turns to take: rows left in the middle of a batch
+    assert len(list(itertools.groupby(writers))) == 4
+
+
+def test_transformers_has_nothing_to_warn_of(tiny, caplog):
+    """Wider than the positions by padding alone: no row is."""
+    from transformers.utils import logging as transformers_logging
+
+    stopping = logging.getLogger("transformers.generation.stopping_criteria")
+    type(stopping).warning_once.cache_clear()
+    transformers_logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING, logger="transformers"):
+            list(tiny.sample([ask("a", "1+" * 35, max_tokens=80), ask("b", "12+", max_tokens=80)]))
+            run(tiny, mixed(PROMPTS, 2))
+    finally:
+        transformers_logging.disable_propagation()
+    assert caplog.messages == []
+    assert not stopping.filters
 
 
 def test_batches_depend_on_the_requests_alone(tiny):
@@ -264,34 +255,3 @@ def test_a_space_in_front_of_a_completion_is_kept():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1, n_positions=16))
     engine = LocalEngine(model, tokenizer=tokenizer)
     assert engine._text_of([1, 2], [3, 1]) == " is the"
-
-
-def test_an_adapter_folder(tmp_path, tiny):
-    peft = pytest.importorskip("peft")
-    torch.manual_seed(1)
-    base = AutoModelForCausalLM.from_pretrained(MODEL)
-    config = peft.LoraConfig(r=4, lora_alpha=64, init_lora_weights=False, target_modules=["c_attn"])
-    adapted = peft.get_peft_model(base, config).eval()
-    adapted.save_pretrained(tmp_path)
-    ids = tiny.tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
-    written = adapted.generate(input_ids=ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
-    expected = tiny.tokenizer.decode(written, skip_special_tokens=True)
-    request = ask("q", PROMPTS[0], temperature=0.0, max_tokens=20)
-    assert [c.text for c in tiny.sample([request])] != [expected]
-    for engine in (LocalEngine(str(tmp_path)), LocalEngine(str(MODEL), adapter=str(tmp_path))):
-        assert [c.text for c in engine.sample([request])] == [expected]
-
-
-@pytest.mark.parametrize(
-    ("how", "error", "words"),
-    [
-        ({"model": "/nowhere/model"}, ModelError, "/nowhere/model"),
-        ({"dtype": "int8"}, ConfigError, "dtype"),
-        ({"device": "cuda:77"}, ConfigError, "cuda:77"),
-        ({"batch_size": 0}, ConfigError, "batch_size"),
-        ({"adapter": "/nowhere/adapter"}, ModelError, "/nowhere/adapter"),
-    ],
-)
-def test_what_cannot_be_loaded_is_named(how, error, words):
-    with pytest.raises(error, match=words):
-        LocalEngine(**{"model": str(MODEL), **how})

@@ -5,6 +5,7 @@ that an answer can be kept, found again after a crash, and asked for again with 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -58,6 +59,11 @@ class Completion:
     tokens: int
 
 
+# What engines note.
+SHORTENED = "requests shortened to the context"
+TOO_LONG = "prompts too long for the server"
+
+
 class Engine(Protocol):
     """Samples completions.
 
@@ -67,15 +73,31 @@ class Engine(Protocol):
         window: how many questions a lane takes at a time, so that their requests fill batches.
         fixed_batches: what a text becomes may depend, by rounding, on the texts beside it: of a
             batch that a crash left half done all is sampled again, so that the outcome is the same.
+        notes: what was done to requests other than they asked for, and how often in this run.
     """
 
     name: str
     lanes: int
     window: int
     fixed_batches: bool
+    notes: Counter[str]
+
+    def fits(self, request: Request) -> bool:
+        """Whether the model can read the prompt and write a token behind it.
+
+        True where only a server knows: it answers what it cannot read with "" and "length".
+
+        Raises:
+            ConfigError: messages that the model's chat template does not take.
+        """
+        ...
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """The requests in the batches they run in, which depend on the requests alone."""
+        """The requests in the batches they run in, which depend on the requests alone.
+
+        Raises:
+            ConfigError: a request that does not fit.
+        """
         ...
 
     def sample(self, batch: Sequence[Request]) -> Iterator[Completion]:

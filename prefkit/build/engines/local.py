@@ -5,8 +5,8 @@ them; rows that have ended leave the batch, and `generate` goes on with the othe
 a plain call spends on equal prompts and on finished rows, and change nothing in what is sampled.
 """
 
-import contextlib
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from prefkit.build.engines.base import Completion, Request
-from prefkit.build.engines.local_model import load_model, load_tokenizer
+from prefkit.build.engines.bare import bare
+from prefkit.build.engines.base import SHORTENED, Completion, Request
+from prefkit.build.engines.local_model import end_ids_of, load_model, load_tokenizer
 from prefkit.build.engines.row_sampling import Row, RowEnds, RowSampler, draws_of
 from prefkit.build.engines.stops import cut_at_stop
-from prefkit.data.pair import Front
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.errors import ConfigError, PrefkitError
 
@@ -39,6 +39,7 @@ class LocalEngine:
 
     The model's own sampling settings (top_k, repetition_penalty, … of its generation config) are
     not used: what is sampled is the model's distribution under the request's settings alone.
+    Threads may share an engine: one batch is written at a time, so that there is one cache only.
 
     Raises:
         ConfigError: the model or adapter cannot be loaded.
@@ -76,11 +77,20 @@ class LocalEngine:
         self._model = (
             load_model(model, adapter, dtype, device, attn_implementation) if named else model
         )
-        self._ends = {*_end_ids(self._model, renderer), *end_ids}
+        self._ends = {*end_ids_of(self._model, renderer), *end_ids}
         text_config = self._model.config.get_text_config()
         self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.notes: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._prompt_ids = lru_cache(maxsize=8192)(self._tokenise)
+
+    def fits(self, request: Request) -> bool:
+        """Whether the prompt is shorter than the model's positions.
+
+        Raises:
+            ConfigError: messages that the model's chat template does not take.
+        """
+        return self.positions is None or len(self._ids(request)) < self.positions
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Batches of prompts of like length, longest first, equal prompts beside each other.
@@ -93,26 +103,24 @@ class LocalEngine:
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
     def sample(self, batch: Sequence[Request]) -> Iterator[Completion]:
-        """Completions of a batch, as they finish.
+        """Completions of a batch, once all of it is written.
+
+        A thread that asks while another's batch is being written waits for the whole of that.
 
         Raises:
             ConfigError: a prompt that the model cannot read; names the request.
             PrefkitError: out of memory, or logits that are not numbers.
         """
-        if self._model is None:
-            raise PrefkitError("The engine is closed.")
         rows = [self._row(request) for request in batch]
-        cache: Any = None
-        while rows:
-            with self._lock, self._quiet_model():
-                if cache is None:
-                    cache = self._read_prompts(rows)
-                cache = self._write(rows, cache)
-            yield from [self._completion(row) for row in rows if row.ended]
-            keep = [place for place, row in enumerate(rows) if not row.ended]
-            if keep and len(keep) < len(rows):
-                cache.batch_select_indices(torch.tensor(keep, device=self._model.device))
-            rows = [rows[place] for place in keep]
+        with self._lock:  # not while the completions are used, which may be for ever
+            if self._model is None:
+                raise PrefkitError("The engine is closed.")
+            short = sum(row.limit < row.request.max_tokens for row in rows)
+            if short:
+                self.notes[SHORTENED] += short
+            with bare(self._model):
+                self._write_all(rows)
+        yield from map(self._completion, rows)
 
     def close(self) -> None:
         """Frees the model."""
@@ -131,7 +139,7 @@ class LocalEngine:
                 f"Request {request.key}: temperature {request.temperature} and top_p "
                 f"{request.top_p}; give at least 0, and above 0 up to 1."
             )
-        ids = self._prompt_ids(*self._text(request))
+        ids = self._ids(request)
         if not ids:
             raise ConfigError(f"Request {request.key}: its text is empty. Give a prompt.")
         if self.positions is not None and len(ids) >= self.positions:
@@ -141,6 +149,9 @@ class LocalEngine:
                 "a model with a longer context."
             )
         return ids
+
+    def _ids(self, request: Request) -> list[int]:
+        return self._prompt_ids(*self._text(request))
 
     def _text(self, request: Request) -> tuple[str, bool]:
         """The text that the model reads, and whether its special tokens are in it."""
@@ -186,6 +197,16 @@ class LocalEngine:
         return both[len(before) :] if both.startswith(before) else self.tokenizer.decode(ids, **how)
 
     # -- the model ----------------------------------------------------------------------------
+
+    def _write_all(self, rows: list[Row]) -> None:
+        """Writes every row to its end; those that have ended leave the batch on the way."""
+        cache = self._read_prompts(rows)
+        while rows:
+            cache = self._write(rows, cache)
+            keep = [place for place, row in enumerate(rows) if not row.ended]
+            if keep and len(keep) < len(rows):
+                cache.batch_select_indices(torch.tensor(keep, device=self._model.device))
+            rows = [rows[place] for place in keep]
 
     def _read_prompts(self, rows: list[Row]) -> Any:
         """Keys and values of all prompts but for their last token; None where that saves nothing.
@@ -250,33 +271,6 @@ class LocalEngine:
                 f"Out of memory with {len(ids)} texts of up to {ids.shape[1] + most} tokens at a "
                 "time. Lower batch_size or max_tokens."
             ) from error
-
-    @contextlib.contextmanager
-    def _quiet_model(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, and none of the model's own generation settings."""
-        model = self._model
-        training, own = model.training, model.generation_config
-        model.eval()
-        model.generation_config = GenerationConfig()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            model.generation_config = own
-            model.train(training)
-
-
-def _end_ids(model: Any, renderer: Renderer) -> set[int]:
-    """What ends a text: the generation config's ids, the tokenizer's, and its template's."""
-    ends: Any = getattr(model.generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = model.config.get_text_config().eos_token_id
-    ends = [*ends] if isinstance(ends, list | tuple) else [ends]
-    eos = renderer.tokenizer.eos_token_id
-    if eos is not None and getattr(renderer.tokenizer, "chat_template", None):
-        front = Front(prompt="", prefix="", append_eos=True, source="engine", row=0)
-        ends.append(renderer.end_id(front, is_chat=True))
-    return {end for end in (*ends, eos) if end is not None}
 
 
 def _selectable(cache: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Loads what the local engine samples from: a causal model, with or without a PEFT adapter."""
+"""Loads what the local engine samples from, a model with or without a PEFT adapter; its end ids."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from prefkit.data.pair import Front
+from prefkit.data.render import Renderer
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model import loading
 
@@ -75,3 +77,16 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{adapter}: the adapter cannot be put on the model: {reason}") from error
+
+
+def end_ids_of(model: Any, renderer: Renderer) -> set[int]:
+    """What ends a text: the generation config's ids, the tokenizer's, and its template's."""
+    ends: Any = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        ends = model.config.get_text_config().eos_token_id
+    ends = [*ends] if isinstance(ends, list | tuple) else [ends]
+    eos = renderer.tokenizer.eos_token_id
+    if eos is not None and getattr(renderer.tokenizer, "chat_template", None):
+        front = Front(prompt="", prefix="", append_eos=True, source="engine", row=0)
+        ends.append(renderer.end_id(front, is_chat=True))
+    return {end for end in (*ends, eos) if end is not None}

@@ -44,13 +44,9 @@ class Row:
 
 
 def draws_of(seed: int, count: int) -> torch.Tensor:
-    """(count,) uniform float64 numbers below 1 of a seed; the first n are the same for any count.
-
-    They stay so far below 1 that their product with a mass is below it after rounding.
-    """
+    """(count,) uniform float64 numbers in [0, 1) of a seed, the first the same for any count."""
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.rand(count, generator=generator, dtype=torch.float64)
-    return numbers.clamp_(max=1 - 1e-12)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 class RowSampler(LogitsProcessor):
@@ -100,7 +96,7 @@ def pick(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
     Args:
         probabilities: (rows, vocabulary), of any positive mass.
-        draws: (rows,), in [0, 1); sums are taken in their dtype.
+        draws: (rows,), in [0, 1], 1 only by rounding; sums are taken in their dtype.
 
     Returns:
         (rows,) token ids.
@@ -115,7 +111,9 @@ def pick(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
             "The model's logits are not numbers (NaN or infinite). Load it in another dtype: "
             "bfloat16 or float32 in place of float16."
         )
-    return torch.searchsorted(cumulative, (draws * mass)[:, None], right=True)[:, 0]
+    # No token passes the whole mass, and a draw, or its product with the mass, may round up to it.
+    points = draws.clamp(max=1 - torch.finfo(draws.dtype).eps) * mass
+    return torch.searchsorted(cumulative, points[:, None], right=True)[:, 0]
 
 
 def keep_nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
