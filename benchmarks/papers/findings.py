@@ -1,5 +1,6 @@
 """A regime's measurements by method and seed, as statistics want them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,16 @@ class Findings:
         """In how many seeds ours has the lower value."""
         pairs = zip(self.values[ours][metric], self.values[theirs][metric], strict=True)
         return sum(a < b for a, b in pairs)
+
+    def without(self, left_out: Sequence[int]) -> "Findings":
+        """The same of the other seeds."""
+        kept = [i for i, seed in enumerate(self.seeds) if seed not in left_out]
+        values = {
+            name: {metric: [numbers[i] for i in kept] for metric, numbers in metrics.items()}
+            for name, metrics in self.values.items()
+        }
+        prepared = [self.prepared[i] for i in kept] if self.prepared else []
+        return Findings(self.regime, tuple(self.seeds[i] for i in kept), values, prepared)
 
 
 def collect(comparison: Comparison, regime: Regime, journal: Journal) -> Findings | None:

@@ -61,7 +61,7 @@ class Method:
 START = "start"  # the name of the model that everything starts from, in records
 
 _ALL = (
-    Method(name="sft-reference", label="SFT on reference solutions", data="reference"),
+    Method(name="sft-reference", label="SFT on gold solutions", data="reference"),
     Method(name="sft-own", label="SFT on own right answers", data="own"),
     Method(name="dpo", label="DPO", data="dpo", options={"method": "dpo"}),
     Method(name="step-dpo", label="Step-DPO", data="step-dpo", options={"method": "step-dpo"}),

@@ -94,12 +94,19 @@ class Comparison:
         """Mean validation accuracy of the settings that all tuning seeds have tried."""
         found = {}
         for setting in settings_of(METHODS[name], self.size.points):
-            keys = [
-                attempt_key(regime.tuned_in, name, setting, seed) for seed in self.size.tuning_seeds
-            ]
-            if all(key in journal for key in keys):
-                found[setting] = sum(journal[key]["accuracy"] for key in keys) / len(keys)
+            each = self.accuracies(regime, name, setting, journal)
+            if len(each) == len(self.size.tuning_seeds):
+                found[setting] = sum(each) / len(each)
         return found
+
+    def accuracies(
+        self, regime: Regime, name: str, setting: Setting, journal: Journal
+    ) -> list[float]:
+        """Validation accuracy of a setting, one a tuning seed that has tried it."""
+        keys = [
+            attempt_key(regime.tuned_in, name, setting, seed) for seed in self.size.tuning_seeds
+        ]
+        return [journal[key]["accuracy"] for key in keys if key in journal]
 
     def chosen(self, regime: Regime, name: str, journal: Journal) -> Setting:
         """The setting of the highest validation accuracy; of equals the one with the lower rate."""
