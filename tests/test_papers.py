@@ -1,15 +1,21 @@
 """The papers' comparison: statistics, the checker of pairs, the journal, and a run of all of it."""
 
+import itertools
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks.papers import pairs, world
-from benchmarks.papers.claims import Claim, verdict
-from benchmarks.papers.findings import Findings
+from benchmarks.papers.claims import CLAIMS, verdict
+from benchmarks.papers.findings import collect
 from benchmarks.papers.journal import Journal
 from benchmarks.papers.methods import METHODS, REGIMES
 from benchmarks.papers.page import write_page
@@ -97,8 +103,13 @@ def test_the_checker_finds_the_first_wrong_line():
 
 
 def test_splits_do_not_meet():
+    """By their texts. One seed draws the same sequence for all splits: were it not divided, the
+    three would hold the same problems."""
     drawn = {split: world.problems(200, split, 1) for split in ("train", "validation", "test")}
-    assert all(p.split == split for split, some in drawn.items() for p in some)
+    texts = {split: {p.prompt for p in some} for split, some in drawn.items()}
+    assert {len(some) for some in texts.values()} == {200}
+    for ours, theirs in itertools.combinations(texts.values(), 2):
+        assert not ours & theirs
     assert drawn["test"] == world.problems(200, "test", 1) != world.problems(200, "test", 2)
 
 
@@ -216,17 +227,61 @@ def test_tasks_run_once_and_none_begins_out_of_time(tmp_path):
     assert "t/2" not in journal
 
 
-def test_a_verdict_follows_from_the_numbers():
-    values = {
-        "dpo": {"accuracy": [0.70, 0.72, 0.71], "kl": [0.5, 0.6, 0.7]},
-        "step-dpo": {"accuracy": [0.80, 0.83, 0.81], "kl": [0.4, 0.5, 0.6]},
-    }
-    found = Findings(REGIMES["main"], (0, 1, 2), values, [])
-    assert "**reproduced**" in verdict(Claim("", "step-dpo", "dpo"), found)
-    assert "**contradicted**" in verdict(Claim("", "dpo", "step-dpo"), found)
-    assert "lower in 3 of 3" in verdict(Claim("", "step-dpo", "dpo", "kl"), found)
-    values["step-dpo"]["accuracy"] = [0.80, 0.60, 0.73]
-    assert "**not reproduced**" in verdict(Claim("", "step-dpo", "dpo"), found)
+_FAMILY = """
+import sys
+from pathlib import Path
+from benchmarks.papers.journal import Journal
+from benchmarks.papers.schedule import Clock, Task, run
+from tests.test_papers import _wait
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    tasks = [Task(f"t/{i}", _wait, (folder / str(i),), 1.0) for i in range(2)]
+    run(tasks, Journal(folder / "journal.jsonl", {}), Clock(5.0, 2, planned=0.0), folder / "log")
+"""
+
+
+def _wait(path) -> dict:
+    """Tells its process and works on for a minute."""
+    path.with_suffix(".part").write_text(str(os.getpid()))
+    path.with_suffix(".part").rename(path)
+    time.sleep(60)
+    return {}
+
+
+def _is_running(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:  # a zombie has ended
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "family.py"
+    script.write_text(_FAMILY)
+    path = os.pathsep.join(p or os.getcwd() for p in (os.getcwd(), *sys.path))
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
+    )
+    told = [tmp_path / "0", tmp_path / "1"]
+    try:
+        until = time.monotonic() + 50
+        while not all(file.exists() for file in told) and time.monotonic() < until:
+            time.sleep(0.05)
+        workers = [int(file.read_text()) for file in told]
+        assert all(map(_is_running, workers))
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait(10)
+    until = time.monotonic() + 10
+    while any(map(_is_running, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = [worker for worker in workers if _is_running(worker)]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
 
 
 def test_the_whole_comparison_in_small(tmp_path):
@@ -258,8 +313,11 @@ def test_the_whole_comparison_in_small(tmp_path):
     assert page in write_page(comparison, journal, page)
     text = page.read_text()
     assert "| Step-DPO |" in text
-    assert "lower KL than DPO" in text
-    assert "undecided" in text or "reproduced" in text
+    found = collect(comparison, regime, journal)
+    lines = [verdict(claim, found) for claim in CLAIMS if claim.applies(found)]
+    assert len(lines) == 5
+    assert [line for line in text.splitlines() if "Published:" in line] == lines
+    assert "has a lower KL than DPO in" in text
     before = len(journal.records)
     comparison.run(journal, Clock(10.0, 0, planned=0.0))
     assert len(journal.records) == before

@@ -1,6 +1,7 @@
 """Runs tasks in two processes of one thread each, says how long it will take, keeps results."""
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -116,11 +117,31 @@ def timed(
     return function(*arguments), time.monotonic() - began
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, killed or not.
+
+    A pool's worker whose parent was killed would finish its task for nobody, and keep its core. The
+    pipe that multiprocessing keeps to the parent closes with it, on every system.
+    """
+    import os
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def one_thread(log: str) -> None:
     """A process of its own shares the machine with another: one thread, and no chatter."""
     import logging
     import os
 
+    end_with_parent()
     with open(log, "ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
