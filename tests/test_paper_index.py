@@ -27,3 +27,14 @@ def test_the_index_has_every_paper_and_both_sizes():
     methods = [re.search(r"^method: (\S+)", block, re.M)[1] for block in BLOCKS]
     for method in ("tdpo2", "step-dpo", "scdpo", "cdpo"):
         assert methods.count(method) == 2, method  # 7B and 70B
+
+
+def test_what_was_not_checked_is_marked():
+    """Settings whose source was not read itself say so."""
+    text = PAGE.read_text(encoding="utf-8")
+    sections = {part.split("\n", 1)[0]: part for part in text.split("\n## ")}
+    for field in ("nll_weight", "beta", "learning_rate"):
+        assert re.search(rf"^{field}: \S+  # from memory$", sections["RPO"], re.M), field
+    assert "secondary text" in sections["DPO"]
+    assert "from memory" in sections["SimPO"]
+    assert "from memory" in text.split("\n## ")[0]
