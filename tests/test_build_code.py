@@ -12,22 +12,20 @@ from hypothesis import strategies as st
 from prefkit.build.code.blocks import split_code_steps
 from prefkit.build.code.interpreter import PythonInterpreter
 from prefkit.build.context import Context, tokenize_options
-from prefkit.build.engines.base import Completion, Request
-from prefkit.build.fields import BuildFields, resolve
+from prefkit.build.engines.base import Request
+from prefkit.build.fields import BuildFields
 from prefkit.build.finding import Finder
 from prefkit.build.grading.grader import Grader
+from prefkit.build.options import resolve
 from prefkit.build.pipeline import Outcome
-from prefkit.build.questions import Question
 from prefkit.build.run import build
 from prefkit.build.scdpo import CONTROLLED, NAIVE, scdpo
 from prefkit.data import prepare_pairs, read_pairs
 from prefkit.data.render import Renderer
 from prefkit.errors import ConfigError
+from tests.build_cases import MODEL, drive, question
 
-MODEL = str(Path(__file__).parents[1] / "prefkit" / "demo" / "assets" / "model")
-QUESTION = Question(
-    id="q", prompt="What is 6 times 7?", answer="42", solution=None, source="q.jsonl", row=0
-)
+QUESTION = question()
 CODE = "Multiply.\n```python\nprint(6 * 7)"
 WRONG_CODE = "Multiply.\n```python\nprint(6 + 7)"
 _PIECES = st.lists(
@@ -64,19 +62,6 @@ def written(request: Request) -> tuple[str, str]:
     return (CODE if good else WRONG_CODE), "stop"
 
 
-def run(context: Context) -> Outcome:
-    pipeline, sent = scdpo(QUESTION, context), None
-    while True:
-        try:
-            requests = next(pipeline) if sent is None else pipeline.send(sent)
-        except StopIteration as stop:
-            return stop.value
-        sent = []
-        for request in requests:
-            text, finish = written(request)
-            sent.append(Completion(key=request.key, text=text, finish=finish, tokens=3))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
     from transformers import AutoTokenizer
@@ -94,7 +79,8 @@ def outcome() -> Outcome:
     renderer = Renderer(AutoTokenizer.from_pretrained(MODEL), tokenize_options(options))
     with Grader(workers=1) as grader:
         finder = Finder("program", "none", 1)
-        return run(Context(options, grader, renderer, finder, PythonInterpreter()))
+        context = Context(options, grader, renderer, finder, PythonInterpreter())
+        return drive(scdpo(QUESTION, context), written)[0]
 
 
 def test_code_is_run_while_it_is_written(outcome: Outcome) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from prefkit.build.command import parse
 from prefkit.build.engines.base import Completion, Request, seed_of
-from prefkit.build.fields import BuildFields, resolve
+from prefkit.build.fields import BuildFields
 from prefkit.build.journal import Journal, read_lines
 from prefkit.build.manifest import Manifest
+from prefkit.build.options import resolve
 from prefkit.build.pipeline import Asking, together
 from prefkit.build.questions import Questions, read_questions
 from prefkit.build.scdpo import temperatures
@@ -111,7 +112,7 @@ def test_seeds_differ_by_key_and_by_build() -> None:
 
 def test_rising_temperatures_reach_the_cap_and_stop() -> None:
     assert temperatures([1.1, 0.1, 1.3]) == [1.1, 1.2, 1.3, 1.3, 1.3]
-    assert temperatures([1.1, 0.0, 1.4]) == [1.1, 1.4, 1.4, 1.4]
+    assert temperatures([1.1, 0.0, 1.4]) == [1.1] * 4
 
 
 # -- the folder of a build ---------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_the_same_build_is_taken_up_and_another_refused(
     open_manifest(other_speed, questions).close()
     with pytest.raises(ConfigError, match=r"with top_p 1\.0, now it is 0\.5"):
         open_manifest(dataclasses.replace(options, top_p=0.5), questions)
-    with pytest.raises(ConfigError, match="another questions"):
+    with pytest.raises(ConfigError, match="other questions"):
         open_manifest(options, Questions(questions.items[:1], 0))
     with pytest.raises(ConfigError, match="another method"):
         open_manifest(options, questions, "cdpo")

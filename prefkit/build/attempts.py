@@ -20,6 +20,8 @@ class Attempt:
         right: whether its final answer is the question's.
         answer: that answer as it was read, or None.
         ended: the model ended it; False = it ran into max_tokens.
+        decided: the answer could be compared; False = the comparison ran out of time or failed, so
+            the solution may stand on neither side of a pair.
     """
 
     number: int
@@ -28,6 +30,7 @@ class Attempt:
     right: bool
     answer: str | None
     ended: bool
+    decided: bool
 
 
 def solve(
@@ -84,29 +87,35 @@ def graded(
     """Completions of the opening as graded solutions, counted."""
     texts = [context.options.opening + completion.text for completion in completions]
     grades = context.grade(question, texts, outcome)
-    solutions = []
+    attempts = []
     for number, text, completion, grade in zip(numbers, texts, completions, grades, strict=True):
         ended = completion.finish != "length"
         right = grade.correct and ended
+        kind = "right" if right else "unfinished" if not ended else "wrong"
         outcome.counts["solutions sampled"] += 1
-        outcome.counts[f"solutions {'right' if right else 'wrong' if ended else 'unfinished'}"] += 1
-        solutions.append(Attempt(number, text, context.split(text), right, grade.answer, ended))
-    return solutions
+        outcome.counts[f"solutions {kind if grade.decided else 'undecided'}"] += 1
+        steps = context.split(text)
+        attempts.append(Attempt(number, text, steps, right, grade.answer, ended, grade.decided))
+    return attempts
 
 
-def distinct(solutions: Sequence[Attempt]) -> list[Attempt]:
-    """The first of every text, in order."""
-    return list({solution.text.strip(): solution for solution in reversed(solutions)}.values())[
-        ::-1
-    ]
+def distinct(attempts: Sequence[Attempt], outcome: Outcome) -> list[Attempt]:
+    """The first of every text, in order; the others are counted."""
+    kept: dict[str, Attempt] = {}
+    for attempt in attempts:
+        kept.setdefault(attempt.text.strip(), attempt)
+    outcome.drops["solutions: the same text as another"] += len(attempts) - len(kept)
+    return list(kept.values())
 
 
 def by_right_steps(
     question: Question, context: Context, outcome: Outcome, attempts: Sequence[Attempt]
 ) -> Asking[list[Attempt]]:
-    """Leaves out right answers that were reached by a wrong step, if the build filters them."""
+    """Leaves out solutions whose answer could not be compared, and, if the build filters them,
+    right answers that were reached by a wrong step. Both are counted."""
+    attempts = [attempt for attempt in attempts if attempt.decided]
     if context.finder.filter == "none":
-        return list(attempts)
+        return attempts
     verdicts = yield from together(
         [
             context.finder.all_right(question, context, a.steps, f"solution/{a.number}")

@@ -6,11 +6,11 @@ positive model is tuned, from the second the negative one; their contrast then w
 the pairs' rejected sides (`prefkit.build.contrast`).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from prefkit.build.attempts import Attempt, by_right_steps, solve
 from prefkit.build.context import Context
+from prefkit.build.grading.grouping import group_key
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.questions import Question
 from prefkit.build.rows import whole_row
@@ -29,9 +29,9 @@ def cdpo(question: Question, context: Context) -> Asking[Outcome]:
     sampled = yield from solve(question, context, outcome, range(context.options.samples))
     attempts = yield from by_right_steps(question, context, outcome, sampled)
     outcome.drops["solutions: unfinished"] += sum(not attempt.ended for attempt in attempts)
-    right, wrong = [
-        _by_answer([a for a in attempts if a.ended and a.right is kind]) for kind in (True, False)
-    ]
+    stated = [a for a in attempts if a.ended and a.answer is not None]
+    outcome.drops["solutions: no answer"] += sum(a.ended and a.answer is None for a in attempts)
+    right, wrong = [by_answer([a for a in stated if a.right is kind]) for kind in (True, False)]
     if right:
         outcome.extra[POSITIVE] = [_response(question, right[0][0])]
     chosen = half_of(wrong)
@@ -42,7 +42,8 @@ def cdpo(question: Question, context: Context) -> Asking[Outcome]:
     if right and wrong:
         outcome.rows = [whole_row(question, context, right[0][0], wrong[0][0])]
     else:
-        outcome.drops[f"questions: {'all right' if right else 'no right solution'}"] += 1
+        reason = "no wrong solution" if right else "no right solution"
+        outcome.drops[f"questions: {reason}"] += 1
     return outcome
 
 
@@ -58,11 +59,16 @@ def half_of(groups: Sequence[Sequence[Attempt]]) -> list[Sequence[Attempt]]:
     return kept
 
 
-def _by_answer(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-    """Groups of one answer, the largest first, ties in the order of their first sample."""
-    sizes = Counter(attempt.answer for attempt in attempts)
-    order = sorted(sizes, key=lambda answer: -sizes[answer])  # stable
-    return [[a for a in attempts if a.answer == answer] for answer in order]
+def by_answer(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+    """Groups of one answer, the largest first, ties in the order of their first sample.
+
+    Args:
+        attempts: with answers. 7 and 7.0, 1/2 and \\frac{1}{2} are one answer (`group_key`).
+    """
+    groups: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        groups.setdefault(group_key(attempt.answer or ""), []).append(attempt)
+    return sorted(groups.values(), key=len, reverse=True)  # stable
 
 
 def _response(question: Question, attempt: Attempt) -> dict[str, object]:

@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields, check_ignored, resolve
+from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields
+from prefkit.build.options import check_ignored, resolve, used_by
 from prefkit.build.run import BuildResult, check_method, run
 from prefkit.errors import ConfigError
 from prefkit.train.options import (
@@ -38,8 +39,7 @@ _EVALUATE_USAGE = """\
 usage: prefkit evaluate QUESTIONS --model MODEL --out FOLDER [--config FILE.yaml] [--field …]
 
 Lets a model solve questions, greedily unless --temperature is above 0, grades its answers, and
-prints the share of right ones with its 95 % interval. What it wrote is in FOLDER/solutions.jsonl.
-Options that only make pairs have no effect here and are refused."""
+prints the share of right ones with its 95 % interval; FOLDER/solutions.jsonl has what it wrote."""
 _NOT_FLAGS = ("questions",)
 _BAR = 30  # characters of the longest bar
 
@@ -70,7 +70,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
         PrefkitError: a user's mistake, or an engine that gave up.
     """
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(_help(_EVALUATE_USAGE))
+        sys.stdout.write(_help(_EVALUATE_USAGE, EVALUATE))
         return 0
     options = parse(EVALUATE, *split_flags(argv))
     _quiet()
@@ -103,7 +103,7 @@ def parse(method: str, words: Sequence[str], flags: dict[str, list[str]]) -> Bui
     options = _coerced(values, flags)
     if words:
         options["questions"] = words[0]
-    check_ignored(set(options), method)
+    check_ignored(options, method)
     return resolve(BuildFields(**options), method)
 
 
@@ -134,22 +134,23 @@ def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _help(usage: str) -> str:
+def _help(usage: str, method: str | None = None) -> str:
     from prefkit.help_text import groups, write_help
     from prefkit.train.fields import field_docs
 
     docs = field_docs(BuildFields)
+    hidden = {*_NOT_FLAGS, *(n for n in docs if method is not None and not used_by(n, method))}
     sections = [
-        (title, {name: docs[name] for name in names if name not in _NOT_FLAGS})
+        (title, {name: docs[name] for name in names if name not in hidden})
         for title, names in groups(BuildFields)
     ]
-    return write_help(usage, sections, (BuildFields,))
+    return write_help(usage, [(title, found) for title, found in sections if found], (BuildFields,))
 
 
 def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
     """What was made at every stage, what was left out and why, and what to do next."""
     manifest = result.manifest
-    print(f"\n{manifest['questions']['asked']:,} questions, {result.count:,} pairs")
+    print(f"\n{_asked(manifest)}, {result.count:,} pairs")
     for title in ("counts", "drops"):
         entries = manifest[title]
         if not entries:
@@ -163,10 +164,26 @@ def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
         ["--method", method, "--model", shlex.quote(options.model), *_as_asked(options)]
     )
     if manifest.get("weighted") is False:
-        print("They have no weights yet: join the shards (--join) to train the two models on all.")
-    print(f"Look at them:  prefkit inspect {result.rows} {same}")
-    print(f"Train:         prefkit train --train_data {result.rows} {same} \\")
-    print(f"                 --output_dir {method}-model")
+        print(
+            "They have no weights yet: join the shards (--join), or train one model on"
+            "\npositive.jsonl and one on negative.jsonl, and weigh the pairs with prefkit score."
+        )
+    rows = shlex.quote(str(result.rows))
+    print(f"Look at them:  prefkit inspect {rows} {same}")
+    if manifest.get("weighted") is not False:
+        print(f"Train:         prefkit train --train_data {rows} {same} \\")
+        print(f"                 --output_dir {method}-model")
+
+
+def _asked(manifest: dict[str, Any]) -> str:
+    """How many questions were asked, and what of the source was not."""
+    found = manifest["questions"]
+    text = f"{found['asked']:,} questions"
+    if found["repeated"]:
+        text += f" ({found['repeated']:,} rows repeated one)"
+    if found["ignored"]:
+        text += f" (not read: {', '.join(found['ignored'])})"
+    return text
 
 
 def _as_asked(options: BuildFields) -> list[str]:
@@ -192,4 +209,6 @@ def _say_accuracy(result: BuildResult) -> None:
         print(f"{found['solved']:.1%} of the questions have a right solution.")
     if unfinished := manifest["counts"].get("solutions unfinished"):
         print(f"{unfinished:,} solutions ran into max_tokens and count as wrong.")
+    for name, count in manifest["drops"].items():
+        print(f"{name}: {count:,}, counted as wrong.")
     print(f"The solutions are in {result.rows}.")

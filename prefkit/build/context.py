@@ -11,6 +11,7 @@ from prefkit.build.questions import Question
 from prefkit.build.steps import split_steps
 from prefkit.data.pair import Front, Message
 from prefkit.data.render import TokenizeOptions
+from prefkit.errors import PrefkitError
 
 if TYPE_CHECKING:
     from prefkit.build.code.interpreter import Interpreter
@@ -118,11 +119,22 @@ class Context:
         return tuple(split_steps(text, self.options.steps))
 
     def grade(self, question: Question, texts: Sequence[str], outcome: Outcome) -> "list[Grade]":
-        """The verdicts on solutions; those that could not be had are counted in the outcome."""
+        """The verdicts on solutions; those that could not be had are counted in the outcome.
+
+        Raises:
+            PrefkitError: the user's grading function failed on an answer.
+        """
         grades = self.grader.grade_many([(text, question.answer) for text in texts])
         for grade in grades:
-            if grade.how in ("timeout", "error"):
-                outcome.drops[f"answers: grading ended in {grade.how}, counted as wrong"] += 1
+            if grade.how == "error" and self.options.grader is not None:
+                raise PrefkitError(
+                    f"grader {self.options.grader} failed on the answer "
+                    f"{(grade.answer or '')[:80]!r} to {question.source}, row {question.row}: "
+                    f"{grade.note}. Repair it and give the same command again: what was sampled is "
+                    "kept."
+                )
+            if not grade.decided:
+                outcome.drops[f"answers: grading ended in {grade.how}"] += 1
         return grades
 
 

@@ -41,7 +41,7 @@ def naive_rows(
 
     Unfinished solutions are left out: taught as endings, they would teach to break off.
     """
-    finished = distinct([attempt for attempt in attempts if attempt.ended])
+    finished = distinct([attempt for attempt in attempts if attempt.ended], outcome)
     outcome.drops["solutions: unfinished"] += sum(not attempt.ended for attempt in attempts)
     right = [attempt for attempt in finished if attempt.right]
     wrong = [attempt for attempt in finished if not attempt.right]
@@ -50,4 +50,7 @@ def naive_rows(
         outcome.drops[f"questions: {reason}"] += 1
         return []
     pairs = list(zip(right, wrong, strict=False))[:most]
+    outcome.drops["solutions: without a partner, or beyond pairs_per_question"] += len(
+        finished
+    ) - 2 * len(pairs)
     return [whole_row(question, context, good, bad) for good, bad in pairs]

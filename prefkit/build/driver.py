@@ -2,13 +2,20 @@
 
 Two journals make it so: `completions.jsonl` keeps what was sampled, `questions.jsonl` what became
 of each finished question. A build that is taken up again runs the pipelines again on what is kept
-and asks only for the rest; pipelines draw no chance of their own, so it comes to the same pairs.
+and asks only for the rest. A completion is kept for one request, text and settings included: where
+a pipeline now asks for something else (an interpreter printed another line, a comparison ran out of
+time then and not now), it is sampled anew, never glued to another text.
 """
 
+import contextlib
+import hashlib
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from prefkit.build.engines.base import Completion, Engine, Request
 from prefkit.build.journal import Journal, read_lines
@@ -18,6 +25,7 @@ from prefkit.build.questions import Question
 
 COMPLETIONS, QUESTIONS = "completions.jsonl", "questions.jsonl"
 Start = Callable[[Question], Asking[Outcome]]
+_PATIENCE = 10.0  # seconds that lanes get to end after an error or Ctrl-C
 
 
 class Driver:
@@ -34,7 +42,7 @@ class Driver:
         self, engines: Mapping[str, Engine], folder: Path, start: Start, progress: Progress
     ) -> None:
         self.engines, self.folder, self.start, self.progress = engines, folder, start, progress
-        self._kept: dict[str, Completion] = {}
+        self._kept: dict[tuple[str, str], Completion] = {}
         self._stop = threading.Event()
 
     def run(self, questions: Sequence[Question]) -> None:
@@ -52,12 +60,8 @@ class Driver:
         ]
         todo = [window for window in windows if any(q.id not in finished for q in window)]
         wanted = {question.id for window in todo for question in window}
-        self._kept = {
-            line["key"]: Completion(**line)
-            for line in read_lines(self.folder / COMPLETIONS)
-            if line["key"].partition("/")[0] in wanted
-        }
-        self.progress.begin(len(questions), len(finished))
+        self._kept = dict(_kept(self.folder / COMPLETIONS, wanted))
+        self.progress.begin(len(questions), sum(q.id in finished for q in questions))
         self._completions = Journal(self.folder / COMPLETIONS)
         self._questions = Journal(self.folder / QUESTIONS)
         try:
@@ -78,30 +82,31 @@ class Driver:
 
         def lane() -> None:
             try:
-                while not self._stop.is_set():
-                    self._run_window(left.get_nowait(), finished)
-            except queue.Empty:
+                with contextlib.suppress(queue.Empty):
+                    while not self._stop.is_set():
+                        self._run_window(left.get_nowait(), finished)
                 ended.put(None)
             except BaseException as error:  # told to the main thread, which raises it
                 ended.put(error)
-            else:
-                ended.put(None)
 
         # Daemons: an interrupted command ends at once; what they wait for is asked for again.
         threads = [threading.Thread(target=lane, daemon=True) for _ in range(min(lanes, len(todo)))]
         for thread in threads:
             thread.start()
-        for _ in threads:
-            error = ended.get()
-            if error is not None:
-                self._stop.set()
-                raise error
+        try:
+            for _ in threads:
+                if (error := ended.get()) is not None:
+                    raise error
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join(_PATIENCE / len(threads))
 
     def _run_window(self, window: list[Question], finished: set[str]) -> None:
         """The pipelines of a window's questions, stage by stage, their requests in one stream."""
         pipelines = together([self._finishing(question, finished) for question in window])
         completions: list[Completion] | None = None
-        while True:
+        while not self._stop.is_set():
             try:
                 requests = next(pipelines) if completions is None else pipelines.send(completions)
             except StopIteration:
@@ -117,30 +122,62 @@ class Driver:
             self.progress.question(len(outcome.rows))
 
     def _answers(self, requests: Sequence[Request]) -> dict[str, Completion]:
-        """Completions of all requests: those kept, and those sampled and kept now."""
+        """Completions of all requests: those kept, and those sampled and kept now.
+
+        A request that its model cannot read (a judge's, a prefix that fills the context) comes
+        back unfinished and empty; questions themselves were checked before anything was sampled.
+        """
         found: dict[str, Completion] = {}
         for role, engine in self.engines.items():
             own = [request for request in requests if request.role == role]
-            for batch in engine.batches(own) if own else ():
+            readable = [request for request in own if engine.fits(request)]
+            for request in own:
+                if not engine.fits(request):
+                    found[request.key] = Completion(
+                        key=request.key, text="", finish="length", tokens=0
+                    )
+            for batch in engine.batches(readable) if readable else ():
                 found.update(self._batch(engine, batch))
         return found
 
     def _batch(self, engine: Engine, batch: Sequence[Request]) -> dict[str, Completion]:
-        found = {r.key: self._kept[r.key] for r in batch if r.key in self._kept}
+        marks = {request.key: mark_of(request) for request in batch}
+        found = {
+            key: self._kept.pop((key, mark))
+            for key, mark in marks.items()
+            if (key, mark) in self._kept
+        }
         missing = [request for request in batch if request.key not in found]
         if not missing:
             return found
-        for group in self._sampled(engine.sample(batch if engine.fixed_batches else missing)):
+        sampled = engine.sample(batch if engine.fixed_batches else missing)
+        for group in _grouped(sampled, whole=engine.fixed_batches):
             new = [completion for completion in group if completion.key not in found]
-            self._completions.append([vars(completion) for completion in new])
+            self._completions.append(
+                [{**vars(completion), "request": marks[completion.key]} for completion in new]
+            )
             self.progress.tokens(sum(completion.tokens for completion in new))
             found.update({completion.key: completion for completion in new})
         return found
 
-    def _sampled(self, completions: Iterator[Completion]) -> Iterator[list[Completion]]:
-        """One at a time where they come one by one (a server's), else the whole batch."""
-        if self.engines["model"].fixed_batches:
-            yield list(completions)
-        else:
-            for completion in completions:
-                yield [completion]
+
+def mark_of(request: Request) -> str:
+    """16 hex digits that stand for all of a request: a completion is good for no other."""
+    return hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(path: Path, wanted: set[str]) -> Iterator[tuple[tuple[str, str], Completion]]:
+    """Completions of these questions, by key and request."""
+    for line in read_lines(path):
+        if line["key"].partition("/")[0] in wanted:
+            fields: dict[str, Any] = {k: v for k, v in line.items() if k != "request"}
+            yield (line["key"], line["request"]), Completion(**fields)
+
+
+def _grouped(completions: Iterator[Completion], whole: bool) -> Iterator[list[Completion]]:
+    """One at a time where they come one by one (a server's), else the whole batch."""
+    if whole:
+        yield list(completions)
+    else:
+        for completion in completions:
+            yield [completion]

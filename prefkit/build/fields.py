@@ -4,10 +4,8 @@ The text under a field is its documentation and its `--help` line. Defaults are 
 they give one; `METHOD_DEFAULTS` has those that differ by method.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from prefkit.errors import ConfigError
 
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo")
 EVALUATE = "evaluate"  # asks and grades as a build does, but makes no pairs
@@ -109,6 +107,9 @@ class BuildFields:
     """Nucleus; None = 0.95 for step-dpo and cdpo, else 1."""
     max_tokens: int = 1024
     """Most tokens of a solution; longer ones count as unfinished."""
+    too_long: Literal["error", "skip"] = "error"
+    """Questions that the local model cannot read: stop before anything is sampled, or skip them
+    (counted)."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:", if examples
     in the prompt make the model go on with another question."""
@@ -154,6 +155,9 @@ class BuildFields:
     """Who runs code steps (```python): nobody, or a Python process with limits (no sandbox)."""
 
     # -- positive and negative model (cdpo) -----------------------------------------------------
+    weigh: bool = True
+    """Train both models here and weigh the pairs; false = stop after the selection, with
+    positive.jsonl and negative.jsonl for a trainer of your own (`prefkit score` weighs then)."""
     contrast_adapter: Literal["lora", "none"] = "lora"
     """Train them as adapters (the paper's) or in full."""
     contrast_lora_r: int = 8
@@ -166,100 +170,9 @@ class BuildFields:
     """Passes over their solutions."""
     contrast_batch_size: int = 8
     """Solutions an optimiser step."""
+    contrast_device_batch_size: int | None = None
+    """Solutions a forward pass; None = all of a step."""
+    contrast_bf16: bool = False
+    """Mixed precision in bfloat16 while they train, and weights in bfloat16 while they score."""
     contrast_beta: float = 1.0
     """b of the scores: log s = (1 + b) log p_positive − b log p_negative − log Z."""
-
-
-def resolve(options: BuildFields, method: str) -> BuildFields:
-    """Fills in what depends on the method and checks every value.
-
-    Raises:
-        ConfigError: an option out of range, or one that the method would ignore.
-    """
-    for name, value in METHOD_DEFAULTS[method].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    if not isinstance(options.temperature, list):
-        options.temperature = [options.temperature]  # type: ignore[list-item]
-    _check_numbers(options)
-    _check_temperatures(options, greedy=method == EVALUATE)
-    for name in ("questions", "model", "out"):
-        if not getattr(options, name):
-            raise ConfigError(f"{name} is missing. {_MISSING[name]}")
-    return options
-
-
-def check_ignored(given: set[str], method: str) -> None:
-    """An option that the method has no use for is an error, not a silent no-op.
-
-    Raises:
-        ConfigError: names the option and the methods it belongs to.
-    """
-    for names, methods in _ONLY_FOR:
-        for name in sorted(given & set(names)):
-            if method not in methods:
-                raise ConfigError(
-                    f"{name} has no effect on {method}: it belongs to {' and '.join(methods)}. "
-                    "Leave it out."
-                )
-
-
-_MISSING = {
-    "questions": "Name a file or folder of questions: prefkit build METHOD QUESTIONS …",
-    "model": "Name the model that samples: --model FOLDER.",
-    "out": "Name the folder of the result: --out FOLDER.",
-}
-_ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        (
-            *("localiser", "rollouts", "mistakes_per_question", "rectifications"),
-            *("pairs_per_mistake",),
-        ),
-        ("step-dpo",),
-    ),
-    (("process_filter", "judge_server", "judge_model"), METHODS),
-    (("pairs_per_question",), ("dpo", "scdpo")),
-    (("max_samples", "wrong_per_question", "rising"), ("scdpo",)),
-    (("interpreter",), ("dpo", "scdpo", EVALUATE)),
-    (tuple(f.name for f in fields(BuildFields) if f.name.startswith("contrast_")), ("cdpo",)),
-)
-_AT_LEAST_ONE = (
-    *("max_questions", "batch_size", "concurrency", "samples", "max_tokens", "grading_workers"),
-    *("rollouts", "mistakes_per_question", "rectifications", "pairs_per_mistake"),
-    *("pairs_per_question", "max_samples", "wrong_per_question"),
-    *("contrast_lora_r", "contrast_lora_alpha", "contrast_batch_size"),
-)
-
-
-def _check_numbers(options: BuildFields) -> None:
-    for name in _AT_LEAST_ONE:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be 1 or more.")
-    for name in ("timeout", "grading_seconds", "contrast_learning_rate", "contrast_epochs"):
-        if not getattr(options, name) > 0:
-            raise ConfigError(f"{name} is {getattr(options, name)}; it must be above 0.")
-    if options.interpreter != "none" and options.stop:
-        raise ConfigError("stop texts would cut code anywhere. Leave stop out, or the interpreter.")
-    if options.join and options.shard:
-        raise ConfigError("join makes one build of all shards. Leave shard out.")
-    if options.retries < 0 or options.seed < 0:
-        raise ConfigError("retries and seed must be 0 or more.")
-    if options.top_p is None or not 0 < options.top_p <= 1:
-        raise ConfigError(f"top_p is {options.top_p}; it must be in (0, 1].")
-    if len(options.rising) != 3 or options.rising[0] <= 0 or options.rising[1] < 0:
-        raise ConfigError(
-            f"rising is {options.rising}; write first temperature, rise a round, cap: 1.1 0.05 1.4."
-        )
-
-
-def _check_temperatures(options: BuildFields, greedy: bool) -> None:
-    assert isinstance(options.temperature, list)
-    for value in options.temperature:
-        if not isinstance(value, int | float) or not 0 <= value <= 5:
-            raise ConfigError(f"temperature is {value!r}; it must be above 0 and at most 5.")
-        if value == 0 and not (greedy and options.samples == 1):
-            raise ConfigError(
-                "temperature is 0: greedy solutions of a question are all the same. Take a "
-                "temperature above 0, or (prefkit evaluate) one sample."
-            )

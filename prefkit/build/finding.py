@@ -19,7 +19,7 @@ from prefkit.build.localise.rollouts import first_hopeless
 from prefkit.build.localise.verdict import Verdict
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.questions import Question
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, PrefkitError
 
 LOCALISERS = ("program", "judge", "rollouts")
 # What "auto" stands for, where the localiser is no judge.
@@ -117,7 +117,14 @@ def load_function(path: str) -> Function:
 
 
 def _checked(path: str, function: Function, question: Question, steps: Sequence[str]) -> int | None:
-    place: Any = function(question.text, list(steps), question.solution)
+    try:
+        place: Any = function(question.text, list(steps), question.solution)
+    except Exception as error:
+        raise PrefkitError(
+            f"localiser {path} failed on {question.source}, row {question.row}: "
+            f"{type(error).__name__}: {error}. It must take (question, steps, solution). Repair it "
+            "and give the same command again: what was sampled is kept."
+        ) from error
     if place is None or (type(place) is int and 0 <= place < len(steps)):
         return place
     raise ConfigError(

@@ -10,14 +10,16 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from prefkit.atomic import write_json
 from prefkit.build.fields import BuildFields
+from prefkit.build.options import used_by
 from prefkit.build.questions import Questions
 from prefkit.errors import ConfigError
 
@@ -29,7 +31,13 @@ FREE = (
     *("batch_size", "grading_workers", "judge_server", "join"),
 )
 _PACKAGES = ("torch", "transformers", "math-verify", "openai", "peft")
-_END = 1 << 20  # bytes at either end of a file of weights that speak for all of it
+_SAMPLES, _SAMPLE = 64, 1 << 16  # places in a file of weights, and bytes at each
+LOCK = ".lock"
+_OTHER = {
+    "method": "another method",
+    "questions": "other questions (or another max_questions)",
+    "model": "another model",
+}
 
 
 class Manifest:
@@ -48,15 +56,17 @@ class Manifest:
     def __init__(
         self, folder: Path, method: str, options: BuildFields, questions: Questions
     ) -> None:
-        self.path = folder / MANIFEST
+        self.path, self.method = folder / MANIFEST, method
+        old = _read(self.path)
         self._lock = _lock(folder)
         self.content: dict[str, Any] = {
             "method": method,
-            "options": dataclasses.asdict(options),
+            "options": _shown(options),
             "questions": {
                 "source": options.questions,
                 "asked": len(questions),
                 "repeated": questions.repeated,
+                "ignored": list(questions.ignored),
                 "sha256": _hash([[q.id, q.answer] for q in questions]),
             },
             "model": model_identity(options.model),
@@ -64,7 +74,8 @@ class Manifest:
             "runs": [],
             "versions": _versions(),
         }
-        self._take_up()
+        if old is not None:
+            self._take_up(old)
 
     @property
     def is_done(self) -> bool:
@@ -78,10 +89,16 @@ class Manifest:
         self._began = time.monotonic()
         write_json(self.path, self.content)
 
-    def end(self, outcomes: Iterable[dict[str, Any]], rows: int, **more: Any) -> None:
+    def end(
+        self,
+        outcomes: Iterable[dict[str, Any]],
+        rows: int,
+        further_drops: Mapping[str, int],
+        **more: Any,
+    ) -> None:
         """Writes the counts of every stage; the build is done."""
         counts: Counter[str] = Counter()
-        drops: Counter[str] = Counter()
+        drops: Counter[str] = Counter(further_drops)
         for outcome in outcomes:
             counts.update(outcome["counts"])
             drops.update({name: n for name, n in outcome["drops"].items() if n})
@@ -99,26 +116,19 @@ class Manifest:
         """Lets another run have the folder."""
         self._lock.close()
 
-    def _take_up(self) -> None:
+    def _take_up(self, old: dict[str, Any]) -> None:
         """Continues what an earlier run left, if it was the same build."""
-        if not self.path.exists():
-            if any(self.path.parent.glob("*.jsonl")):
-                raise ConfigError(
-                    f"out: {self.path.parent} holds files, but no {MANIFEST}. Choose another out."
-                )
-            return
-        old = json.loads(self.path.read_text(encoding="utf-8"))
         for name in ("method", "questions", "model"):
             ours, theirs = self.content[name], old.get(name)
             if name == "questions":  # the same questions may lie in another place
                 ours, theirs = ours["sha256"], (theirs or {}).get("sha256")
             if ours != theirs:
                 raise ConfigError(
-                    f"out: {self.path.parent} holds a build of another {name}. Choose another out."
+                    f"out: {self.path.parent} holds a build of {_OTHER[name]}. Choose another out."
                 )
         for name, value in self.content["options"].items():
             was = old["options"].get(name)
-            if name not in FREE and was != value:
+            if name not in FREE and used_by(name, self.method) and was != value:
                 raise ConfigError(
                     f"out: {self.path.parent} holds a build with {name} {was!r}, now it is "
                     f"{value!r}. Give the same options to go on, or choose another out."
@@ -128,9 +138,42 @@ class Manifest:
             self.content = old
 
 
+def _shown(options: BuildFields) -> dict[str, Any]:
+    """Options as the manifest tells them: no passwords of URLs, of extra fields only the names."""
+    shown = dataclasses.asdict(options)
+    for name in ("server", "judge_server"):
+        if shown[name]:
+            shown[name] = re.sub(r"//[^/@]*@", "//", shown[name])
+    extra = shown["extra_body"]
+    if extra:
+        digest = _hash([extra])[:16]
+        shown["extra_body"] = {"fields": sorted(extra), "sha256": digest}
+    return shown
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The manifest that lies in a folder, None where the folder is empty.
+
+    Raises:
+        ConfigError: the folder holds something that is no build.
+    """
+    folder, remedy = path.parent, "Choose another out."
+    if not path.exists():
+        if any(entry.name != LOCK for entry in folder.iterdir()):
+            raise ConfigError(f"out: {folder} holds files, but no {MANIFEST}. {remedy}")
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"out: {path} cannot be read ({error}). {remedy}") from error
+    if not isinstance(found, dict) or not {"method", "options", "runs", "state"} <= set(found):
+        raise ConfigError(f"out: {path} is no manifest of a build. {remedy}")
+    return found
+
+
 def model_identity(model: str) -> str:
-    """The name of a model; of a local folder, a hash of its configuration and of its weights' files
-    (name, size, and what they begin and end with)."""
+    """The name of a model; of a local folder, a hash of its small files and of its weights' sizes
+    and 64 samples of each: fine-tuned weights differ in every one of them but where frozen."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return model
@@ -140,15 +183,16 @@ def model_identity(model: str) -> str:
             continue
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         with open(path, "rb") as file:
-            digest.update(file.read(_END))
-            file.seek(max(0, path.stat().st_size - _END))
-            digest.update(file.read())
+            size = path.stat().st_size
+            for place in range(_SAMPLES if size > _SAMPLES * _SAMPLE else 1):
+                file.seek(place * (size - _SAMPLE) // (_SAMPLES - 1) if place else 0)
+                digest.update(file.read(_SAMPLE if size > _SAMPLES * _SAMPLE else -1))
     return f"sha256:{digest.hexdigest()[:32]}"
 
 
 def _lock(folder: Path) -> IO[str]:
     """One build at a time in a folder; the lock goes when the process does."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115  (held for the length of the build)
+    file = open(folder / LOCK, "w")  # noqa: SIM115  (held for the length of the build)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -10,12 +10,13 @@ overlap, and a build that is taken up again knows what it has done.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.files import FILE_TYPES, is_conversational, load_rows
+from prefkit.data.files import FILE_TYPES, Rows, is_conversational, load_rows
 from prefkit.data.pair import Message
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
@@ -57,10 +58,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions in the order of their files, and how many rows repeated an earlier one."""
+    """Questions in the order of their files.
+
+    Attributes:
+        items: the questions.
+        repeated: how many rows repeated an earlier one.
+        ignored: what else lies in a folder of questions, and was not read.
+    """
 
     items: tuple[Question, ...]
     repeated: int
+    ignored: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -97,8 +105,9 @@ def read_questions(
     part = _parse_shard(shard)
     kept: dict[str, Question] = {}
     repeated = 0
-    for file in _files(source):
-        rows = load_rows(file, split=split)
+    files, ignored = _files(source)
+    for file in files:
+        rows = _rows(file, split)
         for index, row in enumerate(rows):
             if isinstance(row, RowError):
                 raise row
@@ -113,20 +122,30 @@ def read_questions(
         chosen = chosen[:max_questions]
     if not chosen:
         raise ConfigError(f"{source}: no question is left (shard {shard}). Choose another shard.")
-    return Questions(tuple(chosen), repeated)
+    return Questions(tuple(chosen), repeated, ignored)
 
 
-def _files(source: str) -> list[str]:
-    """The source itself, or the files of a folder that holds files of rows."""
+def _rows(file: str, split: str) -> Rows:
+    try:
+        return load_rows(file, split=split)
+    except PrefkitError as error:
+        if "holds no rows" not in str(error) and "is empty" not in str(error):
+            raise
+        raise ConfigError(f"{file}: holds no questions. Remove it, or fill it in.") from error
+
+
+def _files(source: str) -> tuple[list[str], tuple[str, ...]]:
+    """The source itself, or the files of rows in a folder, and what else lies there."""
     folder = Path(source).expanduser()
     if not folder.is_dir() or any((folder / name).exists() for name in _SAVED_BY_DATASETS):
-        return [source]
+        return [source], ()
     files = sorted(str(path) for path in folder.iterdir() if path.suffix in FILE_TYPES)
+    others = sorted(path.name for path in folder.iterdir() if path.suffix not in FILE_TYPES)
     if not files:
         raise PrefkitError(
             f"{source}: the folder holds no file of questions ({', '.join(FILE_TYPES)})."
         )
-    return files
+    return files, tuple(name for name in others if not name.startswith("."))
 
 
 _SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
@@ -184,6 +203,11 @@ def _prompt(fields: _Fields, name: str | None) -> str | tuple[Message, ...]:
         raise fields.error(found, f"is a {type(value).__name__}", remedy)
     if not value.strip():
         raise fields.error(found, "is empty", remedy)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"holds half a character (a surrogate) at {error.start}"
+        raise fields.error(found, problem, "Save the file as UTF-8.") from error
     return value
 
 
@@ -194,6 +218,8 @@ def _answer(fields: _Fields, name: str) -> tuple[str, str | None]:
         problem = "is missing" if value is None else f"is a {type(value).__name__}"
         remedy = "Write the right answer as text or number, or name its field (--answer_field)."
         raise fields.error(name, problem, remedy)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise fields.error(name, f"is {value}", "Write the right answer.")
     text = str(value).strip()
     worked, mark, last = text.rpartition(_GSM8K_MARK)
     answer = last.strip() if mark else text

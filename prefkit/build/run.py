@@ -9,25 +9,23 @@ taken up where it stands.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefkit.atomic import check_writable, write_text
-from prefkit.build.fields import EVALUATE, METHODS, BuildFields, check_ignored, resolve
+from prefkit.build.fields import EVALUATE, METHODS, BuildFields
 from prefkit.build.journal import read_lines
 from prefkit.build.manifest import Manifest
-from prefkit.build.pipeline import Asking, Outcome
-from prefkit.build.progress import Progress
-from prefkit.build.questions import Question, Questions, read_questions
+from prefkit.build.options import check_ignored, resolve
+from prefkit.build.questions import Questions, read_questions
 from prefkit.build.shards import join, missing
-from prefkit.errors import ConfigError, PrefkitError
+from prefkit.errors import ConfigError, ModelError, PrefkitError
 
 if TYPE_CHECKING:
-    from prefkit.build.code.interpreter import Interpreter
-    from prefkit.build.context import Context
+    pass
 
 PAIRS, SOLUTIONS = "pairs.jsonl", "solutions.jsonl"
 
@@ -67,7 +65,7 @@ def build(method: str, questions: str, *, model: str, out: str, **options: Any) 
     """
     _check_names(options)
     check_method(method)
-    check_ignored(set(options), method)
+    check_ignored(options, method)
     given = BuildFields(questions=questions, model=model, out=out, **options)
     return run(method, resolve(given, method))
 
@@ -85,7 +83,7 @@ def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[st
         PrefkitError: as `build` does.
     """
     _check_names(options)
-    check_ignored(set(options), EVALUATE)
+    check_ignored(options, EVALUATE)
     given = BuildFields(questions=questions, model=model, out=out, **options)
     return dict(run(EVALUATE, resolve(given, EVALUATE)).manifest["evaluation"])
 
@@ -107,20 +105,49 @@ def check_method(method: str) -> None:
 
 def run(method: str, options: BuildFields) -> BuildResult:
     """Builds with resolved options; see `build`."""
+    check_models(options, method)
     questions = _read(options)
     folder = Path(options.out)
     check_writable(folder, "out")
     with ExitStack() as stack:
         manifest = stack.enter_context(closing(Manifest(folder, method, options, questions)))
         if not manifest.is_done:
-            join(folder, manifest, options.join)
-            if missing(folder, [question.id for question in questions]):
-                _sample(method, options, questions, manifest, stack)
+            names = [question.id for question in questions]
+            if options.join:
+                join(folder, manifest, options.join, names)
+            elif missing(folder, names):
+                from prefkit.build.sampling import sample  # torch and transformers
+
+                sample(method, options, questions, manifest, stack)
             else:
                 manifest.begin("none: nothing was left to sample")
             _finish(method, options, folder, manifest, questions)
     name = SOLUTIONS if method == EVALUATE else PAIRS
     return BuildResult(folder / name, manifest.content["rows"], manifest.content)
+
+
+def check_models(options: BuildFields, method: str) -> None:
+    """Refuses models that are not there, before anything else is done.
+
+    Raises:
+        ModelError: a folder that is missing or holds no model.
+        ConfigError: cdpo by a server, with a `model` that cannot be trained here.
+    """
+    from prefkit.model.loading import check_model_folder, load_config
+
+    if options.server is None:
+        check_model_folder("model", options.model, adapters=True)
+    if options.judge_model and options.judge_server is None:
+        check_model_folder("judge_model", options.judge_model, adapters=True)
+    if method == "cdpo" and options.server and options.weigh and options.shard is None:
+        try:
+            load_config(options.model)
+        except ModelError as error:
+            raise ConfigError(
+                f"cdpo trains two models from `model`, which cannot be loaded here ({error}) Name "
+                "its folder or Hub name as model, its name on the server as server_model; or say "
+                "weigh: false to stop after the selection."
+            ) from error
 
 
 def _read(options: BuildFields) -> Questions:
@@ -133,78 +160,6 @@ def _read(options: BuildFields) -> Questions:
         shard=options.shard,
         max_questions=options.max_questions,
     )
-
-
-def _sample(
-    method: str,
-    options: BuildFields,
-    questions: Questions,
-    manifest: Manifest,
-    stack: ExitStack,
-) -> None:
-    """All that needs a model: every question's pipeline to its end."""
-    from prefkit.build.context import Context
-    from prefkit.build.driver import Driver
-    from prefkit.build.engines.open import open_engines, open_renderer
-    from prefkit.build.finding import make_finder
-    from prefkit.build.grading.grader import DEFAULT_FUNCTION, Grader
-
-    grader = stack.enter_context(
-        Grader(
-            workers=options.grading_workers,
-            seconds=options.grading_seconds,
-            answer=options.answer,
-            function=options.grader or DEFAULT_FUNCTION,
-        )
-    )
-    renderer = open_renderer(options, questions)
-    interpreter = _interpreter(options, questions)
-    context = Context(options, grader, renderer, make_finder(options, method), interpreter)
-    engines = open_engines(options, renderer)
-    for engine in {id(engine): engine for engine in engines.values()}.values():
-        stack.enter_context(closing(engine))
-    manifest.begin(engines["model"].name)
-    pipeline = _pipeline(method)
-    progress = Progress("solutions" if method == EVALUATE else "pairs")
-    driver = Driver(
-        engines, Path(options.out), lambda question: pipeline(question, context), progress
-    )
-    driver.run(questions.items)
-
-
-def _interpreter(options: BuildFields, questions: Questions) -> "Interpreter | None":
-    """Who runs code steps.
-
-    Raises:
-        ConfigError: plain prompts, while rows with code are messages, which training puts into a
-            chat template: the model would be trained on other texts than it was asked with.
-    """
-    if options.interpreter == "none":
-        return None
-    if options.string_prompts == "raw" and any(isinstance(q.prompt, str) for q in questions):
-        raise ConfigError(
-            "interpreter: python writes rows of messages, which training reads in chat form. Add "
-            "--string_prompts chat, so that the questions are put in chat form too."
-        )
-    from prefkit.build.code.interpreter import PythonInterpreter
-
-    return PythonInterpreter()
-
-
-def _pipeline(method: str) -> "Callable[[Question, Context], Asking[Outcome]]":
-    from prefkit.build.cdpo import cdpo
-    from prefkit.build.dpo import dpo
-    from prefkit.build.evaluate import evaluate
-    from prefkit.build.scdpo import scdpo
-    from prefkit.build.step_dpo import step_dpo
-
-    return {
-        "dpo": dpo,
-        "step-dpo": step_dpo,
-        "scdpo": scdpo,
-        "cdpo": cdpo,
-        EVALUATE: evaluate,
-    }[method]
 
 
 def _finish(
@@ -230,7 +185,7 @@ def _finish(
         rows, more = weigh(rows, ordered, options, folder)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), lines)
-    manifest.end(ordered, len(rows), **more)
+    manifest.end(ordered, len(rows), further_drops=more.pop("drops", {}), **more)
 
 
 def outcome_lines(folder: Path) -> Iterator[dict[str, Any]]:

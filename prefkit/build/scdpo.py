@@ -61,7 +61,8 @@ def temperatures(rising: Sequence[float]) -> list[float]:
     rounds = [first]
     while rise > 0 and rounds[-1] + rise < cap - 1e-9:
         rounds.append(round(rounds[-1] + rise, 10))
-    return rounds + [max(first, cap)] * _ROUNDS_AT_CAP
+    last = max(first, cap) if rise > 0 else first
+    return rounds + [last] * _ROUNDS_AT_CAP
 
 
 def _go_wrong(
@@ -81,7 +82,7 @@ def _go_wrong(
         requests = [
             context.request(
                 question,
-                f"continue/{round_number}/{place}",
+                f"continue/{right.number}/{round_number}/{place}",
                 front,
                 temperature=temperature,
                 top_p=1.0,
@@ -95,6 +96,8 @@ def _go_wrong(
         for place, front, completion, grade in zip(asked, fronts, completions, grades, strict=True):
             if completion.finish == "length" or not completion.text.strip():
                 outcome.drops["continuations: unfinished"] += 1
+            elif not grade.decided:
+                outcome.counts["continuations undecided"] += 1
             elif grade.correct:
                 outcome.drops["continuations: still right"] += 1
             else:
@@ -104,7 +107,9 @@ def _go_wrong(
                 rows.append(_row(question, context, right, place, name, front, completion.text))
         if len(rows) >= context.options.wrong_per_question or not places:
             break
-    return rows[: context.options.wrong_per_question]
+    most = context.options.wrong_per_question
+    outcome.drops["continuations: beyond wrong_per_question"] += max(0, len(rows) - most)
+    return rows[:most]
 
 
 def _row(

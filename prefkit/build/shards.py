@@ -11,36 +11,42 @@ from pathlib import Path
 from prefkit.build.driver import QUESTIONS
 from prefkit.build.journal import Journal, read_lines
 from prefkit.build.manifest import FREE, MANIFEST, Manifest
+from prefkit.build.options import used_by
 from prefkit.errors import ConfigError
 
 _OF_SHARDS = (*FREE, "shard", "max_questions")
 
 
-def join(folder: Path, manifest: Manifest, shards: Sequence[str]) -> int:
-    """Takes over the finished questions of other builds.
+def join(folder: Path, manifest: Manifest, shards: Sequence[str], questions: Sequence[str]) -> None:
+    """Takes over the finished questions of other builds; all is checked before a line is written.
 
     Args:
         folder: of the whole build.
         manifest: of the whole build.
         shards: folders of the parts.
-
-    Returns:
-        How many questions were taken over; those already here count no more.
+        questions: ids of all questions of the whole build.
 
     Raises:
-        ConfigError: a folder that holds no build, or one of other options or of another model.
+        ConfigError: a folder named twice, one that holds no build, a build of other options or of
+            another model, or questions that no shard has finished.
     """
-    known = {line["id"] for line in read_lines(folder / QUESTIONS)}
-    taken = 0
+    if len({Path(shard).resolve() for shard in shards}) < len(shards):
+        raise ConfigError("join names a folder twice. Name each shard once.")
+    found = {line["id"]: line for line in read_lines(folder / QUESTIONS)}
+    here = set(found)
     for shard in map(Path, shards):
         _check_same(shard, manifest)
-        lines = [line for line in read_lines(shard / QUESTIONS) if line["id"] not in known]
-        known.update(line["id"] for line in lines)
-        journal = Journal(folder / QUESTIONS)
-        journal.append(lines)
-        journal.close()
-        taken += len(lines)
-    return taken
+        for line in read_lines(shard / QUESTIONS):
+            found.setdefault(line["id"], line)
+    if left := len(set(questions) - set(found)):
+        raise ConfigError(
+            f"join: {left} of {len(questions)} questions are in none of the shards. Finish them "
+            "all, and name them all."
+        )
+    manifest.begin(f"none: joined from {len(shards)} shards")
+    journal = Journal(folder / QUESTIONS)
+    journal.append([found[name] for name in questions if name not in here])
+    journal.close()
 
 
 def _check_same(shard: Path, manifest: Manifest) -> None:
@@ -52,7 +58,8 @@ def _check_same(shard: Path, manifest: Manifest) -> None:
         if other[name] != manifest.content[name]:
             raise ConfigError(f"join: {shard} is a build of another {name}.")
     for name, value in manifest.content["options"].items():
-        if name not in _OF_SHARDS and other["options"].get(name) != value:
+        used = used_by(name, manifest.method)
+        if name not in _OF_SHARDS and used and other["options"].get(name) != value:
             raise ConfigError(
                 f"join: {shard} was built with {name} {other['options'].get(name)!r}, here it is "
                 f"{value!r}. Join builds of the same options."

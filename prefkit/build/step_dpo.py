@@ -42,7 +42,7 @@ def step_dpo(question: Question, context: Context) -> Asking[Outcome]:
     outcome, options = Outcome(question.id), context.options
     assert options.samples is not None
     attempts = yield from solve(question, context, outcome, range(options.samples))
-    wrong = distinct([attempt for attempt in attempts if not attempt.right])
+    wrong = distinct([a for a in attempts if a.decided and not a.right], outcome)
     if not wrong:
         outcome.drops["questions: all right"] += 1
     outcome.drops["mistakes: beyond mistakes_per_question"] += max(
@@ -108,7 +108,9 @@ def _rectify(
     for number, (text, completion, grade) in enumerate(
         zip(texts, completions, grades, strict=True)
     ):
-        if not grade.correct or completion.finish == "length":
+        kind = "unfinished" if completion.finish == "length" else "wrong"
+        if not grade.correct or kind == "unfinished":
+            outcome.counts[f"rectifications {kind if grade.decided else 'undecided'}"] += 1
             continue
         outcome.counts["rectifications right"] += 1
         chosen = _steps_after(mistake, text, context)

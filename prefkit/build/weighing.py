@@ -32,8 +32,8 @@ def weigh(
         folder: of the build; the models are kept in its `contrast`.
 
     Returns:
-        The rows with `rejected_weights`, and what the manifest says of the two models. With
-        `shard` the rows as they are: the models are trained on all shards, when they are joined.
+        The rows with `rejected_weights`, and what the manifest says of the two models and of rows
+        that could not be weighed. With `shard`, or without `weigh`, the rows as they are.
 
     Raises:
         PrefkitError: not one right, or not one wrong solution was sampled.
@@ -42,7 +42,7 @@ def weigh(
     for name, chosen in selected.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
         write_text(folder / f"{name}.jsonl", lines)
-    if options.shard is not None:
+    if options.shard is not None or not options.weigh:
         return rows, {"weighted": False}
     models = _train(selected, options, folder)
     texts = {name: getattr(options, name) for name in TEXT_FIELDS}
@@ -50,11 +50,23 @@ def weigh(
         rows,
         str(models.positive),
         str(models.negative),
-        ScoreFields(beta=options.contrast_beta, batch_size=options.batch_size, **texts),
+        ScoreFields(
+            beta=options.contrast_beta,
+            batch_size=options.contrast_device_batch_size or options.contrast_batch_size,
+            dtype="bfloat16" if options.contrast_bf16 else "float32",
+            too_long="skip",  # counted below: one row must not stop the last stage
+            on_bad_row="skip",
+            **texts,
+        ),
         work_file=folder / "scores.work",
         progress=True,
     )
-    return scored.rows, {"weighted": True, "contrast": models.records()}
+    left_out = {f"pairs not weighed: {why}": n for why, n in scored.skipped.items()}
+    return scored.rows, {
+        "weighted": True,
+        "contrast": models.records(),
+        "drops": left_out,
+    }
 
 
 def _selected(outcomes: Sequence[Row], name: str) -> list[Row]:
@@ -69,6 +81,8 @@ def _train(selected: dict[str, list[Row]], options: BuildFields, folder: Path) -
         learning_rate=options.contrast_learning_rate,
         epochs=options.contrast_epochs,
         batch_size=options.contrast_batch_size,
+        device_batch_size=options.contrast_device_batch_size,
+        bf16=options.contrast_bf16,
         seed=options.seed,
         text={name: getattr(options, name) for name in TEXT_FIELDS},
     )

@@ -1,6 +1,5 @@
 """The engines of a build from its options: who samples, who judges, and how prompts are written."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from prefkit.build.context import tokenize_options
@@ -9,7 +8,6 @@ from prefkit.build.engines.local_model import load_tokenizer
 from prefkit.build.fields import BuildFields
 from prefkit.build.questions import Questions
 from prefkit.data.pair import Front
-from prefkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefkit.data.render import Renderer
@@ -68,17 +66,11 @@ def _end_of_turn(options: BuildFields, renderer: "Renderer | None") -> tuple[int
 
 
 def _settings(options: BuildFields) -> dict[str, Any]:
-    extra = options.extra_body
-    if isinstance(extra, str):
-        try:
-            extra = json.loads(extra)
-        except ValueError as error:
-            raise ConfigError(f"extra_body is no JSON ({error}).") from error
     return {
         "dtype": options.dtype,
         "batch_size": options.batch_size,
         "concurrency": options.concurrency,
         "timeout": options.timeout,
         "retries": options.retries,
-        "extra_body": extra,
+        "extra_body": options.extra_body,
     }
