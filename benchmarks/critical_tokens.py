@@ -24,104 +24,21 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.critical_tokens_measure import Found, Solution, marked, measure
 from benchmarks.critical_tokens_plot import plot
 from benchmarks.machine import facts
-from prefkit.build.cdpo import half_of
+from prefkit.build.attempts import Attempt
+from prefkit.build.cdpo import by_answer, half_of
 from prefkit.build.contrast import ContrastModels, ContrastSettings, train_two_models
 from prefkit.demo import arithmetic as world
 from prefkit.demo.run import MODEL
 from prefkit.score import ScoreFields, score_pairs
 
-DOUBTFUL = 0.9
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 SETTINGS = {
     "LoRA": ContrastSettings(),
     "full": ContrastSettings(adapter="none", learning_rate=1e-4),
 }
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A sampled solution with its wrong tokens (characters here).
-
-    Attributes:
-        first: (n,) bool, digits of the first wrong line's result that differ from the right ones.
-        any: (n,) bool, the same in every line, given the operands as the line has them.
-    """
-
-    prompt: str
-    text: str
-    first: np.ndarray
-    any: np.ndarray
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was measured of one pair of models at one b.
-
-    Attributes:
-        auc, auc_any: of 1 − s for `Solution.first` and `Solution.any`.
-        doubtful: as `auc_any`, among the tokens to which the start model gave less than 0.9.
-        wrong, other: mean s of the first wrong line's wrong tokens, and of all others.
-        lowest: share of solutions whose token of the lowest s is a wrong one (of any line).
-    """
-
-    auc: float
-    auc_any: float
-    doubtful: float
-    wrong: float
-    other: float
-    lowest: float
-
-
-def area(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half (Mann-Whitney).
-
-    Args:
-        scores: (n,) high where positive is expected.
-        positive: (n,) bool.
-    """
-    values, place = np.unique(scores, return_inverse=True)
-    counts = np.bincount(place, minlength=len(values))
-    ranks = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each value, from 1
-    p = int(positive.sum())
-    total = float(ranks[place][positive].sum())
-    return (total - p * (p + 1) / 2) / (p * (len(scores) - p))
-
-
-def marked(problem: world.Problem, text: str) -> Solution | None:
-    """The solution with its wrong tokens; None where the first mistake is no wrong result."""
-    verdict = world.check(problem, text)
-    lines, at = world.split_lines(text), verdict.first_wrong
-    if at is None or at >= min(len(lines), len(problem.lines)):
-        return None
-    right = problem.lines[at]
-    front = right.index("=") + 1
-    if len(lines[at]) != len(right) or lines[at][:front] != right[:front]:
-        return None
-    first, every = np.zeros(len(text), bool), np.zeros(len(text), bool)
-    start = 0
-    for place, line in enumerate(lines):
-        wrong = _wrong_digits(line)
-        every[start : start + len(line)] = wrong
-        if place == at:
-            first[start : start + len(line)] = wrong
-        start += len(line)
-    return Solution(problem.prompt, text, first, every) if first.any() else None
-
-
-def _wrong_digits(line: str) -> np.ndarray:
-    """(len(line),) bool: digits of the result that differ from that of the line's own operands."""
-    wrong = np.zeros(len(line), bool)
-    left, equals, result = line.rstrip("\n").partition("=")
-    try:
-        right = str(int(left[:2]) + int(left[2:]))
-    except ValueError:
-        return wrong
-    if equals and len(right) == len(result):
-        for i, (a, b) in enumerate(zip(right, result, strict=True)):
-            wrong[len(left) + 1 + i] = a != b
-    return wrong
 
 
 def sample(problems: Sequence[world.Problem], samples: int, seed: int) -> list[list[Any]]:
@@ -140,22 +57,33 @@ def sample(problems: Sequence[world.Problem], samples: int, seed: int) -> list[l
 
 
 def select(groups: Sequence[Sequence[Any]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Solutions for the positive and the negative model, as cDPO selects them."""
-    positive, negative = [], []
+    """Solutions for the positive and the negative model, grouped and chosen as the build does."""
+    positive, negative = list[dict[str, str]](), list[dict[str, str]]()
     for transcripts in groups:
-        right = [t for t in transcripts if t.verdict.answer_right]
-        wrong: dict[Any, list[Any]] = {}
-        for t in transcripts:
-            if not t.verdict.answer_right:
-                wrong.setdefault(t.verdict.answer, []).append(t)
-        by_size = sorted(wrong.values(), key=len, reverse=True)
-        positive += [_row(t) for t in right[:1]]
-        negative += [_row(group[0]) for group in half_of(by_size)]
+        attempts = [_attempt(number, t) for number, t in enumerate(transcripts)]
+        attempts = [attempt for attempt in attempts if attempt.answer is not None]
+        right, wrong = (
+            by_answer([a for a in attempts if a.right is kind]) for kind in (True, False)
+        )
+        for rows, chosen in ((positive, right[:1]), (negative, half_of(wrong))):
+            for group in chosen:
+                prompt = transcripts[group[0].number].problem.prompt
+                rows.append({"prompt": prompt, "response": group[0].text})
     return positive, negative
 
 
-def _row(transcript: Any) -> dict[str, str]:
-    return {"prompt": transcript.problem.prompt, "response": transcript.text}
+def _attempt(number: int, transcript: Any) -> Attempt:
+    """A transcript as the build's solutions are."""
+    verdict = transcript.verdict
+    return Attempt(
+        number=number,
+        text=transcript.text,
+        steps=tuple(world.split_lines(transcript.text)),
+        right=verdict.answer_right,
+        answer=None if verdict.answer is None else str(verdict.answer),
+        ended=transcript.ended,
+        decided=True,
+    )
 
 
 def fresh_mistakes(problems: Sequence[world.Problem], seed: int) -> list[Solution]:
@@ -175,30 +103,6 @@ def scores_of(solutions: Sequence[Solution], models: ContrastModels | None, b: f
     names = (MODEL, MODEL) if models is None else models
     options = ScoreFields(beta=0.0 if models is None else b, batch_size=64)
     return score_pairs(rows, str(names[0]), str(names[1]), options).scores
-
-
-def measure(solutions: Sequence[Solution], s: np.ndarray, start: np.ndarray) -> Found:
-    """How well 1 − s ranks the wrong tokens.
-
-    Args:
-        s: (tokens of all solutions,) scores.
-        start: (tokens of all solutions,) probabilities under the start model.
-    """
-    first = np.concatenate([one.first for one in solutions])
-    every = np.concatenate([one.any for one in solutions])
-    ends = np.cumsum([len(one.text) for one in solutions])[:-1]
-    lowest = [
-        bool(one.any[int(np.argmin(part))])
-        for one, part in zip(solutions, np.split(s, ends), strict=True)
-    ]
-    return Found(
-        auc=area(-s, first),
-        auc_any=area(-s, every),
-        doubtful=area(-s[start < DOUBTFUL], every[start < DOUBTFUL]),
-        wrong=float(s[first].mean()),
-        other=float(s[~first].mean()),
-        lowest=float(np.mean(lowest)),
-    )
 
 
 @dataclass(frozen=True)

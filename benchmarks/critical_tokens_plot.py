@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from benchmarks.critical_tokens import Solution
+    from benchmarks.critical_tokens_measure import Solution
 
 SHOWN = 3  # solutions
 

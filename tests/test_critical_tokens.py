@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.critical_tokens import area, marked, run, select
+from benchmarks.critical_tokens import run, select
+from benchmarks.critical_tokens_measure import area, marked
 from prefkit.demo import arithmetic as world
 from prefkit.demo.evaluate import Transcript
 
@@ -31,14 +32,21 @@ def test_wrong_tokens_are_known() -> None:
     assert marked(PROBLEM, right[0]) is None  # unfinished
 
 
-def test_selection_is_the_paper_s() -> None:
-    """One of the most frequent right answer; wrong answers until half of the wrong are covered."""
-    answers = [48, 48, 38, 38, 38, 58, 58, 28, 18]
+def test_selection_is_the_build_s() -> None:
+    """One of the most frequent right answer; wrong answers until half of the wrong are covered.
+
+    What the benchmark trains on is what `prefkit build cdpo` selects: grouping and covering are its
+    own functions, here with an answer that no group may take and a tie between groups.
+    """
+    answers = ["18", "48", "48", "38", "38", "58", "58", "28", "?"]
     texts = [f"{i}\n40+8={answer}\n" for i, answer in enumerate(answers)]
     group = [Transcript(PROBLEM, text, world.check(PROBLEM, text), True) for text in texts]
+    assert [t.verdict.answer_right for t in group] == [a == "48" for a in answers]
     positive, negative = select([group])
-    assert [row["response"] for row in positive] == [texts[0]]
-    assert [row["response"] for row in negative] == [texts[2], texts[5]]
+    assert positive == [{"prompt": PROBLEM.prompt, "response": texts[1]}]
+    assert [row["response"] for row in negative] == [texts[3], texts[5]]  # 4 of 6; 2 were not half
+    assert select([group[1:3]])[1] == []
+    assert select([group[:1]])[0] == []
 
 
 @pytest.mark.slow
