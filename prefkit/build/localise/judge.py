@@ -3,7 +3,9 @@
 The judge reads problem, right solution and the numbered steps, comments on one step after the
 other, and closes with a list of verdicts. The first step it calls neutral or incorrect is taken as
 the first wrong one. What it writes is read with patience: Markdown, other separators, a missing
-heading and verdicts in plain sentences are understood; of repeated verdicts the last one counts.
+heading, ranges ("Steps 1-3: correct") and verdicts in plain sentences are understood; of repeated
+verdicts the last one counts. What it thinks (`<think>…</think>`) and what it only asks ("Step 1:
+incorrect?") are no verdicts.
 """
 
 import re
@@ -38,12 +40,18 @@ Step 1: correct; Step 2: neutral; Step 3: incorrect
 _LABEL = re.compile(r"\s*Step\s+\d+\s*[:.]\s*", re.I)
 _HEADING = re.compile(r"final\s+(?:decision|verdict|judge?ment)s?", re.I)
 _WORD = r"(?P<word>in-?correct|not\s+(?:quite\s+)?(?:correct|right)|wrong|neutral|correct|right)"
+_TO = r"(?:-|–|—|\bto\b|\bthrough\b)"
+_NEXT = rf"(?:{_TO}|,\s*and\b|,|&|\band\b)\s*(?:steps?\s*)?#?"
+_STEPS = rf"\d{{1,4}}(?:\s*{_NEXT}\d{{1,4}}){{0,12}}"  # bounded: no text may take long
 _VERDICT = re.compile(
-    r"step\s*#?\s*(?P<step>\d{1,4})\s*"
-    r"(?:(?:[:=\-–—>.|)]\s*)+|(?:is|was|seems|looks)\s+(?:also\s+|therefore\s+|clearly\s+)?)"
-    rf"{_WORD}\b",
+    rf"(?<!\bif )(?<!\bwhether )\bsteps?\s*#?\s*(?P<steps>{_STEPS})\s*"
+    r"(?:(?:[:=\-–—>.|)]\s*)+"
+    r"|(?:is|are|was|were|seems?|looks?)\s+(?:all\s+|both\s+|also\s+|therefore\s+|clearly\s+)?)"
+    rf"{_WORD}\b(?!\s*(?:\?|/|\bor\b))",
     re.I,
 )
+_RANGE = re.compile(rf"(?P<first>\d+)(?:\s*{_TO}\s*(?:steps?\s*)?#?(?P<last>\d+))?", re.I)
+_THOUGHT = re.compile(r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>", re.I)
 _MARKDOWN = re.compile(r"[*_`#]+|</?[a-z]+>", re.I)
 
 
@@ -73,10 +81,10 @@ def parse_verdict(text: str, count: int) -> Verdict:
         step None where the text holds no verdict, calls every step correct, or names a step that
         does not exist as the first bad one.
     """
-    text = _MARKDOWN.sub(" ", text)
+    text = _MARKDOWN.sub(" ", spoken(text))
     headings = list(_HEADING.finditer(text))
     part = text[headings[-1].end() :] if headings else text
-    verdicts = _verdicts(part) or _verdicts(text)
+    verdicts = _verdicts(part, count) or _verdicts(text, count)
     if not verdicts:
         return Verdict(None, "the judge's answer holds no verdict")
     for number in sorted(verdicts):
@@ -110,14 +118,34 @@ def judge(
     return parse_verdict(completions[0].text, len(steps))
 
 
-def _verdicts(text: str) -> dict[int, str]:
+def spoken(text: str) -> str:
+    """What a model says, without what it thinks.
+
+    Thoughts stand between `<think>` and `</think>`; a block that is not closed runs to the end, and
+    one whose opening is in the prompt begins with the text.
+    """
+    said: list[str] = []
+    at, is_thinking = 0, False
+    for tag in _THOUGHT.finditer(text):
+        if tag["end"]:
+            if not is_thinking:
+                said.clear()
+            at, is_thinking = tag.end(), False
+        elif not is_thinking:
+            said.append(text[at : tag.start()])
+            is_thinking = True
+    return "".join(said if is_thinking else [*said, text[at:]])
+
+
+def _verdicts(text: str, count: int) -> dict[int, str]:
     """Step number (from 1) → correct | neutral | incorrect; later words replace earlier ones."""
     found: dict[int, str] = {}
     for match in _VERDICT.finditer(text):
         word = match["word"].lower()
-        number = int(match["step"])
-        if word == "neutral":
-            found[number] = word
-        else:
-            found[number] = "correct" if word in ("correct", "right") else "incorrect"
+        if word != "neutral":
+            word = "correct" if word in ("correct", "right") else "incorrect"
+        for part in _RANGE.finditer(match["steps"]):
+            first = int(part["first"])
+            last = min(int(part["last"] or first), count)
+            found.update(dict.fromkeys([first, *range(first + 1, last + 1)], word))
     return found
