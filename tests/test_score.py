@@ -206,6 +206,8 @@ def test_bad_options_and_models(tmp_path: Path) -> None:
             score_pairs(ROWS, *models)
     with pytest.raises(ConfigError, match="negative is a name"):
         score_pairs(ROWS, tiny_model(), negative)
+    with pytest.raises(ConfigError, match="positive and negative are both"):
+        score_pairs(ROWS, positive, str(tmp_path / "n" / ".." / "p"))
     with pytest.raises(ConfigError, match="tokenizer is missing"):
         score_pairs(ROWS, *two())
 
@@ -246,6 +248,7 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert run([*words, "--too_long", "skip", "--beta", "1.5"]) == 0
     said = capsys.readouterr().out
     assert "12 of 13 pairs scored" in said
+    assert f"prefkit train --method cdpo --train_data {tmp_path}/out.jsonl" in said
     assert json.loads((tmp_path / "out.jsonl.skipped.jsonl").read_text())["row"] == 12
     assert not (tmp_path / "out.jsonl.scores").exists()
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -200,7 +200,7 @@ def _weighted_side(row: Row, name: str, text: str, plain: bool = False) -> Side:
         for field in (spans_field, weights_field):
             if field in row:
                 problem = "speaks of the single step, not of the whole solution"
-                raise row.error(field, problem, 'Read the rows at level "step".')
+                raise row.error(field, problem, 'Read the rows at level "step" (--level step).')
     return Side(
         text=text,
         spans=read_spans(row, spans_field, text),

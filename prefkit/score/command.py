@@ -11,6 +11,7 @@ Killed, the same command goes on where it was (FILE.scores keeps what was comput
 
 import json
 import logging
+import shlex
 import sys
 import textwrap
 import typing
@@ -71,6 +72,12 @@ def run(argv: Sequence[str]) -> int:
     if found.incidents:
         print(f"listed in {skipped_file(out)}")
     print(f"The scored pairs are in {out}.")
+    if options.format == "weights":
+        level = f" --level {options.level}" if options.level != "auto" else ""
+        print(
+            f"Train:  prefkit train --method cdpo --train_data {shlex.quote(str(out))}{level} "
+            "--model MODEL"
+        )
     return 0
 
 
