@@ -44,6 +44,15 @@ def false_calculation(step: str) -> Calculation | None:
     return next((found for found in calculations(step) if not is_right(found, factors, cut)), None)
 
 
+def is_cut_off(step: str, found: Calculation) -> bool:
+    """Whether a false calculation may be a true one of which the text ends too early: "22+3=2"."""
+    written = step.rpartition("=")[2].strip()
+    if found.left is None or not written or written != step[-len(written) :]:
+        return False
+    right = {str(value) for value in values(found.left) if value.denominator == 1}
+    return any(value.startswith(written) and value != written for value in right)
+
+
 def conversions(step: str) -> list[Fraction]:
     """The factors that units mentioned in a step may put between the sides of an equation."""
     factors = [Fraction(1)]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from prefkit.build.grading.answers import final_answer
 from prefkit.build.grading.rationals import (
     Node,
     Number,
@@ -16,9 +17,12 @@ from prefkit.build.grading.rationals import (
     Token,
     Unreadable,
     evaluate,
+    leaves,
     parse,
     tokens_of,
+    value_of,
 )
+from prefkit.build.localise.equations import false_calculation
 from prefkit.build.localise.verdict import Verdict
 
 _QUESTION = re.compile(r"\s*([\d\s.,+\-*/()×÷−·]+?)\s*=?\s*[?_]*\s*")
@@ -33,10 +37,24 @@ def is_expression(question: str) -> bool:
 
 def is_plain(steps: Sequence[str]) -> bool:
     """Whether a solution is written as bare calculations, one a step ("47+8=55"), so that each of
-    its steps can be compared; judged by its first step, and by no step having two lines."""
-    first = steps[0] if steps else ""
-    bare = _BARE.fullmatch(first.strip()) is not None
-    return bare and not any("\n" in step.strip() for step in steps)
+    its steps can be compared; a line that states the answer may follow ("#### 55", "A: 55")."""
+    body = list(steps[: len(steps) - _closing(steps)])
+    return bool(body) and all(_is_bare(step) and "\n" not in step.strip() for step in body)
+
+
+def solution_of(question: str) -> str | None:
+    """A right solution of an expression, a calculation a line; None where it has no value."""
+    tree = _tree(question)
+    try:
+        return None if tree is None else "\n".join(right_steps(tree))
+    except Unreadable:
+        return None
+
+
+def terms_of(question: str) -> int:
+    """Numbers that an expression holds; 0 where the question is none."""
+    tree = _tree(question)
+    return 0 if tree is None else len(leaves(tree))
 
 
 def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
@@ -44,11 +62,13 @@ def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
 
     Args:
         question: an expression with or without "=" at its end, see `is_expression`.
-        steps: one calculation each ("47+8=55"); spaces do not count, everything else does.
+        steps: one calculation each ("47+8=55"), see `is_plain`; spaces do not count, everything
+            else does.
 
     Returns:
         The first wrong, missing or surplus step; a missing step has the index after the last.
-        Where the question is no expression, step None.
+        Only false arithmetic and an early end are called certain: a true calculation may belong to
+        another way. Where the question is no expression, step None.
     """
     tree = _tree(question)
     if tree is None:
@@ -57,15 +77,47 @@ def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
         right = right_steps(tree)
     except Unreadable:
         return Verdict(None, "the question's expression has no value")
-    for place in range(max(len(right), len(steps))):
-        if place >= len(right):
-            return Verdict(place, "the solution goes on after its last step (certain)")
-        if place >= len(steps):
-            return Verdict(place, f"the step {right[place]} is missing (certain)")
-        written = steps[place].removesuffix("\n").translate(_CHARACTERS)
-        if written != right[place]:
-            return Verdict(place, f"the right step is {right[place]} (certain)")
+    body = steps[: len(steps) - _closing(steps)]
+    for place, (step, expected) in enumerate(zip(body, right, strict=False)):
+        written = step.removesuffix("\n").translate(_CHARACTERS)
+        if written != expected:
+            is_last = place == len(steps) - 1
+            return Verdict(place, _difference(step, written, expected, is_last))
+    if len(body) > len(right):
+        return Verdict(len(right), "the solution goes on after its last step (likely)")
+    if len(body) < len(right):
+        trust = "certain" if len(body) == len(steps) else "likely"  # it may be done in the mind
+        return Verdict(len(body), f"the step {right[len(body)]} is missing ({trust})")
+    result = value_of(right[-1].rpartition("=")[2])
+    for place in range(len(body), len(steps)):
+        stated = final_answer(steps[place])
+        if stated is not None and value_of(stated.replace("$", "").rstrip("%")) != result:
+            return Verdict(place, "it states another answer than its last step (likely)")
     return Verdict(None, "every step is right (certain)")
+
+
+def _closing(steps: Sequence[str]) -> int:
+    """How many steps at the end calculate nothing and hold words: they state the answer."""
+    count = 0
+    for step in reversed(steps):
+        if "=" in step or _is_bare(step):
+            break
+        count += 1
+    return count
+
+
+def _is_bare(step: str) -> bool:
+    return _BARE.fullmatch(step.strip()) is not None
+
+
+def _difference(step: str, written: str, expected: str, is_last: bool) -> str:
+    """What is wrong with a step that is not the expected one."""
+    if is_last and not step.endswith("\n") and expected.startswith(written):
+        return f"the solution is cut off in the step {expected} (likely)"
+    false = false_calculation(step)
+    if false is not None:
+        return f"false arithmetic: {false.text}, the right step is {expected} (certain)"
+    return f"the right step is {expected} (likely)"
 
 
 def right_steps(tree: Node) -> list[str]:

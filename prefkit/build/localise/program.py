@@ -18,10 +18,10 @@ from prefkit.build.grading.answers import final_answer
 from prefkit.build.grading.rationals import Number, Product, leaves, value_of
 from prefkit.build.localise import expression
 from prefkit.build.localise.calculations import Calculation
-from prefkit.build.localise.equations import false_calculation, values
+from prefkit.build.localise.equations import false_calculation, is_cut_off, values
 from prefkit.build.localise.origins import known, stated
 from prefkit.build.localise.reference import Reachable, contains, told
-from prefkit.build.localise.terms import Made, made_of, polynomial, readings
+from prefkit.build.localise.terms import MAX_TERMS, Made, made_of, polynomial, readings
 from prefkit.build.localise.verdict import Verdict
 
 _HUNDREDS = frozenset(map(Fraction, ("1", "100", "1/100")))
@@ -42,6 +42,8 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
     """
     if expression.is_expression(question) and expression.is_plain(steps):
         return expression.first_wrong(question, steps)
+    if solution is None:
+        solution = expression.solution_of(question)
     search = _Search(question, steps, solution)
     for place in range(len(steps)):
         reason = search.wrong(place)
@@ -57,7 +59,12 @@ class _Search:
         self.stated = value_of(_bare(final_answer("".join(steps)) or ""))
         # A wrong answer makes it likely that an unusual way is a mistake.
         wide = self.answer is None or self.stated is None or contains([self.answer], self.stated)
-        self.reachable = Reachable(question, solution, wide) if solution else None
+        # A sum may be taken in any order; where it is too long for that to be followed, only the
+        # rules that need no right solution speak.
+        numbers = expression.terms_of(question)
+        self.reachable = None
+        if solution and numbers <= MAX_TERMS:
+            self.reachable = Reachable(question, solution, wide or numbers > 0)
         self.stated_numbers = stated(question)
         self.made: Made = {}
         context = " ".join([question, solution or ""])
@@ -70,13 +77,13 @@ class _Search:
         step = self.steps[place]
         false = false_calculation(step)
         if false is not None:
+            if place == len(self.steps) - 1 and is_cut_off(step, false):
+                return f"false arithmetic, or cut off: {false.text} (likely)"
             return f"false arithmetic: {false.text} (certain)"
-        found = self.told[place]
-        for calculation in found:
+        for calculation in self.told[place]:
             reason = self._off_the_way(calculation)
             if reason:
                 return reason
-        for calculation in found:
             self._remember(calculation)
             self.sources |= set(values(calculation.left)) if calculation.left else set()
             self.sources.add(calculation.result.value)
