@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,29 @@ def test_files_only_in_its_own_folder(python, tmp_path):
         assert "PermissionError" in python.run(bad)
     assert victim.read_text() == "kept"
     assert python.run("import os; print(sorted(os.environ))").count("KEY") == 0
+
+
+def test_other_processes_and_their_environments_are_not_read(python, monkeypatch):
+    monkeypatch.setenv("SERVER_KEY", "sesame")  # here; what a process began with is in /proc
+    parent = f"/proc/{os.getpid()}"
+    ways = (
+        f"print(open('{parent}/environ').read())",
+        f"import os; print(os.read(os.open('{parent}/environ', os.O_RDONLY), 9999))",
+        f"import os; os.chdir('{parent}'); print(open('environ').read())",
+        f"print(open('/dev/fd/../../{os.getpid()}/environ').read())",
+        "import pathlib; print(list(pathlib.Path('/proc').iterdir()))",
+        "import os; print(os.listdir('/proc/self/..'), list(os.scandir('/proc')))",
+    )
+    for way in ways:
+        assert python.run(way).endswith("is not allowed here\n"), way
+    assert python.run("import os; print(os.environ.get('SERVER_KEY'))") == "None\n"
+
+
+def test_threads_share_an_interpreter(python):
+    code = "open('a', 'a').write('{0}'); x += len(open('a').read()); print(x)"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: python.run(code.format(n), [f"x = {n}"]), range(10, 22)))
+    assert found == [f"{n + 2}\n" for n in range(10, 22)]
 
 
 def test_earlier_blocks_are_there_but_silent_and_everything_is_the_same_every_time(python):

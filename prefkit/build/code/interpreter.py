@@ -2,7 +2,8 @@
 
 A model's code is run only where the user asks for it (`interpreter: python`). The limits here are
 made against accidents: endless loops, memory, floods of output, a stray file or process. They are
-no sandbox: code that means harm gets out. Run models that you do not trust in a container.
+no sandbox: code that means harm gets out, and reads what the user may read, the environments of
+other processes and their keys included. Run models that you do not trust in a container.
 """
 
 import contextlib
@@ -43,6 +44,9 @@ class PythonInterpreter:
     Earlier blocks are run again first, silently, so that their names are there. Hashes are fixed
     and what was printed before a time limit is left out, so that the same code prints the same on
     every run, but for code that reads the clock or draws numbers.
+
+    Threads may share an interpreter; no more of them than cores, or a block that computes for long
+    runs into the clock's limit, which the same code alone would not.
 
     No sandbox: see the module.
 

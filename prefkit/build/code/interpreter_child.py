@@ -24,6 +24,7 @@ _REFUSED = (
     *("os.remove", "os.rename", "os.rmdir", "os.chmod", "os.chown", "os.link", "os.symlink"),
     *("os.truncate", "shutil.rmtree"),
 )
+_OPENS = ("open", "os.listdir", "os.scandir", "os.chdir")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -46,14 +47,20 @@ def limit(seconds: float, memory: int) -> None:
 
 
 def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: refuses what is listed above, and writing outside the working folder."""
+    """An audit hook: refuses what is listed above, /proc, and writing outside the working folder.
+
+    In /proc stand the environments of the user's other processes, with the keys of servers.
+    """
     if event in _REFUSED:
         raise PermissionError(f"{event} is not allowed here")
-    if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
-        path = arguments[0]
-        inside = isinstance(path, int) or os.path.realpath(os.fsdecode(path)).startswith(_FOLDER)
-        if not inside:
-            raise PermissionError(f"writing {path!r} is not allowed here")
+    if event not in _OPENS or arguments[0] is None or isinstance(arguments[0], int):
+        return
+    path = os.path.realpath(os.fsdecode(arguments[0]))
+    if (path + os.sep).startswith("/proc/"):
+        raise PermissionError(f"reading {arguments[0]!r} is not allowed here")
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES
+    if writes and not path.startswith(_FOLDER):
+        raise PermissionError(f"writing {arguments[0]!r} is not allowed here")
 
 
 def run(code: str, names: dict[str, Any], number: int) -> None:

@@ -4,22 +4,28 @@ A server may be restarted, moved or overloaded in the middle of a build of hours
 never succeed must end the build at once instead.
 """
 
+import contextlib
 import random
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from prefkit.build.engines.too_long import TooLong
 from prefkit.errors import PrefkitError
 
 T = TypeVar("T")
 # Seconds before the first retry; they double up to the longest. Eight of them are three minutes.
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-# So often may a server that is there fail on one and the same request before it is given up.
-_INTERNAL_ERRORS = 3
+# Retries before a build has begun, when nothing is lost by giving up: seven seconds.
+_FEW = 3
+_BUSY = (408, 409, 425, 429)
+# What a server writes with a status of 5xx when it means 4xx.
+_BLAME = re.compile(r"invalid.?request|bad.?request|validation.?error|not.?implemented", re.I)
 
 
 class Unfinished(Exception):
@@ -32,11 +38,12 @@ class Patience:
     Args:
         url: of the server.
         retries: how often a failed call is tried again.
+        first_wait: seconds before the first retry; they double up to sixty times as many.
     """
 
-    def __init__(self, url: str, retries: int) -> None:
+    def __init__(self, url: str, retries: int, *, first_wait: float = FIRST_WAIT) -> None:
         parts = urlsplit(url)
-        self.url, self.retries = url, retries
+        self.url, self.retries, self.first_wait = url, retries, first_wait
         self._address = (
             parts.hostname or "",
             parts.port or (443 if parts.scheme == "https" else 80),
@@ -53,32 +60,38 @@ class Patience:
 
         Raises:
             PrefkitError: the server refuses the request, or has not answered after all retries.
+            TooLong: as `send` raises it.
         """
         from openai import APIConnectionError, APIStatusError
 
-        internal = 0
-        for attempt in range(self.retries + 1):
+        retries, hurried = self.retries, False
+        for attempt in range(retries + 1):
             try:
                 answer = send()
             except APIStatusError as error:
-                status = error.status_code
-                internal += status == 500
-                if status < 500 and status not in (408, 409, 429):
-                    raise PrefkitError(self._refused(what, status, words(error))) from error
-                if internal >= _INTERNAL_ERRORS:
-                    raise PrefkitError(self._broken(what, words(error))) from error
-                reason, asked = f"HTTP {status}: {words(error)}", _retry_after(error)
+                if _blames_the_request(error):
+                    raise PrefkitError(
+                        self._refused(what, error.status_code, words(error))
+                    ) from error
+                reason, asked = f"HTTP {error.status_code}: {words(error)}", _retry_after(error)
                 failure: Exception = error
+            except TooLong:
+                self._is_up()
+                raise
             except (APIConnectionError, Unfinished) as error:
                 reason, asked, failure = words(error), 0.0, error
             else:
                 self._is_up()
                 return answer
-            if attempt < self.retries:
+            if attempt < retries:
                 self._is_down(reason)
-                self._pause(max(_wait(attempt), asked), isinstance(failure, APIConnectionError))
+                # Once only: something that listens now and then is not a server that is back.
+                hurry = not hurried and _was_refused(failure)
+                hurried |= self._pause(max(self._wait(attempt), asked), hurry)
+        if getattr(failure, "status_code", None) == 500:
+            raise self.broken(what, failure) from failure
         raise PrefkitError(
-            f"The server {self.url} did not answer {what} in {self.retries + 1} attempts "
+            f"The server {self.url} did not answer {what} in {retries + 1} attempts "
             f"({reason}). Start it again and repeat the command: what is done is kept."
         ) from failure
 
@@ -86,14 +99,36 @@ class Patience:
         """Ends every pause at once."""
         self._closed.set()
 
-    def _pause(self, seconds: float, unreachable: bool) -> None:
-        """Waits; where nobody answered, only until somebody listens there again."""
+    @contextlib.contextmanager
+    def short(self) -> Iterator[None]:
+        """A few retries only, for calls before a build has begun."""
+        whole, self.retries = self.retries, min(self.retries, _FEW)
+        try:
+            yield
+        finally:
+            self.retries = whole
+
+    def broken(self, what: str, error: Exception) -> PrefkitError:
+        """For a server that works, and fails on one request every time."""
+        return PrefkitError(
+            f"The server {self.url} fails on {what} every time (HTTP 500): {words(error)}. A model "
+            "that cannot be loaded or has run out of memory, and messages for a model without a "
+            "chat template, are the usual reasons; the server's own log tells."
+        )
+
+    def _wait(self, attempt: int) -> float:
+        longest = self.first_wait * LONGEST_WAIT / FIRST_WAIT
+        return min(self.first_wait * 2**attempt, longest) * random.uniform(0.75, 1.25)
+
+    def _pause(self, seconds: float, hurry: bool) -> bool:
+        """Waits, in a hurry only until somebody listens there; whether it ended so."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if self._closed.wait(min(left, 0.5)):
+            if self._closed.wait(min(left, self.first_wait / 2)):
                 raise PrefkitError(f"Waiting for the server {self.url} was ended.")
-            if unreachable and self._listens():
-                return
+            if hurry and self._listens():
+                return True
+        return False
 
     def _listens(self) -> bool:
         try:
@@ -128,13 +163,6 @@ class Patience:
             f"{remedies.get(status, remedy)}"
         )
 
-    def _broken(self, what: str, reason: str) -> str:
-        return (
-            f"The server {self.url} fails on {what} every time (HTTP 500): {reason}. A prompt "
-            "that with max_tokens is longer than the model reads, and a model that cannot be "
-            "loaded, are the usual reasons; the server's own log tells."
-        )
-
 
 def say(line: str) -> None:
     """One line to the user, on stderr."""
@@ -150,8 +178,18 @@ def words(error: Exception) -> str:
     return " ".join(text.split())[:300] or type(error).__name__
 
 
-def _wait(attempt: int) -> float:
-    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.75, 1.25)
+def _blames_the_request(error: Any) -> bool:
+    """Whether asking again cannot help: 4xx but for a busy server's, and 5xx that says so."""
+    if error.status_code < 500:
+        return error.status_code not in _BUSY
+    return bool(_BLAME.search(words(error)))
+
+
+def _was_refused(failure: BaseException | None) -> bool:
+    """Whether nothing listened, as while a server is being started: a balancer accepts."""
+    while failure is not None and not isinstance(failure, ConnectionRefusedError):
+        failure = failure.__cause__ or failure.__context__
+    return failure is not None
 
 
 def _retry_after(error: object) -> float:

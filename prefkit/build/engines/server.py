@@ -7,29 +7,29 @@ server may be restarted in the middle: requests wait for it and are sent again w
 """
 
 import dataclasses
-import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
-from urllib.parse import urlsplit
 
-from prefkit.build.engines.base import Completion, Request
+from prefkit.build.engines import probe
+from prefkit.build.engines.address import normal_url, open_client, public_url
+from prefkit.build.engines.base import SHORTENED, TOO_LONG, Completion, Request
 from prefkit.build.engines.patience import Patience, Unfinished, say
 from prefkit.build.engines.server_kinds import (
     TRANSFORMERS,
     VLLM,
     body_of,
     choose_model,
+    completion_of,
     find_server,
 )
-from prefkit.build.engines.stops import cut_at_stop
+from prefkit.build.engines.too_long import TooLong, fewer_tokens, is_too_long, words_of
 from prefkit.errors import ConfigError
 
 CONCURRENCY = 16
-# What is asked to learn how a server samples: warm, and of a text that says nothing.
-_PROBE = Request(key="probe", text="0", temperature=2.0, max_tokens=16, seed=1)
 _Task = tuple[Request, "queue.SimpleQueue[Completion | BaseException]", threading.Event]
 
 
@@ -37,7 +37,8 @@ class ServerEngine:
     """Samples through a server.
 
     Args:
-        url: of the server, up to its /v1.
+        url: of the server, up to its /v1; a name and password in it (http://NAME:WORD@HOST) are
+            sent, and never shown.
         model: the model's name there; None = the only one it serves.
         concurrency: most requests under way; None = 16, and 1 for `transformers serve`, whose
             seeds hold for one request at a time only.
@@ -54,6 +55,8 @@ class ServerEngine:
     Attributes:
         kind: "vllm", "sglang", "transformers serve" or "other".
         honours_seeds: whether the same seed gave the same text twice.
+        notes: requests shortened to the server's context, and prompts too long for it, which are
+            answered with "" and "length".
 
     Raises:
         ConfigError: nobody answers there, the model is unknown, or it decodes greedily whatever
@@ -78,23 +81,37 @@ class ServerEngine:
     ) -> None:
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}; it must be 1 or more.")
-        self.url = _normal(url)
-        self._client = _client(self.url, timeout, api_key_env)
+        address = normal_url(url)
+        self.url = public_url(address)
+        self._client = open_client(address, timeout, api_key_env)
         self._extra = dict(extra_body or {})
         self._add_special_tokens, self._tokenizer = add_special_tokens, tokenizer
         self._patience = Patience(self.url, retries)
+        self.notes: Counter[str] = Counter()
+        self._notes_lock = threading.Lock()
         server = find_server(self._client, self.url)
         self.kind = server.kind
+        if self.kind == TRANSFORMERS:  # closes a connection after a failure, when it comes to it
+            self._client = self._client.with_options(default_headers={"Connection": "close"})
         self.model = choose_model(server, model, self.url)
         self.name = f"server: {self.url}, {self.model}"
         self._leftovers = self.kind == TRANSFORMERS  # of another client, or of one that was killed
         self.lanes = concurrency or (1 if self.kind == TRANSFORMERS else CONCURRENCY)
         self._takes_stops = True
-        self.honours_seeds = self._probe()
-        self._tell(concurrency)
+        with self._patience.short():  # before anything is sampled a broken server is told at once
+            self.honours_seeds = self._probe()
+        self.notes.clear()  # what the questions before a build came to
+        if self.kind == TRANSFORMERS and concurrency is None:
+            say(f"{self.url} {probe.ONE_AT_A_TIME}")
+        if not self.honours_seeds:
+            say(f"{self.url} {probe.NO_SEEDS}")
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         for _ in range(self.lanes):  # daemons: an interrupted command ends at once
             threading.Thread(target=self._work, daemon=True).start()
+
+    def fits(self, request: Request) -> bool:
+        """True: the server alone knows its context; see `notes`."""
+        return True
 
     def batches(self, requests: Sequence[Request]) -> list[list[Request]]:
         """One batch: every request is sent by itself."""
@@ -139,6 +156,34 @@ class ServerEngine:
     # -- one request --------------------------------------------------------------------------
 
     def _complete(self, request: Request) -> Completion:
+        """A completion; "" where the server's context is too short for the prompt alone."""
+        most = self._extra.get("max_tokens", request.max_tokens)
+        while True:
+            asked = dataclasses.replace(request, max_tokens=most)
+            body = {**self._body(asked), "max_tokens": most}
+            send = partial(self._send, request, body)
+            try:
+                completion = self._patience.call(f"request {request.key}", send)
+            except TooLong as refusal:
+                fewer = fewer_tokens(str(refusal), most)
+                if fewer is None:
+                    self._note(TOO_LONG, f"{request.key}: {refusal}")
+                    return Completion(key=request.key, text="", finish="length", tokens=0)
+                most = fewer
+            else:
+                if most < self._extra.get("max_tokens", request.max_tokens):
+                    self._note(SHORTENED, f"{request.key}, to {most} tokens")
+                return completion
+
+    def _note(self, what: str, example: str) -> None:
+        """Counts it, and says so the first time."""
+        with self._notes_lock:
+            self.notes[what] += 1
+            first = self.notes[what] == 1
+        if first:
+            say(f"{self.url}: {what}; the first: {' '.join(example.split())[:200]}")
+
+    def _body(self, request: Request) -> dict[str, Any]:
         body = body_of(request, self.model, self.kind)
         if not self._takes_stops:  # the stop text is cut off here, after more was written
             body.pop("stop", None)
@@ -146,30 +191,63 @@ class ServerEngine:
             body["messages"] = list(request.messages)
         else:
             body |= self._prompt(request)
-        body |= self._extra
-        return self._patience.call(f"request {request.key}", lambda: self._send(request, body))
+        return body | self._extra
 
     def _send(self, request: Request, body: dict[str, Any]) -> Completion:
-        """One call.
+        """One call; two where `transformers serve` fails on it.
 
         `transformers serve` goes on with what it was asked for by a client that has gone, and that
-        draws from the same random state. So after a failure a request of one token goes first: its
-        answer comes when nothing is left before it.
+        draws from the same random state. So after a failure a short request goes first: its answer
+        comes when nothing is left before it.
+
+        It also answers every failure with the same words. One that comes twice with the short
+        request answered in between is not the server's: a text that passes the model's positions
+        or the memory, or messages that its chat template does not take.
         """
+        from openai import InternalServerError
+
+        path = "/chat/completions" if request.messages else "/completions"
         try:
             if self._leftovers:
-                self._post(
-                    "/completions", {**body_of(_PROBE, self.model, self.kind), "prompt": "0"}
-                )
-                self._leftovers = False
-            path = "/chat/completions" if request.messages else "/completions"
-            return _completion(request, self._post(path, body))
+                self._settle()
+            try:
+                return completion_of(request, self._post(path, body))
+            except InternalServerError as error:
+                if self.kind != TRANSFORMERS or error.status_code != 500:
+                    raise
+            self._settle()
+            try:
+                return completion_of(request, self._post(path, body))
+            except InternalServerError as error:
+                if error.status_code != 500:
+                    raise
+                if request.messages:
+                    raise self._patience.broken(f"request {request.key}", error) from error
+                raise TooLong(words_of(error)) from error
         except Exception:
             self._leftovers = self.kind == TRANSFORMERS
             raise
 
+    def _settle(self) -> None:
+        """Waits until `transformers serve` has ended what it was asked for before."""
+        self._post("/completions", {**body_of(probe.PROBE, self.model, self.kind), "prompt": "0"})
+        self._leftovers = False
+
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self._client.post(path, cast_to=object, body=body)
+        """The server's answer.
+
+        Raises:
+            TooLong: the server blames the length.
+            Unfinished: it holds no completion.
+        """
+        from openai import APIStatusError
+
+        try:
+            answer = self._client.post(path, cast_to=object, body=body)
+        except APIStatusError as error:
+            if is_too_long(error):
+                raise TooLong(words_of(error)) from error
+            raise
         if not isinstance(answer, dict) or not answer.get("choices"):
             raise Unfinished(f"no completion in the answer: {str(answer)[:200]}")
         return answer
@@ -203,92 +281,11 @@ class ServerEngine:
 
     def _probe(self) -> bool:
         """Whether seeds hold; refuses a server that does not sample as asked."""
-        texts = [self._complete(dataclasses.replace(_PROBE, seed=s)).text for s in (1, 1, 2)]
-        seed = 3
-        while len(set(texts)) == 1 and seed < 7:
-            texts.append(self._complete(dataclasses.replace(_PROBE, seed=seed)).text)
-            seed += 1
-        if len(set(texts)) == 1:
-            raise ConfigError(
-                f"The server {self.url} writes the same text for every seed at temperature 2: it "
-                "decodes greedily. Set do_sample in the model's generation_config.json, or give "
-                "extra_body what makes it sample."
-            )
+        seeded = probe.honours_seeds(self._complete, self.url)
         if self.kind == TRANSFORMERS:
-            self._takes_stops = self._stops()
-            cold = [dataclasses.replace(_PROBE, seed=s, temperature=0.0) for s in (1, 2, 3)]
-            if len({self._complete(request).text for request in cold}) > 1:
-                raise ConfigError(
-                    f"The server {self.url} samples at temperature 0: it keeps the settings of the "
-                    "first request. Start `transformers serve` without --continuous-batching."
-                )
-        return texts[0] == texts[1]
-
-    def _stops(self) -> bool:
-        """Whether `transformers serve` can stop at a text: with tokenizers that lack some letters
-        it fails."""
-        from openai import InternalServerError
-
-        body = body_of(dataclasses.replace(_PROBE, stop=("\n\n",)), self.model, self.kind)
-        try:
-            self._post("/completions", {**body, "prompt": _PROBE.text, **self._extra})
-        except InternalServerError:
-            say(f"{self.url} fails on stop texts: it writes on, and the text is cut here.")
-            return False
-        return True
-
-    def _tell(self, concurrency: int | None) -> None:
-        if self.kind == TRANSFORMERS and concurrency is None:
-            say(
-                f"{self.url} is `transformers serve`: one request at a time, because its seeds "
-                "hold for one only (--concurrency N: more, not reproducible)."
-            )
-        if not self.honours_seeds:
-            say(
-                f"{self.url} does not honour seeds: what is sampled is kept, but the same build "
-                "anywhere else comes to other pairs."
-            )
-
-
-def _normal(url: str) -> str:
-    """With http:// and /v1, without a slash at the end."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"server: {url!r} is no URL. Write, e.g., http://127.0.0.1:8000/v1")
-    path = parts.path.rstrip("/") or "/v1"
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def _client(url: str, timeout: float, api_key_env: str) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise ConfigError(
-            "server needs the package openai. Install it with: pip install 'prefkit[build]'"
-        ) from error
-    return openai.OpenAI(
-        base_url=url,
-        api_key=os.environ.get(api_key_env) or "none",
-        max_retries=0,
-        timeout=openai.Timeout(timeout, connect=10.0),
-    )
-
-
-def _completion(request: Request, answer: dict[str, Any]) -> Completion:
-    """A server's answer, with any stop text cut off.
-
-    Raises:
-        Unfinished: the server broke off.
-    """
-    choice = answer["choices"][0]
-    text = choice["message"].get("content") if request.messages else choice.get("text")
-    reason = choice.get("finish_reason")
-    if reason == "abort":  # vLLM and SGLang, shutting down
-        raise Unfinished("the server aborted the request")
-    text, stopped = cut_at_stop(text or "", request.stop)
-    matched = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
-    finish: Any = "end" if reason in ("stop", "eos", None) else "length"
-    if stopped or (finish == "end" and matched in request.stop):
-        finish = "stop"
-    tokens = (answer.get("usage") or {}).get("completion_tokens") or 0
-    return Completion(key=request.key, text=text, finish=finish, tokens=int(tokens))
+            body = {**body_of(probe.WITH_STOP, self.model, self.kind), "prompt": "0", **self._extra}
+            self._takes_stops = probe.takes_stops(lambda: self._post("/completions", body))
+            if not self._takes_stops:
+                say(f"{self.url} fails on stop texts: it writes on, and the text is cut here.")
+            probe.refuse_first_settings(self._complete, self.url)
+        return seeded

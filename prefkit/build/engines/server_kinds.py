@@ -1,4 +1,4 @@
-"""What kind of server answers, and what it must be sent so that it samples as asked.
+"""What kind of server answers, what it must be sent so that it samples as asked, and its answers.
 
 OpenAI-compatible servers agree on the request and differ in what they do beside it: vLLM and SGLang
 take top_k and penalties from the model's generation config unless told otherwise, and `transformers
@@ -8,9 +8,11 @@ serve` samples only where that config says do_sample, and has one random state f
 import json
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from prefkit.build.engines.base import Request
-from prefkit.build.engines.patience import words
+from prefkit.build.engines.base import Completion, Request
+from prefkit.build.engines.patience import Unfinished, words
+from prefkit.build.engines.stops import cut_at_stop
 from prefkit.errors import ConfigError
 
 VLLM, SGLANG, TRANSFORMERS, OTHER = "vllm", "sglang", "transformers serve", "other"
@@ -50,8 +52,9 @@ def find_server(client: Any, url: str) -> Server:
     try:
         listed = list(client.with_options(max_retries=2, timeout=20).models.list())
     except APIConnectionError as error:
+        hint = "" if urlsplit(url).port else "The URL names no port: http://HOST:PORT is usual. "
         raise ConfigError(
-            f"server: nobody answers at {url} ({words(error)}). {_HOW_TO_START}"
+            f"server: nobody answers at {url} ({words(error)}). {hint}{_HOW_TO_START}"
         ) from error
     except (OpenAIError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -122,3 +125,23 @@ def body_of(request: Request, model: str, kind: str) -> dict[str, Any]:
         settings |= {"max_new_tokens": request.max_tokens, "repetition_penalty": 1.0}
         body["generation_config"] = json.dumps(settings)
     return body
+
+
+def completion_of(request: Request, answer: dict[str, Any]) -> Completion:
+    """A server's answer, with any stop text cut off.
+
+    Raises:
+        Unfinished: the server broke off.
+    """
+    choice = answer["choices"][0]
+    text = choice["message"].get("content") if request.messages else choice.get("text")
+    reason = choice.get("finish_reason")
+    if reason == "abort":  # vLLM and SGLang, shutting down
+        raise Unfinished("the server aborted the request")
+    text, stopped = cut_at_stop(text or "", request.stop)
+    matched = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
+    finish: Any = "end" if reason in ("stop", "eos", None) else "length"
+    if stopped or (finish == "end" and matched in request.stop):
+        finish = "stop"
+    tokens = (answer.get("usage") or {}).get("completion_tokens") or 0
+    return Completion(key=request.key, text=text, finish=finish, tokens=int(tokens))
