@@ -1,6 +1,5 @@
 """Is an answer found, and is it judged as a careful reader judges it, whatever a model writes?"""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,46 +11,10 @@ from prefkit.build.grading.answers import final_answer
 from prefkit.build.grading.equality import equal
 from prefkit.build.grading.grader import Grader
 from prefkit.errors import ConfigError
+from tests.hostile_answers import HOSTILE
 
 pytest.importorskip("math_verify", reason="grading needs math-verify: pip install 'prefkit[build]'")
 pytest.importorskip("pebble", reason="grading needs pebble: pip install 'prefkit[build]'")
-
-PAIRS = Path(__file__).parent / "data" / "graded_answers.jsonl"
-
-HOSTILE = {
-    "power tower": "9**9**9",
-    "power tower in LaTeX": "9^{9^{9^{9}}}",
-    "towers with spaces": "9 ^ { 9 ^ { 9 ^ 9 } }",
-    "huge exponent": "2^{999999999}",
-    "negative huge exponent": "2^{-999999999}",
-    "scientific": "1e999999999",
-    "digits": "7" * 1_000_000,
-    "digits with commas": "7," * 500_000,
-    "brackets": "(" * 100_000,
-    "closed brackets": "(" * 5000 + "1" + ")" * 5000,
-    "fractions": "\\frac{" * 50_000,
-    "closed fractions": "\\frac{" * 300 + "1" + "}{2}" * 300,
-    "roots": "\\sqrt{" * 200 + "2" + "}" * 200,
-    "boxes": "\\boxed{" * 100_000,
-    "code": "__import__('os').system('touch HERE')",
-    "more code": "().__class__.__bases__[0].__subclasses__()",
-    "evaluated code": "exec('raise SystemExit')",
-    "factorial": "99999999999!",
-    "factorials": "((9!)!)!",
-    "binomial": "\\binom{999999999}{499999999}",
-    "sum": "\\sum_{n=1}^{99999999999} n^{n}",
-    "integral": "\\int_0^1 e^{e^{e^{x}}} dx",
-    "limit": "\\lim_{x\\to 0} \\frac{\\sin(x)^{99}}{x^{99}}",
-    "polynomial power": "(x+y+z+w+v)^{9999}",
-    "powers of powers": "((((((2^{99})^{99})^{99})^{99})^{99})^{99})^{99}",
-    "many plus-minus": "\\pm 1 " * 90,
-    "set of a thousand": "\\{" + ",".join(map(str, range(1000))) + "\\}",
-    "nulls": "\x00" * 1000,
-    "spaces": " " * 1_000_000 + "1",
-    "minus signs": "-" * 400 + "1",
-    "surrogates and marks": "\u202e\u0301" * 200,
-    "system of functions": "\\sin(" * 12 + "x" + ")" * 12 + "^{9999}",
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +22,6 @@ def grader() -> Iterator[Grader]:
     with Grader(workers=1, seconds=1.5) as made:
         assert made.grade("\\boxed{\\sqrt{8}}", "2\\sqrt{2}").correct  # its worker has started
         yield made
-
-
-def test_pairs_are_judged_as_by_hand() -> None:
-    rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) >= 220
-    assert 0.5 < sum(row["equal"] for row in rows) / len(rows) < 0.7
-    wrong = [row for row in rows if equal(row["answer"], row["gold"]) != row["equal"]]
-    print(f"{len(rows) - len(wrong)} of {len(rows)} right; wrong: {wrong}")
-    assert len(wrong) <= 0.01 * len(rows), wrong
-
-
-def test_every_right_answer_equals_itself() -> None:
-    rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
-    assert all(equal(row["gold"] + " ", row["gold"]) for row in rows)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -144,6 +93,7 @@ def test_order_and_verdicts_of_many(grader: Grader) -> None:
     grades = grader.grade_many([*items, ("no answer here", "1")])
     assert [grade.correct for grade in grades] == [True, False, True, False] * 5 + [False]
     assert [grade.how for grade in grades[:4]] == ["exact", "integer", "function", "none"]
+    assert all(grade.decided for grade in grades)
     assert grader.grade("A: 18", "so it is\n#### 18").correct  # the right answer as a solution
 
 
@@ -174,15 +124,68 @@ def test_own_functions_may_sleep_crash_and_raise(
         assert [grade.correct for grade in grades] == [True, *[False] * 5, True]
         hows = ["function", "timeout", "function", "error", "error", "error", "function"]
         assert [grade.how for grade in grades] == hows
+        assert [grade.decided for grade in grades] == [how == "function" for how in hows]
+        assert grades[4].note == "RuntimeError: no"
         assert grader.grade("is yes", "yes").correct  # the pool is still well
     with pytest.raises(RuntimeError, match="closed"):
         grader.grade("is yes", "yes")
+
+
+TRIED = """
+import time
+
+def good(answer, gold):
+    return answer == gold
+
+def strict(answer, gold):
+    return False
+
+def raises(answer, gold):
+    raise KeyError("units")
+
+def one_argument(answer):
+    return True
+
+def perhaps(answer, gold):
+    return "perhaps"
+
+def nothing(answer, gold):
+    pass
+
+def sleeps(answer, gold):
+    time.sleep(60)
+"""
+
+
+def test_a_function_is_tried_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tried_grader.py").write_text(TRIED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bad = {
+        "raises": "KeyError: 'units'",
+        "one_argument": "takes 1 positional argument",
+        "perhaps": "it gave 'perhaps', not True or False",
+        "nothing": "it gave None",
+        "sleeps": "more than 0.7 s",
+    }
+    for name, said in bad.items():
+        with Grader(1, 0.7, function=f"tried_grader:{name}") as grader:
+            with pytest.raises(ConfigError, match="fails on the right answer '72'") as found:
+                grader.try_out("72")
+            assert said in str(found.value)
+            assert f"tried_grader:{name}" in str(found.value)
+    for name in ("good", "strict"):  # whether it is wise is the user's business
+        with Grader(1, 0.7, function=f"tried_grader:{name}") as grader:
+            grader.try_out("72")
+            assert grader.grade("#### 72", "72").correct is (name == "good")
 
 
 def test_a_pattern_that_never_ends_is_stopped() -> None:
     with Grader(1, 0.7, "regex:(a+)+$") as grader:
         grade = grader.grade("a" * 60 + "b", "1")
     assert (grade.correct, grade.answer, grade.how) == (False, None, "timeout")
+    assert not grade.decided
 
 
 def test_threads_share_a_grader(grader: Grader) -> None:

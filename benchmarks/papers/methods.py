@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from benchmarks.papers.start import Habit
 
-LEARNING_RATES, BETAS = (3e-5, 6e-5, 1.2e-4, 2.4e-4), (0.1, 0.3, 1.0)
+LEARNING_RATES, BETAS = (6e-5, 1.2e-4, 2.4e-4), (0.03, 0.1, 0.3, 1.0)
 # No β in fine-tuning: as many points, of the learning rate alone.
 SUPERVISED_RATES = (1e-5, 2e-5, 3e-5, 6e-5, 1e-4, 1.5e-4, 2.4e-4, 4e-4, 6e-4, 1e-3, 1.6e-3, 2.5e-3)
 

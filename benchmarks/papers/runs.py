@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.papers.journal import Journal
 from benchmarks.papers.methods import METHODS, Method, Regime, Setting
 from benchmarks.papers.schedule import Clock, Task, run
+from benchmarks.papers.statistics import standard_error
 from benchmarks.papers.tasks import Size, attempt, measure, prepare
 
 # Seconds on one core of the machine these were first run on; they only shape the projection.
@@ -109,9 +110,18 @@ class Comparison:
         return [journal[key]["accuracy"] for key in keys if key in journal]
 
     def chosen(self, regime: Regime, name: str, journal: Journal) -> Setting:
-        """The setting of the highest validation accuracy; of equals the one with the lower rate."""
+        """The gentlest setting within one standard error of the best on validation problems.
+
+        Gentle: a low learning rate, then a strong pull (high β). The best of several noisy figures
+        is chosen by its noise; a rule that takes the gentlest of those that noise cannot tell from
+        it is steadier (Breiman et al. 1984, section 3.4.3).
+        """
         tried = self.tried(regime, name, journal)
-        return max(tried, key=lambda setting: (tried[setting], -setting.learning_rate))
+        best = max(tried.values())
+        problems = len(self.size.tuning_seeds) * self.size.validation
+        error = standard_error(best, problems)
+        near = [setting for setting, found in tried.items() if best - found <= error]
+        return min(near, key=lambda setting: (setting.learning_rate, -(setting.beta or 0.0)))
 
     def is_tuned(self, regime: Regime, journal: Journal) -> bool:
         """Whether every method has tried a setting."""

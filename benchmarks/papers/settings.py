@@ -4,12 +4,12 @@ Every method has as many points, but not as wide a grid, and the accuracies that
 the page says how wide, how noisy, and how many settings the noise cannot tell from the chosen one.
 """
 
-import math
 from collections.abc import Sequence
 
 from benchmarks.papers.journal import Journal
 from benchmarks.papers.methods import METHODS, Regime, Setting
 from benchmarks.papers.runs import Comparison, settings_of
+from benchmarks.papers.statistics import standard_error
 from benchmarks.papers.tables import table
 
 
@@ -27,6 +27,7 @@ def settings(comparison: Comparison, regime: Regime, journal: Journal) -> str:
             "method",
             "chosen",
             "validation % (each start)",
+            "the best, %",
             "standard error",
             "the grid's range, %",
             "within one standard error",
@@ -36,14 +37,16 @@ def settings(comparison: Comparison, regime: Regime, journal: Journal) -> str:
     for name in regime.methods:
         tried = comparison.tried(regime, name, journal)
         chosen = comparison.chosen(regime, name, journal)
-        error = standard_error(tried[chosen], _problems(comparison))
-        others = sum(tried[chosen] - found <= error for found in tried.values()) - 1
+        error = standard_error(max(tried.values()), _problems(comparison))
+        best = max(tried.values())
+        others = sum(best - found <= error for found in tried.values()) - 1
         starts = ", ".join(f"{100 * a:.1f}" for a in _each(comparison, regime, name, journal))
         rows.append(
             [
                 METHODS[name].label,
                 str(chosen),
                 f"{100 * tried[chosen]:.1f} ({starts})",
+                f"{100 * best:.1f}",
                 f"{100 * error:.1f}",
                 f"{100 * min(tried.values()):.1f} – {100 * max(tried.values()):.1f}",
                 f"{others} of {len(tried) - 1} others",
@@ -53,15 +56,6 @@ def settings(comparison: Comparison, regime: Regime, journal: Journal) -> str:
     return "\n\n".join(
         (_grids(comparison, regime), table(rows), _worth(comparison, regime, journal))
     )
-
-
-def standard_error(accuracy: float, problems: int) -> float:
-    """Of an accuracy on so many problems (binomial); above 0 even where every answer is right.
-
-    √(p(1 − p)/n) with p = (right + 1)/(n + 2), the rule of succession.
-    """
-    p = (accuracy * problems + 1) / (problems + 2)
-    return math.sqrt(p * (1 - p) / problems)
 
 
 def at_edge(chosen: Setting, tried: Sequence[Setting]) -> str:
@@ -119,8 +113,8 @@ def _worth(comparison: Comparison, regime: Regime, journal: Journal) -> str:
             f"{100 * max(apart):.1f}). "
         )
     return text + (
-        "The highest of several noisy figures is too high as well. Where other settings lie within "
-        "one standard error of the chosen one, other problems or starts might have chosen another."
+        "The highest of several noisy figures is too high as well. So chosen is not the best but "
+        "the gentlest setting (lowest rate, then highest β) within one standard error of it."
     )
 
 

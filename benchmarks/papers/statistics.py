@@ -81,3 +81,12 @@ def t_cdf(t: float, freedom: int) -> float:
         total += term
     within = 2 / math.pi * (theta + sine * total) if odd else sine * total
     return (1 + within) / 2
+
+
+def standard_error(accuracy: float, problems: int) -> float:
+    """Of an accuracy on so many problems (binomial); above 0 even where every answer is right.
+
+    √(p(1 − p)/n) with p = (right + 1)/(n + 2), the rule of succession.
+    """
+    p = (accuracy * problems + 1) / (problems + 2)
+    return math.sqrt(p * (1 - p) / problems)

@@ -32,7 +32,7 @@ class Size:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seeds: tuple[int, ...] = (100, 101)
     test: int = 1000
-    validation: int = 300
+    validation: int = 400
     along: int = 500
     points: int = 12
 

@@ -89,6 +89,12 @@ class Manifest:
         self._began = time.monotonic()
         write_json(self.path, self.content)
 
+    def note(self, role: str, notes: Mapping[str, int]) -> None:
+        """Adds what an engine counted in this run ("requests shortened to the context": 3)."""
+        if notes:
+            self.content["runs"][-1].setdefault("notes", {})[role] = dict(notes)
+            write_json(self.path, self.content)
+
     def end(
         self,
         outcomes: Iterable[dict[str, Any]],

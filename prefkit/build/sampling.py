@@ -66,7 +66,11 @@ def sample(
             return left_out(question)
         return pipeline(question, context)
 
-    Driver(engines, Path(options.out), start, progress).run(questions.items)
+    try:
+        Driver(engines, Path(options.out), start, progress).run(questions.items)
+    finally:
+        for role, engine in engines.items():
+            manifest.note(role, engine.notes)
 
 
 def left_out(question: Question) -> Asking[Outcome]:
