@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefkit.atomic import write_json
+from prefkit.build.engines.address import public_url
 from prefkit.build.fields import BuildFields
 from prefkit.build.options import used_by
 from prefkit.build.questions import Questions
@@ -149,7 +149,7 @@ def _shown(options: BuildFields) -> dict[str, Any]:
     shown = dataclasses.asdict(options)
     for name in ("server", "judge_server"):
         if shown[name]:
-            shown[name] = re.sub(r"//[^/@]*@", "//", shown[name])
+            shown[name] = public_url(shown[name])
     extra = shown["extra_body"]
     if extra:
         digest = _hash([extra])[:16]
