@@ -4,8 +4,9 @@ rest by math-verify.
 What counts as equal (docs/build_grading.md has the examples):
 
 - numbers: by their exact value. A decimal may stand for a value with more digits when at least
-  three decimals are written and each is right (0.333 for 1/3), or when the right answer is itself
-  a decimal of two or more places and the other one rounds to it.
+  three decimals and three significant digits are written and each is right (0.333 for 1/3), or when
+  the right answer is itself a decimal of two or more of both and the other one rounds to it.
+- magnitudes: 5 million is 5,000,000 and 1.5k is 1500; they are never left out as a unit may be.
 - percent: the sign may be left out (50 % = 50), or be worked out (50 % = 0.5); 50 is not 0.5.
 - units and currencies may be left out on one side; on both they are converted (1 m = 100 cm).
 - sets and bare lists are without order, tuples, matrices and intervals with it.
