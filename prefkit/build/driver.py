@@ -61,7 +61,9 @@ class Driver:
         todo = [window for window in windows if any(q.id not in finished for q in window)]
         wanted = {question.id for window in todo for question in window}
         self._kept = dict(_kept(self.folder / COMPLETIONS, wanted))
-        self.progress.begin(len(questions), sum(q.id in finished for q in questions))
+        done = sum(question.id in finished for question in questions)
+        together = engine.window if engine.lanes == 1 else 1
+        self.progress.begin(len(questions), done, together)
         self._completions = Journal(self.folder / COMPLETIONS)
         self._questions = Journal(self.folder / QUESTIONS)
         try:

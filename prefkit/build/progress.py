@@ -20,11 +20,15 @@ class Progress:
         self._pause = 1.0 if self._terminal else seconds
         self._began = self._said = time.monotonic()
         self._total = self._before = self._done = self._pairs = self._tokens = 0
-        self._shown = False
+        self._together = 1
 
-    def begin(self, total: int, done: int) -> None:
-        """`total` questions, of which `done` were finished by an earlier run."""
-        self._total, self._before = total, done
+    def begin(self, total: int, done: int, together: int = 1) -> None:
+        """`total` questions, of which `done` were finished by an earlier run.
+
+        Questions that go through their stages `together` end together: before so many have ended,
+        their number says nothing of the time left.
+        """
+        self._total, self._before, self._together = total, done, together
         self._began = self._said = time.monotonic()
         if done:
             print(f"{done:,} of {total:,} questions are done already.", file=sys.stderr, flush=True)
@@ -49,7 +53,8 @@ class Progress:
         self._said = now
         seconds = max(now - self._began, 1e-9)
         left = self._total - self._before - self._done
-        eta = f", about {_span(seconds / self._done * left)} left" if self._done and left else ""
+        told = self._done >= self._together and left
+        eta = f", about {_span(seconds / self._done * left)} left" if told else ""
         done = self._before + self._done
         line = (
             f"{done:,} of {self._total:,} questions, {self._pairs:,} {self._noun}, "
