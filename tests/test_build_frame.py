@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prefkit.build.command import parse
 from prefkit.build.engines.base import Completion, Request, seed_of
+from prefkit.build.evaluate import summary, wilson
 from prefkit.build.fields import BuildFields
 from prefkit.build.journal import Journal, read_lines
 from prefkit.build.manifest import Manifest
@@ -108,6 +109,20 @@ def test_seeds_differ_by_key_and_by_build() -> None:
     seeds = {seed_of(base, f"q{i}/solution/0") for base in (0, 1) for i in range(500)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_an_interval_is_wilsons() -> None:
+    """Against his formula's published values: 1 of 10, 50 of 100, and none of 10."""
+    assert wilson(0.1, 10) == pytest.approx((0.0179, 0.4042), abs=1e-4)
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+def test_samples_of_one_question_are_no_independent_trials() -> None:
+    rows = [{"id": f"q{i}-{n}", "right": n == 0} for i in range(10) for n in range(4)]
+    found = summary(rows)
+    assert (found["accuracy"], found["solved"]) == (0.25, 1.0)
+    assert found["interval"] == wilson(0.25, 10)
 
 
 def test_rising_temperatures_reach_the_cap_and_stop() -> None:

@@ -103,7 +103,6 @@ def test_greedy_accuracy_is_that_of_the_demo(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     demo = evaluate_demo(model, AutoTokenizer.from_pretrained(MODEL), problems)
     assert found["accuracy"] == demo.accuracy
-    assert found["interval"][0] < demo.accuracy < found["interval"][1]
 
 
 def test_no_pair_at_all_is_an_error_that_says_why(tmp_path: Path) -> None:
