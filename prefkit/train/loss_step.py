@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from prefkit.data.pair import PairBatch
 from prefkit.data.sharded import cut, gather_batches
-from prefkit.errors import ConfigError, ModelError
+from prefkit.errors import ConfigError
 from prefkit.loss import fused_preference_loss
-from prefkit.model.attention import reading
 from prefkit.model.head import Head
 from prefkit.model.reference import Reference
 from prefkit.model.reference_head import ReferenceHead
 from prefkit.objectives import Objective
+from prefkit.train.asking import ask_head
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.even_evaluation import counted_pairs
 from prefkit.train.logs import LoggingTrainer
@@ -113,15 +113,9 @@ class LossTrainer(LoggingTrainer):
             )
             return out.loss, out.metrics
 
-        with reading(inputs) as model_inputs:
-            output = model(**model_inputs, prefkit_request=request)
-        if getattr(output, "value", None) is None:
-            raise ModelError(
-                f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
-                "put into it (by another library's patch?), so it formed logits instead. Apply such"
-                " patches before PreferenceTrainer is made, or leave them out."
-            )
-        loss, metrics = output.value, dict(output.extras)
+        output = ask_head(model, inputs, request, self.head)
+        loss, metrics = output.value, dict(output.extras or {})
+        assert loss is not None
         metrics["loss"] = loss.detach() * (
             (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
         )

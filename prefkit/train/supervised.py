@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.batch import Layout, SolutionCollator
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
-from prefkit.errors import ConfigError, ModelError
-from prefkit.model.attention import reading
+from prefkit.errors import ConfigError
 from prefkit.model.head import install
 from prefkit.train.arguments import refuse_data_parallel, refuse_kinds
+from prefkit.train.asking import ask_head
 from prefkit.train.checks import check_machine, check_precision
 from prefkit.train.datasets import UnwrappingCollator
 from prefkit.train.fields import SupervisedFields
@@ -206,16 +206,9 @@ class SupervisedTrainer(LoggingTrainer):
             total = -stats.logp.sum()
             return total / divisor, {"loss": total.detach() / tokens}
 
-        with reading(inputs) as model_inputs:
-            output = model(**model_inputs, prefkit_request=request)
-        if getattr(output, "value", None) is None:
-            raise ModelError(
-                f"{type(self.head.owner).__name__}'s forward was replaced after the fused head was "
-                "put into it, so it formed logits instead. Apply such patches before the trainer is"
-                " made, or leave them out."
-            )
+        output = ask_head(model, inputs, request, self.head)
         counted = 0 if inputs.get("filler") else tokens
-        self._windows["train" if model.training else "eval"].add(dict(output.extras), counted)
+        self._windows["train" if model.training else "eval"].add(dict(output.extras or {}), counted)
         if model.training:
             self._clock.add(inputs["num_tokens"])
         return (output.value, output) if return_outputs else output.value

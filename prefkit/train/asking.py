@@ -1,0 +1,35 @@
+"""One forward of a model with the head fused into it: a batch in, the request's own result out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from prefkit.errors import ModelError
+from prefkit.model.attention import reading
+from prefkit.model.head import Head, Request, RequestOutput
+
+
+def ask_head(
+    model: nn.Module, inputs: Mapping[str, Any], request: Request, head: Head
+) -> RequestOutput:
+    """Runs the model on a batch and the request on the operands of its head.
+
+    Args:
+        model: the wrapped model, in whose `forward` the head was installed.
+        inputs: a batch of one of the collators, on the device.
+        request: gets hidden states and the head's weight and bias.
+        head: the installed head, for messages.
+
+    Raises:
+        ModelError: the forward formed logits, because it was replaced after the installation.
+    """
+    with reading(inputs) as model_inputs:
+        output = model(**model_inputs, prefkit_request=request)
+    if getattr(output, "value", None) is None:
+        raise ModelError(
+            f"{type(head.owner).__name__}'s forward was replaced after the fused head was put into "
+            "it (by another library's patch?), so it formed logits instead. Apply such patches "
+            "before the trainer is made, or leave them out."
+        )
+    return output
