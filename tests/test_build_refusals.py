@@ -1,6 +1,7 @@
 """What users get wrong in a build: one clear message each, before anything is sampled."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from prefkit.build.command import run_build, run_evaluate
 from prefkit.build.manifest import model_identity
 from prefkit.build.questions import read_questions
 from prefkit.build.run import build, evaluate
+from prefkit.cli import main as prefkit
 from prefkit.errors import ConfigError, ModelError, RowError
 from tests.build_cases import MODEL
 
@@ -156,7 +158,11 @@ def test_what_is_not_read_is_said_and_printed_commands_can_be_pasted(
     assert run_build(["dpo", str(folder), *flags, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "6 questions (6 rows repeated one) (not read: b.csv)" in text
-    assert "it'\"'\"'s here/pairs.jsonl'" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("Look at them:")]
+    words = shlex.split(line.removeprefix("Look at them:"))
+    assert words[:2] == ["prefkit", "inspect"]
+    assert prefkit(words[1:]) == 0
+    assert "scored" in capsys.readouterr().out
 
 
 def test_an_evaluation_says_which_answers_it_could_not_compare(

@@ -1,7 +1,6 @@
 """`prefkit build METHOD QUESTIONS …` and `prefkit evaluate QUESTIONS …`: their command lines."""
 
 import dataclasses
-import json
 import shlex
 import sys
 import typing
@@ -9,9 +8,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields
+from prefkit.build.fields import EVALUATE, METHODS, BuildFields
 from prefkit.build.options import check_ignored, resolve, used_by
-from prefkit.build.run import BuildResult, check_method, run
+from prefkit.build.run import TRAIN, BuildResult, check_method, run
 from prefkit.errors import ConfigError
 from prefkit.train.options import (
     coerce,
@@ -59,7 +58,7 @@ def run_build(argv: Sequence[str]) -> int:
     check_method(words[0])
     options = parse(words[0], words[1:], flags)
     _quiet()
-    _say_pairs(words[0], options, run(words[0], options))
+    _say_pairs(words[0], run(words[0], options))
     return 0
 
 
@@ -147,7 +146,7 @@ def _help(usage: str, method: str | None = None) -> str:
     return write_help(usage, [(title, found) for title, found in sections if found], (BuildFields,))
 
 
-def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
+def _say_pairs(method: str, result: BuildResult) -> None:
     """What was made at every stage, what was left out and why, and what to do next."""
     manifest = result.manifest
     print(f"\n{_asked(manifest)}, {result.count:,} pairs")
@@ -160,19 +159,15 @@ def _say_pairs(method: str, options: BuildFields, result: BuildResult) -> None:
         for name, count in entries.items():
             print(f"  {name:{width}} {count:9,}  {'█' * round(_BAR * count / most)}")
     print(f"\nThe pairs are in {result.rows}, the counts in {result.rows.parent}/manifest.json.")
-    same = " ".join(
-        ["--method", method, "--model", shlex.quote(options.model), *_as_asked(options)]
-    )
     if manifest.get("weighted") is False:
         print(
             "They have no weights yet: join the shards (--join), or train one model on"
             "\npositive.jsonl and one on negative.jsonl, and weigh the pairs with prefkit score."
         )
-    rows = shlex.quote(str(result.rows))
-    print(f"Look at them:  prefkit inspect {rows} {same}")
-    if manifest.get("weighted") is not False:
-        print(f"Train:         prefkit train --train_data {rows} {same} \\")
-        print(f"                 --output_dir {method}-model")
+        return
+    config = shlex.quote(str(result.rows.parent / TRAIN))
+    print(f"Look at them:  prefkit inspect {config}")
+    print(f"Train:         prefkit train {config} --output_dir {method}-model")
 
 
 def _asked(manifest: dict[str, Any]) -> str:
@@ -184,17 +179,6 @@ def _asked(manifest: dict[str, Any]) -> str:
     if found["ignored"]:
         text += f" (not read: {', '.join(found['ignored'])})"
     return text
-
-
-def _as_asked(options: BuildFields) -> list[str]:
-    """The flags by which training puts a question as the build did."""
-    flags = []
-    for name in ("tokenizer", *TEXT_FIELDS):
-        value, default = getattr(options, name), getattr(BuildFields, name)
-        if value != default:
-            text = json.dumps(value) if isinstance(value, dict) else str(value)
-            flags += [f"--{name}", shlex.quote(text.replace("\n", "\\n"))]
-    return flags
 
 
 def _say_accuracy(result: BuildResult) -> None:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from prefkit.atomic import check_writable, write_text
-from prefkit.build.fields import EVALUATE, METHODS, BuildFields
+from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields
 from prefkit.build.journal import read_lines
 from prefkit.build.manifest import Manifest
 from prefkit.build.options import check_ignored, resolve
@@ -27,7 +29,7 @@ from prefkit.errors import ConfigError, ModelError, PrefkitError
 if TYPE_CHECKING:
     pass
 
-PAIRS, SOLUTIONS = "pairs.jsonl", "solutions.jsonl"
+PAIRS, SOLUTIONS, TRAIN = "pairs.jsonl", "solutions.jsonl", "train.yaml"
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,20 @@ def _finish(
         rows, more = weigh(rows, ordered, options, folder)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), lines)
+    if method != EVALUATE and more.get("weighted") is not False:
+        write_text(folder / TRAIN, training_options(method, options, folder))
     manifest.end(ordered, len(rows), further_drops=more.pop("drops", {}), **more)
+
+
+def training_options(method: str, options: BuildFields, folder: Path) -> str:
+    """A config of `prefkit train` and `prefkit inspect`: the pairs, put as the build put them."""
+    found = {"model": options.model, "train_data": str(folder / PAIRS), "method": method}
+    for name in ("tokenizer", *TEXT_FIELDS):
+        value = getattr(options, name)
+        if value != getattr(BuildFields, name):
+            found[name] = value
+    head = "# Written by prefkit build; add what else the run needs (output_dir, learning_rate).\n"
+    return head + yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 
 
 def outcome_lines(folder: Path) -> Iterator[dict[str, Any]]:
