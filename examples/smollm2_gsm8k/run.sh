@@ -13,38 +13,43 @@ OUT=${OUT:-runs/smollm2_gsm8k}
 SIZE=${SIZE:-small}
 PREFKIT=${PREFKIT:-prefkit}
 
+PYTHON=${PYTHON:-python}
+
+mkdir -p "$OUT"
 if [ "$SIZE" = full ]; then
-  TRAIN=7473 TEST=1000 BATCH=256 CDPO_SAMPLES=64 STEPS_OF_TRAINING=400
-else
-  TRAIN=${TRAIN:-40} TEST=${TEST:-40} BATCH=32 CDPO_SAMPLES=${CDPO_SAMPLES:-8} STEPS_OF_TRAINING=${STEPS:-8}
+  BATCH=256 CDPO_SAMPLES=64 STEPS=${STEPS:-400}
+  cp "$GSM8K/train.jsonl" "$OUT/questions.jsonl"
+  cp "$GSM8K/test.jsonl" "$OUT/test.jsonl"
+else # the questions of fewest calculations: this model solves hardly any others
+  BATCH=32 CDPO_SAMPLES=${CDPO_SAMPLES:-16} STEPS=${STEPS:-8}
+  $PYTHON pick_questions.py "$GSM8K/train.jsonl" "${TRAIN:-40}" > "$OUT/questions.jsonl"
+  $PYTHON pick_questions.py "$GSM8K/test.jsonl" "${TEST:-60}" > "$OUT/test.jsonl"
 fi
 
-# The question as it is asked, the same for sampling, training and testing.
-ASKED=(--prompt_template "$(cat prompt.txt)" --joiner '\n')
-SAMPLED=("${ASKED[@]}" --stop '\nQuestion:' --max_tokens 160 --answer hash)
-[ -n "${SERVER:-}" ] && SAMPLED+=(--server "$SERVER")
+# The question as it is asked, the same for sampling and testing; train.yaml tells it to training.
+ASKED=(--prompt_template "$(cat prompt.txt)" --joiner '\n' --stop '\nQuestion:' --max_tokens 120
+  --answer hash --batch_size "$BATCH")
 
 evaluate() { # NAME MODEL
-  $PREFKIT evaluate "$GSM8K/test.jsonl" --model "$2" --out "$OUT/test-$1" --max_questions "$TEST" \
-    --batch_size "$BATCH" "${ASKED[@]}" --stop '\nQuestion:' --max_tokens 160 --answer hash
+  $PREFKIT evaluate "$OUT/test.jsonl" --model "$2" --out "$OUT/test-$1" "${ASKED[@]}"
 }
 build() { # METHOD FLAG …
   local method=$1
   shift
-  $PREFKIT build "$method" "$GSM8K/train.jsonl" --model "$MODEL" --out "$OUT/$method-pairs" \
-    --max_questions "$TRAIN" --batch_size "$BATCH" "${SAMPLED[@]}" "$@"
+  $PREFKIT build "$method" "$OUT/questions.jsonl" --model "$MODEL" --out "$OUT/$method-pairs" \
+    "${ASKED[@]}" ${SERVER:+--server "$SERVER"} "$@"
 }
 train() { # METHOD FLAG …
   local method=$1
   shift
-  $PREFKIT train --method "$method" --model "$MODEL" --train_data "$OUT/$method-pairs/pairs.jsonl" \
-    --output_dir "$OUT/$method" --resume_from_checkpoint auto --max_steps "$STEPS_OF_TRAINING" \
-    --per_device_train_batch_size 4 --learning_rate 2e-6 --lr_scheduler_type cosine \
-    --warmup_steps 0.1 --logging_steps 2 --save_steps 50 "${ASKED[@]}" "$@"
+  $PREFKIT train "$OUT/$method-pairs/train.yaml" --output_dir "$OUT/$method" \
+    --resume_from_checkpoint auto --max_steps "$STEPS" --per_device_train_batch_size 4 \
+    --learning_rate 2e-6 --lr_scheduler_type cosine --warmup_steps 0.1 --logging_steps 2 \
+    --save_steps 50 "$@"
 }
 
 evaluate start "$MODEL"
-build step-dpo --samples 4 --temperature 0.8 --rectifications 8
+build step-dpo --samples 4 --temperature 0.8 --rectifications 12
 train step-dpo
 evaluate step-dpo "$OUT/step-dpo"
 build cdpo --samples "$CDPO_SAMPLES" --temperature 0.6 0.8 1.0
