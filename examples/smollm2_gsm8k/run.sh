@@ -5,14 +5,13 @@
 #
 # Sizes are for a CPU (half an hour); SIZE=full is for a GPU. SERVER=<URL> samples by a server.
 set -euo pipefail
-cd "$(dirname "$0")"
+HERE=$(cd "$(dirname "$0")" && pwd)
 
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
 GSM8K=${GSM8K:?the folder of GSM8K with train.jsonl and test.jsonl}
 OUT=${OUT:-runs/smollm2_gsm8k}
 SIZE=${SIZE:-small}
 PREFKIT=${PREFKIT:-prefkit}
-
 PYTHON=${PYTHON:-python}
 
 mkdir -p "$OUT"
@@ -22,12 +21,12 @@ if [ "$SIZE" = full ]; then
   cp "$GSM8K/test.jsonl" "$OUT/test.jsonl"
 else # the questions of fewest calculations: this model solves hardly any others
   BATCH=32 CDPO_SAMPLES=${CDPO_SAMPLES:-16} STEPS=${STEPS:-8}
-  $PYTHON pick_questions.py "$GSM8K/train.jsonl" "${TRAIN:-40}" > "$OUT/questions.jsonl"
-  $PYTHON pick_questions.py "$GSM8K/test.jsonl" "${TEST:-60}" > "$OUT/test.jsonl"
+  $PYTHON "$HERE/pick_questions.py" "$GSM8K/train.jsonl" "${TRAIN:-40}" > "$OUT/questions.jsonl"
+  $PYTHON "$HERE/pick_questions.py" "$GSM8K/test.jsonl" "${TEST:-60}" > "$OUT/test.jsonl"
 fi
 
 # The question as it is asked, the same for sampling and testing; train.yaml tells it to training.
-ASKED=(--prompt_template "$(cat prompt.txt)" --joiner '\n' --stop '\nQuestion:' --max_tokens 120
+ASKED=(--prompt_template "$(cat "$HERE/prompt.txt")" --joiner '\n' --stop '\nQuestion:' --max_tokens 120
   --answer hash --batch_size "$BATCH")
 
 evaluate() { # NAME MODEL
