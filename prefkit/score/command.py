@@ -45,6 +45,11 @@ def run(argv: Sequence[str]) -> int:
     source, own, options = parse(argv)
     out = Path(own["out"])
     _check_out(out, options)
+    if _place(own["positive"]) == _place(own["negative"]):
+        raise ConfigError(
+            f"positive and negative are both {own['positive']}: every score would be that model's "
+            "own probability. Name the model tuned on right solutions and that tuned on wrong ones."
+        )
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
@@ -79,6 +84,12 @@ def run(argv: Sequence[str]) -> int:
             "--model MODEL"
         )
     return 0
+
+
+def _place(name: str) -> str:
+    """A model's folder, however it is written; a Hub name as it is."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.exists() else name
 
 
 def skipped_file(out: Path) -> Path:

@@ -6,7 +6,6 @@ takes the memory of one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,11 +119,6 @@ def look_at_two(positive: Any, negative: Any) -> Common:
         raise ConfigError(
             f"{strings[0]} is a name and the other model is loaded. Give both the same way."
         )
-    if len(strings) == 2 and _place(positive) == _place(negative):
-        raise ConfigError(
-            f"positive and negative are both {positive}: every score would be that model's own "
-            "probability. Name the model tuned on right solutions and the one tuned on wrong ones."
-        )
     for name, given in names.items():
         if isinstance(given, str):
             check_model_folder(name, given, adapters=True)
@@ -142,11 +136,6 @@ def look_at_two(positive: Any, negative: Any) -> Common:
         min(text.vocab_size for text in texts),
         min((limit for limit in limits if limit), default=None),
     )
-
-
-def _place(name: str) -> str:
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.exists() else name
 
 
 def load_two(positive: Any, negative: Any, dtype: str) -> TwoModels:
