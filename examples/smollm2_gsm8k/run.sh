@@ -3,7 +3,7 @@
 #
 #   MODEL=<folder of SmolLM2-135M-Instruct> GSM8K=<folder with train.jsonl, test.jsonl> ./run.sh
 #
-# Sizes are for a CPU (half an hour); SIZE=full is for a GPU. SERVER=<URL> samples by a server.
+# Sizes are for a CPU; SIZE=full is for a GPU. SERVER=<URL> samples by a server.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 
