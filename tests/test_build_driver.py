@@ -9,11 +9,11 @@ import pytest
 
 from prefkit.build.driver import COMPLETIONS, Driver
 from prefkit.build.engines.base import Completion, Request
-from prefkit.build.journal import read_lines
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.progress import Progress
 from prefkit.build.questions import Question
 from prefkit.errors import PrefkitError
+from prefkit.journal import read_lines
 from tests.build_cases import question
 
 

@@ -14,7 +14,6 @@ from prefkit.build.command import parse
 from prefkit.build.engines.base import Completion, Request, seed_of
 from prefkit.build.evaluate import summary, wilson
 from prefkit.build.fields import BuildFields
-from prefkit.build.journal import Journal, read_lines
 from prefkit.build.manifest import Manifest
 from prefkit.build.options import resolve
 from prefkit.build.pipeline import Asking, together
@@ -22,6 +21,7 @@ from prefkit.build.questions import Questions, read_questions
 from prefkit.build.scdpo import temperatures
 from prefkit.build.steps import STYLES, label_of, split_steps
 from prefkit.errors import ConfigError, PrefkitError
+from prefkit.journal import Journal, read_lines
 from prefkit.train.options import split_flags
 
 NUMBERED = "Let's think.\nStep 1: 2+2=4\nso far.\n\nStep 2: 4+1=5\nStep 3. done"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.build.code.blocks import code_of, is_closed, join_blocks, output_block, split_blocks
+from prefkit.build.code.blocks import code_of, is_closed, output_block, split_blocks
 from prefkit.build.code.interpreter import CUT, PythonInterpreter
 from prefkit.build.code.tools import continue_with_tools
 from prefkit.build.engines.base import Completion, Request
@@ -156,7 +156,7 @@ PIECES = ["```python\n", "```output\n", "```py \n", "```\n", "```", "\n", "x = 1
 @settings(max_examples=300, deadline=None)
 def test_blocks_lose_nothing(text):
     blocks = split_blocks(text)
-    assert join_blocks(blocks) == text
+    assert "".join(block["content"] for block in blocks) == text
     content = render_content(Row("f", 0, {}), blocks, "chosen")
     assert content.text == text
     executions = [block["content"] for block in blocks if block["type"] == "execution"]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.build.engines.base import Completion, Engine, Request
-from prefkit.build.journal import Journal, read_lines
 from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.progress import Progress
 from prefkit.build.questions import Question
+from prefkit.journal import Journal, read_lines
 
 COMPLETIONS, QUESTIONS = "completions.jsonl", "questions.jsonl"
 Start = Callable[[Question], Asking[Outcome]]

@@ -19,12 +19,12 @@ import yaml
 
 from prefkit.atomic import check_writable, write_text
 from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields
-from prefkit.build.journal import read_lines
 from prefkit.build.manifest import Manifest
 from prefkit.build.options import check_ignored, resolve
 from prefkit.build.questions import Questions, read_questions
 from prefkit.build.shards import join, missing
 from prefkit.errors import ConfigError, ModelError, PrefkitError
+from prefkit.journal import read_lines
 
 if TYPE_CHECKING:
     pass

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefkit.build.driver import QUESTIONS
-from prefkit.build.journal import Journal, read_lines
 from prefkit.build.manifest import FREE, MANIFEST, Manifest
 from prefkit.build.options import used_by
 from prefkit.errors import ConfigError
+from prefkit.journal import Journal, read_lines
 
 _OF_SHARDS = (*FREE, "shard", "max_questions")
 

@@ -67,11 +67,6 @@ def split_code_steps(text: str, style: str) -> list[str]:
     return steps
 
 
-def join_blocks(blocks: list[Block]) -> str:
-    """The text of blocks that `split_blocks` made."""
-    return "".join(block["content"] for block in blocks)
-
-
 def code_of(block: Block) -> str:
     """A code block's code, without its fences."""
     body = block["content"].split("\n", 1)[1] if "\n" in block["content"] else ""

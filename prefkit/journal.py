@@ -32,7 +32,7 @@ class Journal:
         self.path = path
         self._lock, self._forced = threading.Lock(), 0.0
         _mend(path)
-        self._file = open(path, "ab")  # noqa: SIM115  (kept open for the length of the build)
+        self._file = open(path, "ab")  # noqa: SIM115  (kept open for the length of the work)
 
     def append(self, entries: Iterable[dict[str, Any]]) -> None:
         """Appends entries; a kill of this process cannot take them back."""
@@ -72,8 +72,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 entry = None
             if not isinstance(entry, dict):
                 raise PrefkitError(
-                    f"{path}: line {number} is no JSON object. The file belongs to an unfinished "
-                    "build: restore it, or build into another folder."
+                    f"{path}: line {number} is no JSON object. The file belongs to unfinished "
+                    "work: restore it, or begin again with another folder or file."
                 )
             yield entry
 
