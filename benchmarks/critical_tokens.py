@@ -31,6 +31,7 @@ from prefkit.build.attempts import Attempt
 from prefkit.build.cdpo import by_answer, half_of
 from prefkit.build.contrast import ContrastModels, ContrastSettings, train_two_models
 from prefkit.demo import arithmetic as world
+from prefkit.demo.lines import split_lines
 from prefkit.demo.run import MODEL
 from prefkit.score import ScoreFields, score_pairs
 
@@ -78,7 +79,7 @@ def _attempt(number: int, transcript: Any) -> Attempt:
     return Attempt(
         number=number,
         text=transcript.text,
-        steps=tuple(world.split_lines(transcript.text)),
+        steps=tuple(split_lines(transcript.text)),
         right=verdict.answer_right,
         answer=None if verdict.answer is None else str(verdict.answer),
         ended=transcript.ended,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefkit.demo import arithmetic as world
+from prefkit.demo.lines import split_lines
 
 DOUBTFUL = 0.9
 
@@ -66,7 +67,7 @@ def area(scores: np.ndarray, positive: np.ndarray) -> float:
 def marked(problem: world.Problem, text: str) -> Solution | None:
     """The solution with its wrong tokens; None where the first mistake is no wrong result."""
     verdict = world.check(problem, text)
-    lines, at = world.split_lines(text), verdict.first_wrong
+    lines, at = split_lines(text), verdict.first_wrong
     if at is None or at >= min(len(lines), len(problem.lines)):
         return None
     right = problem.lines[at]

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from prefkit.demo import arithmetic as world
+from prefkit.demo.lines import parse_answer
 
 
 def independent_first_wrong(prompt: str, text: str) -> int | None:
@@ -48,7 +49,7 @@ def test_example_of_the_docstring():
     problem = world.parse_prompt("47+8-9+7-3+5-7=\n")
     assert problem.solution == "47+8=55\n55-9=46\n46+7=53\n53-3=50\n50+5=55\n55-7=48\n"
     assert problem.answer == 48
-    assert world.parse_answer(problem.solution) == 48
+    assert parse_answer(problem.solution) == 48
     assert len(problem.prompt) == world.PROMPT_LENGTH
     assert len(problem.solution) == world.SOLUTION_LENGTH
 

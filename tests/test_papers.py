@@ -66,7 +66,7 @@ def test_pairing_takes_out_what_seeds_share():
 
 
 def test_solutions_of_both_ways_are_right_and_share_no_step():
-    for problem in world.problems(20, "test", 3):
+    for problem in world.problems(20, "held_out", 3):
         right = [problem.solution(way) for way in world.WAYS]
         assert all(world.check(problem, text).all_steps_right for text in right)
         assert all(world.check(problem, text).answer_right for text in right)
@@ -92,12 +92,16 @@ def test_the_checker_finds_the_first_wrong_line():
 def test_splits_do_not_meet():
     """By their texts. One seed draws the same sequence for all splits: were it not divided, the
     three would hold the same problems."""
-    drawn = {split: world.problems(200, split, 1) for split in ("train", "validation", "test")}
+    drawn = {split: world.problems(200, split, 1) for split in ("train", "validation", "held_out")}
     texts = {split: {p.prompt for p in some} for split, some in drawn.items()}
     assert {len(some) for some in texts.values()} == {200}
     for ours, theirs in itertools.combinations(texts.values(), 2):
         assert not ours & theirs
-    assert drawn["test"] == world.problems(200, "test", 1) != world.problems(200, "test", 2)
+    assert (
+        drawn["held_out"]
+        == world.problems(200, "held_out", 1)
+        != world.problems(200, "held_out", 2)
+    )
 
 
 def test_the_teacher_writes_right_solutions_but_for_its_habit():

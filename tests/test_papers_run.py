@@ -17,8 +17,8 @@ from benchmarks.papers.methods import METHODS, REGIMES
 from benchmarks.papers.page import write_page
 from benchmarks.papers.runs import Comparison, settings_of
 from benchmarks.papers.schedule import Clock, Task, run
-from benchmarks.papers.start import Habit
 from benchmarks.papers.tasks import Size
+from examples.tiny_model.line_model import Habit
 
 
 def test_every_method_has_a_grid_of_the_same_size():

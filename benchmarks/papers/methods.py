@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from benchmarks.papers.start import Habit
+from examples.tiny_model.line_model import Habit
 
 LEARNING_RATES, BETAS = (6e-5, 1.2e-4, 2.4e-4), (0.03, 0.1, 0.3, 1.0)
 # No β in fine-tuning: as many points, of the learning rate alone.

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.papers import world
+from prefkit.demo.evaluate import write_texts
+from prefkit.demo.lines import Verdict
 from prefkit_kernels import token_stats
 
 
@@ -16,11 +18,10 @@ class Transcript:
 
     problem: world.Problem
     text: str
-    verdict: world.Verdict
+    verdict: Verdict
     ended: bool
 
 
-@torch.inference_mode()
 def solve(
     model: Any,
     tokenizer: Any,
@@ -28,40 +29,25 @@ def solve(
     *,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 512,
 ) -> list[Transcript]:
     """One solution a problem, in their order.
 
     Args:
         temperature: 0 decodes greedily; above 0 samples, without top-k or top-p.
         seed: of the sampling; the caller's random state is left as it was.
-        batch_size: solutions written at a time.
     """
-    how: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    written: list[Transcript] = []
-    model.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for at in range(0, len(problems), batch_size):
-            batch = problems[at : at + batch_size]
-            prompts = tokenizer([p.prompt for p in batch], return_tensors="pt")
-            ids = model.generate(
-                **prompts,
-                max_new_tokens=world.SOLUTION_LENGTH + 1,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
-                use_cache=True,
-                **how,
-            )[:, world.PROMPT_LENGTH :]
-            ended = (ids == tokenizer.eos_token_id).any(1).tolist()
-            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-            written += [
-                Transcript(problem, text, world.check(problem, text), end)
-                for problem, text, end in zip(batch, texts, ended, strict=True)
-            ]
-    return written
+    written = write_texts(
+        model,
+        tokenizer,
+        [problem.prompt for problem in problems],
+        new_tokens=world.SOLUTION_LENGTH + 1,
+        temperature=temperature,
+        seed=seed,
+    )
+    return [
+        Transcript(problem, text, world.check(problem, text), ended)
+        for problem, (text, ended) in zip(problems, written, strict=True)
+    ]
 
 
 @torch.inference_mode()

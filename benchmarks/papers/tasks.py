@@ -50,13 +50,14 @@ def prepare(work: Path, regime: Regime, size: Size, seed: int) -> dict[str, Any]
     """
     from benchmarks.papers import solve, start
     from benchmarks.papers.schedule import timed
+    from examples.tiny_model import training
 
     folder = folder_of(work, regime, seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model, tokenizer = start.load_skill()
     start.take_up(model, regime.habit, seed)
-    start.save(model, tokenizer, folder / "start")
+    training.save(model, tokenizer, folder / "start")
     pairs.write_questions(regime, seed, folder)
     questions, references = folder / "questions.jsonl", read_rows(folder / "references.jsonl")
     found: dict[str, Any] = {"checks": {}, "build_seconds": {}}
@@ -69,7 +70,7 @@ def prepare(work: Path, regime: Regime, size: Size, seed: int) -> dict[str, Any]
                 write_rows(folder / f"{kind}.jsonl", learnt)
         found["checks"][name] = pairs.check_rows(name, rows["rows"], regime.grader is None)
         found["build_seconds"][name] = round(seconds, 1)
-    asked = world.problems(size.along, "test", seed)
+    asked = world.problems(size.along, "held_out", seed)
     written = solve.solve(model, tokenizer, asked, temperature=1.0, seed=seed)
     write_rows(folder / "written.jsonl", [{"text": t.text, "ended": t.ended} for t in written])
     return {**found, **_measure(work, regime, size, seed, model, tokenizer)}
@@ -113,11 +114,11 @@ def _measure(
     from benchmarks.papers import solve
 
     folder = folder_of(work, regime, seed)
-    problems = world.problems(size.test, "test", seed)
+    problems = world.problems(size.test, "held_out", seed)
     greedy = solve.solve(model, tokenizer, problems)
     sampled = solve.solve(model, tokenizer, problems, temperature=1.0, seed=seed)
     reference = AutoModelForCausalLM.from_pretrained(folder / "start", dtype=torch.float32).eval()
-    asked = world.problems(size.along, "test", seed)
+    asked = world.problems(size.along, "held_out", seed)
     written = [
         solve.Transcript(problem, row["text"], world.check(problem, row["text"]), row["ended"])
         for problem, row in zip(asked, read_rows(folder / "written.jsonl"), strict=True)

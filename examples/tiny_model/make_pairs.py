@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from prefkit.demo import arithmetic as world
 from prefkit.demo.evaluate import Transcript, evaluate
+from prefkit.demo.lines import split_lines
 
 ASSETS = Path(world.__file__).parent / "assets"
 STEP = re.compile(r"\d\d[+-]\d=\d\d\n")
@@ -42,7 +43,7 @@ def make_pair(transcripts: list[Transcript], rng: random.Random) -> dict[str, st
         return "no wrong sample"
     sample = rng.choice(wrong)
     first = sample.verdict.first_wrong
-    good, bad = world.split_lines(right[0].text), world.split_lines(sample.text)
+    good, bad = split_lines(right[0].text), split_lines(sample.text)
     if not (first < len(good) and first < len(bad) and STEP.fullmatch(bad[first])):
         return "wrong line is not a step"
     return {

@@ -7,27 +7,20 @@ lines, one operation each, left to right:
     47+8=55                    a step
     55-9=46                    the next step starts from the last result ...
 
-Every intermediate result has two digits, so every prompt is 16 characters and every line 8. The
-right next line is unique: a checker needs no judgement, and neither does a preference pair.
+Every intermediate result has two digits, so every prompt is 16 characters and every line 8.
 """
 
 import random
-import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import accumulate
+
+from prefkit.demo import lines
+from prefkit.demo.lines import LARGEST, LINE_LENGTH, SMALLEST, Split, Verdict
 
 TERMS = 6
-SMALLEST, LARGEST = 10, 99
-LINE_LENGTH = 8  # characters of one step, its line break included
 PROMPT_LENGTH = 2 * LINE_LENGTH
 SOLUTION_LENGTH = TERMS * LINE_LENGTH
-
-Split = Literal["train", "validation", "held_out"]
-
-_PROMPT = re.compile(rf"(\d\d)((?:[+-]\d){{{TERMS}}})=\n")
-_LAST_RESULT = re.compile(r"=(\d+)\n?\Z")
 
 
 @dataclass(frozen=True)
@@ -39,15 +32,12 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        return f"{self.start}{''.join(f'{term:+d}' for term in self.terms)}=\n"
+        return lines.prompt_of(self.start, self.terms)
 
     @property
     def totals(self) -> tuple[int, ...]:
         """The six running totals; the last one is the answer."""
-        totals = [self.start]
-        for term in self.terms:
-            totals.append(totals[-1] + term)
-        return tuple(totals[1:])
+        return tuple(accumulate(self.terms, initial=self.start))[1:]
 
     @property
     def answer(self) -> int:
@@ -56,11 +46,7 @@ class Problem:
     @property
     def lines(self) -> tuple[str, ...]:
         """The right solution, one step a line; each line ends with its line break."""
-        before = (self.start, *self.totals)
-        return tuple(
-            f"{left}{term:+d}={right}\n"
-            for left, term, right in zip(before, self.terms, self.totals, strict=False)
-        )
+        return lines.steps_of(self.start, self.terms)
 
     @property
     def solution(self) -> str:
@@ -68,32 +54,8 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """The split this problem belongs to: a property of its text, whatever seed drew it.
-
-        Of 10 problems 8 are for training, one for validation, one held out. No seed and no order
-        of calls can therefore put one problem on two sides.
-        """
-        bucket = zlib.crc32(self.prompt.encode()) % 10
-        return "held_out" if bucket == 0 else "validation" if bucket == 1 else "train"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the checker found in a solution.
-
-    Attributes:
-        answer: the result of the last line, None when there is none to read.
-        answer_right: whether that is the problem's answer.
-        first_wrong: 0-based line of the first mistake (a wrong, missing or surplus line), or None.
-    """
-
-    answer: int | None
-    answer_right: bool
-    first_wrong: int | None
-
-    @property
-    def all_steps_right(self) -> bool:
-        return self.first_wrong is None
+        """The split this problem belongs to: a property of its text, whatever seed drew it."""
+        return lines.split_of(self.prompt)
 
 
 def draw(rng: random.Random) -> Problem:
@@ -111,14 +73,7 @@ def draw(rng: random.Random) -> Problem:
 
 def stream(split: Split, seed: int) -> Iterator[Problem]:
     """An endless stream of distinct problems of one split; the same for the same seed."""
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}, not {split!r}")
-    rng, seen = random.Random(seed), set()
-    while True:
-        problem = draw(rng)
-        if problem.split == split and problem not in seen:
-            seen.add(problem)
-            yield problem
+    return lines.distinct(draw, split, seed)
 
 
 def problems(count: int, split: Split, seed: int) -> list[Problem]:
@@ -129,29 +84,9 @@ def problems(count: int, split: Split, seed: int) -> list[Problem]:
 
 def parse_prompt(prompt: str) -> Problem:
     """The problem a prompt states; ValueError when the text is no prompt of this world."""
-    match = _PROMPT.fullmatch(prompt)
-    if match is None:
-        raise ValueError(f"not a problem of this world: {prompt!r}")
-    return Problem(int(match[1]), tuple(int(term) for term in re.findall(r"[+-]\d", match[2])))
-
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a solution, each with its line break (the last one possibly without)."""
-    return text.splitlines(keepends=True)
-
-
-def parse_answer(text: str) -> int | None:
-    """The number after the last "=", if the text ends there."""
-    match = _LAST_RESULT.search(text)
-    return int(match[1]) if match else None
+    return Problem(*lines.parse_sum(prompt, TERMS))
 
 
 def check(problem: Problem, text: str) -> Verdict:
     """Checks a solution line by line against the one right solution."""
-    lines, right = split_lines(text), problem.lines
-    first_wrong = next(
-        (i for i in range(max(len(lines), len(right))) if lines[i : i + 1] != [*right[i : i + 1]]),
-        None,
-    )
-    answer = parse_answer(text)
-    return Verdict(answer, answer == problem.answer, first_wrong)
+    return lines.compare(text, problem.lines, problem.answer)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prefkit.demo.arithmetic import SOLUTION_LENGTH, Problem, Verdict, check
+from prefkit.demo.arithmetic import SOLUTION_LENGTH, Problem, check
+from prefkit.demo.lines import Verdict
 
 
 @dataclass(frozen=True)
@@ -63,47 +64,70 @@ def evaluate(
     The model is put back into the mode (training or not) it was in.
     """
     asked = [problem for problem in problems for _ in range(samples)]
-    transcripts: list[Transcript] = []
+    written = write_texts(
+        model,
+        tokenizer,
+        [problem.prompt for problem in asked],
+        new_tokens=SOLUTION_LENGTH + 1,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    transcripts = tuple(
+        Transcript(problem, text, check(problem, text), ended)
+        for problem, (text, ended) in zip(asked, written, strict=True)
+    )
+    return Evaluation(transcripts, samples)
+
+
+@torch.inference_mode()
+def write_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 512,
+) -> list[tuple[str, bool]]:
+    """What a model writes after prompts of one length in tokens, and whether it came to an end.
+
+    Args:
+        model, tokenizer: a causal language model and its tokenizer, with an end-of-sequence token.
+        prompts: each gives one text, in their order.
+        new_tokens: the most tokens of a text, the end-of-sequence token included.
+        temperature, seed, batch_size: as in `evaluate`.
+
+    Returns:
+        Texts without the end-of-sequence token, each with whether the model wrote that token.
+    """
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    texts: list[tuple[str, bool]] = []
     was_training = model.training
     model.eval()
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for at in range(0, len(asked), batch_size):
-                batch = asked[at : at + batch_size]
-                transcripts += _solve(model, tokenizer, batch, temperature)
+            for at in range(0, len(prompts), batch_size):
+                inputs = tokenizer(list(prompts[at : at + batch_size]), return_tensors="pt")
+                written = model.generate(
+                    input_ids=inputs["input_ids"].to(model.device),
+                    attention_mask=inputs["attention_mask"].to(model.device),
+                    max_new_tokens=new_tokens,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.eos_token_id,  # what follows the end
+                    use_cache=True,
+                    **how,
+                )[:, inputs["input_ids"].shape[1] :]
+                ended = (written == tokenizer.eos_token_id).any(dim=1).tolist()
+                decoded = tokenizer.batch_decode(written, skip_special_tokens=True)
+                texts += zip(decoded, ended, strict=True)
     finally:
         model.train(was_training)
-    return Evaluation(tuple(transcripts), samples)
-
-
-@torch.inference_mode()
-def _solve(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    temperature: float,
-) -> list[Transcript]:
-    prompts = tokenizer([p.prompt for p in problems], return_tensors="pt", padding=True)
-    ids = prompts["input_ids"].to(model.device)
-    how: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    written = model.generate(
-        input_ids=ids,
-        attention_mask=prompts["attention_mask"].to(model.device),
-        max_new_tokens=SOLUTION_LENGTH + 1,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,  # what follows the end; the prompts need no padding
-        use_cache=True,
-        **how,
-    )[:, ids.shape[1] :]
-    ended = (written == tokenizer.eos_token_id).any(dim=1).tolist()
-    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [
-        Transcript(problem, text, check(problem, text), end)
-        for problem, text, end in zip(problems, texts, ended, strict=True)
-    ]
+    return texts
 
 
 def _mean(flags: Sequence[bool]) -> float:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefkit.atomic import check_writable
 from prefkit.demo import arithmetic as world
+from prefkit.demo.lines import split_lines
 from prefkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def find_example(before: "Evaluation", after: "Evaluation") -> Example | None:
         at = old.verdict.first_wrong
         if at is None or not new.verdict.all_steps_right:
             continue
-        lines = world.split_lines(old.text)
+        lines = split_lines(old.text)
         if at < len(lines):
-            was, now = lines[at].strip(), world.split_lines(new.text)[at].strip()
+            was, now = lines[at].strip(), split_lines(new.text)[at].strip()
             return Example(old.problem.prompt.strip(), at + 1, was, now)
     return None
 
