@@ -130,7 +130,7 @@ def test_joining_too_few_shards_samples_nothing(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"question": "1+1=", "answer": float("nan")}, "field 'answer': is nan"),
-        ({"question": "\ud800 1+1=", "answer": 2}, "field 'question': holds half a character"),
+        ({"question": "\ud800 1+1=", "answer": 2}, "field 'question': holds a broken character"),
     ],
 )
 def test_odd_values_of_questions_are_named(tmp_path: Path, row: dict, message: str) -> None:

@@ -7,14 +7,10 @@ they give one; `METHOD_DEFAULTS` has those that differ by method.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from prefkit.prompt_fields import PromptFields
+
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo")
 EVALUATE = "evaluate"  # asks and grades as a build does, but makes no pairs
-
-# How a question is put: the same options in sampling, training and scoring.
-TEXT_FIELDS = (
-    *("string_prompts", "prompt_template", "joiner", "system_prompt"),
-    *("chat_template", "chat_template_kwargs"),
-)
 
 # Step-DPO section 3, SCDPO section 3.1 (100 samples at most, here asked for in eights), cDPO
 # section 4.1 (64 samples at spread temperatures).
@@ -28,7 +24,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(kw_only=True)
-class BuildFields:
+class BuildFields(PromptFields):
     """Options of `prefkit build`."""
 
     # -- questions ------------------------------------------------------------------------------
@@ -79,19 +75,7 @@ class BuildFields:
     judge_model: str | None = None
     """The judge: its name on judge_server, or a local folder; None = the sampling model."""
 
-    # -- how a question is put (as in training) -------------------------------------------------
-    string_prompts: Literal["raw", "chat"] = "raw"
-    """Questions given as plain strings: used as they are, or put into the chat template."""
-    prompt_template: str = "{prompt}"
-    """Wraps plain questions, e.g. "Question: {prompt}\\nAnswer:\\n"."""
-    joiner: str = ""
-    """Text between a plain question and the solution."""
-    system_prompt: str | None = None
-    """System message put before plain questions that are read as chat."""
-    chat_template: str | None = None
-    """A chat template in place of the tokenizer's own, or "plain"."""
-    chat_template_kwargs: dict | str | None = None
-    """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
+    # -- how a solution is written --------------------------------------------------------------
     opening: str = ""
     """What every solution begins with, e.g. "Let's think step by step.\\nStep 1:"."""
     steps: Literal["lines", "numbered", "paragraphs"] = "lines"

@@ -18,6 +18,7 @@ from typing import Any
 
 from prefkit.data.files import FILE_TYPES, Rows, is_conversational, load_rows
 from prefkit.data.pair import Message
+from prefkit.data.row import Row
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 PROMPT_FIELDS = ("question", "prompt", "problem")
@@ -111,7 +112,7 @@ def read_questions(
         for index, row in enumerate(rows):
             if isinstance(row, RowError):
                 raise row
-            fields = _Fields(row, rows.source, index)
+            fields = _Fields(rows.source, index, row)
             question = _read(fields, prompt_field, answer_field, solution_field)
             known = kept.setdefault(question.id, question)
             if known is not question:
@@ -151,22 +152,14 @@ def _files(source: str) -> tuple[list[str], tuple[str, ...]]:
 _SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json")
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """A row, its place, and errors that name both."""
+class _Fields(Row):
+    """A row whose fields may lie one level down."""
 
-    row: dict[str, Any]
-    source: str
-    index: int
-
-    def get(self, name: str) -> Any:
-        value: Any = self.row
-        for part in name.split("."):
+    def get(self, field: str) -> Any:
+        value: Any = self.data
+        for part in field.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
-
-    def error(self, field: str, problem: str, remedy: str) -> RowError:
-        return RowError(self.source, self.index, field, problem, remedy)
 
 
 def _read(fields: _Fields, prompt: str | None, answer: str, solution: str) -> Question:
@@ -191,7 +184,7 @@ def _prompt(fields: _Fields, name: str | None) -> str | tuple[Message, ...]:
     found = next((n for n in names if fields.get(n) is not None), None)
     remedy = "Give each row a question and its right answer, or name the fields (--prompt_field)."
     if found is None:
-        there = ", ".join(map(str, fields.row)) or "none"
+        there = ", ".join(map(str, fields.data)) or "none"
         raise fields.error(names[0], f"is missing (the row's fields: {there})", remedy)
     value = fields.get(found)
     if is_conversational(value):
@@ -199,16 +192,7 @@ def _prompt(fields: _Fields, name: str | None) -> str | tuple[Message, ...]:
             if not isinstance(message, dict) or not isinstance(message.get("content"), str):
                 raise fields.error(found, "holds a message without text", remedy)
         return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    if not isinstance(value, str):
-        raise fields.error(found, f"is a {type(value).__name__}", remedy)
-    if not value.strip():
-        raise fields.error(found, "is empty", remedy)
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        problem = f"holds half a character (a surrogate) at {error.start}"
-        raise fields.error(found, problem, "Save the file as UTF-8.") from error
-    return value
+    return fields.as_text(value, found)
 
 
 def _answer(fields: _Fields, name: str) -> tuple[str, str | None]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prefkit.atomic import check_writable, write_text
-from prefkit.build.fields import EVALUATE, METHODS, TEXT_FIELDS, BuildFields
+from prefkit.build.fields import EVALUATE, METHODS, BuildFields
 from prefkit.build.manifest import Manifest
 from prefkit.build.options import check_ignored, resolve
 from prefkit.build.questions import Questions, read_questions
@@ -195,8 +195,7 @@ def _finish(
 def training_options(method: str, options: BuildFields, folder: Path) -> str:
     """A config of `prefkit train` and `prefkit inspect`: the pairs, put as the build put them."""
     found = {"model": options.model, "train_data": str(folder / PAIRS), "method": method}
-    for name in ("tokenizer", *TEXT_FIELDS):
-        value = getattr(options, name)
+    for name, value in {"tokenizer": options.tokenizer, **options.prompt_options()}.items():
         if value != getattr(BuildFields, name):
             found[name] = value
     head = "# Written by prefkit build; add what else the run needs (output_dir, learning_rate).\n"

@@ -13,7 +13,7 @@ from prefkit.build.contrast import (
     ContrastSettings,
     train_two_models,
 )
-from prefkit.build.fields import TEXT_FIELDS, BuildFields
+from prefkit.build.fields import BuildFields
 from prefkit.score.fields import ScoreFields
 from prefkit.score.scoring import score_pairs
 
@@ -45,7 +45,7 @@ def weigh(
     if options.shard is not None or not options.weigh:
         return rows, {"weighted": False}
     models = _train(selected, options, folder)
-    texts = {name: getattr(options, name) for name in TEXT_FIELDS}
+    texts = options.prompt_options()
     scored = score_pairs(
         rows,
         str(models.positive),
@@ -84,7 +84,7 @@ def _train(selected: dict[str, list[Row]], options: BuildFields, folder: Path) -
         device_batch_size=options.contrast_device_batch_size,
         bf16=options.contrast_bf16,
         seed=options.seed,
-        text={name: getattr(options, name) for name in TEXT_FIELDS},
+        text=options.prompt_options(),
     )
     return train_two_models(
         selected[POSITIVE],

@@ -69,6 +69,19 @@ def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
         )
 
 
+def refuse_missing_eval(args: Any, eval_dataset: Any) -> None:
+    """Refuses an evaluation that has nothing to read.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ConfigError(
+            "eval_strategy is on, but there is no eval_dataset. Give one, or leave eval_strategy "
+            "out."
+        )
+
+
 def refuse_data_parallel(args: Any) -> None:
     """Refuses one process with several GPUs, whose batches torch's DataParallel would cut up.
 

@@ -12,6 +12,8 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prefkit.prompt_fields import PromptFields
+
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo", "tdpo1", "tdpo2", "simpo")
 
 # Papers' values where they give one (Step-DPO section 4.1, SCDPO section 4, cDPO eq. 9 for the sum
@@ -29,7 +31,7 @@ CDPO_POSITION_BETA = 0.1
 
 
 @dataclass(kw_only=True)
-class TextFields:
+class TextFields(PromptFields):
     """How texts become tokens, of pairs and of single solutions alike."""
 
     # -- data -----------------------------------------------------------------------------------
@@ -39,18 +41,6 @@ class TextFields:
     """Longer sequences: error, skip (counted and listed), or cut the end of whole solutions."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Unusable rows: stop with a message, or skip them (counted and listed in a file)."""
-    string_prompts: Literal["raw", "chat"] = "raw"
-    """Prompts given as plain strings: used as they are, or put into the chat template."""
-    joiner: str = ""
-    """Text between a plain prompt and what follows it (Step-DPO templates: "\\n" or " ")."""
-    prompt_template: str = "{prompt}"
-    """Wraps plain prompts, e.g. "Question: {prompt}\nAnswer:"."""
-    system_prompt: str | None = None
-    """System message put before plain prompts that are read as chat."""
-    chat_template: str | None = None
-    """A chat template in place of the tokenizer's own, or "plain"."""
-    chat_template_kwargs: dict | str | None = None
-    """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
     pad_to_multiple_of: int | None = None
     """Pad batches to a multiple of this many tokens."""
 

@@ -11,17 +11,16 @@ from prefkit.data.pair import PairBatch
 from prefkit.data.sharded import cut, gather_batches
 from prefkit.errors import ConfigError
 from prefkit.loss import fused_preference_loss
-from prefkit.model.head import Head
 from prefkit.model.reference import Reference
 from prefkit.model.reference_head import ReferenceHead
 from prefkit.objectives import Objective
 from prefkit.train.asking import ask_head
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.evaluation import EvaluatingTrainer
 from prefkit.train.even_evaluation import counted_pairs
-from prefkit.train.logs import LoggingTrainer
 
 
-class LossTrainer(LoggingTrainer):
+class LossTrainer(EvaluatingTrainer):
     """Replaces Trainer's loss of logits by the objective on pairs.
 
     The subclass sets `objective`, `reference` and `head` before training.
@@ -35,7 +34,6 @@ class LossTrainer(LoggingTrainer):
     reference: Reference | None
     reference_head: ReferenceHead | None = None  # what is left of a reference that is cached
     sequence_group: dist.ProcessGroup | None = None  # processes that share a row
-    head: Head
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Pairs of the accumulation window, averaged over processes.

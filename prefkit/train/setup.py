@@ -25,9 +25,11 @@ from prefkit.model.reference import (
 from prefkit.model.reference_cache import fingerprint_model
 from prefkit.model.sharded import copy_without_weights, weights_elsewhere
 from prefkit.objectives import Objective
+from prefkit.train.checks import check_precision
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import CachedDataset
 from prefkit.train.sharding import loading_whole
+from prefkit.train.sharding_checks import asks_for_fsdp, check_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,26 @@ def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> tuple[Any, Any]:
+    """The model that is trained, checked and with its adapter, and its tokenizer.
+
+    Args:
+        model, tokenizer: as in `load_policy`.
+        peft_config: of an adapter to wrap the model in, or None.
+        args: the run's options.
+
+    Raises:
+        ModelError, ConfigError: a model that cannot be trained so; see the functions called.
+    """
+    policy, tokenizer = load_policy(model, tokenizer, args)
+    if args.disable_dropout:
+        disable_dropout(policy)
+    check_model(policy, args)
+    policy = apply_peft(policy, peft_config, args)
+    check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
+    return policy, tokenizer
 
 
 def tokenize_options(args: Any, text_config: Any) -> TokenizeOptions:

@@ -11,7 +11,6 @@ checkpoints that are complete or refused, from which a killed run goes on to the
 """
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,15 @@ from prefkit.data.batch import Layout, SolutionCollator
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
 from prefkit.errors import ConfigError
 from prefkit.model.head import install
-from prefkit.train.arguments import refuse_data_parallel, refuse_kinds
+from prefkit.train.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
 from prefkit.train.asking import ask_head
-from prefkit.train.checks import check_machine, check_precision
+from prefkit.train.checks import check_machine
 from prefkit.train.datasets import UnwrappingCollator
+from prefkit.train.evaluation import EvaluatingTrainer
 from prefkit.train.fields import SupervisedFields
-from prefkit.train.layout import check_lengths, choose_layout
-from prefkit.train.logs import LoggingTrainer
-from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
+from prefkit.train.layout import choose_layout
 from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
-from prefkit.train.setup import apply_peft, disable_dropout, load_policy, tokenize_options
-from prefkit.train.sharding_checks import asks_for_fsdp, check_model
+from prefkit.train.setup import prepare_policy, tokenize_options
 from prefkit_kernels import token_stats
 
 logger = logging.getLogger(__name__)
@@ -64,7 +61,7 @@ class SupervisedConfig(SupervisedFields, RunConfig):
             )
 
 
-class SupervisedTrainer(LoggingTrainer):
+class SupervisedTrainer(EvaluatingTrainer):
     """Fine-tunes a causal language model on solutions.
 
     Args:
@@ -84,7 +81,6 @@ class SupervisedTrainer(LoggingTrainer):
     # As in LossTrainer: the loss is already divided by the tokens of the whole window.
     loss_is_scaled_for_ga = True
     args: SupervisedConfig
-    layout: Layout = "padded"
 
     def __init__(
         self,
@@ -101,17 +97,12 @@ class SupervisedTrainer(LoggingTrainer):
         if not isinstance(args, SupervisedConfig):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
+        refuse_missing_eval(args, eval_dataset)
         check_machine(args)
-        policy, tokenizer = load_policy(model, processing_class, args)
-        if args.disable_dropout:
-            disable_dropout(policy)
-        check_model(policy, args)
-        policy = apply_peft(policy, peft_config, args)
-        check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
+        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         self.reference = None
         self.head = install(policy)
-        self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
-        self._clock, self._watch = TokenClock(), RewardWatch()
+        self._start_counting()
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
         eval_dataset = self._prepare_eval(args, eval_dataset)
@@ -146,17 +137,15 @@ class SupervisedTrainer(LoggingTrainer):
             skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
         )
 
-    def _prepare_eval(self, args: SupervisedConfig, rows: Any) -> Any:
-        if isinstance(rows, dict):
-            return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
-        return self._prepare(args, rows, "eval")
+    def _longest(self, dataset: SolutionDataset) -> int:
+        return dataset.report.longest
 
     def _choose_layout(
         self, args: SupervisedConfig, policy: nn.Module, datasets: list[Any]
     ) -> Layout:
         if args.layout == "padded":
             return "padded"
-        longest = max((dataset.report.longest for dataset in datasets if dataset), default=0)
+        longest = max((self._longest(dataset) for dataset in datasets if dataset), default=0)
         found = choose_layout(args, [policy], longest)
         return "padded" if found == "padded" else "separate"
 
@@ -224,25 +213,3 @@ class SupervisedTrainer(LoggingTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """As in Trainer; `eval_loss` is the mean over the tokens of all solutions, in nats."""
-        keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        named = isinstance(eval_dataset, str) and eval_dataset in keys
-        if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
-            prepared: Any = self._prepare(self.args, eval_dataset, metric_key_prefix)
-            check_lengths(self.layout, self.head.owner, prepared.report.longest)
-            eval_dataset = prepared
-        self._eval_prefix = metric_key_prefix
-        start, paused = time.perf_counter(), self._clock.paused
-        self._windows["eval"] = MetricWindow()
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            within = self._clock.paused - paused
-            self._clock.pause(time.perf_counter() - start - within)

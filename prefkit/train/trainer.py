@@ -7,7 +7,6 @@ reference is one of `prefkit.model.reference`, and checkpoints are complete or r
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,34 +16,25 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
-from prefkit.errors import ConfigError
 from prefkit.model.head import install, unwrap
-from prefkit.train.arguments import refuse_data_parallel, refuse_unusable
+from prefkit.train.arguments import refuse_data_parallel, refuse_missing_eval, refuse_unusable
 from prefkit.train.caches import attach_cache, kept_head
-from prefkit.train.checks import check_machine, check_precision, check_schedule
+from prefkit.train.checks import check_machine, check_schedule
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import UnwrappingCollator, packed
-from prefkit.train.layout import check_lengths, choose_layout, longest_sequence
+from prefkit.train.layout import choose_layout, longest_sequence
 from prefkit.train.loss_step import LossTrainer
-from prefkit.train.metrics import (
-    MetricWindow,
-    RewardWatch,
-    TokenClock,
-)
 from prefkit.train.sequence_parallel import (
     check_shared_layout,
     check_shared_model,
     join_group,
 )
 from prefkit.train.setup import (
-    apply_peft,
-    disable_dropout,
-    load_policy,
     make_reference,
     prepare_dataset,
+    prepare_policy,
     reference_fingerprint,
 )
-from prefkit.train.sharding_checks import asks_for_fsdp, check_model
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +62,6 @@ class PreferenceTrainer(LossTrainer):
         ModelError, RowError, ConfigError: see the modules the work is handed to.
     """
 
-    layout: Layout = "padded"  # of the batches; a data_collator of the user's own makes its own
-
     def __init__(
         self,
         model: str | nn.Module,
@@ -92,27 +80,17 @@ class PreferenceTrainer(LossTrainer):
         refuse_unusable(
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
-        if args.eval_strategy != "no" and eval_dataset is None:
-            raise ConfigError(
-                "eval_strategy is on, but there is no eval_dataset. Give "
-                "one, or leave eval_strategy out."
-            )
+        refuse_missing_eval(args, eval_dataset)
         check_machine(args)
-        policy, tokenizer = load_policy(model, processing_class, args)
+        self.objective = args.build_objective()
+        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         if getattr(policy.config, "output_router_logits", False):
             logger.warning("The router's auxiliary loss is no part of the preference loss.")
-        self.objective = args.build_objective()
-        if args.disable_dropout:
-            disable_dropout(policy)
-        check_model(policy, args)
-        policy = apply_peft(policy, peft_config, args)
-        check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         check_schedule(args, self.objective, self.head.module)
         self._reference_id = reference_fingerprint(self.reference, args)
-        self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
-        self._clock, self._watch = TokenClock(), RewardWatch()
+        self._start_counting()
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
         eval_dataset = self._prepare_eval(args, eval_dataset)
@@ -148,10 +126,8 @@ class PreferenceTrainer(LossTrainer):
             return None
         return prepare_dataset(rows, self._tokenizer, args, self.head.owner.config, name)
 
-    def _prepare_eval(self, args: PreferenceConfig, rows: Rows | dict[str, Rows]) -> Any:
-        if isinstance(rows, dict):
-            return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
-        return self._prepare(args, rows, "eval")
+    def _longest(self, dataset: Any) -> int:
+        return longest_sequence([dataset])
 
     def _choose_layout(
         self, args: PreferenceConfig, policy: nn.Module, train_dataset: Any, eval_dataset: Any
@@ -208,45 +184,4 @@ class PreferenceTrainer(LossTrainer):
         assert self.reference is not None
         return attach_cache(
             dataset, name, self.reference, self.data_collator, self.args, self._reference_id
-        )
-
-    # -- evaluation --------------------------------------------------------------------------------
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """As in Trainer; rows of any format are prepared first."""
-        # The keys of a dict of evaluation sets are names, too: Trainer evaluates each by its own.
-        keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        named = isinstance(eval_dataset, str) and eval_dataset in keys
-        if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
-            eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
-            self._check_lengths(eval_dataset)
-            eval_dataset = self._packed(eval_dataset)
-        self._eval_prefix = metric_key_prefix
-        start, paused = time.perf_counter(), self._clock.paused
-        self._windows["eval"] = MetricWindow()
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            # Trainer calls this method again for each set of a dict: their time is counted once.
-            within = self._clock.paused - paused
-            self._clock.pause(time.perf_counter() - start - within)
-
-    def _check_lengths(self, dataset: Any) -> None:
-        """Refuses sequences that the layout, chosen for those of the beginning, cannot hold."""
-        check_lengths(self.layout, self.head.owner, longest_sequence([dataset]))
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: there are no logits to return.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            "predict returns logits, which are never formed. Use evaluate(rows) for the metrics, "
-            "or model.generate to write text."
         )

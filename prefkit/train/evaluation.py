@@ -1,0 +1,84 @@
+"""How trainers evaluate: rows prepared as for training, and the time is not the training's."""
+
+import time
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from prefkit.data.batch import Layout
+from prefkit.errors import ConfigError
+from prefkit.model.head import Head
+from prefkit.train.layout import check_lengths
+from prefkit.train.logs import LoggingTrainer
+from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
+
+
+class EvaluatingTrainer(LoggingTrainer):
+    """Prepares rows for evaluation and measures them; there are no logits to predict with.
+
+    The subclass sets `head`, has `_prepare` and `_longest`, and calls `_start_counting` before any
+    data are read.
+    """
+
+    head: Head
+    layout: Layout = "padded"  # of the batches; a data_collator of the user's own makes its own
+
+    def _start_counting(self) -> None:
+        self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
+        self._clock, self._watch = TokenClock(), RewardWatch()
+
+    def _prepare(self, args: Any, rows: Any, name: str) -> Dataset | None:
+        """Rows as the trainer reads them, None for None; name: "train", "eval" or "eval_NAME"."""
+        raise NotImplementedError
+
+    def _prepare_eval(self, args: Any, rows: Any) -> Any:
+        if isinstance(rows, dict):
+            return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
+        return self._prepare(args, rows, "eval")
+
+    def _longest(self, dataset: Any) -> int:
+        """Tokens of the longest sequence of a prepared dataset."""
+        raise NotImplementedError
+
+    def _packed(self, dataset: Any) -> Any:
+        """A prepared dataset, in rows of several where the trainer packs."""
+        return dataset
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As in Trainer; rows of any format are prepared first.
+
+        Raises:
+            ConfigError: sequences longer than the layout, chosen at the beginning, can hold.
+        """
+        # The keys of a dict of evaluation sets are names, too: Trainer evaluates each by its own.
+        keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        named = isinstance(eval_dataset, str) and eval_dataset in keys
+        if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
+            eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
+            check_lengths(self.layout, self.head.owner, self._longest(eval_dataset))
+            eval_dataset = self._packed(eval_dataset)
+        self._eval_prefix = metric_key_prefix
+        start, paused = time.perf_counter(), self._clock.paused
+        self._windows["eval"] = MetricWindow()
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            # Trainer calls this method again for each set of a dict: their time is counted once.
+            within = self._clock.paused - paused
+            self._clock.pause(time.perf_counter() - start - within)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: there are no logits to return.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "predict returns logits, which are never formed. Use evaluate(rows) for the metrics, "
+            "or model.generate to write text."
+        )
