@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Record
+from benchmarks.pictures import load_pyplot
 from benchmarks.table import MB, without_weight_grad
 from benchmarks.ways import WAYS
 
@@ -25,14 +26,9 @@ def plot(records: Sequence[Record], path: Path, caption: str) -> bool:
     records = [record for record in records if record.question == NAME and record.seconds]
     if not records:
         return False
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: matplotlib is not installed")
+    pyplot = load_pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     groups = sorted({record.group for record in records})
     figure, axes = pyplot.subplots(2, len(groups), figsize=(6.5 * len(groups), 8), squeeze=False)
     for column, group in enumerate(groups):

@@ -20,7 +20,14 @@ from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
 from prefkit.train import checkpoint
 from tests.test_trainer import FirstGradient
 from tests.test_trainer_processes import run as run_processes
-from tests.trainer_cases import byte_tokenizer, logs_of, save_model, tiny_model, weights_of
+from tests.trainer_cases import (
+    byte_tokenizer,
+    logs_of,
+    run_options,
+    save_model,
+    tiny_model,
+    weights_of,
+)
 
 ROOT = Path(__file__).parents[1]
 # Responses of very different lengths: a mean over batches is not a mean over tokens.
@@ -34,18 +41,9 @@ ROWS[5] |= {"prefix": " well,"}
 
 def trainer(folder: Path, model: Any = None, rows: Any = None, **changes: Any) -> SupervisedTrainer:
     own = {k: changes.pop(k) for k in ("eval_dataset", "peft_config", "callbacks") if k in changes}
-    options: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-    }
     return SupervisedTrainer(
         tiny_model() if model is None else model,
-        args=SupervisedConfig(**{**options, **changes}),
+        args=SupervisedConfig(**{**run_options(folder), **changes}),
         train_dataset=ROWS if rows is None else rows,
         processing_class=byte_tokenizer(),
         **own,

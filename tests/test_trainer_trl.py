@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer_cases import ROWS, byte_tokenizer, logs_of, tiny_model, trainer
+from tests.trainer_cases import ROWS, byte_tokenizer, logs_of, run_options, tiny_model, trainer
 
 trl = pytest.importorskip("trl", reason="trl is the one to compare with")
 datasets = pytest.importorskip("datasets")
@@ -36,13 +36,7 @@ LINKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def train_with_trl(folder: Path, family: str, **changes: Any) -> Any:
     options: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "save_strategy": "no",
+        **run_options(folder),
         "report_to": "none",
         "gradient_checkpointing": False,
         "bf16": False,

@@ -84,9 +84,9 @@ def save_model(folder: Path, family: str = "llama", **changes: Any) -> str:
     return str(folder)
 
 
-def config(folder: Path, **changes: Any) -> PreferenceConfig:
-    """Options of a short quiet run."""
-    options: dict[str, Any] = {
+def run_options(folder: Path) -> dict[str, Any]:
+    """Options of a short quiet run, of any Trainer."""
+    return {
         "output_dir": str(folder),
         "max_steps": 4,
         "per_device_train_batch_size": 4,
@@ -95,7 +95,10 @@ def config(folder: Path, **changes: Any) -> PreferenceConfig:
         "disable_tqdm": True,
         "save_strategy": "no",
     }
-    return PreferenceConfig(**{**options, **changes})
+
+
+def config(folder: Path, **changes: Any) -> PreferenceConfig:
+    return PreferenceConfig(**{**run_options(folder), **changes})
 
 
 def trainer(folder: Path, model: Any = None, rows: Any = None, **changes: Any) -> PreferenceTrainer:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.findings import Findings, label
+from benchmarks.pictures import load_pyplot
 
 _MARKERS = "osD^v<>PX*h"
 
@@ -13,14 +14,9 @@ def plot(findings: Sequence[Findings], path: Path) -> bool:
     """Writes the picture; False where there is no matplotlib or nothing to show."""
     if not findings:
         return False
-    try:
-        import matplotlib
-    except ImportError:
-        print("no picture: matplotlib is not installed")
+    pyplot = load_pyplot()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     width = 7.0 * len(findings)
     figure, axes = pyplot.subplots(1, len(findings), figsize=(width, 5.2), squeeze=False)
     for axis, found in zip(axes[0], findings, strict=True):

@@ -81,11 +81,8 @@ def attempt(
 ) -> dict[str, Any]:
     """One setting on validation problems: {"accuracy"}, greedy."""
     from benchmarks.papers import solve
-    from benchmarks.papers.train import train
 
-    folder = folder_of(work, regime, seed)
-    rows = read_rows(folder / f"{method.data}.jsonl")
-    model, tokenizer = train(method, setting, regime, rows, folder / "start", seed)
+    model, tokenizer = _trained(work, regime, seed, method, setting)
     problems = world.problems(size.validation, "validation", seed)
     solved = solve.solve(model, tokenizer, problems)
     return {"accuracy": solve.share([t.verdict.answer_right for t in solved])}
@@ -94,13 +91,20 @@ def attempt(
 def measure(
     work: Path, regime: Regime, size: Size, seed: int, method: Method, setting: Setting
 ) -> dict[str, Any]:
-    """One method on test problems; see `_measure`."""
+    """One method on held-out problems; see `_measure`."""
+    model, tokenizer = _trained(work, regime, seed, method, setting)
+    return _measure(work, regime, size, seed, model, tokenizer)
+
+
+def _trained(
+    work: Path, regime: Regime, seed: int, method: Method, setting: Setting
+) -> tuple[Any, Any]:
+    """Model and tokenizer after training on a seed's rows, from its start."""
     from benchmarks.papers.train import train
 
     folder = folder_of(work, regime, seed)
     rows = read_rows(folder / f"{method.data}.jsonl")
-    model, tokenizer = train(method, setting, regime, rows, folder / "start", seed)
-    return _measure(work, regime, size, seed, model, tokenizer)
+    return train(method, setting, regime, rows, folder / "start", seed)
 
 
 def _measure(
