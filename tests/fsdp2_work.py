@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from prefkit.errors import ModelError
 from prefkit.model.head import find_head, install
 from prefkit.model.reference import Reference
+from prefkit.train.leaving import leave_group
 from prefkit_kernels import token_stats
 from tests.fsdp2_cases import (
     BF16,
@@ -209,4 +210,4 @@ def work(rank: int, folder: str) -> None:
     results["by hand"] = shards_by_hand(mesh)
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    leave_group()

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss import PreferenceLoss
 from prefkit.objectives import Objective
+from prefkit.train.leaving import leave_group
 from prefkit_kernels import VocabShard
 from tests.gloo import join
 from tests.kernel_cases import relative_error
@@ -236,7 +237,7 @@ def work_on_a_mesh(rank: int, world: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("sequence", "vocabulary"))
     errors = {how: with_vocabulary_error(mesh, how) for how in ("one_pass", "two_pass")}
     Path(folder, f"{rank}.json").write_text(json.dumps(errors))
-    dist.destroy_process_group()
+    leave_group()
 
 
 def start(rank: int, world: int, folder: str) -> None:
@@ -252,4 +253,4 @@ def work(rank: int, world: int, folder: str) -> None:
         "data parallel": data_parallel_error(rank),
     }
     Path(folder, f"{rank}.json").write_text(json.dumps(report))
-    dist.destroy_process_group()
+    leave_group()

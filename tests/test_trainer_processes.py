@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from prefkit.train.leaving import leave_group
 from tests.trainer_cases import ROWS, logs_of, tiny_model, trainer
 
 folder, batch, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -27,6 +28,7 @@ if trained.is_world_process_zero():
     total = float(sum(p.detach().double().abs().sum() for p in trained.model.parameters()))
     result = {"logs": logs_of(trained), "eval": evaluation, "weights": total}
     (folder / "result.json").write_text(json.dumps(result))
+leave_group()
 """
 
 

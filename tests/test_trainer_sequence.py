@@ -26,6 +26,7 @@ from tests.trainer_cases import (
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from prefkit.train.leaving import leave_group
 from tests.trainer_cases import ROWS, logs_of, tiny_model, trainer
 
 folder, batch, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -51,6 +52,7 @@ if trained.is_world_process_zero():
     }
     result = {"logs": logs_of(trained), "eval": evaluation, "weights": weights}
     (folder / "result.json").write_text(json.dumps(result))
+leave_group()
 """
 
 

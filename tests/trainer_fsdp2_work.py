@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from prefkit.train.leaving import leave_group
 from tests.trainer_fsdp2_cases import CASES, run, save
 
 if __name__ == "__main__":
@@ -15,4 +16,4 @@ if __name__ == "__main__":
         found = run(case, folder / str(place))
         if dist.get_rank() == 0:
             save(found, folder / f"{place}.pt")
-    dist.destroy_process_group()
+    leave_group()

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from prefkit import TDPO, fused_preference_loss
 from prefkit.model.head import install
 from prefkit.model.ulysses import gather_heads, scatter_heads, ulysses_attention
+from prefkit.train.leaving import leave_group
 from tests.gloo import join
 from tests.trainer_cases import tiny_model
 
@@ -177,4 +178,4 @@ def work(rank: int, world: int, folder: str) -> None:
         "messages": refusals(),
     }
     Path(folder, f"{rank}.json").write_text(json.dumps(report))
-    dist.destroy_process_group()
+    leave_group()

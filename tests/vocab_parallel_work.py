@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prefkit import DPO, TDPO, fused_preference_loss
+from prefkit.train.leaving import leave_group
 from prefkit_kernels import VocabShard, token_stats
 from tests.gloo import join
 from tests.kernel_cases import ALL, Case, build, relative_error
@@ -125,4 +126,4 @@ def work(rank: int, world: int, folder: str) -> None:
                 found[f"fp64 {objective} {schedule}"] = errors
     report = {"errors": found, "messages": refusals()}
     Path(folder, f"{rank}.json").write_text(json.dumps(report))
-    dist.destroy_process_group()
+    leave_group()

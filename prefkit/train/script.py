@@ -13,6 +13,7 @@ from prefkit.model.loading import check_model_folder, load_config, load_model, l
 from prefkit.train import checkpoint
 from prefkit.train.checks import check_machine, one_line_errors
 from prefkit.train.fields import ScriptArguments
+from prefkit.train.leaving import leave_group
 from prefkit.train.lost_process import lost_processes_told
 from prefkit.train.options import Options
 from prefkit.train.same_run import CONFIG_FILE, check_same_run
@@ -84,7 +85,7 @@ def run(options: Options, argv_hint: str = "") -> int:
     except KeyboardInterrupt:
         return _interrupted(Path(config.output_dir), trainer.state.global_step, argv_hint)
     _say_summary(trainer, result, Path(config.output_dir), time.perf_counter() - started)
-    trainer.accelerator.end_training()  # several processes part in order, or one may see a reset
+    leave_group()
     return 0
 
 

@@ -1,0 +1,45 @@
+"""A run of several processes that went well ends well: no thread is left to ask for Python."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RUNS = 3  # side by side: without the pause two runs in five ended in an abort
+SCRIPT = """
+import torch
+import torch.distributed as dist
+
+from prefkit.train.leaving import leave_group
+
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+group = dist.new_group([0, 1])
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(300, 300))
+for _ in range(20):
+    model(torch.randn(4, 300)).sum().backward()
+found = [torch.empty(30, 30) for _ in range(2)]
+for _ in range(10):
+    dist.all_gather(found, torch.randn(30, 30), group=group)
+    dist.all_reduce(torch.randn(1000))
+leave_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_leave_without_an_abort(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    paths = [str(ROOT), str(ROOT / "kernels/torch-ext"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    runs = [
+        subprocess.Popen([*start, str(script)], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(RUNS)
+    ]
+    for run in runs:
+        _, said = run.communicate(timeout=120)
+        assert run.returncode == 0, said[-2000:]
