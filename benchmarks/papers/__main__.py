@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(comparison.work, ignore_errors=True)
     try:
         journal = Journal(comparison.work / "journal.jsonl", comparison.terms())
-    except ValueError as error:
+    except (ValueError, PrefkitError) as error:
         parser.error(str(error))
     clock = Clock(options.minutes, options.workers, planned=0.0)
     failed = False
