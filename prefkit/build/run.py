@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -25,9 +25,6 @@ from prefkit.build.questions import Questions, read_questions
 from prefkit.build.shards import join, missing
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.journal import read_lines
-
-if TYPE_CHECKING:
-    pass
 
 PAIRS, SOLUTIONS, TRAIN = "pairs.jsonl", "solutions.jsonl", "train.yaml"
 
