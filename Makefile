@@ -21,7 +21,7 @@ help:
 	@echo "make bench-long   one pair of 1024 + 1024 tokens, a quarter of an hour"
 	@echo "make bench-steps  whole optimiser steps beside TRL, rows from 1k to 32k tokens, plans beside runs"
 	@echo "make bench-full   every peer at every CPU size     make bench-gpu   the full set on a GPU"
-	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour)"
+	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour and a half)"
 	@echo "make papers-quick its machinery in five minutes; writes prefkit-output/papers-quick/papers.md"
 	@echo "make clean        remove .venv and caches"
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.papers`: runs the comparison, or goes on with it, and writes its page.
 
-python -m benchmarks.papers                   all of it (about an hour on two cores)
+python -m benchmarks.papers                   all of it (84 minutes of two cores)
 python -m benchmarks.papers --quick           five minutes: does the machinery work?
 python -m benchmarks.papers --report-only     the page from what has been measured
 """
@@ -33,7 +33,7 @@ def quick(regime: Regime) -> Regime:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks.papers", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=80, help="start nothing after this (80)")
+    parser.add_argument("--minutes", type=float, default=88, help="start nothing after this (88)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the tables (5)")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, help="all (--quick: main)")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (2)")
