@@ -1,13 +1,17 @@
 """Accuracy against KL, one point a seed, the mean with its intervals: one panel a regime."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.findings import Findings, label
 from benchmarks.pictures import load_pyplot
 
-_MARKERS = "osD^v<>PX*h"
+_COLORS = (
+    *("black", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink"),
+    *("tab:gray", "tab:olive", "tab:cyan", "tab:blue"),
+)
+_MARKERS = "osD^v<>PX*hp"
 
 
 def plot(findings: Sequence[Findings], path: Path) -> bool:
@@ -19,18 +23,27 @@ def plot(findings: Sequence[Findings], path: Path) -> bool:
         return False
     width = 7.0 * len(findings)
     figure, axes = pyplot.subplots(1, len(findings), figsize=(width, 5.2), squeeze=False)
+    looks: dict[str, tuple[Any, str]] = {}  # a method looks alike in every panel
+    for found in findings:
+        for name in _methods(found):
+            at = len(looks)
+            looks.setdefault(name, (_COLORS[at % len(_COLORS)], _MARKERS[at % len(_MARKERS)]))
     for axis, found in zip(axes[0], findings, strict=True):
-        _panel(axis, found)
+        _panel(axis, found, looks)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
     return True
 
 
-def _panel(axis: Any, found: Findings) -> None:
-    names = [name for name in found.values if " as " not in name]
-    for i, name in enumerate(names):
-        color, marker = f"C{i % 10}", _MARKERS[i % len(_MARKERS)]
+def _methods(found: Findings) -> list[str]:
+    """The names that are shown: those at settings of their own."""
+    return [name for name in found.values if " as " not in name]
+
+
+def _panel(axis: Any, found: Findings, looks: Mapping[str, tuple[Any, str]]) -> None:
+    for name in _methods(found):
+        color, marker = looks[name]
         x, y = found.values[name]["kl"], [100 * v for v in found.values[name]["accuracy"]]
         axis.scatter(x, y, s=14, alpha=0.45, color=color, marker=marker)
         kl, accuracy = found.mean(name, "kl"), found.mean(name, "accuracy")
