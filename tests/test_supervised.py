@@ -163,11 +163,14 @@ def test_bad_options(tmp_path: Path) -> None:
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"eval_strategy": "epoch"}, "there is no eval_dataset"),
     ):
         with pytest.raises(ConfigError, match=said):
             trainer(tmp_path, **changes)
     with pytest.raises(ModelError, match="model is a int"):
         trainer(tmp_path, 3)
+    with pytest.raises(ConfigError, match="predict returns logits"):
+        trainer(tmp_path).predict(ROWS)
     with pytest.raises(ConfigError, match="must be a SupervisedConfig"):
         SupervisedTrainer(tiny_model(), args=made_by_another(tmp_path))
 
