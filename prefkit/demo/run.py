@@ -266,13 +266,20 @@ def _report(result: dict[str, Any], example: Example | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of model loading between the demo's own lines."""
+    """No progress bars of model loading between the demo's own lines, and one thread for torch.
+
+    Operations so small wait for a second thread longer than they run: where the second core is
+    busy with something else, the training takes 223 s instead of 12.
+    """
+    import torch
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, threads = logging.is_progress_bar_enabled(), torch.get_num_threads()
     logging.disable_progress_bar()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         if shown:
             logging.enable_progress_bar()
