@@ -85,7 +85,9 @@ def test_lanes_run_beside_each_other_and_do_everything_once(tmp_path: Path) -> N
     assert len(engine.asked) == len(set(engine.asked)) == 180
 
 
-def test_an_engine_that_gives_up_ends_the_run_and_the_rest_is_done_later(tmp_path: Path) -> None:
+def test_an_engine_that_gives_up_ends_the_run_and_the_rest_is_done_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     engine = Echo(poison="question 30")
     with pytest.raises(PrefkitError, match="gave up"):
         Driver({"model": engine}, tmp_path, twice, Progress()).run(questions(60))
@@ -95,6 +97,7 @@ def test_an_engine_that_gives_up_ends_the_run_and_the_rest_is_done_later(tmp_pat
     again = Echo()
     Driver({"model": again}, tmp_path, twice, Progress()).run(questions(60))
     assert len(outcomes(tmp_path)) == 60
+    assert "60 of 60 questions, 60 pairs" in capsys.readouterr().err  # both runs' pairs
     keys = [line["key"] for line in read_lines(tmp_path / COMPLETIONS)]
     assert len(keys) == len(set(keys)) == 180
 

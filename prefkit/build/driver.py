@@ -51,7 +51,8 @@ class Driver:
         Raises:
             PrefkitError: an engine gave up; what is done stays done.
         """
-        finished = {line["id"] for line in read_lines(self.folder / QUESTIONS)}
+        pairs = {line["id"]: len(line["rows"]) for line in read_lines(self.folder / QUESTIONS)}
+        finished = set(pairs)
         engine = self.engines["model"]
         # Windows by place, not by what is left: the batches after a crash are those before it.
         windows = [
@@ -61,9 +62,9 @@ class Driver:
         todo = [window for window in windows if any(q.id not in finished for q in window)]
         wanted = {question.id for window in todo for question in window}
         self._kept = dict(_kept(self.folder / COMPLETIONS, wanted))
-        done = sum(question.id in finished for question in questions)
+        done = [pairs[question.id] for question in questions if question.id in finished]
         together = engine.window if engine.lanes == 1 else 1
-        self.progress.begin(len(questions), done, together)
+        self.progress.begin(len(questions), len(done), sum(done), together)
         self._completions = Journal(self.folder / COMPLETIONS)
         self._questions = Journal(self.folder / QUESTIONS)
         try:

@@ -6,7 +6,7 @@ import time
 
 
 class Progress:
-    """Counts questions, pairs and tokens of this run; safe to call from threads.
+    """Counts questions and pairs of all runs, tokens of this one; safe to call from threads.
 
     Args:
         noun: what the rows are ("pairs").
@@ -22,13 +22,14 @@ class Progress:
         self._total = self._before = self._done = self._pairs = self._tokens = 0
         self._together = 1
 
-    def begin(self, total: int, done: int, together: int = 1) -> None:
-        """`total` questions, of which `done` were finished by an earlier run.
+    def begin(self, total: int, done: int, pairs: int = 0, together: int = 1) -> None:
+        """`total` questions, of which an earlier run finished `done`, with so many pairs.
 
         Questions that go through their stages `together` end together: before so many have ended,
         their number says nothing of the time left.
         """
         self._total, self._before, self._together = total, done, together
+        self._pairs = pairs
         self._began = self._said = time.monotonic()
         if done:
             print(f"{done:,} of {total:,} questions are done already.", file=sys.stderr, flush=True)
