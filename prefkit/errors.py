@@ -18,6 +18,10 @@ class ModelError(PrefkitError):
     """A model, head, reference or adapter that cannot be trained as asked."""
 
 
+class NoRowsError(PrefkitError):
+    """A source of rows that holds none."""
+
+
 class RowError(PrefkitError):
     """One row of the data is unusable.
 

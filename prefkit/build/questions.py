@@ -19,7 +19,7 @@ from typing import Any
 from prefkit.data.files import FILE_TYPES, Rows, is_conversational, load_rows
 from prefkit.data.pair import Message
 from prefkit.data.row import Row
-from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.errors import ConfigError, NoRowsError, PrefkitError, RowError
 
 PROMPT_FIELDS = ("question", "prompt", "problem")
 _GSM8K_MARK = "####"
@@ -129,9 +129,7 @@ def read_questions(
 def _rows(file: str, split: str) -> Rows:
     try:
         return load_rows(file, split=split)
-    except PrefkitError as error:
-        if "holds no rows" not in str(error) and "is empty" not in str(error):
-            raise
+    except NoRowsError as error:
         raise ConfigError(f"{file}: holds no questions. Remove it, or fill it in.") from error
 
 

@@ -120,5 +120,4 @@ def _interpreter(options: BuildFields, questions: Questions) -> Interpreter | No
             "interpreter: python writes rows of messages, which training reads in chat form. Add "
             "--string_prompts chat, so that the questions are put in chat form too."
         )
-
     return PythonInterpreter()

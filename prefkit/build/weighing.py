@@ -45,7 +45,6 @@ def weigh(
     if options.shard is not None or not options.weigh:
         return rows, {"weighted": False}
     models = _train(selected, options, folder)
-    texts = options.prompt_options()
     scored = score_pairs(
         rows,
         str(models.positive),
@@ -56,7 +55,7 @@ def weigh(
             dtype="bfloat16" if options.contrast_bf16 else "float32",
             too_long="skip",  # counted below: one row must not stop the last stage
             on_bad_row="skip",
-            **texts,
+            **options.prompt_options(),
         ),
         work_file=folder / "scores.work",
         progress=True,

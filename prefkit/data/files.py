@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import PrefkitError, RowError
+from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 RawRow = dict[str, Any]
 FILE_TYPES = (".json", ".jsonl", ".parquet")
@@ -62,7 +62,7 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
     else:
         rows = _from_dataset(source, split, "dataset")
     if not rows.items:
-        raise PrefkitError(f"{rows.source}: holds no rows. Give a source with at least one pair.")
+        raise NoRowsError(f"{rows.source}: holds no rows. Give a source with at least one pair.")
     return rows
 
 
@@ -90,7 +90,7 @@ def _load_file(path: Path) -> list[RawRow | RowError]:
     except OSError as error:
         raise PrefkitError(f"{path}: cannot be read ({error}). Check its permissions.") from error
     if not content.strip():
-        raise PrefkitError(f"{path}: the file is empty. Give a file with at least one pair.")
+        raise NoRowsError(f"{path}: the file is empty. Give a file with at least one pair.")
     content = content.removeprefix(b"\xef\xbb\xbf")
     if path.suffix == ".jsonl" or _looks_like_lines(content):
         return _parse_lines(content, str(path))

@@ -268,8 +268,7 @@ def _report(result: dict[str, Any], example: Example | None) -> None:
 def _quiet() -> Iterator[None]:
     """No progress bars of model loading between the demo's own lines, and one thread for torch.
 
-    Operations so small wait for a second thread longer than they run: where the second core is
-    busy with something else, the training takes 223 s instead of 12.
+    Operations so small wait for a second thread longer than they run where its core is busy.
     """
     import torch
     from transformers.utils import logging

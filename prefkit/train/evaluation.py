@@ -1,6 +1,7 @@
 """How trainers evaluate: rows prepared as for training, and the time is not the training's."""
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -13,7 +14,7 @@ from prefkit.train.logs import LoggingTrainer
 from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
 
 
-class EvaluatingTrainer(LoggingTrainer):
+class EvaluatingTrainer(LoggingTrainer, ABC):
     """Prepares rows for evaluation and measures them; there are no logits to predict with.
 
     The subclass sets `head`, has `_prepare` and `_longest`, and calls `_start_counting` before any
@@ -27,18 +28,18 @@ class EvaluatingTrainer(LoggingTrainer):
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
         self._clock, self._watch = TokenClock(), RewardWatch()
 
+    @abstractmethod
     def _prepare(self, args: Any, rows: Any, name: str) -> Dataset | None:
         """Rows as the trainer reads them, None for None; name: "train", "eval" or "eval_NAME"."""
-        raise NotImplementedError
 
     def _prepare_eval(self, args: Any, rows: Any) -> Any:
         if isinstance(rows, dict):
             return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
         return self._prepare(args, rows, "eval")
 
+    @abstractmethod
     def _longest(self, dataset: Any) -> int:
         """Tokens of the longest sequence of a prepared dataset."""
-        raise NotImplementedError
 
     def _packed(self, dataset: Any) -> Any:
         """A prepared dataset, in rows of several where the trainer packs."""

@@ -1,40 +1,35 @@
 """The engines of a build from its options: who samples, who judges, and how prompts are written."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefkit.build.context import tokenize_options
 from prefkit.build.engines.base import Engine
+from prefkit.build.engines.connect import connect
 from prefkit.build.engines.local_model import load_tokenizer
 from prefkit.build.fields import BuildFields
 from prefkit.build.questions import Questions
 from prefkit.data.pair import Front
-
-if TYPE_CHECKING:
-    from prefkit.data.render import Renderer
+from prefkit.data.render import Renderer
 
 
-def open_renderer(options: BuildFields, questions: Questions) -> "Renderer | None":
+def open_renderer(options: BuildFields, questions: Questions) -> Renderer | None:
     """What writes prompts; None where plain text goes to a server, which needs no tokenizer here.
 
     Raises:
         ConfigError: the tokenizer cannot be loaded.
     """
-    from prefkit.data.render import Renderer
-
     plain = options.string_prompts == "raw" and all(isinstance(q.prompt, str) for q in questions)
     if options.server and plain and options.tokenizer is None:
         return None
     return Renderer(load_tokenizer(options.tokenizer or options.model), tokenize_options(options))
 
 
-def open_engines(options: BuildFields, renderer: "Renderer | None") -> dict[str, Engine]:
+def open_engines(options: BuildFields, renderer: Renderer | None) -> dict[str, Engine]:
     """By role: who samples, and who judges where that is somebody else.
 
     Raises:
         ConfigError: a model that cannot be loaded, a server that is not there.
     """
-    from prefkit.build.engines.connect import connect
-
     settings = _settings(options)
     engines = {
         "model": connect(
@@ -57,7 +52,7 @@ def open_engines(options: BuildFields, renderer: "Renderer | None") -> dict[str,
     return engines
 
 
-def _end_of_turn(options: BuildFields, renderer: "Renderer | None") -> tuple[int, ...]:
+def _end_of_turn(options: BuildFields, renderer: Renderer | None) -> tuple[int, ...]:
     """What ends a solution under a chat template given as an option, and may be no EOS."""
     if renderer is None or options.chat_template is None:
         return ()
