@@ -38,13 +38,17 @@ FLOATS = ("scale", "softcap", "inv_temp")
 ROW_POINTERS = ("raw", "ref", "bias", "ref_bias", "dz")
 NUMBER_POINTERS = ("stats", "norms", "cotangents", "partial", "out")
 # Multiples of 16 in every vocabulary that matters, so that loads are 128 bits wide.
-ALIGNED = (*ROW_POINTERS, "raw_stride", "ref_stride", "dz_stride", "width", "ref_width")
+ALIGNED_PADDED = (*ROW_POINTERS, "raw_stride", "ref_stride", "dz_stride")
+ALIGNED = (*ALIGNED_PADDED, "width", "ref_width")
 SLOTS = ("LOGP", "KL", "REVERSE_KL", "ENTROPY", "LOG_SUM_SQ")
-OFF = {"BIAS": False, "REF_BIAS": False, "SCALE": False, "CAP": False, "KL_SUM": False}
+PADDED: dict[str, Any] = {"PAD": True, "REF_PAD": True, "DZ_PAD": True}
+OFF = dict.fromkeys(("BIAS", "REF_BIAS", "SCALE", "CAP", "KL_SUM", *PADDED), False)
 EVERY_OPTION = {"BIAS": True, "REF_BIAS": True, "SCALE": True, "CAP": True}
 EVERY_SUM = {name: k for k, name in enumerate(SLOTS[1:])}
 EVERY_SLOT = {name: k for k, name in enumerate(SLOTS)}
 WIDTH = 128_256
+# Two with a token more than a multiple of 16, GPT-2's, and Qwen2's, which needs no padding.
+ODD_VOCABULARIES = (128_257, 32_001, 50_257, 151_936)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Case:
     how: Launch
     flags: dict[str, Any] = field(default_factory=dict)
     dz: str = "fp32"
-    aligned: bool = True
+    vocab: int = WIDTH
 
 
 def cases() -> Iterator[Case]:
@@ -73,7 +77,12 @@ def cases() -> Iterator[Case]:
         yield Case("gradient", "dpo", one, {"LOGP": 0}, dz)
         yield Case("gradient", "tdpo", two, tdpo, dz)
         yield Case("gradient", "all", two, everything, dz)
-    yield Case("gradient", "tdpo, odd V", two, tdpo, "bf16", aligned=False)
+    for vocab in ODD_VOCABULARIES:
+        one, two = (rows_triton.launch(vocab, heads) for heads in (1, 2))
+        yield Case("norms", f"V {vocab}", one, PADDED, vocab=vocab)
+        yield Case("class_sums", f"V {vocab}", two, {**PADDED, "KL": 0}, vocab=vocab)
+        yield Case("gradient", f"dpo, V {vocab}", one, {**PADDED, "LOGP": 0}, "bf16", vocab)
+        yield Case("gradient", f"tdpo, V {vocab}", two, {**PADDED, **tdpo}, "bf16", vocab)
 
 
 def sweep() -> Iterator[Case]:
@@ -102,7 +111,8 @@ def compile_(case: Case, target: GPUTarget) -> Any:
         "targets": "*i64",
     }
     signature = {name: types.get(name, "i32") for name in function.arg_names}
-    known = ALIGNED if case.aligned else ROW_POINTERS
+    # As a launch sees them: rows of a buffer are padded, so that their stride is a multiple of 16.
+    known = ALIGNED if case.vocab % 16 == 0 else ALIGNED_PADDED
     attributes = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(function.arg_names)
@@ -140,6 +150,16 @@ def resources(binary: Any, target: GPUTarget) -> dict[str, int]:
     }
 
 
+def accesses(ptx: str) -> dict[str, int]:
+    """How many loads and stores of global memory a thread has, by the bytes of each."""
+    found: dict[str, int] = {}
+    pattern = r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[a-z](\d+)\b"
+    for kind, vector, bits in re.findall(pattern, ptx):
+        name = f"{kind} {int(vector or 1) * int(bits) // 8}"
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
 def occupancy(registers: int, warps: int) -> int:
     """Percent of the 64 warps of an SM (8.0, 9.0 and 10.0 alike) that can be resident.
 
@@ -165,7 +185,11 @@ def main() -> None:
                 "block": case.how.block,
                 "warps": case.how.warps,
             }
-            print(json.dumps({**row, **resources(compile_(case, target), target)}), flush=True)
+            binary = compile_(case, target)
+            row |= resources(binary, target)
+            if target.backend == "cuda":
+                row["accesses"] = accesses(binary.asm["ptx"])
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

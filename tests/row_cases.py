@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefkit_kernels.buffers import new_store, rows_of
 from prefkit_kernels.logits import LogitTransform
 from prefkit_kernels.rows import Rows
 
@@ -62,13 +63,16 @@ def build(case: RowCase) -> Rows:
     return Rows(z.double(), zr.double(), bias, ref_bias, targets, case.transform)
 
 
-def slices(rows: Rows, cuts: Sequence[int]) -> list[Rows]:
-    """The rows cut at these classes; contiguous, as products with slices of the heads are."""
+def slices(rows: Rows, cuts: Sequence[int], in_buffers: bool = False) -> list[Rows]:
+    """The rows cut at these classes; contiguous, or in padded buffers whose padding is NaN."""
     assert rows.ref is not None
     ends = [*cuts, max(rows.raw.shape[1], rows.ref.shape[1])]
 
     def cut(x: Tensor | None, start: int, stop: int) -> Tensor | None:
-        return None if x is None else x[..., start:stop].contiguous()
+        if x is None:
+            return None
+        part = x[..., start:stop].contiguous()
+        return part if x.dim() == 1 or not in_buffers else in_buffer(part)
 
     return [
         replace(
@@ -78,6 +82,13 @@ def slices(rows: Rows, cuts: Sequence[int]) -> list[Rows]:
         )
         for start, stop in zip([0, *cuts], ends, strict=True)
     ]
+
+
+def in_buffer(values: Tensor) -> Tensor:
+    """(C, S) as the schedules hold it: rows padded, here with NaN."""
+    count, width = values.shape
+    store = new_store(values, count, width, values.dtype).fill_(torch.nan)
+    return rows_of(store, count, width).copy_(values)
 
 
 def cast(rows: Rows, dtype: torch.dtype, device: str = "cpu") -> Rows:
@@ -138,11 +149,16 @@ def _logits(raw: Tensor, bias: Tensor | None, transform: LogitTransform, width: 
 
 
 def found_by(
-    module: Any, rows: Rows, case: RowCase, cotangents: Tensor, how: dict[str, Any] | None = None
+    module: Any,
+    rows: Rows,
+    case: RowCase,
+    cotangents: Tensor,
+    how: dict[str, Any] | None = None,
+    in_buffers: bool = False,
 ) -> dict[str, Tensor]:
     """The same from a row module: every function on every slice, slices put together in fp64."""
     how = how or {}
-    parts = slices(rows, case.cuts)
+    parts = slices(rows, case.cuts, in_buffers)
     like = rows.raw
     norms, target = like.new_empty(4, case.count), None
     for k, ref in enumerate((False, True)):
@@ -167,7 +183,8 @@ def found_by(
             stats[case.outputs.index(name)] = total.log() if name == "log_sum_sq" else total
     dz, kl_sums = [], like.new_full((len(parts), case.count), torch.nan)
     for out, part in zip(kl_sums, parts, strict=True):
-        dz.append(torch.full_like(part.raw, torch.nan))
+        empty = torch.full_like(part.raw, torch.nan)
+        dz.append(in_buffer(empty) if in_buffers else empty)
         kl_sum = out if "kl" in names else None
         module.gradient(part, case.outputs, stats, norms, cotangents, dz[-1], kl_sum, **how)
     found = dict(zip(names, sums.unbind(1), strict=True))

@@ -437,7 +437,7 @@ def test_a_group_holds_no_more_gradients_than_there_are_chunks(
     x = _low_case(False, torch.bfloat16)
     monkeypatch.setattr(Tensor, "new_empty", watched)
     fused_preference_loss(objective=DPO(), schedule="one_pass", **x)
-    assert biggest == 6 * 23  # six scored tokens in one chunk, 23 classes
+    assert biggest == 6 * 32  # six scored tokens in one chunk, 23 classes in padded rows
 
 
 def _low_case(frozen: bool, dtype: torch.dtype) -> dict[str, Tensor]:

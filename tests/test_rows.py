@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prefkit_kernels import rows_torch
+from prefkit_kernels.buffers import is_padded
 from prefkit_kernels.logits import LogitTransform
 from tests.kernel_cases import relative_error
 from tests.row_cases import RowCase, build, cast, define, found_by, slices
@@ -57,6 +58,34 @@ def test_agrees_with_the_definition(name: str, module: str) -> None:
     for key in truth:
         limit = 2 * relative_error(plain[key].double(), truth[key]) + 6e-7
         assert relative_error(found[key].double().cpu(), truth[key]) <= limit, key
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", CASES)
+def test_padded_rows_give_the_same_bits(name: str, module: str) -> None:
+    """Rows of buffers are read beyond their last class, in padding that here is NaN."""
+    case = CASES[name]
+    rows, cotangents = build(case), torch.ones(len(case.outputs), case.count, device=DEVICE)
+    functions, how = MODULES[module]
+    narrow = cast(rows, torch.float32, DEVICE)
+    plain, padded = (
+        found_by(functions, narrow, case, cotangents, how, in_buffers)
+        for in_buffers in (False, True)
+    )
+    for key in plain:
+        assert torch.equal(plain[key], padded[key]), key
+
+
+def test_only_the_rest_of_a_row_of_its_own_is_padding() -> None:
+    """Where the next elements may be somebody's data nothing is written."""
+    store = torch.zeros(3, 48)
+    assert is_padded(store[:, :33])
+    assert not is_padded(store[:, :32])  # the next 16 are no padding of 32
+    assert not is_padded(store[:, :48])
+    assert not is_padded(store[:, 20:47].contiguous())
+    assert is_padded(store[:2, :40])
+    assert not is_padded(store[1:, 15:48])  # the last row's padding would lie beyond the memory
+    assert is_padded(store.view(-1)[:48].view(1, 48)[:, :33])
 
 
 def test_one_row_fills_many_programs() -> None:

@@ -8,6 +8,7 @@ reference where a KL has a gradient); dH and dW cost 1 unit each.
 import torch
 from torch import Tensor
 
+from .buffers import new_store, rows_of
 from .chunking import slice_budget, vocab_slices
 from .gemm import (
     add_hidden_grad_,
@@ -88,6 +89,8 @@ class _Gradients:
             add_hidden_grad_(self.hidden, dz, self.head.weight[start:stop])
         if self.weight is not None and self.weight.dtype == dz.dtype == self.problem.dtype:
             add_weight_grad_(self.weight[start:stop], dz, hidden, first=True)
+        elif self.weight is not None and self.weight.dtype == dz.dtype:
+            torch.mm(dz.T, hidden, out=self.weight[start:stop])
         elif self.weight is not None:
             self.weight[start:stop] = dz.T @ hidden
         if self.bias is not None:
@@ -128,9 +131,9 @@ class _SliceBuffers:
         slices = list(vocab_slices(self.vocab, column, self.budget))
         widest = max((stop - start for start, stop in slices), default=0)
         for name, dtype in self.dtypes.items():
-            self.store[name] = self.like.new_empty(self.rows * widest, dtype=dtype)
+            self.store[name] = new_store(self.like, self.rows, widest, dtype)
         return slices
 
     def take(self, name: str, width: int) -> Tensor:
-        """(N, width), contiguous."""
-        return self.store[name][: self.rows * width].view(self.rows, width)
+        """(N, width), rows padded."""
+        return rows_of(self.store[name], self.rows, width)

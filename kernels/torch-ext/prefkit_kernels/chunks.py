@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunking import token_budget, token_chunks
+from .buffers import new_store, padded, rows_of
+from .chunking import row_tile, token_budget, token_chunks
 from .gemm import gradient_dtype, project_
 from .problem import Head, Problem
 from .row_stats import add_sums, normalise
@@ -72,8 +73,8 @@ class Chunks:
     @property
     def row_bytes(self) -> int:
         """Bytes of all logits buffers for one row, the same on all processes of a group."""
-        classes = self.problem.shard.widest or self.classes
-        ref_classes = self.problem.shard.widest or self.ref_classes
+        classes = padded(self.problem.shard.widest or self.classes)
+        ref_classes = padded(self.problem.shard.widest or self.ref_classes)
         logits = classes + ref_classes if self.problem.wants_kl else max(classes, ref_classes)
         dz = classes * self.extra_dz * self.group
         return logits * self.problem.dtype.itemsize + dz * self.gemm_dtype.itemsize
@@ -81,7 +82,7 @@ class Chunks:
     def __iter__(self) -> Iterator[Chunk]:
         device = self.problem.policy.hidden.device
         budget = self.problem.budget or token_budget(device, self.row_bytes)
-        chunks = list(token_chunks(self.scored.count, self.row_bytes, budget))
+        chunks = list(token_chunks(self.scored.count, self.row_bytes, budget, row_tile(device)))
         if chunks:  # groups of nearly equal size, and no buffer for chunks that never come
             self.group = -(-len(chunks) // -(-len(chunks) // self.group))
         for k, (start, stop) in enumerate(chunks):
@@ -147,9 +148,8 @@ class Chunks:
         )
 
     def _take(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """(rows, width), contiguous, in a buffer that the largest chunk (the first) allocates."""
+        """(rows, width), rows padded, in a buffer that the largest chunk (the first) allocates."""
         held = self._store.get(name)
-        if held is None or held.numel() < rows * width:
-            held = self.problem.policy.hidden.new_empty(rows * width, dtype=dtype)
-            self._store[name] = held
-        return held[: rows * width].view(rows, width)
+        if held is None or held.numel() < rows * padded(width):
+            held = self._store[name] = new_store(self.problem.policy.hidden, rows, width, dtype)
+        return rows_of(held, rows, width)

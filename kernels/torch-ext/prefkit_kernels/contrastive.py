@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .checks import autocast_operands, check_dtypes, check_head, check_targets
-from .chunking import token_budget, token_chunks
+from .chunking import row_tile, token_budget, token_chunks
 from .gemm import compute_dtype, project_
 from .logits import LogitTransform
 
@@ -63,7 +63,9 @@ def contrastive_scores(
     row_bytes = 2 * vocab * scores.element_size()
     budget = memory_budget or token_budget(pos_hidden.device, row_bytes)
     with torch.autocast(pos_hidden.device.type, enabled=False):
-        for start, stop in token_chunks(len(places), row_bytes, budget):
+        for start, stop in token_chunks(
+            len(places), row_bytes, budget, row_tile(pos_hidden.device)
+        ):
             here = places[start:stop]
             z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype, pos)
             other = _logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype, neg)

@@ -6,10 +6,13 @@ of the weight on a CPU, where bf16 products are also several times slower than f
 """
 
 import functools
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # On a CPU products go by slices of this many bytes of fp32 weight: the slice and its upcast stay in
 # the cache, and one wide product with few rows is slower than its slices.
@@ -118,27 +121,46 @@ def _tensor_cores(a: Tensor, b: Tensor, out: Tensor) -> bool:
 def _gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this torch and GPU multiply operands of `dtype` into an fp32 result."""
     a, total = _probes(dtype, device)
-    return _works(lambda: torch.mm(a, a, out_dtype=torch.float32, out=total))
+    return _works(
+        lambda: torch.mm(a, a, out_dtype=torch.float32, out=total),
+        f"fp32 results of {dtype} products on {device}",
+        "logits come from upcast slices and gradients are rounded: exact enough and several times "
+        "slower",
+    )
 
 
 @functools.cache
 def _adds_to_fp32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether they add a product of such operands to an fp32 matrix in place."""
     a, total = _probes(dtype, device)
-    works = _works(lambda: torch.addmm(total, a, a, out_dtype=torch.float32, out=total))
-    return works and bool((total == 17).all())
+    what = f"adding {dtype} products to fp32 matrices on {device}"
+    instead = f"the head's gradient is added up in pieces of {_PIECE_BYTES >> 20} MiB"
+    if not _works(
+        lambda: torch.addmm(total, a, a, out_dtype=torch.float32, out=total), what, instead
+    ):
+        return False
+    found = float(total[0, 0])
+    if found != 17:
+        _say(what, f"1 + 16 gave {found:g}", instead)
+    return found == 17
 
 
 def _probes(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, device=device)
 
 
-def _works(product: Callable[[], Tensor]) -> bool:
+def _works(product: Callable[[], Tensor], what: str, instead: str) -> bool:
     """Whether this torch has such a product for this GPU: found by trying, torch has no query."""
     try:
         product()
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        _say(what, (str(error).strip() or type(error).__name__).splitlines()[0], instead)
         return False
     return True
+
+
+def _say(what: str, reason: str, instead: str) -> None:
+    """Once a dtype and device: the answers are kept."""
+    logger.warning("No %s with torch %s (%s): %s.", what, torch.__version__, reason, instead)

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from . import triton_rows
+from .buffers import is_padded
 from .logits import KLS, SUMS
 from .rows import Rows
 
@@ -72,6 +73,7 @@ def normalisers(rows: Rows, out: Tensor, how: Launch | None = None) -> None:
         width=width,
         first_class=rows.first_class,
         **_transform(rows),
+        PAD=is_padded(rows.raw),
         **_options(how),
     )
     triton_rows.combine_norms_kernel[(triton.cdiv(count, _TILE),)](
@@ -114,6 +116,7 @@ def class_sums(
         ref_width=ref_width,
         **_transform(rows),
         REF_BIAS=two and rows.ref_bias is not None,
+        **_padding(rows, two),
         **{name.upper(): _slot(name, outputs) for name in SUMS},
         **_options(how),
     )
@@ -160,6 +163,8 @@ def gradient(
         first_class=rows.first_class,
         **_transform(rows),
         REF_BIAS=two and rows.ref_bias is not None,
+        **_padding(rows, two),
+        DZ_PAD=is_padded(out),
         KL_SUM=kl_sum is not None,
         LOGP=_slot("logp", outputs),
         **{name.upper(): _slot(name, outputs) for name in SUMS},
@@ -195,6 +200,11 @@ def _both(rows: Rows, two: bool) -> dict[str, Any]:
         "raw_stride": rows.raw.stride(0),
         "ref_stride": ref.stride(0),
     }
+
+
+def _padding(rows: Rows, two: bool) -> dict[str, bool]:
+    ref_pad = two and rows.ref is not None and is_padded(rows.ref)
+    return {"PAD": is_padded(rows.raw), "REF_PAD": ref_pad}
 
 
 def _transform(rows: Rows) -> dict[str, Any]:

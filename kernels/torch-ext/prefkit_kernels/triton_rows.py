@@ -7,7 +7,7 @@ summed afterwards in a fixed order: no atomics, so the same input gives the same
 
 Row offsets are int64 (rows × V passes 2³¹ at 14 k rows of a 152 k vocabulary). What changes from
 call to call is not specialised, so that it does not compile a kernel anew. Row strides and widths
-are: a width divisible by 16 lets loads be 128 bits wide.
+are: a width divisible by 16 lets loads be 128 bits wide, and so does padding (`buffers`).
 
 `rows_triton` launches these kernels; the formulas are in `rows_torch`.
 """
@@ -26,6 +26,12 @@ _VARYING = (
 
 
 @triton.jit
+def _padded(width):
+    """`buffers.padded`, in a form from which the compiler sees the factor 16."""
+    return (width + 15) // 16 * 16
+
+
+@triton.jit
 def _logits(
     row,
     bias,
@@ -37,10 +43,18 @@ def _logits(
     BIAS: tl.constexpr,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
+    PAD: tl.constexpr,
 ):
-    """Logits of some columns of a row; −inf outside of 0 ≤ column < width."""
+    """Logits of some columns of a row; −inf outside of 0 ≤ column < width.
+
+    Where rows are padded (PAD) they are read up to the next multiple of 16, so that no vector of
+    a load is cut in two by the mask.
+    """
     inside = (columns >= 0) & (columns < width)
-    z = tl.load(row + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    readable = (columns >= 0) & (columns < _padded(width)) if PAD else inside
+    z = tl.load(row + columns, mask=readable, other=float("-inf")).to(tl.float32)
+    if PAD:
+        z = tl.where(inside, z, float("-inf"))
     if BIAS:
         z += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     if SCALE or CAP:
@@ -70,13 +84,14 @@ def norms_kernel(
     BIAS: tl.constexpr,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
+    PAD: tl.constexpr,  # whether rows of raw are padded, see `buffers`
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     row = raw + i * raw_stride
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
+    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP, PAD)
     top = tl.max(z, axis=0)
     # A block of masked classes alone adds 0, not exp(−inf + inf).
     total = tl.sum(exp(z - tl.where(top == float("-inf"), 0.0, top)), axis=0)
@@ -86,7 +101,7 @@ def norms_kernel(
     if block == 0:
         target = tl.load(targets + i)
         column = target - first_class
-        hit = _logits(row, bias, column, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
+        hit = _logits(row, bias, column, width, scale, softcap, inv_temp, BIAS, SCALE, CAP, PAD)
         tl.store(out + 2 * out_stride + i, tl.where(target < 0, float("nan"), hit))
 
 
@@ -144,6 +159,8 @@ def class_sums_kernel(
     REF_BIAS: tl.constexpr,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
+    PAD: tl.constexpr,
+    REF_PAD: tl.constexpr,
     KL: tl.constexpr,  # an output's row in `partial`, −1 where it was not asked for
     REVERSE_KL: tl.constexpr,
     ENTROPY: tl.constexpr,
@@ -155,7 +172,7 @@ def class_sums_kernel(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     row = raw + i * raw_stride
     here = partial + block.to(tl.int64) * partial_stride + i
-    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
+    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP, PAD)
     top = tl.load(norms + i)
     log_sum = tl.load(norms + norms_stride + i)
     p = probability(z, top, log_sum)
@@ -168,7 +185,17 @@ def class_sums_kernel(
     if KL >= 0 or REVERSE_KL >= 0:
         ref_row = ref + i * ref_stride
         zr = _logits(
-            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, REF_BIAS, SCALE, CAP
+            ref_row,
+            ref_bias,
+            columns,
+            ref_width,
+            scale,
+            softcap,
+            inv_temp,
+            REF_BIAS,
+            SCALE,
+            CAP,
+            REF_PAD,
         )
         ref_top = tl.load(norms + 2 * norms_stride + i)
         ref_log_sum = tl.load(norms + 3 * norms_stride + i)
@@ -210,6 +237,9 @@ def gradient_kernel(
     REF_BIAS: tl.constexpr,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
+    PAD: tl.constexpr,
+    REF_PAD: tl.constexpr,
+    DZ_PAD: tl.constexpr,
     KL_SUM: tl.constexpr,
     LOGP: tl.constexpr,  # an output's row in `stats` and `cotangents`, −1 where it is not there
     KL: tl.constexpr,
@@ -222,7 +252,7 @@ def gradient_kernel(
     block = tl.program_id(1)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     row = raw + i * raw_stride
-    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP)
+    z = _logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP, PAD)
     top = tl.load(norms + i)
     log_sum = tl.load(norms + norms_stride + i)
     lp = (z - top) - log_sum
@@ -244,7 +274,17 @@ def gradient_kernel(
     if KL >= 0 or REVERSE_KL >= 0:
         ref_row = ref + i * ref_stride
         zr = _logits(
-            ref_row, ref_bias, columns, ref_width, scale, softcap, inv_temp, REF_BIAS, SCALE, CAP
+            ref_row,
+            ref_bias,
+            columns,
+            ref_width,
+            scale,
+            softcap,
+            inv_temp,
+            REF_BIAS,
+            SCALE,
+            CAP,
+            REF_PAD,
         )
         ref_top = tl.load(norms + 2 * norms_stride + i)
         ref_log_sum = tl.load(norms + 3 * norms_stride + i)
@@ -267,9 +307,8 @@ def gradient_kernel(
         grad *= 1.0 - t * t
     # A masked class has no probability, so no gradient, except as a (hopeless) target.
     if LOGP >= 0 and not CAP:
-        a = tl.load(cotangents + LOGP * cotangents_stride + i)
-        hit = columns + first_class == tl.load(targets + i)
         grad = tl.where(z == float("-inf"), tl.where(hit, a * scale * inv_temp, 0.0), grad)
     else:
         grad = tl.where(z == float("-inf"), 0.0, grad)
-    tl.store(dz + i * dz_stride + columns, grad.to(dz.dtype.element_ty), mask=columns < width)
+    end = _padded(width) if DZ_PAD else width
+    tl.store(dz + i * dz_stride + columns, grad.to(dz.dtype.element_ty), mask=columns < end)
