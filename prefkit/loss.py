@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prefkit.objectives import DPO, TDPO, Objective
-from prefkit.schedule import takes_one_pass
+from prefkit.schedule import choose
 from prefkit.sequence_group import check_group, together
 from prefkit.sides import Sides, check_segments
 from prefkit_kernels import TokenStats, pair_scores, token_stats
@@ -60,7 +60,7 @@ def fused_preference_loss(
         ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
         num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
             the whole optimiser step when you accumulate gradients.
-        schedule: "one_pass", "two_pass" or "auto"; see `prefkit.schedule`.
+        schedule: "one_pass", "keep_dz", "two_pass" or "auto"; see `prefkit.schedule`.
         pairs_in_call: number of pairs in this call, if you know it: segments < 2·pairs_in_call.
             None counts them, which costs a GPU a synchronisation, and breaks a compiled graph.
         sequence_group: processes that share the tokens of the same pairs (sequence or context
@@ -117,10 +117,12 @@ def fused_preference_loss(
         options |= {"ref_hidden": ref_hidden, "ref_weight": ref_weight}
 
     def compute() -> tuple[Tensor | None, TokenStats]:
-        if takes_one_pass(schedule, objective, sides.count, heads, options, weights):
-            assert objective.linear is not None, "takes_one_pass has looked"
+        one_pass = choose(schedule, objective, sides.count, heads, options, weights)
+        if one_pass is not None:
+            assert objective.linear is not None, "choose has looked"
             coefficients = objective.linear.coefficients(sides)
-            return pair_scores(*heads, segments // 2, sides.count, coefficients, **options)
+            pairs = (segments // 2, sides.count, coefficients)
+            return pair_scores(*heads, *pairs, schedule=one_pass, **options)
         if schedule == "two_pass":
             options["schedule"] = schedule
         return None, token_stats(*heads, **options)

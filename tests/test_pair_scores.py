@@ -12,9 +12,18 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from prefkit import DPO, TDPO, fused_preference_loss
 from prefkit.sides import Sides
-from prefkit_kernels import backward, chunks, one_pass, pair_scores, token_stats
+from prefkit_kernels import (
+    backward,
+    chunks,
+    kept,
+    one_pass,
+    ops_pairs,
+    pair_scores,
+    scaling,
+    token_stats,
+)
 from prefkit_kernels.logits import OUTPUTS
-from prefkit_kernels.ops_pairs import pair_scores_op
+from prefkit_kernels.ops_pairs import kept_gradients_op, pair_scores_op
 from tests.kernel_cases import Case, build, relative_error
 from tests.test_objectives import CASES, Direct, sample
 
@@ -29,7 +38,7 @@ def one_pair(weighted: bool = True) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("schedule", ["one_pass", "two_pass"])
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz", "two_pass"])
 @pytest.mark.parametrize("name", LINEAR)
 def test_one_pair_with_a_trainable_head_equals_the_direct_formula(
     name: str, schedule: str, weighted: bool
@@ -43,6 +52,21 @@ def test_one_pair_with_a_trainable_head_equals_the_direct_formula(
     expected.backward()
     for key in ("hidden", "weight"):
         assert (ours[key].grad - direct[key].grad).abs().max() < 1e-10, key
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_several_pairs_with_a_trainable_head_keep_dz(name: str) -> None:
+    """One pass whose kept gradients give what two passes give; each pair with its own factor."""
+    objective, _ = CASES[name]
+    kept, recomputed = sample(True), sample(True)
+    losses = []
+    for x, schedule in ((kept, "keep_dz"), (recomputed, "two_pass")):
+        found = fused_preference_loss(objective=objective, schedule=schedule, **x)
+        (3 * found.loss).backward()
+        losses.append(found.loss.item())
+    assert abs(losses[0] - losses[1]) < 1e-10
+    for key in ("hidden", "weight"):
+        assert (kept[key].grad - recomputed[key].grad).abs().max() < 1e-10, key
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -75,28 +99,30 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("head", ["trainable", "frozen", "trainable, dz kept"])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("outputs", [("logp",), ("logp", "ref_logp", "kl"), ("kl",)])
 def test_scores_equal_those_of_token_stats(
-    outputs: tuple[str, ...], change: str, frozen: bool, backend: str
+    outputs: tuple[str, ...], change: str, head: str, backend: str
 ) -> None:
     """Any coefficients, several chunks; token_stats in fp64 is the oracle."""
     if backend == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
     shape, options = CHANGES[change]
     options = {**options, "memory_budget": 6000}
+    frozen, num_pairs = head == "frozen", 1 if head == "trainable" else 3
+    schedule = "keep_dz" if "kept" in head else "one_pass"
     case = Case(tokens=17, frozen_head=frozen, outputs=outputs, **shape)
     dtype = torch.float64 if backend == "torch" else torch.float32
     ours, oracle = build(case, dtype), build(case)
-    pairs = torch.arange(17) % 3 if frozen else torch.zeros(17, dtype=torch.int64)
+    pairs = torch.arange(17) % num_pairs
     given = {name: ours.cotangents[name] for name in outputs if name != "ref_logp"}
     found = pair_scores(
         ours.hidden,
         ours.weight,
         ours.targets,
         pairs,
-        3 if frozen else 1,
+        num_pairs,
         given,
         bias=ours.bias,
         ref_hidden=ours.ref_hidden,
@@ -104,6 +130,7 @@ def test_scores_equal_those_of_token_stats(
         ref_bias=ours.ref_bias,
         outputs=outputs,
         backend=backend,
+        schedule=schedule,
         **options,
     )
     stats = token_stats(
@@ -133,28 +160,52 @@ def test_scores_equal_those_of_token_stats(
 def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     import prefkit.loss
 
-    taken = []
+    taken: list[str] = []
     inner = prefkit.loss.pair_scores
 
-    def watched(*args: Any, **options: Any) -> Any:
-        taken.append(True)
-        return inner(*args, **options)
+    def watched(*args: Any, schedule: str, **options: Any) -> Any:
+        taken.append(schedule)
+        return inner(*args, schedule=schedule, **options)
 
     monkeypatch.setattr(prefkit.loss, "pair_scores", watched)
 
-    def passes(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> bool:
+    def schedule(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> str:
         taken.clear()
         fused_preference_loss(objective=objective, **x, **options)
-        return bool(taken)
+        return (taken or ["two_pass"])[0]
 
-    assert passes(one_pair())
-    assert passes(one_pair(), TDPO())
-    assert not passes(sample(True))  # two pairs, trainable head
-    assert passes({**sample(True), "weight": sample(True)["weight"].detach()})
-    assert not passes(one_pair(), DPO(nll_weight=0.1))
-    assert not passes(one_pair(), schedule="two_pass")
+    few = {"memory_budget": 23 * 8}  # bytes for a token, not for all of them
+    assert schedule(one_pair()) == schedule(one_pair(), TDPO()) == "keep_dz"
+    assert schedule(one_pair(), **few) == schedule(one_pair(), TDPO(), **few) == "one_pass"
+    assert schedule(sample(True)) == "keep_dz"  # two pairs, trainable head
+    assert schedule(sample(True), **few) == "two_pass"
+    assert schedule({**sample(True), "weight": sample(True)["weight"].detach()}) == "one_pass"
+    assert schedule(one_pair(), DPO(nll_weight=0.1)) == "two_pass"
+    assert schedule(one_pair(), schedule="two_pass") == "two_pass"
     with torch.no_grad():
-        assert not passes(one_pair())
+        assert schedule(one_pair()) == "two_pass"
+
+
+@pytest.mark.parametrize(
+    ("rows", "pairs", "dtype", "keeps"),
+    [
+        (256, 1, torch.float32, True),  # no more than a buffer of logits of 256 rows
+        (257, 1, torch.float32, False),  # an fp32 accumulator is the gradient itself
+        (257, 2, torch.float32, True),
+        (512, 8, torch.float32, True),  # as many bytes as an fp32 weight's accumulator
+        (513, 8, torch.float32, False),
+        (512, 1, torch.bfloat16, True),  # the accumulator would lie beside the gradient
+        (513, 1, torch.bfloat16, False),
+    ],
+)
+def test_bytes_decide_whether_dz_is_kept(
+    rows: int, pairs: int, dtype: torch.dtype, keeps: bool
+) -> None:
+    hidden, weight = torch.empty(1, 512, dtype=dtype), torch.empty(1600, 512, dtype=dtype)
+    assert kept.fits(hidden, weight, rows, pairs) is keeps
+    given = 1600 * 4 * 100
+    assert kept.fits(hidden, weight, 100, pairs, budget=given)
+    assert not kept.fits(hidden, weight, 101, pairs, budget=given)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +222,7 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
         ({"logit_scale": float("nan")}, "logit_scale must be a finite"),
         ({"vocab_shard": True}, "vocab_shard must be a VocabShard"),
         ({"weights": torch.ones(19, requires_grad=True)}, "weights that require a gradient"),
-        ({"schedule": "both"}, "schedule must be one of auto, one_pass, two_pass"),
+        ({"schedule": "both"}, "schedule must be one of auto, one_pass, keep_dz, two_pass"),
         ({"pairs_in_call": 0}, "pairs_in_call must be a whole number > 0, got 0"),
         ({"num_scored": 3}, "num_scored is 3, not the number of rows"),
         ({"num_scored": 19}, "num_scored is 19, every row"),
@@ -209,7 +260,10 @@ def test_what_would_be_silently_wrong_takes_two_passes() -> None:
         ({"pairs": torch.ones(13, dtype=torch.int64)}, "pairs must be in 0..0"),
         ({"pairs": -torch.ones(13, dtype=torch.int64)}, "pairs must be in 0..0"),
         ({"pairs": torch.zeros(13)}, "int64"),
-        ({"num_pairs": 2}, "2 pairs with a trainable head"),
+        ({"num_pairs": 2, "schedule": "one_pass"}, "2 pairs .* an accumulator .* or keep dz"),
+        ({"num_pairs": 2, "memory_budget": 9}, "2 pairs .* 13 tokens .* schedule='keep_dz'"),
+        ({"schedule": "two_pass"}, "for two give token_stats the schedule"),
+        ({"schedule": "all"}, "schedule must be one of"),
         ({"num_pairs": 0}, "num_pairs must be"),
         ({"coefficients": {"logp": torch.ones(13, requires_grad=True)}}, "require a gradient"),
         ({"coefficients": {"entropy": torch.ones(13)}}, "coefficients are of"),
@@ -228,21 +282,26 @@ def test_wrong_pairs_and_coefficients_are_refused(change: dict, message: str) ->
         pair_scores(problem.hidden, problem.weight, problem.targets, **arguments)
 
 
-def test_counts_that_are_known_change_nothing() -> None:
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
+def test_counts_that_are_known_change_nothing(schedule: str) -> None:
     known, counted = one_pair(), one_pair()
     scored = int((known["segments"] >= 0).sum())
     for x, options in ((known, {"pairs_in_call": 1, "num_scored": scored}), (counted, {})):
-        fused_preference_loss(objective=TDPO(), **x, **options).loss.backward()
+        fused_preference_loss(objective=TDPO(), schedule=schedule, **x, **options).loss.backward()
     assert torch.equal(known["hidden"].grad, counted["hidden"].grad)
     assert torch.equal(known["weight"].grad, counted["weight"].grad)
 
 
-def _scores(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Any, Tensor]:
+def _scores(
+    case: Case, dtype: torch.dtype = torch.float64, schedule: str = "one_pass"
+) -> tuple[Any, Tensor]:
     problem = build(case, dtype)
     pairs = torch.zeros(case.tokens, dtype=torch.int64)
     ones = {"logp": torch.ones(case.tokens, dtype=dtype)}
     return problem, pair_scores(
-        problem.hidden, problem.weight, problem.targets, pairs, 1, ones, bias=problem.bias
+        *(problem.hidden, problem.weight, problem.targets, pairs, 1, ones),
+        bias=problem.bias,
+        schedule=schedule,
     ).scores
 
 
@@ -263,19 +322,21 @@ def test_the_gradient_of_an_fp32_weight_is_the_accumulator_itself(
     assert problem.weight.grad.data_ptr() == made[0]
 
 
-def test_a_second_backward_is_refused_not_wrong() -> None:
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
+def test_a_second_backward_is_refused_not_wrong(schedule: str) -> None:
     for hooks in (nullcontext, lambda: saved_tensors_hooks(lambda x: x, lambda x: x)):
         with hooks():  # under which autograd does not see that a saved tensor was changed
-            _, scores = _scores(Case())
+            _, scores = _scores(Case(), schedule=schedule)
         scores.sum().backward(retain_graph=True)
         with pytest.raises(RuntimeError, match=r"a second backward .* schedule='two_pass'"):
             scores.sum().backward()
-    problem, scores = _scores(Case())
+    problem, scores = _scores(Case(), schedule=schedule)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad((scores**2).sum(), problem.hidden, create_graph=True)
 
 
-def test_skipped_rows_may_hold_anything() -> None:
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
+def test_skipped_rows_may_hold_anything(schedule: str) -> None:
     """NaN hidden states, coefficients and pairs out of range in rows that are ignored."""
     clean, dirty = build(Case()), build(Case())
     ignored = clean.targets < 0
@@ -284,30 +345,41 @@ def test_skipped_rows_may_hold_anything() -> None:
         pairs = torch.where(ignored, -1 if junk != junk else 0, 0)
         coefficient = torch.where(ignored, junk, 0.5).double()
         args = (problem.hidden, problem.weight, problem.targets, pairs, 1)
-        pair_scores(*args, {"logp": coefficient}).scores.sum().backward()
+        scores = pair_scores(*args, {"logp": coefficient}, schedule=schedule).scores
+        scores.sum().backward()
     assert torch.equal(dirty.hidden.grad, clean.hidden.grad)
     assert torch.equal(dirty.weight.grad, clean.weight.grad)
     assert (clean.hidden.grad[ignored] == 0).all()
 
 
-def test_no_scored_row_at_all_gives_zero_gradients() -> None:
-    problem, scores = _scores(Case(tokens=3, ignored=(0, 1, 2)))
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
+def test_no_scored_row_at_all_gives_zero_gradients(schedule: str) -> None:
+    problem, scores = _scores(Case(tokens=3, ignored=(0, 1, 2)), schedule=schedule)
     scores.sum().backward()
     assert scores.tolist() == [0.0]
     assert problem.hidden.grad.abs().max() == problem.weight.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_opcheck(frozen: bool) -> None:
-    problem = build(Case(tokens=6, frozen_head=frozen), torch.float32)
+@pytest.mark.parametrize(("frozen", "keep"), [(False, False), (True, False), (False, True)])
+def test_opcheck(frozen: bool, keep: bool) -> None:
+    # No padding in rows of 304 classes: it holds anything, which opcheck would compare.
+    case = Case(tokens=6, frozen_head=frozen, vocab=304, ref_vocab=304)
+    problem = build(case, torch.float32)
     heads = (problem.hidden, problem.weight, problem.targets, problem.bias)
     reference = (problem.ref_hidden, problem.ref_weight, problem.ref_bias)
     codes = [OUTPUTS.index(name) for name in ("logp", "kl")]
-    settings = (codes, -100, 1.0, 0.0, 1.0, 1 << 20, -1, "torch", "", 0, 0)
-    pairs = torch.arange(6) // 3 if frozen else torch.zeros(6, dtype=torch.int64)
-    last = (pairs, torch.ones(2, 6), 2 if frozen else 1, True, not frozen, not frozen)
+    scored = int((problem.targets >= 0).sum()) if keep else -1
+    settings = (codes, -100, 1.0, 0.0, 1.0, 1 << 20, scored, "torch", "", 0, 0)
+    several = frozen or keep
+    pairs = torch.arange(6) // 3 if several else torch.zeros(6, dtype=torch.int64)
+    last = (pairs, torch.ones(2, 6), 1 + several, True, not frozen, not frozen, keep)
     plain = [x.detach() for x in (*heads, *reference)]  # its gradient is tied on outside
     torch.library.opcheck(pair_scores_op, (*plain, *settings, *last))
+    if keep:
+        made = pair_scores_op(*plain, *settings, *last)
+        rows = (problem.hidden.detach(), problem.targets, torch.ones(6), -100, case.vocab)
+        options = (torch.bfloat16, True, True)
+        torch.library.opcheck(kept_gradients_op, (*made[-2:], *rows, *options))
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
@@ -326,7 +398,7 @@ def test_autocast_casts_the_operands_and_rounds_no_fp32_gradient(frozen: bool) -
         assert torch.equal(cast[key].grad.bfloat16(), low[key].grad), key
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "two_pass"])
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz", "two_pass"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: str) -> None:
     def loss(x: dict[str, Tensor]) -> Tensor:
@@ -341,6 +413,7 @@ def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: s
             ref_weight=x["ref_weight"],
             schedule=schedule,
             pairs_in_call=1,
+            num_scored=6,
         ).loss
 
     eager, compiled = one_pair(), one_pair()
@@ -351,15 +424,16 @@ def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: s
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
-def test_low_precision_inputs(dtype: torch.dtype, frozen: bool) -> None:
+def test_low_precision_inputs(dtype: torch.dtype, frozen: bool, schedule: str) -> None:
     """Gradients rounded once: as exact as their dtype allows."""
     low, exact = (_low_case(frozen, dtype) for _ in range(2))
     exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in exact.items()}
     for key in ("hidden", "weight"):
         exact[key].requires_grad_(low[key].requires_grad)
     for x in (low, exact):
-        fused_preference_loss(objective=TDPO(), schedule="one_pass", **x).loss.backward()
+        fused_preference_loss(objective=TDPO(), schedule=schedule, **x).loss.backward()
     for key in ("hidden",) if frozen else ("hidden", "weight"):
         error = relative_error(low[key].grad.double(), exact[key].grad)
         assert low[key].grad.dtype == dtype
@@ -391,11 +465,37 @@ def test_gradient_products_as_on_a_gpu(budget: int, monkeypatch: pytest.MonkeyPa
         assert relative_error(low[key].grad.double(), exact[key].grad) < 1e-2, key
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("budget", [1, 1 << 20], ids=["a token", "whole"])
+def test_kept_gradients_as_on_a_gpu(
+    budget: int, pairs: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There dz is kept in the operands' dtype; pairs whose factors differ by much, or are tiny."""
+    for module in (backward, chunks, kept, ops_pairs):
+        monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
+    whole = one_pair() if pairs == 1 else sample(True)
+    low = {k: v.detach().to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
+    exact = {k: v.double() if v.is_floating_point() else v for k, v in low.items()}
+    for x in (low, exact):
+        x["weights"] = x["weights"].double()
+        for key in ("hidden", "weight"):
+            x[key].requires_grad_()
+        options = {"schedule": "keep_dz" if x is low else "two_pass", "num_pairs": 1e-4}
+        options |= {"memory_budget": budget} if x is low else {}
+        fused_preference_loss(objective=TDPO(beta=3.0), **x, **options).loss.backward()
+    for key in ("hidden", "weight"):
+        assert low[key].grad.dtype == dtype
+        assert relative_error(low[key].grad.double(), exact[key].grad) < 1e-2, key
+
+
+@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
 def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
-    monkeypatch: pytest.MonkeyPatch,
+    schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU dz is fp16 before a GradScaler's factor is known: 1/4096 of p would flush to 0."""
-    monkeypatch.setattr(chunks, "gradient_dtype", lambda hidden: hidden.dtype)
+    for module in (chunks, kept, ops_pairs):
+        monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 8, generator=draw).half().requires_grad_()
     weight = torch.randn(20_000, 8, generator=draw).half().requires_grad_()
@@ -404,7 +504,8 @@ def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
     share = torch.full((12,), 1 / 4096)
     for operands in ((hidden, weight), exact):
         rows = (targets, torch.zeros_like(targets), 1)
-        found = pair_scores(*operands, *rows, {"logp": share.to(exact[0].dtype)})
+        coefficients = {"logp": share.to(exact[0].dtype)}
+        found = pair_scores(*operands, *rows, coefficients, schedule=schedule)
         (found.scores.sum() * 4096).backward()
     for low, truth in zip((hidden, weight), exact, strict=True):
         assert relative_error(low.grad.double(), truth.grad) < 1e-3
@@ -412,13 +513,13 @@ def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
 
 def test_long_vectors_are_scaled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than a block of `scale_rows`, each with its own factor, in place and not."""
-    monkeypatch.setattr(one_pass, "_BLOCK_ELEMENTS", 12)
+    monkeypatch.setattr(scaling, "_BLOCK_ELEMENTS", 12)
     direction, factors = torch.randn(31, 5), torch.randn(31)
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.empty(31, 5, dtype=dtype)
-        one_pass.scale_rows(direction, factors, out)
+        scaling.scale_rows(direction, factors, out)
         assert torch.equal(out, (direction * factors[:, None]).to(dtype))
-    one_pass.scale_rows(direction.flatten(), torch.ones(155) * 2, doubled := torch.empty(155))
+    scaling.scale_rows(direction.flatten(), torch.ones(155) * 2, doubled := torch.empty(155))
     assert torch.equal(doubled, direction.flatten() * 2)
 
 

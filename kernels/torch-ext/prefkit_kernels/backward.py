@@ -12,10 +12,10 @@ from .buffers import new_store, rows_of
 from .chunking import slice_budget, vocab_slices
 from .gemm import (
     add_hidden_grad_,
-    add_weight_grad_,
     compute_dtype,
     gradient_dtype,
     project_,
+    weight_grad_,
 )
 from .logits import DIFFERENTIABLE, KLS
 from .problem import Problem, Scored
@@ -87,12 +87,8 @@ class _Gradients:
         """The part of columns start..stop; dz (N, S) by raw logits, hidden (N, D) of dz's dtype."""
         if self.hidden is not None:
             add_hidden_grad_(self.hidden, dz, self.head.weight[start:stop])
-        if self.weight is not None and self.weight.dtype == dz.dtype == self.problem.dtype:
-            add_weight_grad_(self.weight[start:stop], dz, hidden, first=True)
-        elif self.weight is not None and self.weight.dtype == dz.dtype:
-            torch.mm(dz.T, hidden, out=self.weight[start:stop])
-        elif self.weight is not None:
-            self.weight[start:stop] = dz.T @ hidden
+        if self.weight is not None:
+            weight_grad_(self.weight[start:stop], dz, hidden)
         if self.bias is not None:
             self.bias[start:stop] = dz.sum(0, dtype=compute_dtype(dz.dtype))
 

@@ -12,7 +12,7 @@ from .vocab_parallel import VocabShard
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BACKENDS = ("auto", "triton", "torch", "reference")
-SCHEDULES = ("auto", "one_pass", "two_pass")
+SCHEDULES = ("auto", "one_pass", "keep_dz", "two_pass")
 
 
 class Options(NamedTuple):

@@ -51,6 +51,11 @@ class Chunks:
         group: chunks whose gradients by the logits are kept side by side, to be multiplied at once.
             They take half the bytes of the logits they are from (where they do not overwrite them),
             so that a product over many tokens needs no logits of all of them.
+        keep: whether the gradients by the logits of all tokens are kept, in `kept`.
+
+    Attributes:
+        kept: (N, padded V) with `keep`, in the dtype of the gradient products. Where that is the
+            logits' dtype, too, they are computed in this very place.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Chunks:
         gradients: int,
         without: tuple[str, ...] = (),
         group: int = 1,
+        keep: bool = False,
     ) -> None:
         self.problem, self.without = problem, without
         self.scored = problem.scored()
@@ -67,7 +73,12 @@ class Chunks:
         self.gemm_dtype = gradient_dtype(problem.policy.hidden)
         # The last gradient may overwrite the logits it is made from, if the dtypes agree.
         self.extra_dz = gradients > 1 or (gradients == 1 and self.gemm_dtype != problem.dtype)
-        self.group = group if self.gemm_dtype != problem.dtype else 1
+        self.group = group if self.gemm_dtype != problem.dtype and not keep else 1
+        self.kept: Tensor | None = None
+        if keep:
+            like, width = problem.policy.hidden, padded(self.classes)
+            self.kept = like.new_empty(self.scored.count, width, dtype=self.gemm_dtype)
+            self.extra_dz = False
         self._store: dict[str, Tensor] = {}
 
     @property
@@ -76,8 +87,15 @@ class Chunks:
         classes = padded(self.problem.shard.widest or self.classes)
         ref_classes = padded(self.problem.shard.widest or self.ref_classes)
         logits = classes + ref_classes if self.problem.wants_kl else max(classes, ref_classes)
+        if self.in_place:
+            logits = ref_classes if self.problem.wants_kl or ref_classes > classes else 0
         dz = classes * self.extra_dz * self.group
         return logits * self.problem.dtype.itemsize + dz * self.gemm_dtype.itemsize
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the logits of the policy are computed where dz is kept."""
+        return self.kept is not None and self.kept.dtype == self.problem.dtype
 
     def __iter__(self) -> Iterator[Chunk]:
         device = self.problem.policy.hidden.device
@@ -96,12 +114,16 @@ class Chunks:
     def dz(self, chunk: Chunk, last: bool = True) -> Tensor:
         """(C, V) buffer for a gradient by the logits: the logits' own place where that fits."""
         raw = chunk.rows.raw
+        if self.kept is not None:
+            return self.kept[chunk.start : chunk.stop, : self.classes]
         if last and self.gemm_dtype == raw.dtype:
             return raw
         return self.dz_of_group(chunk)[chunk.start - chunk.group_start :]
 
     def dz_of_group(self, chunk: Chunk) -> Tensor:
         """Gradients by the logits from the first chunk of the group to this one."""
+        if self.kept is not None:
+            return self.dz(chunk)
         if not self.extra_dz:
             return chunk.rows.raw
         if "dz" not in self._store:  # the first chunk is the largest
@@ -135,7 +157,11 @@ class Chunks:
         self, head: Head, name: str, start: int, stop: int, targets: Tensor, ref: Rows | None = None
     ) -> Rows:
         problem = self.problem
-        raw = self._take(name, stop - start, head.weight.shape[0], problem.dtype)
+        width = head.weight.shape[0]
+        if self.kept is not None and self.in_place and (name, width) == ("policy", self.classes):
+            raw = self.kept[start:stop, :width]
+        else:
+            raw = self._take(name, stop - start, width, problem.dtype)
         project_(raw, self.scored.pick(head.hidden, start, stop), head.weight)
         return Rows(
             raw,

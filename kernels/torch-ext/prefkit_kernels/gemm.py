@@ -80,6 +80,25 @@ def add_weight_grad_(out: Tensor, dz: Tensor, hidden: Tensor, first: bool = Fals
     return out
 
 
+def weight_grad_(out: Tensor, dz: Tensor, hidden: Tensor, factor: Tensor | None = None) -> Tensor:
+    """out = dz.T @ hidden (· factor), rounded once to the dtype of `out`.
+
+    Args:
+        out: (S, D) in any dtype, overwritten.
+        dz: (C, S) and hidden: (C, D), both in `gradient_dtype`.
+        factor: () fp32, multiplied in before the rounding.
+    """
+    if factor is None and out.dtype == compute_dtype(dz.dtype):
+        return add_weight_grad_(out, dz, hidden, first=True)
+    if factor is None and out.dtype == dz.dtype:  # bf16 or fp16 on a GPU, added up in fp32
+        return torch.mm(dz.T, hidden, out=out)
+    for start, stop in _slices(out, _PIECE_BYTES):
+        piece = out.new_empty(stop - start, out.shape[1], dtype=compute_dtype(dz.dtype))
+        add_weight_grad_(piece, dz[:, start:stop], hidden, first=True)
+        out[start:stop] = piece if factor is None else piece.mul_(factor)
+    return out
+
+
 def _accumulate_(out: Tensor, a: Tensor, b: Tensor, first: bool) -> Tensor:
     """out (M, N) = or += a (M, K) @ b (K, N), with the result in the dtype of `out`."""
     if a.dtype == out.dtype:

@@ -5,8 +5,9 @@ is a function of S has the gradient L'(S_i)·∂S_i, and ∂S_i can be accumulat
 chunk are still there: nothing is recomputed. dH and dW cost 1 unit each (2NDV operations), as in an
 unchunked computation; the backward multiplies by L'(S_i).
 
-dW of all tokens is one fp32 accumulator, so a trainable head takes one pair; a frozen head takes
-any number of them.
+dW of all tokens is one fp32 accumulator, so with it a trainable head takes one pair; a frozen head
+takes any number of them. Or the gradients by the logits are kept and dW is made of them in the
+backward (`kept`).
 """
 
 import torch
@@ -17,7 +18,6 @@ from .gemm import add_hidden_grad_, add_weight_grad_, compute_dtype
 from .problem import Problem
 
 COEFFICIENTS = ("logp", "kl")
-_BLOCK_ELEMENTS = 4 << 20
 _FP16_EXPONENT = 10.0  # coefficients up to 2¹⁰: far from fp16's 2¹⁶, and p down to 6e-11 counts
 # Where dz is of a lower precision than the logits, that of three chunks is kept and multiplied at
 # once: every addition to dW reads and writes an fp32 matrix of its size.
@@ -30,14 +30,19 @@ def pair_scores(
     coefficients: Tensor,  # (2, T): a of logp, b of KL
     num_pairs: int,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    keep: bool = False,
+) -> tuple[Tensor | None, ...]:
     """Scores, statistics and the gradients of the scores.
+
+    With `keep` those of weight and bias are left to `kept.gradients`.
 
     Returns:
         scores: (P,) fp32 | fp64.
         stats: (K, T), 0 in skipped rows.
         d_hidden: (T, D) fp32 | fp64: row t is ∂S_i/∂hidden_t of its own pair i.
         d_weight: (V, D) fp32 | fp64 ∂(Σ_i S_i)/∂weight, d_bias: (V,) likewise.
+        dz: with `keep` (N, padded V) gradients of the scores by the raw logits, times scale, and
+        scale: () a power of two.
     """
     hidden = problem.policy.hidden
     names = tuple(name for name in COEFFICIENTS if name in problem.outputs)
@@ -50,8 +55,10 @@ def pair_scores(
         gradients=int(any(needs)),
         without=("kl",) if any(needs) else (),
         group=_GROUP if needs[1] else 1,
+        keep=keep,
     )
-    sums = _Directions(problem, needs, _loss_scale(coefficients, chunks.gemm_dtype))
+    summed = (needs[0], False, False) if keep else needs
+    sums = _Directions(problem, summed, _loss_scale(coefficients, chunks.gemm_dtype))
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     for chunk in chunks:
         if any(needs):
@@ -69,7 +76,8 @@ def pair_scores(
         scores[0] = value.sum()
     else:
         scores.index_put_((torch.where(counts, pairs, 0),), value, accumulate=True)
-    return scores, stats.T.contiguous(), *sums.finish()
+    scale = sums.scale if sums.scale is not None else scores.new_ones(())
+    return scores, stats.T.contiguous(), *sums.finish(), chunks.kept, scale
 
 
 def _loss_scale(coefficients: Tensor, gemm_dtype: torch.dtype) -> Tensor | None:
@@ -142,23 +150,3 @@ class _Directions:
             if total is not None and self.scale is not None:
                 total.div_(self.scale)
         return self.hidden, self.weight, self.bias
-
-
-def scale_rows(
-    direction: Tensor,  # (R, …)
-    factors: Tensor,  # (R,) fp32 | fp64
-    out: Tensor,  # (R, …), overwritten; may be `direction` itself
-) -> Tensor:
-    """direction ⊙ factors, each product in the factors' precision and rounded once.
-
-    By blocks of rows, so that no second tensor of that precision is held.
-    """
-    factors = factors.view(-1, *(1,) * (direction.dim() - 1))
-    rows = max(1, _BLOCK_ELEMENTS * len(direction) // max(1, direction.numel()))
-    for start in range(0, len(direction), rows):
-        here = slice(start, start + rows)
-        if direction.dtype == factors.dtype == out.dtype:
-            torch.mul(direction[here], factors[here], out=out[here])
-        else:
-            out[here] = direction[here] * factors[here]
-    return out

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import Options, checked
+from .checks import Heads, Options, check_schedule, checked
 from .gemm import compute_dtype
+from .kept import dz_bytes, fits
 from .one_pass import COEFFICIENTS
 from .ops_pairs import ScoresWithGradient, pair_scores_op
 from .problem import refuse_unless
@@ -47,24 +48,30 @@ def pair_scores(
     backend: str = "auto",
     num_scored: int | None = None,
     vocab_shard: VocabShard | None = None,
+    schedule: str = "auto",
 ) -> PairScores:
     """S_i = Σ_t (a_t·logp_t + b_t·KL_t) over the tokens of pair i, in one pass over the logits.
 
-    For losses that are functions of such scores (the whole DPO family): the gradient of S is
-    accumulated chunk by chunk in the forward and multiplied by ∂L/∂S in the backward; nothing is
-    recomputed (4NDV operations for the gradient where `token_stats` takes 6 to 8).
+    For losses that are functions of such scores (the whole DPO family): the gradient of S is made
+    chunk by chunk in the forward and multiplied by ∂L/∂S in the backward; nothing is recomputed
+    (4NDV operations for the gradient where `token_stats` takes 6 to 8).
 
     Args:
         hidden, weight, targets, bias, ref_*, outputs and the options: as in `token_stats`.
         pairs: (T,) int64, pair 0..num_pairs − 1 of each row; anything in rows to skip.
-        num_pairs: P. With a trainable weight or bias it must be 1: the gradient of the weight is
-            one (V, D) fp32 accumulator, which becomes the gradient itself where the weight is fp32.
+        num_pairs: P.
         coefficients: "logp" and, if wanted, "kl": (T,) a_t and b_t, without gradient. Each must be
             among `outputs`.
+        schedule: what is held of a trainable weight's gradient. "one_pass": one (V, D) fp32
+            accumulator, for one pair; it becomes the gradient itself where the weight is fp32.
+            "keep_dz": the gradients by the logits of the N scored rows, N·V numbers in the dtype of
+            hidden (fp32 on a CPU), for any number of pairs. "auto": the latter where it takes fewer
+            bytes (`kept.allowed_bytes`). A frozen head needs neither.
     Returns:
         PairScores: scores (P,), and the stats that `outputs` names.
     Raises:
-        ValueError: as `token_stats`; several pairs with a trainable head; unknown coefficients.
+        ValueError: as `token_stats`; several pairs with a trainable head for which "auto" finds dz
+            too large, or "one_pass"; unknown coefficients.
     """
     options = Options(
         tuple(outputs),
@@ -84,22 +91,71 @@ def pair_scores(
         torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
         for tensor in differentiated
     ]
-    _check_pairs(pairs, num_pairs, targets != ignore_index, trainable=needs[1] or needs[2])
+    trainable = needs[1] or needs[2]
+    _check_pairs(pairs, num_pairs, targets != ignore_index)
     if backend == "reference":
         raise ValueError("backend='reference' is token_stats' alone: pair_scores has no definition")
-    scores, stats, *gradients = pair_scores_op(
-        *(None if x is None else x.detach() for x in heads),
-        *options.settings(hidden),
-        pairs,
-        table,
-        num_pairs,
-        *needs,
+    keep = trainable and _keeps(schedule, heads, weight, num_pairs, options)
+    if keep and num_scored is None:  # a size that the operator has to state
+        options = options._replace(num_scored=int((targets != ignore_index).sum()))
+    operands = [None if x is None else x.detach() for x in heads]
+    scores, stats, *made = pair_scores_op(
+        *operands, *options.settings(hidden), pairs, table, num_pairs, *needs, keep
     )
     if any(needs):
         pair_of_row = torch.where(targets == ignore_index, num_pairs, pairs)
         # The caller's own tensors: under autocast an fp32 weight gets its fp32 gradient, unrounded.
-        scores = ScoresWithGradient.apply(hidden, weight, bias, scores, *gradients, pair_of_row)
+        rows = (pair_of_row, operands[0], targets, ignore_index)
+        scores = ScoresWithGradient.apply(hidden, weight, bias, scores, *rows, *made)
     return PairScores(scores, named_stats(options.outputs, stats))
+
+
+def _keeps(schedule: str, heads: Heads, weight: Tensor, num_pairs: int, options: Options) -> bool:
+    """Whether dz is kept, for a trainable head; refuses what does not fit."""
+    check_schedule(schedule)
+    if schedule == "two_pass":
+        raise ValueError("pair_scores takes one pass; for two give token_stats the schedule")
+    if schedule == "keep_dz":
+        return True
+    if schedule == "one_pass" and num_pairs > 1:
+        raise ValueError(
+            f"{num_pairs} pairs with a trainable head would need an accumulator of the weight's "
+            "size for each in schedule='one_pass': give one pair, freeze the head, or keep dz"
+        )
+    if schedule == "one_pass":
+        return False
+    limits = (options.num_scored, options.memory_budget, options.vocab_shard)
+    if not keeps_dz((heads[0], heads[2]), weight, num_pairs, *limits):
+        if num_pairs == 1:
+            return False
+        rows = options.num_scored if options.num_scored is not None else len(heads[2])
+        held = dz_bytes(rows, weight.shape[0], heads[0])
+        raise ValueError(
+            f"{num_pairs} pairs with a trainable head: the gradients by the logits of {rows} "
+            f"tokens would take {held / 1e6:.3g} MB, more than schedule='auto' keeps; give "
+            "schedule='keep_dz' to keep them, one pair, or use token_stats"
+        )
+    return True
+
+
+def keeps_dz(
+    rows: tuple[Tensor, Tensor],  # hidden (T, D) in the products' dtype, targets (T,)
+    weight: Tensor,  # (V, D) in the dtype of its gradient
+    num_pairs: int,
+    num_scored: int | None = None,
+    memory_budget: int | None = None,
+    vocab_shard: VocabShard | None = None,
+) -> bool:
+    """Whether `schedule="auto"` keeps dz for a trainable head: by bytes, without synchronisation.
+
+    Where the scored rows are not counted beforehand, all rows are taken for scored.
+    """
+    hidden, targets = rows
+    if num_scored is None and torch.compiler.is_compiling():  # counting would break the graph
+        return False
+    count = len(targets) if num_scored is None else num_scored
+    widest = vocab_shard.widest if vocab_shard else None
+    return fits(hidden, weight, count, num_pairs, memory_budget or 0, widest)
 
 
 def _coefficients(
@@ -128,7 +184,7 @@ def _coefficients(
     return table
 
 
-def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor, trainable: bool) -> None:
+def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor) -> None:
     if pairs.shape != counts.shape or pairs.dtype != torch.int64:
         raise ValueError(
             f"pairs must be (T,) = {tuple(counts.shape)} int64, got {tuple(pairs.shape)} "
@@ -136,10 +192,5 @@ def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor, trainable: bool)
         )
     if num_pairs < 1:
         raise ValueError(f"num_pairs must be ≥ 1, got {num_pairs}")
-    if trainable and num_pairs > 1:
-        raise ValueError(
-            f"{num_pairs} pairs with a trainable head would need an accumulator of the weight's "
-            "size for each: give one pair, freeze the head, or use token_stats"
-        )
     right = (~counts | ((pairs >= 0) & (pairs < num_pairs))).all()
     refuse_unless(right, f"pairs must be in 0..{num_pairs - 1} in every row that is not ignored")

@@ -117,25 +117,30 @@ class Problem:
         return self.reference is not None and bool(KLS & set(self.outputs))
 
     def scored(self) -> Scored:
-        counts = self.targets != self.ignore_index
-        if self.num_scored == len(self.targets):
-            message = f"num_scored is {self.num_scored}, every row, but some rows are ignored"
-            refuse_unless(counts.all(), message)
-            return Scored(None, self.num_scored)
-        if self.num_scored >= 0:
-            right = counts.sum() == self.num_scored
-            message = f"num_scored is {self.num_scored}, not the number of rows not ignored"
-            refuse_unless(right, message)
-            order = torch.argsort(~counts, stable=True)  # the rows that count come first, in order
-            return Scored(order[: self.num_scored], self.num_scored)
-        places = counts.nonzero().squeeze(1)
-        whole = len(places) == len(self.targets)
-        return Scored(None if whole else places, len(places))
+        return scored_rows(self.targets, self.ignore_index, self.num_scored)
 
     def bias(self, head: Head | None, start: int = 0, stop: int | None = None) -> Tensor | None:
         if head is None or head.bias is None:
             return None
         return head.bias[start:stop].to(self.dtype).contiguous()
+
+
+def scored_rows(targets: Tensor, ignore_index: int, num_scored: int) -> Scored:
+    """The rows whose target is not `ignore_index`; their number is counted where it is −1."""
+    counts = targets != ignore_index
+    if num_scored == len(targets):
+        message = f"num_scored is {num_scored}, every row, but some rows are ignored"
+        refuse_unless(counts.all(), message)
+        return Scored(None, num_scored)
+    if num_scored >= 0:
+        right = counts.sum() == num_scored
+        message = f"num_scored is {num_scored}, not the number of rows not ignored"
+        refuse_unless(right, message)
+        order = torch.argsort(~counts, stable=True)  # the rows that count come first, in order
+        return Scored(order[:num_scored], num_scored)
+    places = counts.nonzero().squeeze(1)
+    whole = len(places) == len(targets)
+    return Scored(None if whole else places, len(places))
 
 
 def refuse_unless(right: Tensor, message: str) -> None:

@@ -91,6 +91,10 @@ def token_stats(
         TypeError: a DTensor; gather it first (`weight.full_tensor(grad_placements=…)`).
     """
     check_schedule(schedule)
+    if schedule == "keep_dz":
+        raise ValueError(
+            "schedule='keep_dz' is for losses of linear scores: pair_scores, fused_preference_loss"
+        )
     options = Options(
         tuple(outputs),
         ignore_index,
