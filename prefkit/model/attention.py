@@ -5,9 +5,9 @@
 `prefkit_stream`, which a model hands down to its attention like any keyword it does not know) it is
 `prefkit.model.stream_attention`; without one it is what it replaced, mask and all.
 
-Nothing is believed: `why_not` runs a small tree and the same sequences one by one, compares the
-numbers, and counts the layers that attended. State-space layers, position biases, models that drop
-unknown keywords: all show there.
+Nothing is believed: `why_not` compares a small row with its sequences one by one, by numbers
+(`prefkit.model.layout_test`). State-space layers, position biases, models that drop unknown
+keywords: all show there.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefkit.data.sharded import ShardedStream
-from prefkit.data.stream import Stream, Tree
+from prefkit.data.stream import Stream
 from prefkit.errors import ModelError
-from prefkit.model.evaluating import evaluating
 from prefkit.model.head import unwrap
 from prefkit.model.row_limits import rotary_limit, window_of
+from prefkit.model.sharded import weights_elsewhere
 from prefkit.model.stream_attention import attend
 from prefkit.model.ulysses import ulysses_attention
 
@@ -120,8 +120,13 @@ def _forward(
             f"{type(module).__name__} passes {unread[0]} to its attention, which rows without "
             "padding do not read."
         )
-    if (attended := _attended.get()) is not None:
+    if (attended := _attended.get()) is not None:  # only then: it makes a GPU wait
         attended.add(module)
+        if _biased(attention_mask):
+            raise ModelError(
+                f"{type(module).__name__} adds numbers of its own to its attention's scores, which "
+                "rows without padding do not read."
+            )
     query, key, value = _same_dtype(query, key, value)
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
 
@@ -133,6 +138,13 @@ def _forward(
     else:
         out = ulysses_attention(whole_row, query, key, value, group)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _biased(mask: Any) -> bool:
+    """Whether a mask does more than to hide, as Doge's (it may add the same to all at first)."""
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return False
+    return bool(((mask != 0) & (mask > -1e4)).any())
 
 
 def _whole(row: Stream | ShardedStream) -> tuple[Stream, dist.ProcessGroup | None]:
@@ -171,11 +183,6 @@ def too_long_for(model: nn.Module, longest: int) -> str | None:
     return None
 
 
-# Two sequences with a trunk of 5 tokens, one of 4 without; ids that every vocabulary has.
-_TREES = Stream((Tree(0, 5, (4, 3)), Tree(12, 4)))
-_SEQUENCES = ([0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 9, 10, 11], [12, 13, 14, 15])
-
-
 def why_not(model: nn.Module, longest: int) -> str | None:
     """Why a model cannot read streams, in words, or None; `install_attention` must have run.
 
@@ -183,43 +190,34 @@ def why_not(model: nn.Module, longest: int) -> str | None:
         model: the policy or the reference, not yet wrapped for several processes.
         longest: tokens of the longest sequence of the data.
     """
-    owner = unwrap(model)
-    name = type(owner).__name__
+    from prefkit.model.layout_test import mismatch  # which needs this file
+
     if reason := too_long_for(model, longest):
         return reason
-    parameter = next(owner.parameters())
-    if parameter.is_meta or hasattr(parameter, "ds_id"):
+    parameter = next(unwrap(model).parameters())
+    if parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere():
         return None  # nothing to compute with yet: the attention itself refuses what it sees
-    ids = torch.arange(1, 17, device=parameter.device)[None]
-    try:
-        with evaluating(owner):
-            alone = [
-                model(input_ids=ids[:, places], use_cache=False).logits for places in _SEQUENCES
-            ]
-            batch = {"input_ids": ids, "stream": _TREES, "position_ids": _positions(ids.device)}
-            with reading(batch) as inputs, _counting() as attended:
-                together = model(**inputs).logits
-    except ModelError as error:
-        return str(error).rstrip(".")
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        return f"{name} does not run rows without padding ({str(error).splitlines()[0]})"
-    layers = _text_config(model).num_hidden_layers
-    if len(attended) < layers:
-        return (
-            f"{len(attended)} of the {layers} layers of {name} attend through transformers' "
-            "AttentionInterface"
-        )
-    want = torch.cat([logits[0] for logits in alone]).float()
-    got = torch.cat([together[0, places] for places in _SEQUENCES]).float()
-    loose = parameter.dtype.itemsize < 4
-    off = float((got - want).abs().max() / want.abs().max().clamp_min(1e-6))
-    if not off < (5e-2 if loose else 1e-4):
-        return f"{name} computes something else in rows without padding (off by {off:.0%})"
-    return None
+    return mismatch(model, longest)
 
 
 @contextlib.contextmanager
-def _counting() -> Iterator[set[nn.Module]]:
+def as_before(model: nn.Module, implementation: str | None = None) -> Iterator[None]:
+    """The model with the attention that `install_attention` replaced, inside the block.
+
+    Args:
+        implementation: another one of transformers, instead of the one that was replaced.
+    """
+    config = _text_config(model)
+    name = config._attn_implementation
+    config._attn_implementation = implementation or name.removeprefix(PREFIX)
+    try:
+        yield
+    finally:
+        config._attn_implementation = name
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[set[nn.Module]]:
     """The modules that attend to a stream inside the block."""
     attended: set[nn.Module] = set()
     token = _attended.set(attended)
@@ -227,7 +225,3 @@ def _counting() -> Iterator[set[nn.Module]]:
         yield attended
     finally:
         _attended.reset(token)
-
-
-def _positions(device: torch.device) -> Tensor:
-    return _TREES.position_ids().to(device)[None]

@@ -8,7 +8,11 @@ from typing import Any
 
 
 def window_of(config: Any) -> int | None:
-    """Tokens of the narrowest window or chunk that any layer attends within, or None."""
+    """Tokens of the narrowest window or chunk that any layer attends within, or None.
+
+    A layer that chooses a number of blocks to attend to (MiniMax-M3) sees everything in sequences
+    of no more tokens than that, and only in those.
+    """
     kinds = getattr(config, "layer_types", None)
     found = []
     for kind, name in (
@@ -19,6 +23,8 @@ def window_of(config: Any) -> int | None:
         off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
         if size and not off and (kinds is None or kind in kinds):
             found.append(int(size))
+    if kinds is not None and "minimax_m3_sparse" in kinds:
+        found.append(int(config.index_block_size * config.index_topk_blocks))
     return min(found, default=None)
 
 
