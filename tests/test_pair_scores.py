@@ -186,6 +186,57 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
         assert schedule(one_pair()) == "two_pass"
 
 
+@pytest.mark.parametrize("outputs", [("logp", "ref_logp"), ("logp", "ref_logp", "kl")])
+@pytest.mark.parametrize("few", [False, True])
+def test_a_head_that_both_share_is_read_once(
+    few: bool, outputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One product of twice the rows gives what two give."""
+    rows: list[int] = []
+    inner = chunks.project_
+
+    def watched(out: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return inner(out, hidden, weight)
+
+    monkeypatch.setattr(chunks, "project_", watched)
+    case = Case(outputs=outputs, frozen_head=True)
+    found = []
+    for shared in (True, False):
+        x = build(case)
+        ref_weight = x.weight if shared else x.weight.clone()
+        coefficients = {name: x.cotangents[name] for name in outputs if name != "ref_logp"}
+        heads = (x.hidden, x.weight, x.targets, torch.arange(13) % 2, 2, coefficients)
+        options = {"ref_hidden": x.ref_hidden, "ref_weight": ref_weight, "outputs": outputs}
+        options["memory_budget"] = 1 << 20 if few else 304 * 8 * 4
+        out = pair_scores(*heads, **options)
+        out.scores.sum().backward()
+        found.append((out.scores.detach(), out.stats.ref_logp, x.hidden.grad))
+    # Eleven tokens count. Few: 22 rows at once, then 11 twice. Else four rows of one head or two
+    # of both, whose product is one of four.
+    expected = [22, 11, 11] if few else [4, 4, 4, 4, 3, 3] * 2
+    if "kl" in outputs and not few:
+        expected = [4] * 5 + [2] + [2] * 10 + [1, 1]
+    assert rows == expected
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_kept_gradients_take_the_place_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 they need no buffer beside them, and all tokens are one chunk."""
+    made: list[chunks.Chunks] = []
+    inner = chunks.Chunks._read
+
+    def watched(self: chunks.Chunks, *args: Any) -> Any:
+        made.append(self)
+        return inner(self, *args)
+
+    monkeypatch.setattr(chunks.Chunks, "_read", watched)
+    _scores(Case(), torch.float32, "keep_dz")
+    assert len(made) == 1
+    assert not made[0]._store
+
+
 @pytest.mark.parametrize(
     ("rows", "pairs", "dtype", "keeps"),
     [

@@ -3,6 +3,10 @@
 Every schedule starts here. Buffers are allocated once and reused for every chunk; their size is the
 byte budget. Where no KL is wanted the reference's logits are read before the policy's overwrite
 them: one buffer, and chunks of twice the rows.
+
+Where policy and reference are the same head (LoRA) and both logits are there at once, they are one
+product of twice the rows. For few tokens a product takes as long as reading the weight, so that is
+done also where no KL asks for both, if all tokens fit.
 """
 
 from collections.abc import Iterator
@@ -80,17 +84,35 @@ class Chunks:
             self.kept = like.new_empty(self.scored.count, width, dtype=self.gemm_dtype)
             self.extra_dz = False
         self._store: dict[str, Tensor] = {}
+        self.side_by_side = problem.wants_kl
+        self.joint = self._joins()
 
     @property
     def row_bytes(self) -> int:
         """Bytes of all logits buffers for one row, the same on all processes of a group."""
         classes = padded(self.problem.shard.widest or self.classes)
         ref_classes = padded(self.problem.shard.widest or self.ref_classes)
-        logits = classes + ref_classes if self.problem.wants_kl else max(classes, ref_classes)
+        if not self.problem.reference:
+            ref_classes = 0
+        logits = classes + ref_classes if self.side_by_side else max(classes, ref_classes)
         if self.in_place:
-            logits = ref_classes if self.problem.wants_kl or ref_classes > classes else 0
+            logits = ref_classes if self.side_by_side or ref_classes > classes else 0
         dz = classes * self.extra_dz * self.group
         return logits * self.problem.dtype.itemsize + dz * self.gemm_dtype.itemsize
+
+    @property
+    def _budget(self) -> int:
+        device = self.problem.policy.hidden.device
+        return self.problem.budget or token_budget(device, self.row_bytes)
+
+    def _joins(self) -> bool:
+        """Whether the logits of both are one product; decides `side_by_side` for it."""
+        if not self.problem.shares_head or self.in_place:
+            return False
+        if not self.side_by_side:
+            self.side_by_side = True
+            self.side_by_side = self.scored.count * self.row_bytes <= self._budget
+        return self.side_by_side
 
     @property
     def in_place(self) -> bool:
@@ -98,9 +120,10 @@ class Chunks:
         return self.kept is not None and self.kept.dtype == self.problem.dtype
 
     def __iter__(self) -> Iterator[Chunk]:
-        device = self.problem.policy.hidden.device
-        budget = self.problem.budget or token_budget(device, self.row_bytes)
-        chunks = list(token_chunks(self.scored.count, self.row_bytes, budget, row_tile(device)))
+        count, tile = self.scored.count, row_tile(self.problem.policy.hidden.device)
+        # Without a buffer of its own a row costs nothing: all of them are one chunk.
+        budget = self._budget if self.row_bytes else count
+        chunks = list(token_chunks(count, self.row_bytes, budget, tile))
         if chunks:  # groups of nearly equal size, and no buffer for chunks that never come
             self.group = -(-len(chunks) // -(-len(chunks) // self.group))
         for k, (start, stop) in enumerate(chunks):
@@ -138,8 +161,10 @@ class Chunks:
         )
         norms = stats.new_zeros(4, stop - start)
         ref = None
+        if self.joint:
+            self._project_both(start, stop)
         if problem.reference is not None:
-            name = "reference" if problem.wants_kl else "policy"
+            name = "reference" if self.side_by_side else "policy"
             rows = self._project(problem.reference, name, start, stop, targets)
             found = normalise(problem.kernels, rows, problem.shard, norms[2:])
             if "ref_logp" in problem.outputs:
@@ -156,13 +181,16 @@ class Chunks:
     def _project(
         self, head: Head, name: str, start: int, stop: int, targets: Tensor, ref: Rows | None = None
     ) -> Rows:
-        problem = self.problem
-        width = head.weight.shape[0]
-        if self.kept is not None and self.in_place and (name, width) == ("policy", self.classes):
+        problem, width, rows = self.problem, head.weight.shape[0], stop - start
+        if self.joint:  # `_project_both` has been here
+            both = self._take("both", 2 * rows, width, problem.dtype)
+            raw = both[rows:] if name == "reference" else both[:rows]
+        elif self.kept is not None and self.in_place and (name, width) == ("policy", self.classes):
             raw = self.kept[start:stop, :width]
         else:
-            raw = self._take(name, stop - start, width, problem.dtype)
-        project_(raw, self.scored.pick(head.hidden, start, stop), head.weight)
+            raw = self._take(name, rows, width, problem.dtype)
+        if not self.joint:
+            project_(raw, self.scored.pick(head.hidden, start, stop), head.weight)
         return Rows(
             raw,
             None if ref is None else ref.raw,
@@ -172,6 +200,14 @@ class Chunks:
             problem.transform,
             problem.shard.first_class,
         )
+
+    def _project_both(self, start: int, stop: int) -> None:
+        """Logits of the policy, then of the reference, as one product."""
+        policy, reference = self.problem.policy, self.problem.reference
+        assert reference is not None, "joint means that there are two"
+        states = [self.scored.pick(head.hidden, start, stop) for head in (policy, reference)]
+        both = self._take("both", 2 * (stop - start), self.classes, self.problem.dtype)
+        project_(both, torch.cat(states), policy.weight)
 
     def _take(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """(rows, width), rows padded, in a buffer that the largest chunk (the first) allocates."""

@@ -116,6 +116,19 @@ class Problem:
         """Whether logits of policy and reference are needed side by side."""
         return self.reference is not None and bool(KLS & set(self.outputs))
 
+    @property
+    def shares_head(self) -> bool:
+        """Whether policy and reference have one weight, in one memory (LoRA, a frozen head)."""
+        if self.reference is None or self.reference.hidden.dtype != self.policy.hidden.dtype:
+            return False
+        mine, other = self.policy.weight, self.reference.weight
+        return (mine.data_ptr(), mine.shape, mine.stride(), mine.dtype) == (
+            other.data_ptr(),
+            other.shape,
+            other.stride(),
+            other.dtype,
+        )
+
     def scored(self) -> Scored:
         return scored_rows(self.targets, self.ignore_index, self.num_scored)
 
