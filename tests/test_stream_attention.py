@@ -1,5 +1,7 @@
 """Attention over trees equals dense attention under an explicit mask, whichever way it is made."""
 
+import re
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor
 from benchmarks.memory import resident_peak
 from prefkit.data.stream import Packed, Stream, Tree
 from prefkit.model import blockwise_attention, stream_attention, varlen_attention
+from prefkit.model.gathered_keys import gathered
 from prefkit.model.stream_attention import attend
 from prefkit.model.varlen_attention import agrees
 
@@ -142,6 +145,108 @@ def test_a_kernel_is_tried_before_it_is_believed(caplog: pytest.LogCaptureFixtur
     with caplog.at_level("WARNING"):
         assert not agrees(failing, cpu, torch.float32, 4, 2, 8, None)
     assert "is left aside (no such kernel)" in caplog.text
+
+
+def test_a_kernel_with_a_wrong_gradient_is_left_aside(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason names the gradient, how far it is off and how far it might be."""
+
+    def without_last_key(q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
+        last = torch.arange(len(v)) == len(v) - 1
+        return _variable_length(q, k, torch.where(last[:, None, None], v.detach(), v), *more)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        with caplog.at_level("WARNING"):
+            assert not agrees(without_last_key, torch.device("cpu"), dtype, 4, 2, 8, None)
+        assert re.search(r"gradient of v off by \S+ of its largest value, limit \S+\)", caplog.text)
+
+
+def test_trying_a_kernel_leaves_no_trace_in_the_forward_around_it() -> None:
+    """Not in a checkpoint that counts tensors, nor where no gradients are recorded."""
+    saved = []
+
+    def fresh() -> Any:
+        return lambda *operands: _variable_length(*operands)
+
+    cpu = torch.device("cpu")
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        assert agrees(fresh(), cpu, torch.float32, 4, 2, 8, None)
+    assert not saved
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert agrees(fresh(), cpu, torch.float32, 4, 2, 8, None)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_grouped_heads_are_first_tried_as_they_are(
+    takes: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A version without a word for grouped heads, whose kernel takes them or does not."""
+    from torch.nn.attention import varlen
+
+    seen = []
+
+    def old(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int,
+            is_causal: bool = False) -> Tensor:  # fmt: skip
+        seen.append(k.shape[1])
+        if k.shape[1] != q.shape[1] and not takes:
+            raise RuntimeError("Number of heads must be the same")
+        packed = Packed(cu_q, cu_q, cu_k, max_q, max_k)
+        return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
+
+    monkeypatch.setattr(varlen, "varlen_attn", old)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
+        cached.cache_clear()
+    with caplog.at_level("WARNING"):
+        kernel = varlen_attention.believed(torch.device("cpu"), torch.float32, 4, 2, 8, None)
+    assert kernel is not None
+    assert seen == ([2] if takes else [2, 4])
+    assert ("keys and values are repeated" in caplog.text) != takes
+    assert ("Number of heads must be the same" in caplog.text) != takes
+    for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gathered_keys_add_their_gradients_in_order(name: str, dtype: torch.dtype) -> None:
+    """Own place first, then tail after tail, to the bit."""
+    stream = STREAMS[name]
+    keys = stream.packed(torch.device("cpu")).keys
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(len(stream), 2, 4, generator=draw).to(dtype).requires_grad_()
+    grad = torch.randn(len(keys), 2, 4, generator=draw).to(dtype)
+    out = gathered(x, stream)
+    assert torch.equal(out, x[keys])
+    (got,) = torch.autograd.grad(out, x, grad)
+    own = {place for one in _places_of_queries(stream) for place in one}
+    for token in range(len(stream)):
+        places = (keys == token).nonzero()[:, 0].tolist()
+        places.sort(key=lambda place: (place not in own, place))
+        kind = torch.promote_types(dtype, torch.float32)
+        want = torch.zeros(2, 4, dtype=kind)
+        for place in places:
+            want = want + grad[place].to(kind)
+        assert torch.equal(got[token], want.to(dtype))
+
+
+def _places_of_queries(stream: Stream) -> list[range]:
+    """Where each attention's own tokens lie among the gathered keys: at its end."""
+    ends, counts = 0, []
+    for one in stream.attends():
+        ends += one.key_count
+        counts.append(range(ends - len(one.queries), ends))
+    return counts
+
+
+def test_blocks_are_larger_on_a_gpu() -> None:
+    """By bytes there; in both cases the scores of a block stay within what is set."""
+    size = blockwise_attention.block_size
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert size(8, 4096, gpu) == 512
+    assert size(8, 4096, cpu) == 64
+    assert size(32, 8192, gpu) * 32 * 8192 * 4 == blockwise_attention.GPU_SCORE_BYTES
+    assert size(1, 10, gpu) == 1024
+    assert size(64, 1 << 20, gpu) == 16
 
 
 @pytest.mark.parametrize("known", ["new", "old"])

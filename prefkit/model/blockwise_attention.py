@@ -12,7 +12,11 @@ from torch import Tensor
 
 from prefkit.data.stream import Attend, Span, Stream
 
-SCORES = 1 << 21  # scores of all heads at a time; some ten buffers have this size
+# Scores of all heads at a time, on a CPU: its caches are small. Some ten buffers have this size.
+SCORES = 1 << 21
+# The same on a GPU, in bytes (fp32): 16 million scores keep it busy for longer than it takes to
+# start a kernel, and all buffers together stay below 1 GiB.
+GPU_SCORE_BYTES = 64 << 20
 
 
 def slice_of(x: Tensor, span: Span) -> Tensor:
@@ -33,7 +37,7 @@ class Blockwise(torch.autograd.Function):
     ) -> Tensor:
         out = query.new_empty((*query.shape[:3], value.shape[-1]))
         with torch.autocast(query.device.type, enabled=False):  # it would round the products
-            for one, block in _blocks(stream, query.shape[1]):
+            for one, block in _blocks(stream, query):
                 places = _keys_of(one, block, query.device)
                 k, v = key.index_select(2, places), value.index_select(2, places)
                 slice_of(out, block).copy_(_block(slice_of(query, block), k, v, scale, softcap))
@@ -49,7 +53,7 @@ class Blockwise(torch.autograd.Function):
         # Hundreds of blocks add to one key's gradient: in fp32, or bf16 would lose most of them.
         kind = torch.promote_types(query.dtype, torch.float32)
         grads = [torch.zeros_like(x, dtype=kind) for x in (query, key, value)]
-        for one, block in _blocks(stream, query.shape[1]):
+        for one, block in _blocks(stream, query):
             places = _keys_of(one, block, query.device)
             parts = [slice_of(query, block), key.index_select(2, places)]
             parts.append(value.index_select(2, places))
@@ -63,9 +67,18 @@ class Blockwise(torch.autograd.Function):
         return *(grad.to(query.dtype) for grad in grads), None, None, None
 
 
-def _blocks(stream: Stream, heads: int) -> Iterator[tuple[Attend, Span]]:
+def block_size(heads: int, keys: int, device: torch.device) -> int:
+    """Queries of a block that has so many keys, by what the device can hold and keep busy with."""
+    if device.type == "cpu":
+        return min(max(SCORES // (heads * keys), 16), 256)
+    # A block computes all its keys for its first query too: past 1024 queries that costs more than
+    # the fewer kernels save.
+    return min(max(GPU_SCORE_BYTES // (4 * heads * keys), 16), 1024)
+
+
+def _blocks(stream: Stream, query: Tensor) -> Iterator[tuple[Attend, Span]]:
     for one in stream.attends():
-        size = min(max(SCORES // (heads * one.key_count), 16), 256)
+        size = block_size(query.shape[1], one.key_count, query.device)
         for start in range(one.queries.start, one.queries.stop, size):
             yield one, Span(start, min(start + size, one.queries.stop))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prefkit.data.stream import Span, Stream
 from prefkit.model.blockwise_attention import Blockwise, slice_of
-from prefkit.model.varlen_attention import agrees, varlen, varlen_kernel
+from prefkit.model.varlen_attention import believed, varlen
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -47,11 +47,9 @@ def attend(
     _check(query, key, value, stream)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        kernel = varlen_kernel(softcap is not None)
         heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
-        if kernel is not None and agrees(
-            kernel, query.device, query.dtype, heads, groups, width, softcap
-        ):
+        kernel = believed(query.device, query.dtype, heads, groups, width, softcap)
+        if kernel is not None:
             return varlen(kernel, query, key, value, stream, scale, softcap)
     if query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
         return _FlashCPU.apply(query, key, value, stream, scale)
