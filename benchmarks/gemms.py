@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.no_rows import NoRows
 from benchmarks.problems import IGNORE, Problem
 from benchmarks.ways.base import Unavailable, Way, objective
 from prefkit.schedule import obstacle_to_one_pass
@@ -64,29 +65,6 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _NoRows:
-    """Row kernels that leave everything as it is."""
-
-    @staticmethod
-    def normalisers(rows: Any, out: Tensor) -> None: ...
-
-    @staticmethod
-    def class_sums(rows: Any, outputs: Any, norms: Tensor, out: Tensor) -> None: ...
-
-    @staticmethod
-    def gradient(
-        rows: Any,
-        outputs: Any,
-        stats: Tensor,
-        norms: Tensor,
-        cotangents: Tensor,
-        out: Tensor,
-        kl_sum: Tensor | None = None,
-    ) -> None:
-        if out.data_ptr() != rows.raw.data_ptr():
-            out.copy_(rows.raw)
-
-
 def products(problem: Problem, schedule: str) -> Products:
     """The products of "one_pass" or "two_pass" for a problem, in buffers of their own."""
     work = _as_scheduled(problem)
@@ -123,7 +101,7 @@ def _as_scheduled(problem: Problem) -> schedule_problem.Problem:
         transform=LogitTransform(1.0, 0.0, 1.0),
         budget=0,
         num_scored=-1,
-        kernels=_NoRows,  # type: ignore[arg-type]  # a namespace with the module's functions
+        kernels=NoRows,  # type: ignore[arg-type]  # a namespace with the module's functions
         shard=schedule_problem.Shard(),
     )
 
