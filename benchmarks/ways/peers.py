@@ -89,6 +89,36 @@ def _cce(problem: Problem, **options: Any) -> Outcome:
     return finish(problem, logp(problem.hidden, problem.weight), ref, None)
 
 
+def _quack(problem: Problem) -> Outcome:
+    """QuACK's chunked linear cross-entropy, which gives sums: one call for each side of the pair.
+
+    Each call holds an fp32 gradient of the head until the backward, so it is asked of one pair.
+    """
+    case = problem.case
+    _only_dpo(problem, "QuACK")
+    name = "quack.linear_cross_entropy"
+    if case.pairs > 1:
+        raise Unavailable("QuACK gives sums: a call and an fp32 dW for every side of every pair")
+    if not problem.hidden.is_cuda:
+        raise Unavailable("QuACK's kernels need a GPU of the Hopper generation or later")
+    cross_entropy = _module(name, "quack-kernels").chunked_linear_cross_entropy
+    sides = (slice(0, case.length), slice(case.length, 2 * case.length))
+
+    def score(hidden: Tensor, weight: Tensor, side: slice) -> Tensor:
+        return -cross_entropy(hidden[side], weight, problem.labels[side], reduction="sum").float()
+
+    def reference(side: slice) -> Tensor:
+        if problem.ref_logp is not None:
+            return problem.ref_logp[side][problem.scored[side]].sum()
+        with torch.no_grad():
+            return score(problem.ref_hidden, problem.ref_weight, side)
+
+    chosen, rejected = (
+        score(problem.hidden, problem.weight, side) - reference(side) for side in sides
+    )
+    return Outcome(-F.logsigmoid(BETA * (chosen - rejected)))
+
+
 def _torch_chunked(problem: Problem) -> Outcome:
     """torch ≥ 2.13 `F.linear_cross_entropy` with its chunked options."""
     _only_dpo(problem, "F.linear_cross_entropy")
@@ -122,5 +152,6 @@ PEERS = (
     Way("liger", "Liger chunked DPO", _liger, compiled=True),
     Way("cce", "cut-cross-entropy", _cce, compiled=True),
     Way("cce_exact", "cut-cross-entropy, no gradient filter", partial(_cce, filter_eps=None)),
+    Way("quack", "QuACK chunked linear cross-entropy", _quack, compiled=True),
     Way("torch_chunked", "F.linear_cross_entropy, chunked", _torch_chunked),
 )
