@@ -112,7 +112,10 @@ def _shares(question: Question, of: Group, device: str) -> dict[str, float]:
 
 
 def _errors(entries: list[Entry], case: Case, question: Question, device: str) -> None:
-    """On fewer tokens of the same case; also the warm-up of the libraries."""
+    """On fewer tokens of the same case, on none where the question asks for none; also the warm-up
+    of the libraries."""
+    if not question.error_tokens:
+        return
     tokens = question.error_tokens * (1 if device == "cpu" else _GPU_ERROR_TOKENS)
     problem = build(case.cut(tokens), device)
     try:

@@ -23,7 +23,10 @@ FILES = (
 
 EVERY = tuple(name for name in WAYS if name not in ("one_pass", "plain_fp32"))
 MAIN = ("prefkit", "eager", "trl", "liger", "gemms")
-FUSED = ("prefkit", "two_pass", "eager", "trl", "liger", "cce", "torch_chunked", "gemms")
+FUSED = (
+    *("prefkit", "keep_dz", "two_pass", "eager", "trl", "liger", "cce", "torch_chunked"),
+    *("gemms", "gemms_whole"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Question:
         cpu: what `make bench` runs; full: the same question with every way, for a CPU with time;
             gpu: what `make bench-gpu` runs; long: what `make bench-long` runs, nothing for most.
         rounds: steps timed of each way.
-        error_tokens: tokens of the same case on which errors against fp64 are taken.
+        error_tokens: tokens of the same case on which errors against fp64 are taken; 0 for none.
     """
 
     name: str

@@ -10,12 +10,17 @@ process's peak resident size less its size before the model was loaded.
 
 Without --model (or PREFKIT_SMOLLM2) the model is SmolLM2-135M's architecture with random weights,
 which takes the same time.
+
+The same on a GPU: a shape that says so is trained in bf16 mixed precision, its rows are words of
+one token each (so that the two sides have one length, and TRL's attention needs no mask of
+padding), and memory is the peak of torch's allocator. `benchmarks.gpu.trainers` runs those.
 """
 
 import argparse
 import copy
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -53,12 +58,41 @@ BODIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "max_position_embeddings": 65_536,
     },
+    # Llama-3.2-1B's shape.
+    "llama-1b": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 131_072,
+    },
+    "minute": {
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 1024,
+    },
 }
+WORDS = 1000  # one-token words of the rows that need exact lengths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Tokens of the shared prefix, the chosen and the rejected side; and the body they run in."""
+    """Tokens of the shared prefix, the chosen and the rejected side; and the body they run in.
+
+    Attributes:
+        checkpointing: of activations, for every way.
+        bf16: mixed precision; weights stay fp32.
+        exact: rows of words of one token, so that lengths are exactly these.
+        device: "cpu" or "cuda".
+    """
 
     prefix: int
     chosen: int
@@ -66,6 +100,9 @@ class Shape:
     words: str = ""
     body: str = "smollm2"
     checkpointing: bool = False
+    bf16: bool = False
+    exact: bool = False
+    device: str = "cpu"
 
 
 SHAPES = {
@@ -76,11 +113,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Result:
-    """One way's steps of one shape: seconds each, tokens of both sides, bytes above idle."""
+    """One way's steps of one shape: seconds each, tokens of both sides, bytes above idle, tokens
+    that the policy read in one step (a shared prefix once)."""
 
     seconds: list[float]
     tokens: int
     memory: int
+    read: int = 0
 
     @property
     def median(self) -> float:
@@ -110,6 +149,30 @@ def rows(shape: Shape, tokenizer: Any, count: int) -> list[dict[str, str]]:
     return found
 
 
+def word_tokenizer() -> Any:
+    """Words w0, w1, … of one token each, whatever stands beside them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("<unk>", "<eos>", *(f"w{i}" for i in range(WORDS)))
+    ids = {name: i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def word_rows(shape: Shape, count: int) -> list[dict[str, str]]:
+    """Pairs of exactly the shape's lengths; every row and side its own words."""
+    draw = random.Random(0)
+
+    def words(length: int) -> str:
+        return "".join(f" w{draw.randrange(WORDS)}" for _ in range(length))
+
+    lengths = {"prompt": shape.prefix, "chosen": shape.chosen, "rejected": shape.rejected}
+    return [{name: words(length) for name, length in lengths.items()} for _ in range(count)]
+
+
 # -- a process a way -------------------------------------------------------------------------------
 
 
@@ -129,24 +192,43 @@ def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
 
         own = {"layout": "separate" if "separate" in way else "auto"}
     idle = status("VmRSS")
-    tokenizer = AutoTokenizer.from_pretrained(model or TOKENIZER)
-    data = rows(shape, tokenizer, steps)
+    if shape.exact:
+        tokenizer, data = word_tokenizer(), word_rows(shape, steps)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model or TOKENIZER)
+        data = rows(shape, tokenizer, steps)
     if model:
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     else:
-        policy = AutoModelForCausalLM.from_config(LlamaConfig(**BODIES[shape.body]))
+        with torch.device(shape.device):
+            policy = AutoModelForCausalLM.from_config(LlamaConfig(**BODIES[shape.body]))
     # TRL loads its reference by the model's name, which random weights do not have.
     reference = None if model else copy.deepcopy(policy)
     tokens = 0
+    read: list[int] = []  # by each forward of the policy
+    policy.get_input_embeddings().register_forward_hook(
+        lambda module, given, out: read.append(given[0].numel())
+    )
+
+    def now() -> float:
+        if shape.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def memory() -> int:
+        if shape.device != "cpu":
+            return torch.cuda.max_memory_allocated()
+        return status("VmHWM") - idle
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             sys.stdin.readline()
-            self.start = time.perf_counter()
+            read.clear()
+            self.start = now()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            seconds = time.perf_counter() - self.start
-            tell({"seconds": seconds, "memory": status("VmHWM") - idle})
+            seconds = now() - self.start
+            tell({"seconds": seconds, "memory": memory(), "read": sum(read)})
 
     with tempfile.TemporaryDirectory() as folder:
         args = Config(
@@ -156,21 +238,24 @@ def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
             learning_rate=1e-6,
             beta=0.1,
             gradient_checkpointing=shape.checkpointing,
-            bf16=False,
+            bf16=shape.bf16,
             report_to="none",
             save_strategy="no",
             logging_steps=1000,
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=shape.device == "cpu",
             **own,
         )
-        from datasets import Dataset
+        given: Any = data
+        if way == "trl":
+            from datasets import Dataset
 
+            given = Dataset.from_list(data)
         trainer = Trainer(
             policy,
             ref_model=reference,
             args=args,
-            train_dataset=Dataset.from_list(data),
+            train_dataset=given,
             processing_class=tokenizer,
             callbacks=[Turns()],
         )
@@ -189,7 +274,10 @@ def tell(message: dict[str, Any]) -> None:
 class Contestant:
     """A child process that takes one step a turn."""
 
-    def __init__(self, way: str, shape: Shape, model: str | None, steps: int) -> None:
+    def __init__(
+        self, way: str, shape: Shape, model: str | None, steps: int, wait: bool = True
+    ) -> None:
+        """Starts the process; `wait` False: several can start at once, then `ready` is theirs."""
         command = [sys.executable, "-m", "benchmarks.whole_step", "--child", way]
         command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
         command += ["--model", model or ""]
@@ -205,9 +293,14 @@ class Contestant:
             text=True,
         )
         self.said: list[str] = []
-        self.tokens = int(self._next()["tokens"])
         self.seconds: list[float] = []
-        self.memory = 0
+        self.tokens = self.memory = self.read = 0
+        if wait:
+            self.ready()
+
+    def ready(self) -> None:
+        """Waits until the first step can be taken."""
+        self.tokens = int(self._next()["tokens"])
 
     def _next(self) -> dict[str, Any]:
         assert self.process.stderr is not None
@@ -224,7 +317,11 @@ class Contestant:
         self.process.stdin.flush()
         told = self._next()
         self.seconds.append(told["seconds"])
-        self.memory = told["memory"]
+        self.memory, self.read = told["memory"], told["read"]
+
+    def result(self) -> Result:
+        """Of the steps after the first, which is warm-up."""
+        return Result(self.seconds[1:], self.tokens, self.memory, self.read)
 
 
 def measure(shape: Shape, ways: Sequence[str], model: str | None, rounds: int) -> dict[str, Result]:
@@ -242,7 +339,7 @@ def measure(shape: Shape, ways: Sequence[str], model: str | None, rounds: int) -
     finally:
         for one in running.values():
             one.process.kill()
-    return {way: Result(one.seconds[1:], one.tokens, one.memory) for way, one in running.items()}
+    return {way: one.result() for way, one in running.items()}
 
 
 def table(shape: Shape, results: dict[str, Result]) -> str:
