@@ -9,11 +9,11 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu papers papers-quick clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
-	@echo "make test         lint, types and tests"
+	@echo "make test         lint, types, tests, and the GPU script rehearsed"
 	@echo "make lint         ruff and mypy alone      make pytest   the tests alone"
 	@echo "make format       ruff, in place           make types    mypy alone"
 	@echo "make install      .venv with prefkit       make install-dev   and what the tests need"
@@ -21,6 +21,8 @@ help:
 	@echo "make bench-long   one pair of 1024 + 1024 tokens, a quarter of an hour"
 	@echo "make bench-steps  whole optimiser steps beside TRL, rows from 1k to 32k tokens, plans beside runs"
 	@echo "make bench-full   every peer at every CPU size     make bench-gpu   the full set on a GPU"
+	@echo "make gpu          everything one GPU can tell in nine minutes, most valuable first"
+	@echo "make gpu-rehearse every line of it on a CPU     make gpu-wheels   the peers, for a machine without a network"
 	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour and a half)"
 	@echo "make papers-quick its machinery in five minutes; writes prefkit-output/papers-quick/papers.md"
 	@echo "make clean        remove .venv and caches"
@@ -51,7 +53,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
-test: lint pytest
+test: lint pytest gpu-rehearse
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -85,6 +87,16 @@ bench-full: install-bench
 # From a checkout without an installation: PYTHONPATH=.:kernels/torch-ext python -m benchmarks.run --gpu
 bench-gpu: install-bench
 	$(BIN)/python -m benchmarks.run --gpu
+
+# Likewise: PYTHONPATH=.:kernels/torch-ext python3 -m benchmarks.gpu
+gpu: install-bench
+	$(BIN)/python -m benchmarks.gpu
+
+gpu-wheels: install-dev
+	$(BIN)/python -m benchmarks.gpu.wheels
+
+gpu-rehearse: install-dev
+	$(TEST_ENV) $(BIN)/python -m benchmarks.gpu --rehearse
 
 # Two processes of one thread each; interrupted, it goes on where it stopped. Keep the machine idle.
 papers: install-dev

@@ -1,0 +1,53 @@
+"""The kernels' own tests, which a GPU runs compiled; a rehearsal runs a few of them, interpreted.
+
+python -m benchmarks.gpu.kernel_tests rows rows_triton
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+from benchmarks.gpu.card import ROOT
+from benchmarks.gpu.telling import rehearsing, row
+
+WORKERS = 8
+_FEW = "strided"  # in the names of the tests of a rehearsal
+
+
+def command(names: list[str]) -> list[str]:
+    """pytest on those of the files that there are."""
+    files = [path for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
+    found = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb", "short", "-rfE"]
+    if find_spec("xdist") is not None:
+        found += ["-n", "0" if rehearsing() else str(WORKERS)]
+    if rehearsing():
+        found += ["-k", _FEW]
+    return [*found, *map(str, files)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", help="of tests/test_NAME.py")
+    options = parser.parse_args()
+    running = subprocess.Popen(
+        command(options.names),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert running.stdout is not None, "a pipe was asked for"
+    last = ""
+    for line in running.stdout:
+        print(line, end="", flush=True)
+        if match := re.match(r"(FAILED|ERROR) (\S+)(?: - (.*))?", line):
+            row("Tests that failed", test=match[2], why=(match[3] or "")[:200])
+        last = line.strip() if re.search(r"\d+ (passed|failed|error)", line) else last
+    row("Tests", outcome=last.strip("= ") or "no test ran")
+    raise SystemExit(running.wait())
+
+
+if __name__ == "__main__":
+    main()
