@@ -1,5 +1,9 @@
 """The bare matrix products of our own schedules: the limit that the rest of the work is held to.
 
+Two limits. The products as the schedule cuts them into chunks say what the rest costs; one product
+of the whole size a unit, in the inputs' own dtype, says what the cutting and the fp32 results cost
+as well, and is what a schedule could at best be.
+
 The schedule itself is run once, with row kernels that do nothing, and every matrix product it asks
 torch for is written down: operands, buffers, order. What is timed afterwards is these products
 and nothing else, so the limit follows the schedules when they change. On a GPU with bf16 inputs
@@ -17,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.no_rows import NoRows
 from benchmarks.problems import IGNORE, Problem
 from benchmarks.ways.base import Unavailable, Way, objective
-from prefkit.schedule import obstacle_to_one_pass
-from prefkit_kernels import backward, forward, one_pass
+from prefkit.schedule import choose
+from prefkit_kernels import backward, forward, kept, one_pass
 from prefkit_kernels import problem as schedule_problem
 from prefkit_kernels.logits import LogitTransform
 
@@ -66,20 +70,45 @@ class _Recorder(TorchDispatchMode):
 
 
 def products(problem: Problem, schedule: str) -> Products:
-    """The products of "one_pass" or "two_pass" for a problem, in buffers of their own."""
+    """The products of "one_pass", "keep_dz" or "two_pass" for a problem, in their own buffers."""
     work = _as_scheduled(problem)
     needs = (True, not problem.case.frozen, False)
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        if schedule == "one_pass":
-            tokens = problem.case.tokens
-            coefficients = problem.hidden.new_ones(2, tokens, dtype=work.dtype)
-            pairs = problem.segments.clamp(min=0) // 2
-            one_pass.pair_scores(work, pairs, coefficients, problem.case.pairs, needs)
-        else:
+        if schedule == "two_pass":
             stats, norms, _ = forward.forward(work, False)
             backward.backward(work, stats, norms, torch.ones_like(stats), needs)
+        else:
+            tokens, keep = problem.case.tokens, schedule == "keep_dz"
+            coefficients = problem.hidden.new_ones(2, tokens, dtype=work.dtype)
+            pairs = problem.segments.clamp(min=0) // 2
+            made = one_pass.pair_scores(
+                work, pairs, coefficients, problem.case.pairs, needs, keep and needs[1]
+            )
+            dz, scale = made[5:]
+            if dz is not None and scale is not None:
+                rows = (work.policy.hidden, work.targets, coefficients[0], IGNORE)
+                settings = (problem.case.vocab, problem.weight.dtype, False)
+                kept.gradients(dz, scale, *rows, *settings)
     return recorder.products
+
+
+def whole_products(problem: Problem, schedule: str) -> Products:
+    """As many operations, as few products of the whole size: policy, reference, dH, dW."""
+    case = problem.case
+    hidden = problem.hidden.detach()[: case.scored]
+    weight = problem.weight.detach()
+    logits = hidden @ weight.T
+    forwards = 2 if schedule == "two_pass" else 1
+    with_reference = problem.ref_logp is None
+    again = schedule == "two_pass" and case.loss == "tdpo2"
+    found = Products()
+    for _ in range(forwards + with_reference + again):
+        found.calls.append((torch.mm, (hidden, weight.T), {"out": logits}))
+    found.calls.append((torch.mm, (logits, weight), {"out": torch.empty_like(hidden)}))
+    if not case.frozen:
+        found.calls.append((torch.mm, (logits.T, hidden), {"out": torch.empty_like(weight)}))
+    return found
 
 
 def _as_scheduled(problem: Problem) -> schedule_problem.Problem:
@@ -106,24 +135,31 @@ def _as_scheduled(problem: Problem) -> schedule_problem.Problem:
     )
 
 
-def _of_auto(problem: Problem) -> Products:
+def _schedule(problem: Problem) -> str:
     """The schedule that prefkit picks itself."""
-    return products(problem, "one_pass" if _takes_one_pass(problem) else "two_pass")
+    heads = (problem.hidden, problem.weight, problem.targets)
+    options = {"num_scored": problem.case.scored}
+    pairs = problem.case.pairs
+    return choose("auto", objective(problem.case), pairs, heads, options) or "two_pass"
+
+
+def _of_auto(problem: Problem) -> Products:
+    return products(problem, _schedule(problem))
+
+
+def _of_whole(problem: Problem) -> Products:
+    return whole_products(problem, _schedule(problem))
 
 
 def _of_two_passes(problem: Problem) -> Products:
-    if not _takes_one_pass(problem):
+    if _schedule(problem) == "two_pass":
         raise Unavailable("the same as the bare products above")
     return products(problem, "two_pass")
 
 
-def _takes_one_pass(problem: Problem) -> bool:
-    case = problem.case
-    return obstacle_to_one_pass(objective(case), case.pairs, not case.frozen, "auto") is None
-
-
 GEMMS = (
-    Way("gemms", "bare matrix products", prepare=_of_auto, backward=False),
+    Way("gemms", "bare matrix products, as cut into chunks", prepare=_of_auto, backward=False),
+    Way("gemms_whole", "bare matrix products, whole size", prepare=_of_whole, backward=False),
     Way(
         "gemms_two_pass", "bare matrix products, two passes", prepare=_of_two_passes, backward=False
     ),

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import memory
-from benchmarks.gemms import products
+from benchmarks.gemms import products, whole_products
 from benchmarks.measure import Record, measure
 from benchmarks.problems import Case, Problem, build
 from benchmarks.questions import FILES, Group, Question, load, tiny
@@ -107,6 +107,9 @@ def test_errors_are_seen() -> None:
         (replace(TDPO2, frozen=True), "one_pass", 3),
         (replace(DPO, frozen=True, cached_ref=True), "one_pass", 2),
         (replace(DPO, masked=0.75), "one_pass", 1),
+        (DPO, "keep_dz", 4),
+        (replace(TDPO2, pairs=4), "keep_dz", 4),
+        (replace(DPO, masked=0.75), "keep_dz", 1),
         (DPO, "two_pass", 5),
         (TDPO2, "two_pass", 6),
         (replace(TDPO2, frozen=True), "two_pass", 5),
@@ -116,6 +119,9 @@ def test_bare_products_are_those_of_the_schedule(case: Case, schedule: str, unit
     problem = build(case)
     bare = products(problem, schedule)
     assert bare.flops == units * 2 * case.tokens * case.dim * case.vocab
+    whole = whole_products(problem, schedule)
+    assert whole.flops == bare.flops
+    assert len(whole.calls) <= 6
     step = WAYS[schedule].ready(problem)
     assert _products_run(bare) == _products_run(step)
 

@@ -15,6 +15,8 @@ from prefkit import fused_preference_loss
 def _run(problem: Problem, schedule: str) -> Outcome:
     if schedule == "one_pass" and not problem.case.frozen and problem.case.pairs > 1:
         raise Unavailable("one pass with a trainable head is for one pair")
+    if schedule == "keep_dz" and problem.case.frozen:
+        raise Unavailable("a frozen head has no gradient that dz would be kept for")
     reference: dict[str, Any] = {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
     if problem.ref_logp is not None:
         reference = {"ref_logp": problem.ref_logp}
@@ -35,5 +37,6 @@ def _run(problem: Problem, schedule: str) -> Outcome:
 OURS = (
     Way("prefkit", "prefkit", partial(_run, schedule="auto")),
     Way("one_pass", "prefkit, one pass forced", partial(_run, schedule="one_pass")),
+    Way("keep_dz", "prefkit, dz kept", partial(_run, schedule="keep_dz")),
     Way("two_pass", "prefkit, two passes forced", partial(_run, schedule="two_pass")),
 )

@@ -6,12 +6,18 @@ else there is grows with N·D or V·D, and depends on the schedule.
 
 from dataclasses import dataclass
 
+import torch
+
 from prefkit.plan.model import ModelShape
 from prefkit.plan.setting import Setting
-from prefkit_kernels.chunking import MIB, token_chunks, vocab_slices
-
-_GPU_BUDGET, _CPU_ROWS, _CPU_MOST, _CPU_SLICES = 1024 * MIB, 256, 512 * MIB, 64 * MIB
-_GROUP = 3  # chunks whose low-precision gradients are multiplied at once: one_pass._GROUP
+from prefkit_kernels.chunking import (
+    row_tile,
+    slice_budget,
+    token_budget,
+    token_chunks,
+    vocab_slices,
+)
+from prefkit_kernels.one_pass import GROUP
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,12 @@ class HeadBytes:
     """Bytes of the head in one process, the weight itself excluded.
 
     Attributes:
-        schedule: "one_pass" or "two_pass".
+        schedule: "one_pass", "keep_dz" or "two_pass".
         buffers: logits and their gradients, at most, in the forward; `slices` in the backward.
         picked: hidden states of the scored tokens, policy's; `reference` the reference's.
         d_hidden: their gradient in fp32.
-        d_weight: fp32 accumulator of the weight's gradient in one pass; 0 in two.
+        d_weight: fp32 accumulator of the weight's gradient in one pass; the kept gradients by the
+            logits; 0 in two passes.
         copy: autocast's copy of an fp32 weight.
         grad: the weight's gradient in the dtype of the weight that the head reads.
         forward, held, backward: the most in the forward, what stays after it, the most in the
@@ -56,15 +63,24 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
     matrix, states = shape.vocab * shape.hidden, scored * shape.hidden
     read = _read_bytes(setting)
     trainable = setting.lora is None
-    one = takes_one_pass(setting, pairs)
-    work = 4 if setting.on_cpu else read  # dtype of the gradient products
-    buffers = _forward_buffers(shape, setting, scored, work, one, trainable)
+    schedule = schedule_of(shape, setting, scored, pairs)
+    one = schedule != "two_pass"
+    work = _work_bytes(setting)
+    buffers = _forward_buffers(shape, setting, scored, work, schedule, trainable)
     picked = states * read * (2 if _casts(setting) else 1)
     reference = states * read if setting.needs_kl else 0.0
     copy = matrix * read if _casts(setting) else 0.0
     grad = matrix * read if trainable else 0.0
     d_hidden = states * 4
-    if one:
+    if schedule == "keep_dz":
+        d_weight = _dz_bytes(shape, setting, scored)
+        slices = 0.0
+        held = d_hidden + d_weight + picked + copy
+        forward = reference + held + buffers
+        # The weight's gradient, and the hidden states times the factors of their pairs.
+        made = matrix * 4 if _casts(setting) else grad
+        backward = held + made + states * work + (0.0 if read == 4 else states * read)
+    elif one:
         d_weight = matrix * 4 if trainable else 0.0
         slices = 0.0
         held = d_hidden + d_weight
@@ -81,16 +97,47 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
         cast = matrix * 4 if _casts(setting) and trainable else 0.0
         backward = held + upcast + d_hidden + grad + max(slices, states * read, cast)
     return HeadBytes(
-        "one_pass" if one else "two_pass",
+        schedule,
         *(buffers, slices, picked, reference, d_hidden, d_weight, copy, grad),
         *(forward, held, backward),
     )
 
 
-def takes_one_pass(setting: Setting, pairs: float) -> bool:
-    """Whether a batch of so many pairs takes one pass, as `prefkit.schedule` decides it."""
-    possible = setting.one_pass and (setting.lora is not None or pairs <= 1)
-    return possible and setting.schedule != "two_pass"
+def schedule_of(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> str:
+    """The schedule of a batch of so many pairs, as `prefkit.schedule` chooses it.
+
+    "one_pass", "keep_dz" (by the bytes of `prefkit_kernels.kept.fits`) or "two_pass".
+    """
+    trainable = setting.lora is None
+    if not setting.one_pass or setting.schedule == "two_pass":
+        return "two_pass"
+    if not trainable or setting.schedule == "one_pass":
+        return "one_pass" if not trainable or pairs <= 1 else "two_pass"
+    if setting.schedule == "keep_dz" or _keeps_dz(shape, setting, scored, pairs):
+        return "keep_dz"
+    return "one_pass" if pairs <= 1 else "two_pass"
+
+
+def _keeps_dz(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> bool:
+    allowed = setting.memory_budget
+    if not allowed:
+        accumulates = pairs > 1 or (_read_bytes(setting) != 4 and not _casts(setting))
+        accumulator = shape.vocab * shape.hidden * 4 if accumulates else 0
+        allowed = max(token_budget(_device(setting), shape.vocab * 4), accumulator)
+    return _dz_bytes(shape, setting, scored) <= allowed
+
+
+def _dz_bytes(shape: ModelShape, setting: Setting, scored: float) -> float:
+    return scored * shape.vocab * _work_bytes(setting)
+
+
+def _work_bytes(setting: Setting) -> int:
+    """Of a number in the gradient products."""
+    return 4 if setting.on_cpu else _read_bytes(setting)
+
+
+def _device(setting: Setting) -> torch.device:
+    return torch.device("cpu" if setting.on_cpu else "cuda")
 
 
 def reading_bytes(shape: ModelShape, setting: Setting, scored: float) -> float:
@@ -112,29 +159,28 @@ def _read_bytes(setting: Setting) -> int:
     return (setting.mixed or setting.computed).itemsize
 
 
-def _budget(setting: Setting, row_bytes: float) -> float:
-    if setting.memory_budget is not None:
-        return setting.memory_budget
-    return min(_CPU_ROWS * row_bytes, _CPU_MOST) if setting.on_cpu else _GPU_BUDGET
-
-
 def _rows(setting: Setting, row_bytes: float, scored: float) -> int:
-    chunks = token_chunks(round(scored), round(row_bytes), round(_budget(setting, row_bytes)))
+    device = _device(setting)
+    budget = setting.memory_budget or token_budget(device, round(row_bytes))
+    chunks = token_chunks(round(scored), round(row_bytes), round(budget), row_tile(device))
     return max((stop - start for start, stop in chunks), default=0)
 
 
 def _forward_buffers(
-    shape: ModelShape, setting: Setting, scored: float, work: int, one: bool, trainable: bool
+    shape: ModelShape, setting: Setting, scored: float, work: int, schedule: str, trainable: bool
 ) -> float:
     logits = 2 if setting.needs_kl else 1
+    if schedule == "keep_dz" and work == 4:
+        logits -= 1  # the policy's are where dz is kept
     row = shape.vocab * 4 * logits
-    if one and work != 4:  # gradients by the logits in the products' own dtype, beside the logits
-        row += shape.vocab * work * (_GROUP if trainable else 1)
-    return float(_rows(setting, row, scored) * row)
+    if schedule == "one_pass" and work != 4:
+        # Gradients by the logits in the products' own dtype, beside the logits.
+        row += shape.vocab * work * (GROUP if trainable else 1)
+    return float(_rows(setting, row, scored) * row) if row else 0.0
 
 
 def _backward_slices(shape: ModelShape, setting: Setting, scored: float, work: int) -> float:
     column = round(scored) * (4 * (2 if setting.needs_kl else 1) + (work if work != 4 else 0))
-    budget = setting.memory_budget or (_CPU_SLICES if setting.on_cpu else _GPU_BUDGET)
+    budget = setting.memory_budget or slice_budget(_device(setting))
     slices = vocab_slices(shape.vocab, column, budget)
     return float(column * max(stop - start for start, stop in slices))

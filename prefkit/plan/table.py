@@ -7,6 +7,11 @@ from prefkit.plan.exact import Exact
 from prefkit.plan.planning import Plan
 
 _WIDTH = 46
+_ACCUMULATED = {
+    "one_pass": "fp32 accumulator of its gradient",
+    "keep_dz": "kept gradients by the logits",
+    "two_pass": "",  # nothing is held
+}
 _LEAST = 1e-3  # share of the sum below which a component is left out
 
 
@@ -89,7 +94,7 @@ def _memory(plan: Plan) -> list[str]:
     rows = {
         "logits and their gradients (budget)": head.buffers,
         "slices of the backward (budget)": head.slices,
-        "fp32 accumulator of its gradient": head.d_weight,
+        _ACCUMULATED[head.schedule]: head.d_weight,
         "fp32 gradient of the hidden states": head.d_hidden,
         "hidden states of the scored tokens": head.picked,
         "the reference's hidden states": head.reference,

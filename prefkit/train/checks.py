@@ -128,18 +128,21 @@ def check_schedule(config: Any, objective: Objective, head: nn.Module) -> None:
     """Refuses a forced schedule that the first batch would refuse.
 
     Raises:
-        ConfigError: head_schedule is one_pass, and the loss or the batch does not allow it.
+        ConfigError: head_schedule is one_pass or keep_dz, and the loss or the batch does not allow
+            it.
     """
     trainable = any(parameter.requires_grad for parameter in head.parameters())
     pairs = 2 if config.tokens_per_batch else config.per_device_train_batch_size  # 2: several
+    pairs = pairs if config.head_schedule == "one_pass" else 1
     obstacle = obstacle_to_one_pass(objective, pairs, trainable, config.head_backend)
     one_pair = "set per_device_train_batch_size to 1 and raise gradient_accumulation_steps"
     if config.tokens_per_batch:
         one_pair = "leave tokens_per_batch out and " + one_pair
-    if config.head_schedule == "one_pass" and obstacle:
+    if config.head_schedule in ("one_pass", "keep_dz") and obstacle:
+        instead = f", or {one_pair}" if config.head_schedule == "one_pass" else ""
         raise ConfigError(
-            f"head_schedule is one_pass, which cannot compute this loss: {obstacle}. Leave it at "
-            f"auto, or {one_pair}."
+            f"head_schedule is {config.head_schedule}, which cannot compute this loss: {obstacle}. "
+            f"Leave it at auto{instead}."
         )
 
 

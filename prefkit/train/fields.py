@@ -137,9 +137,10 @@ class PreferenceFields(TextFields, RunFields):
     """Folder of what is precomputed; None = OUTPUT_DIR/ref_cache."""
 
     # -- computation ----------------------------------------------------------------------------
-    head_schedule: Literal["auto", "one_pass", "two_pass"] = "auto"
-    """Make the head's gradient in the forward (one_pass: a frozen head, or one pair a batch) or
-    compute its logits again in the backward (two_pass: half the memory for a bf16 head)."""
+    head_schedule: Literal["auto", "one_pass", "keep_dz", "two_pass"] = "auto"
+    """Make the head's gradient in the forward (one_pass: a frozen head, or one pair a batch), keep
+    the gradients by the logits for it (keep_dz: any pairs; tokens x vocabulary numbers), or compute
+    its logits again in the backward (two_pass: the least memory). auto decides by bytes."""
     sequence_parallel_size: int = 1
     """Processes that share each row: every one holds a piece of its tokens, and attention exchanges
     heads for tokens (Ulysses). Must divide the number of processes and of attention heads."""

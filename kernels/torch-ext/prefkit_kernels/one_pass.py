@@ -21,7 +21,7 @@ COEFFICIENTS = ("logp", "kl")
 _FP16_EXPONENT = 10.0  # coefficients up to 2¹⁰: far from fp16's 2¹⁶, and p down to 6e-11 counts
 # Where dz is of a lower precision than the logits, that of three chunks is kept and multiplied at
 # once: every addition to dW reads and writes an fp32 matrix of its size.
-_GROUP = 3
+GROUP = 3
 
 
 def pair_scores(
@@ -54,7 +54,7 @@ def pair_scores(
         problem,
         gradients=int(any(needs)),
         without=("kl",) if any(needs) else (),
-        group=_GROUP if needs[1] else 1,
+        group=GROUP if needs[1] else 1,
         keep=keep,
     )
     summed = (needs[0], False, False) if keep else needs
