@@ -247,7 +247,10 @@ def _logits_off(
         return off
     with _one_rounding_more([unwrap(model).get_input_embeddings(), *layers]):  # type: ignore[operator]
         nudged = [_alone(model, row.ids[:, places], [])[0] for places in row.places]
-    limit = min(max(10 * float(by_token(nudged).max()), floor), most)
+    noise = float(by_token(nudged).max())
+    limit = max(min(10 * noise, most), floor)
+    if untried is None:  # a router of one expert makes noise of 0.5 in bf16: its layers are right
+        limit = max(limit, 2 * noise)
     config = unwrap(model).config.get_text_config()  # type: ignore[union-attr, operator]
     for draw in range(1, DRAWS + 1):
         if (off := Off(float(error.max()), limit)).good or draw == DRAWS:
