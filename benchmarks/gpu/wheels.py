@@ -79,7 +79,8 @@ def install(folder: Path, site: Path, timeout: float = 60.0) -> str:
 
 def versions(site: Path) -> dict[str, str]:
     """What lies in a folder of packages, by name."""
-    return {one.name: one.version for one in importlib.metadata.distributions(path=[str(site)])}
+    found = importlib.metadata.distributions(path=[str(site)])
+    return {one.name.replace("_", "-"): one.version for one in found}
 
 
 if __name__ == "__main__":
