@@ -10,6 +10,11 @@ from prefkit_kernels import TokenStats, token_stats
 ALL = ("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 
 
+def device_of(backend: str) -> str:
+    """Where a backend is tested: Triton's kernels on a GPU where one is, interpreted elsewhere."""
+    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Shapes and options of one call; `near` puts the reference that close to the policy."""

@@ -24,7 +24,7 @@ from prefkit_kernels import (
 )
 from prefkit_kernels.logits import OUTPUTS
 from prefkit_kernels.ops_pairs import kept_gradients_op, pair_scores_op
-from tests.kernel_cases import Case, build, relative_error
+from tests.kernel_cases import Case, build, device_of, relative_error
 from tests.test_objectives import CASES, Direct, sample
 
 LINEAR = [name for name, (objective, _) in CASES.items() if objective.linear is not None]
@@ -114,14 +114,15 @@ def test_scores_equal_those_of_token_stats(
     schedule = "keep_dz" if "kept" in head else "one_pass"
     case = Case(tokens=17, frozen_head=frozen, outputs=outputs, **shape)
     dtype = torch.float64 if backend == "torch" else torch.float32
-    ours, oracle = build(case, dtype), build(case)
+    device = device_of(backend)
+    ours, oracle = build(case, dtype, device), build(case)
     pairs = torch.arange(17) % num_pairs
     given = {name: ours.cotangents[name] for name in outputs if name != "ref_logp"}
     found = pair_scores(
         ours.hidden,
         ours.weight,
         ours.targets,
-        pairs,
+        pairs.to(device),
         num_pairs,
         given,
         bias=ours.bias,
@@ -143,17 +144,17 @@ def test_scores_equal_those_of_token_stats(
     value = sum(getattr(stats, name) * oracle.cotangents[name] for name in given)
     expected = torch.stack([value[pairs == i].sum() for i in range(len(found.scores))])
     upstream = torch.tensor([0.7, -1.3, 2.0], dtype=torch.float64)[: len(expected)]
-    (found.scores * upstream.to(dtype)).sum().backward()
+    (found.scores * upstream.to(device, dtype)).sum().backward()
     (expected * upstream).sum().backward()
     bound = 1e-11 if backend == "torch" else 5e-6
-    assert relative_error(found.scores.double(), expected) < bound
+    assert relative_error(found.scores.double().cpu(), expected) < bound
     for name in outputs:
-        error = relative_error(getattr(found.stats, name).double(), getattr(stats, name))
+        error = relative_error(getattr(found.stats, name).double().cpu(), getattr(stats, name))
         assert error < bound, name
     for name in ("hidden",) if frozen else ("hidden", "weight", "bias"):
         if getattr(ours, name) is None:
             continue
-        grads = (getattr(x, name).grad.double() for x in (ours, oracle))
+        grads = (getattr(x, name).grad.double().cpu() for x in (ours, oracle))
         assert relative_error(*grads) < bound, name
 
 

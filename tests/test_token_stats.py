@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from prefkit_kernels import backward, chunks, forward, token_stats
-from tests.kernel_cases import ALL, Case, build, call, relative_error, run
+from tests.kernel_cases import ALL, Case, build, call, device_of, relative_error, run
 
 CASES = {
     "everything": Case(),
@@ -224,8 +224,9 @@ def test_saturated_logits() -> None:
     for backend in ("torch", "triton"):
         if backend == "triton":
             pytest.importorskip("triton", reason="Triton is not installed")
-        hidden = torch.tensor([[300.0, 0.0], [0.0, 300.0]], requires_grad=True)
-        eye, targets = torch.eye(2, requires_grad=True), torch.tensor([0, 1])
+        at = {"device": device_of(backend)}
+        hidden = torch.tensor([[300.0, 0.0], [0.0, 300.0]], requires_grad=True, **at)
+        eye, targets = torch.eye(2, requires_grad=True, **at), torch.tensor([0, 1], **at)
         stats = token_stats(
             hidden,
             eye,
@@ -235,10 +236,10 @@ def test_saturated_logits() -> None:
             outputs=("kl", "reverse_kl"),
             backend=backend,
         )
-        torch.testing.assert_close(stats.kl, torch.tensor([300.0, 300.0]))
-        torch.testing.assert_close(stats.reverse_kl, torch.tensor([300.0, 300.0]))
+        torch.testing.assert_close(stats.kl, torch.tensor([300.0, 300.0], **at))
+        torch.testing.assert_close(stats.reverse_kl, torch.tensor([300.0, 300.0], **at))
         stats.kl.sum().backward()
-        torch.testing.assert_close(hidden.grad, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+        torch.testing.assert_close(hidden.grad, torch.tensor([[1.0, -1.0], [-1.0, 1.0]], **at))
 
 
 def test_what_reaches_a_skipped_row_does_not_matter() -> None:
@@ -271,7 +272,7 @@ def test_low_precision_gradient_products_as_on_a_gpu(
     case = Case(frozen_head=frozen, outputs=("logp", "ref_logp", "kl"), near=0.05)
     exact = run_on_rounded_inputs(case, torch.bfloat16)
     for backend in ("torch", "triton"):
-        found = run(case, backend, torch.bfloat16)
+        found = run(case, backend, torch.bfloat16, device_of(backend))
         for key, truth in exact.items():
             assert relative_error(found[key], truth) < (1e-2 if key.startswith("d_") else 1e-5)
 
@@ -311,8 +312,9 @@ def test_autocast_casts_the_operands_and_keeps_fp32_logits(backend: str) -> None
     if backend == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
     case = Case(outputs=("logp", "kl"), near=0.02, bias=False)
-    low, high = build(case, torch.bfloat16), build(case, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    device = device_of(backend)
+    low, high = build(case, torch.bfloat16, device), build(case, torch.float32, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
         auto = call(high, case, backend)
     plain = call(low, case, backend)
     assert auto.logp.dtype == auto.kl.dtype == torch.float32
