@@ -24,7 +24,8 @@ LARGE: dict[str, Any] = {
     "head": "Llama-3-8B",
     **NEAR,
 }
-_OTHERS = ("compiled", "gemms", "gemms_whole", "gemms_two_pass")  # the arithmetic of `eager`, and none
+# The arithmetic of `eager`, and none.
+_OTHERS = ("compiled", "gemms", "gemms_whole", "gemms_two_pass")
 WAYS = tuple(name for name in (*EVERY, "plain_fp32") if name not in _OTHERS)
 
 QUESTION = Question(
