@@ -49,3 +49,21 @@ def test_without_fp32_results_a_product_is_rounded_once(first: bool) -> None:
     got = gemm.add_weight_grad_(start.clone(), dz.bfloat16(), hidden, first=first)
     want = dz.bfloat16().double().T @ hidden.double() + (0 if first else 1)
     assert relative_error(got.double(), want) < 2**-8
+
+
+def test_a_product_that_is_missing_or_wrong_is_said_with_its_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The silent fallback of a GPU would be several times slower, and nobody would know why."""
+    total = torch.ones(2, 2)
+
+    def missing() -> torch.Tensor:
+        raise NotImplementedError("no kernel for this\nat all")
+
+    assert gemm._works(lambda: total.fill_(16), (total, 16), "a product", "it is slow")
+    assert not caplog.messages
+    assert not gemm._works(missing, (total, 16), "a product", "it is slow")
+    assert not gemm._works(lambda: total.fill_(3), (total, 16), "a product", "it is slow")
+    assert ["no kernel for this" in text for text in caplog.messages] == [True, False]
+    assert "it gave 3 for 16" in caplog.messages[1]
+    assert all("a product" in text and "it is slow" in text for text in caplog.messages)

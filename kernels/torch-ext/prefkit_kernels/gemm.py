@@ -142,9 +142,10 @@ def _gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
     a, total = _probes(dtype, device)
     return _works(
         lambda: torch.mm(a, a, out_dtype=torch.float32, out=total),
+        (total, 16),
         f"fp32 results of {dtype} products on {device}",
-        "logits come from upcast slices and gradients are rounded: exact enough and several times "
-        "slower",
+        "logits come from upcast slices, exact and several times slower, and gradients are rounded "
+        "to the operands' dtype",
     )
 
 
@@ -152,30 +153,39 @@ def _gives_fp32(dtype: torch.dtype, device: torch.device) -> bool:
 def _adds_to_fp32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether they add a product of such operands to an fp32 matrix in place."""
     a, total = _probes(dtype, device)
-    what = f"adding {dtype} products to fp32 matrices on {device}"
-    instead = f"the head's gradient is added up in pieces of {_PIECE_BYTES >> 20} MiB"
-    if not _works(
-        lambda: torch.addmm(total, a, a, out_dtype=torch.float32, out=total), what, instead
-    ):
-        return False
-    found = float(total[0, 0])
-    if found != 17:
-        _say(what, f"1 + 16 gave {found:g}", instead)
-    return found == 17
+    return _works(
+        lambda: torch.addmm(total, a, a, out_dtype=torch.float32, out=total),
+        (total, 17),
+        f"adding {dtype} products to fp32 matrices on {device}",
+        f"the head's gradient is added up in pieces of {_PIECE_BYTES >> 20} MiB",
+    )
 
 
 def _probes(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.ones(16, 16, dtype=dtype, device=device), torch.ones(16, 16, device=device)
+    """Operands, and a result whose rows lie apart, as those of padded logits do."""
+    rows = torch.ones(16, 32, device=device)[:, :16]
+    return torch.ones(16, 16, dtype=dtype, device=device), rows
 
 
-def _works(product: Callable[[], Tensor], what: str, instead: str) -> bool:
-    """Whether this torch has such a product for this GPU: found by trying, torch has no query."""
+def _works(
+    product: Callable[[], Tensor], expected: tuple[Tensor, int], what: str, instead: str
+) -> bool:
+    """Whether this torch has such a product for this GPU: found by trying, torch has no query.
+
+    Args:
+        expected: the result and what must stand in each place of it.
+        what, instead: for the message where it has not: what is missing, what is done without it.
+    """
+    total, value = expected
     try:
         product()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:
         _say(what, (str(error).strip() or type(error).__name__).splitlines()[0], instead)
+        return False
+    if not bool((total == value).all()):
+        _say(what, f"it gave {float(total[0, 0]):g} for {value}", instead)
         return False
     return True
 
