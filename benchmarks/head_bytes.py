@@ -1,6 +1,6 @@
 """How many bytes does each schedule of the head hold at most, at sizes that fit no CPU?
 
-    python -m benchmarks.head_bytes                     the 70B head: the table in docs/kernels.md
+    python -m benchmarks.head_bytes                     the 70B head: figures of docs/kernels.md
     python -m benchmarks.head_bytes --dim 4096 --tokens 8192 64
 
 Counted, not measured: the schedules run on tensors without data, with the sizes of a GPU's chunks,
@@ -195,11 +195,19 @@ def table(shapes: Sequence[Shape]) -> str:
     return "\n".join(lines)
 
 
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number ≥ 1, got {text}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dim", type=int, default=8192)
-    parser.add_argument("--vocab", type=int, default=128_256)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[16_384, 64])
+    parser.add_argument("--dim", type=_size, default=8192, help="width of the head (8192)")
+    parser.add_argument("--vocab", type=_size, default=128_256, help="classes (128256)")
+    parser.add_argument(
+        "--tokens", type=_size, nargs="+", default=[16_384, 64], help="scored tokens (16384 64)"
+    )
     options = parser.parse_args(arguments)
     sizes = {"dim": options.dim, "vocab": options.vocab}
     shapes = [

@@ -11,8 +11,8 @@ One pass takes 3 products of the head's size with a frozen head and 4 with a tra
 reference included; two passes take 4 or 5, 6 with a KL. For a trainable head one pass holds the
 weight's gradient in fp32 between forward and backward: that is the gradient itself where the weight
 is fp32, and beside it, twice its size, where the weight is bf16; dz takes N × V numbers instead.
-`schedule="two_pass"` avoids both. One pass, of either kind, refuses a second backward through the
-same graph (`retain_graph=True`).
+`schedule="two_pass"` avoids both. One pass refuses a second backward through the same graph
+(`retain_graph=True`), unless dz is kept.
 """
 
 from collections.abc import Mapping
@@ -91,7 +91,9 @@ def obstacle_to_one_pass(
     if type(objective) not in (DPO, TDPO):
         return f"{type(objective).__name__} is a class of its own and may add terms to the loss"
     if objective.linear is None:
-        return "reduction='position' and nll_weight are no functions of a pair's margin alone"
+        if isinstance(objective, DPO) and objective.reduction == "position":
+            return "reduction='position' has a margin for every position, not one for a pair"
+        return "nll_weight adds a term to the loss that is no function of a pair's margin"
     if pairs != 1 and trainable_head:
         return (
             f"a trainable head takes one pair a call, this one holds {pairs} (pairs are numbered "

@@ -24,6 +24,7 @@ from prefkit_kernels import (
 )
 from prefkit_kernels.logits import OUTPUTS
 from prefkit_kernels.ops_pairs import kept_gradients_op, pair_scores_op
+from prefkit_kernels.problem_args import problem_of
 from tests.kernel_cases import Case, build, device_of, relative_error
 from tests.test_objectives import CASES, Direct, sample
 
@@ -317,6 +318,9 @@ def test_what_would_be_silently_wrong_takes_two_passes() -> None:
         ({"schedule": "two_pass"}, "for two give token_stats the schedule"),
         ({"schedule": "all"}, "schedule must be one of"),
         ({"num_pairs": 0}, "num_pairs must be"),
+        ({"num_pairs": 1.0}, "num_pairs must be a whole number"),
+        ({"coefficients": {"logp": 1.0}}, "must be a tensor .* got a float"),
+        ({"coefficients": [1.0]}, "must be a dict of tensors, got a list"),
         ({"coefficients": {"logp": torch.ones(13, requires_grad=True)}}, "require a gradient"),
         ({"coefficients": {"entropy": torch.ones(13)}}, "coefficients are of"),
         ({"coefficients": {"logp": torch.ones(3)}}, "must be .T,. = .13,."),
@@ -374,17 +378,67 @@ def test_the_gradient_of_an_fp32_weight_is_the_accumulator_itself(
     assert problem.weight.grad.data_ptr() == made[0]
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
-def test_a_second_backward_is_refused_not_wrong(schedule: str) -> None:
+def test_a_second_backward_is_refused_not_wrong() -> None:
     for hooks in (nullcontext, lambda: saved_tensors_hooks(lambda x: x, lambda x: x)):
         with hooks():  # under which autograd does not see that a saved tensor was changed
-            _, scores = _scores(Case(), schedule=schedule)
+            _, scores = _scores(Case())
         scores.sum().backward(retain_graph=True)
         with pytest.raises(RuntimeError, match=r"a second backward .* schedule='two_pass'"):
             scores.sum().backward()
-    problem, scores = _scores(Case(), schedule=schedule)
+    problem, scores = _scores(Case())
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad((scores**2).sum(), problem.hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_where_dz_is_kept_a_second_backward_gives_the_same(dtype: torch.dtype) -> None:
+    """As two passes do, which `auto` took for several pairs before it kept dz."""
+    problem, scores = _scores(Case(bias=False), dtype, "keep_dz")
+    leaves = [problem.hidden, problem.weight]
+    first = torch.autograd.grad(scores.sum(), leaves, retain_graph=True)
+    again = torch.autograd.grad(scores.sum(), leaves)
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_process_may_have_no_class_or_no_token_to_keep(dtype: torch.dtype) -> None:
+    one, rows = torch.ones(()), torch.tensor([1, 2])
+    states, factors = torch.randn(2, 4).to(dtype), torch.ones(2)
+    settings = (-100, 0, dtype, True)
+    found = kept.gradients(torch.empty(2, 0, dtype=dtype), one, states, rows, factors, *settings)
+    assert [x.shape for x in found] == [(0, 4), (0,)]
+    none, settings = torch.empty(0, 16, dtype=dtype), (-100, 16, dtype, True)
+    found = kept.gradients(none, one, states, rows * 0 - 100, factors, *settings)
+    assert [x.shape for x in found] == [(16, 4), (16,)]
+    assert all((x == 0).all() for x in found)
+
+
+def test_kept_gradients_hold_the_reference_of_a_smaller_vocabulary_too() -> None:
+    """A pad token more in the policy alone: no whole logits of the reference beside dz."""
+    for classes, buffers in ((301, 0), (300, 0), (290, 0), (330, 1)):
+        case = Case(ref_vocab=classes, outputs=("logp", "ref_logp"), bias=False)
+        x = build(case, torch.float32)
+        work = problem_of(
+            *(x.hidden.detach(), x.weight.detach(), x.targets, None, x.ref_hidden, x.ref_weight),
+            *(None, [0, 1], -100, 1.0, 0.0, 1.0, 0, -1, "torch", "", 0, 0),
+        )
+        made = chunks.Chunks(work, gradients=1, keep=True)
+        assert len(list(made)) == 1
+        assert len(made._store) == buffers, classes
+
+
+def test_a_compiled_graph_that_keeps_dz_wants_the_number_of_tokens() -> None:
+    problem = build(Case(tokens=4, ignored=()), torch.float32)
+    pairs, ones = torch.arange(4) // 2, {"logp": torch.ones(4)}
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def scores(hidden: Tensor) -> Tensor:
+        heads = (hidden, problem.weight, problem.targets, pairs, 2, ones)
+        return pair_scores(*heads, schedule="keep_dz").scores
+
+    with pytest.raises(Exception, match="num_scored"):
+        scores(problem.hidden)
 
 
 @pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])

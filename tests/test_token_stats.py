@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from prefkit_kernels import backward, chunks, forward, token_stats
+from prefkit_kernels.chunking import token_chunks
 from tests.kernel_cases import ALL, Case, build, call, device_of, relative_error, run
 
 CASES = {
@@ -275,6 +276,18 @@ def test_low_precision_gradient_products_as_on_a_gpu(
         found = run(case, backend, torch.bfloat16, device_of(backend))
         for key, truth in exact.items():
             assert relative_error(found[key], truth) < (1e-2 if key.startswith("d_") else 1e-5)
+
+
+def test_chunks_are_whole_tiles_unless_all_rows_fit() -> None:
+    def sizes(rows: int, budget: int) -> list[int]:
+        return [stop - start for start, stop in token_chunks(rows, 1, budget, 256)]
+
+    assert sizes(0, 1000) == []
+    assert sizes(300, 511) == [300]
+    assert sizes(1600, 1673) == [1600]
+    assert sizes(1700, 1673) == [1024, 676]
+    assert sizes(16_384, 1673) == [1536] * 10 + [1024]
+    assert sizes(300, 200) == [150, 150]  # less than a tile: evenly
 
 
 def test_directions_are_scaled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,10 @@ def smi() -> dict[str, str]:
     if rehearsing() or shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=8)
+    except (OSError, subprocess.TimeoutExpired) as error:  # the ceilings are worth more
+        return {"nvidia-smi": f"{type(error).__name__}: {str(error)[:150]}"}
     if done.returncode:
         return {"nvidia-smi": (done.stderr or done.stdout).strip()[:200]}
     return dict(zip(_FIELDS, done.stdout.splitlines()[0].split(", "), strict=False))

@@ -73,7 +73,7 @@ class Checks:
     """Runs checks one after another; none that fails stops the others."""
 
     def __init__(self, where: str) -> None:
-        self.where, self.failed = where, 0
+        self.where, self.failed, self.lost = where, 0, False
 
     def __call__(
         self, name: str, check: Callable[[], dict[str, Any]], gpu_only: bool = False
@@ -85,12 +85,16 @@ class Checks:
                 being judged, so that the code has run.
         """
         start = time.perf_counter()
+        if self.lost:
+            tell(check=name, ok=None, why="not run: an earlier check lost the GPU's context")
+            return
         try:
             found = {"ok": True, **check()}
             wait(self.where)
         except Exception as error:  # the others are still worth having
             found = {"ok": False, "why": f"{type(error).__name__}: {str(error)[:300]}"}
             found["where"] = _place(error)
+            self.lost = _is_lost(self.where)
         if gpu_only and self.where == "cpu" and found["ok"]:
             found = {"ok": None, "why": "not run: no GPU"}
         self.failed += found["ok"] is False
@@ -99,6 +103,15 @@ class Checks:
     def exit(self) -> None:
         """Ends the process: with 1 where a check failed."""
         raise SystemExit(1 if self.failed else 0)
+
+
+def _is_lost(where: str) -> bool:
+    """Whether nothing runs on the GPU any more: what a kernel has asserted stays, call by call."""
+    try:
+        wait(where)
+    except Exception:
+        return True
+    return False
 
 
 def _place(error: Exception) -> str:

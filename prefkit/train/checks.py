@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.objectives import Objective
@@ -124,14 +123,13 @@ def check_packages(config: Any) -> None:
                 break
 
 
-def check_schedule(config: Any, objective: Objective, head: nn.Module) -> None:
+def check_schedule(config: Any, objective: Objective, trainable: bool) -> None:
     """Refuses a forced schedule that the first batch would refuse.
 
     Raises:
         ConfigError: head_schedule is one_pass or keep_dz, and the loss or the batch does not allow
             it.
     """
-    trainable = any(parameter.requires_grad for parameter in head.parameters())
     pairs = 2 if config.tokens_per_batch else config.per_device_train_batch_size  # 2: several
     pairs = pairs if config.head_schedule == "one_pass" else 1
     obstacle = obstacle_to_one_pass(objective, pairs, trainable, config.head_backend)

@@ -88,7 +88,8 @@ class PreferenceTrainer(LossTrainer):
             logger.warning("The router's auxiliary loss is no part of the preference loss.")
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
-        check_schedule(args, self.objective, self.head.module)
+        head = self.head.module.parameters()
+        check_schedule(args, self.objective, any(parameter.requires_grad for parameter in head))
         self._reference_id = reference_fingerprint(self.reference, args)
         self._start_counting()
         self._tokenizer = tokenizer

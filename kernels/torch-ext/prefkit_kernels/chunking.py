@@ -46,6 +46,9 @@ def token_chunks(
         `(start, stop)` half-open ranges covering 0..num_rows.
     """
     largest = max(1, budget // max(1, row_bytes))
+    if 0 < num_rows <= largest:
+        yield 0, num_rows
+        return
     tile = tile if largest >= tile else 1
     yield from _balanced(num_rows, largest - largest % tile, tile)
 

@@ -185,7 +185,7 @@ class Chunks:
         if self.joint:  # `_project_both` has been here
             both = self._take("both", 2 * rows, width, problem.dtype)
             raw = both[rows:] if name == "reference" else both[:rows]
-        elif self.kept is not None and self.in_place and (name, width) == ("policy", self.classes):
+        elif self.kept is not None and self.in_place and name == "policy" and self._holds(width):
             raw = self.kept[start:stop, :width]
         else:
             raw = self._take(name, rows, width, problem.dtype)
@@ -200,6 +200,10 @@ class Chunks:
             problem.transform,
             problem.shard.first_class,
         )
+
+    def _holds(self, width: int) -> bool:
+        """Whether rows of so many classes fit where dz is kept, padding included."""
+        return self.kept is not None and width <= self.kept.shape[1]
 
     def _project_both(self, start: int, stop: int) -> None:
         """Logits of the policy, then of the reference, as one product."""

@@ -90,7 +90,9 @@ def weight_grad_(out: Tensor, dz: Tensor, hidden: Tensor, factor: Tensor | None 
     """
     if factor is None and out.dtype == compute_dtype(dz.dtype):
         return add_weight_grad_(out, dz, hidden, first=True)
-    if factor is None and out.dtype == dz.dtype:  # bf16 or fp16 on a GPU, added up in fp32
+    # bf16 or fp16 on a GPU, added up in fp32 (unless torch's own switch
+    # `allow_bf16_reduced_precision_reduction` lets a library add the parts of a split sum in bf16).
+    if factor is None and out.dtype == dz.dtype:
         return torch.mm(dz.T, hidden, out=out)
     for start, stop in _slices(out, _PIECE_BYTES):
         piece = out.new_empty(stop - start, out.shape[1], dtype=compute_dtype(dz.dtype))

@@ -88,7 +88,8 @@ def gradients(
         if dz.dtype == torch.float16:
             # Factors of a loss are small: in fp16 states would underflow with them. What is common
             # to all rows is multiplied in afterwards, in fp32.
-            common = factors.abs().amax(0).clamp_min(torch.finfo(factors.dtype).tiny)
+            common = torch.cat([factors, factors.new_zeros(1)]).abs().amax()
+            common = common.clamp_min(torch.finfo(factors.dtype).tiny)
             after, factors = common / scale, factors / common
         folded = torch.empty_like(states, dtype=dz.dtype, memory_format=torch.contiguous_format)
         scale_rows(states, factors, folded)
@@ -98,7 +99,7 @@ def gradients(
             factors = factors * common
     if need_bias:
         d_bias = factors.new_zeros(classes)
-        rows = max(1, _BIAS_BLOCK // classes)
+        rows = max(1, _BIAS_BLOCK // max(1, classes))
         for start in range(0, len(dz), rows):
             here = slice(start, start + rows)
             d_bias.addmv_(dz[here].to(factors.dtype).T, factors[here] / scale)

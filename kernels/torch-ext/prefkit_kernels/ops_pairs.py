@@ -108,8 +108,8 @@ def _kept_gradients_fake(*args: Any) -> tuple[Tensor, Tensor]:
 class ScoresWithGradient(torch.autograd.Function):
     """Ties scores to the operands whose gradients `pair_scores_op` has made along with them.
 
-    No part of the operator: the backward writes over those gradients, which an operator's outputs
-    do not allow.
+    No part of the operator: the backward writes over those gradients (unless dz is kept), which an
+    operator's outputs do not allow.
     """
 
     @staticmethod
@@ -139,7 +139,7 @@ class ScoresWithGradient(torch.autograd.Function):
             raise RuntimeError(
                 "pair_scores has no second derivative (backward with create_graph=True)"
             )
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not ctx.keeps:
             if ctx.used:
                 raise RuntimeError(
                     "a second backward through pair_scores: its gradients were made in the forward "
@@ -149,7 +149,9 @@ class ScoresWithGradient(torch.autograd.Function):
         d_hidden, d_weight, d_bias, dz, scale, pair_of_row, *rows = ctx.saved_tensors
         by_row = torch.cat([grad_scores, grad_scores.new_zeros(1)])[pair_of_row]
         needs, dtypes = ctx.needs_input_grad[:3], ctx.dtypes
-        grads = [_scaled(d_hidden, by_row, dtypes[0]) if needs[0] else None]
+        # With dz kept a second backward is possible: nothing is written over.
+        own = d_hidden.clone() if ctx.keeps and d_hidden.dtype == dtypes[0] else d_hidden
+        grads = [_scaled(own, by_row, dtypes[0]) if needs[0] else None]
         if ctx.keeps:
             settings = (ctx.ignore_index, ctx.classes, dtypes[1], needs[1], needs[2])
             found = kept_gradients_op(dz, scale, *rows, by_row, *settings)

@@ -20,7 +20,8 @@ class PairScores(NamedTuple):
     """What `pair_scores` returns.
 
     Attributes:
-        scores: (P,) fp32 (fp64 from fp64 inputs), differentiable once.
+        scores: (P,) fp32 (fp64 from fp64 inputs), differentiable once; where dz was kept, their
+            backward may run again (`retain_graph=True`).
         stats: the per-token quantities, without gradient.
     """
 
@@ -65,14 +66,17 @@ def pair_scores(
         schedule: what is held of a trainable weight's gradient. "one_pass": one (V, D) fp32
             accumulator, for one pair; it becomes the gradient itself where the weight is fp32.
             "keep_dz": the gradients by the logits of the N scored rows, N·V numbers in the dtype of
-            hidden (fp32 on a CPU), for any number of pairs. "auto": the latter where it takes fewer
-            bytes (`kept.allowed_bytes`). A frozen head needs neither.
+            hidden (fp32 on a CPU), for any number of pairs. "auto": the latter where that is within
+            `kept.allowed_bytes`. A frozen head holds neither, whichever is given.
     Returns:
         PairScores: scores (P,), and the stats that `outputs` names.
     Raises:
         ValueError: as `token_stats`; several pairs with a trainable head for which "auto" finds dz
             too large, or "one_pass"; unknown coefficients.
     """
+    check_schedule(schedule)
+    if schedule == "two_pass":
+        raise ValueError("pair_scores takes one pass; for two give token_stats the schedule")
     options = Options(
         tuple(outputs),
         ignore_index,
@@ -96,6 +100,11 @@ def pair_scores(
     if backend == "reference":
         raise ValueError("backend='reference' is token_stats' alone: pair_scores has no definition")
     keep = trainable and _keeps(schedule, heads, weight, num_pairs, options)
+    if keep and num_scored is None and torch.compiler.is_compiling():
+        raise ValueError(
+            "schedule='keep_dz' in a compiled graph needs num_scored: the number of rows that are "
+            "not ignored is a size there"
+        )
     if keep and num_scored is None:  # a size that the operator has to state
         options = options._replace(num_scored=int((targets != ignore_index).sum()))
     operands = [None if x is None else x.detach() for x in heads]
@@ -112,9 +121,6 @@ def pair_scores(
 
 def _keeps(schedule: str, heads: Heads, weight: Tensor, num_pairs: int, options: Options) -> bool:
     """Whether dz is kept, for a trainable head; refuses what does not fit."""
-    check_schedule(schedule)
-    if schedule == "two_pass":
-        raise ValueError("pair_scores takes one pass; for two give token_stats the schedule")
     if schedule == "keep_dz":
         return True
     if schedule == "one_pass" and num_pairs > 1:
@@ -128,6 +134,10 @@ def _keeps(schedule: str, heads: Heads, weight: Tensor, num_pairs: int, options:
     if not keeps_dz((heads[0], heads[2]), weight, num_pairs, *limits):
         if num_pairs == 1:
             return False
+        if options.num_scored is None and torch.compiler.is_compiling():
+            raise ValueError(
+                f"{num_pairs} pairs with a trainable head in a compiled graph: give num_scored"
+            )
         rows = options.num_scored if options.num_scored is not None else len(heads[2])
         held = dz_bytes(rows, weight.shape[0], heads[0])
         raise ValueError(
@@ -162,6 +172,13 @@ def _coefficients(
     given: Mapping[str, Tensor], outputs: tuple[str, ...], targets: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """(2, T) in the order of `one_pass.COEFFICIENTS`, zeros where none is given."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"coefficients must be a dict of tensors, got a {type(given).__name__}")
+    for name, values in given.items():
+        if not isinstance(values, Tensor):
+            raise ValueError(
+                f"coefficients[{name!r}] must be a tensor (T,), got a {type(values).__name__}"
+            )
     unknown = [name for name in given if name not in COEFFICIENTS or name not in outputs]
     if unknown or not given:
         raise ValueError(
@@ -190,7 +207,7 @@ def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor) -> None:
             f"pairs must be (T,) = {tuple(counts.shape)} int64, got {tuple(pairs.shape)} "
             f"{pairs.dtype}"
         )
-    if num_pairs < 1:
-        raise ValueError(f"num_pairs must be ≥ 1, got {num_pairs}")
+    if not isinstance(num_pairs, int | torch.SymInt) or num_pairs < 1:
+        raise ValueError(f"num_pairs must be a whole number ≥ 1, got {num_pairs!r}")
     right = (~counts | ((pairs >= 0) & (pairs < num_pairs))).all()
     refuse_unless(right, f"pairs must be in 0..{num_pairs - 1} in every row that is not ignored")

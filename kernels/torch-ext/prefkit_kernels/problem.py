@@ -118,10 +118,16 @@ class Problem:
 
     @property
     def shares_head(self) -> bool:
-        """Whether policy and reference have one weight, in one memory (LoRA, a frozen head)."""
+        """Whether policy and reference have one weight, in one memory (LoRA, a frozen head).
+
+        Slices of a split vocabulary count as different: all processes must take the same chunks,
+        and an empty slice says nothing of its memory.
+        """
         if self.reference is None or self.reference.hidden.dtype != self.policy.hidden.dtype:
             return False
         mine, other = self.policy.weight, self.reference.weight
+        if self.shard.group or not mine.numel():
+            return False
         return (mine.data_ptr(), mine.shape, mine.stride(), mine.dtype) == (
             other.data_ptr(),
             other.shape,
