@@ -9,6 +9,7 @@ product of twice the rows. For few tokens a product takes as long as reading the
 done also where no KL asks for both, if all tokens fit.
 """
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,8 +57,10 @@ class Chunks:
             They take half the bytes of the logits they are from (where they do not overwrite them),
             so that a product over many tokens needs no logits of all of them.
         keep: whether the gradients by the logits of all tokens are kept, in `kept`.
+        names: outputs that those gradients are of.
 
     Attributes:
+        kernels: the row functions to use; those of small heads need no logits.
         kept: (N, padded V) with `keep`, in the dtype of the gradient products. Where that is the
             logits' dtype, too, they are computed in this very place.
     """
@@ -69,6 +72,7 @@ class Chunks:
         without: tuple[str, ...] = (),
         group: int = 1,
         keep: bool = False,
+        names: tuple[str, ...] = (),
     ) -> None:
         self.problem, self.without = problem, without
         self.scored = problem.scored()
@@ -84,6 +88,10 @@ class Chunks:
             self.kept = like.new_empty(self.scored.count, width, dtype=self.gemm_dtype)
             self.extra_dz = False
         self._store: dict[str, Tensor] = {}
+        self.small = self._is_small(names)
+        self.kernels = problem.kernels
+        if self.small:
+            self.kernels = importlib.import_module(".rows_small", __package__)
         self.side_by_side = problem.wants_kl
         self.joint = self._joins()
 
@@ -95,7 +103,9 @@ class Chunks:
         if not self.problem.reference:
             ref_classes = 0
         logits = classes + ref_classes if self.side_by_side else max(classes, ref_classes)
-        if self.in_place:
+        if self.small:
+            logits = 0
+        elif self.in_place:
             logits = ref_classes if self.side_by_side or ref_classes > classes else 0
         dz = classes * self.extra_dz * self.group
         return logits * self.problem.dtype.itemsize + dz * self.gemm_dtype.itemsize
@@ -105,9 +115,22 @@ class Chunks:
         device = self.problem.policy.hidden.device
         return self.problem.budget or token_budget(device, self.row_bytes)
 
+    def _is_small(self, names: tuple[str, ...]) -> bool:
+        """Whether products made twice cost less than logits written and read."""
+        problem = self.problem
+        summed = set(problem.outputs) - {"logp", "ref_logp", *self.without}
+        if summed or not problem.kernels.__name__.endswith(".rows_triton"):
+            return False
+        small_head = importlib.import_module(".small_head", __package__)
+        heads = [head for head in (problem.policy, problem.reference) if head is not None]
+        return all(
+            small_head.worthwhile(head.hidden, head.weight, names, problem.transform)
+            for head in heads
+        )
+
     def _joins(self) -> bool:
         """Whether the logits of both are one product; decides `side_by_side` for it."""
-        if not self.problem.shares_head or self.in_place:
+        if not self.problem.shares_head or self.in_place or self.small:
             return False
         if not self.side_by_side:
             self.side_by_side = True
@@ -166,30 +189,34 @@ class Chunks:
         if problem.reference is not None:
             name = "reference" if self.side_by_side else "policy"
             rows = self._project(problem.reference, name, start, stop, targets)
-            found = normalise(problem.kernels, rows, problem.shard, norms[2:])
+            found = normalise(self.kernels, rows, problem.shard, norms[2:])
             if "ref_logp" in problem.outputs:
                 stats[problem.outputs.index("ref_logp")] = found
             ref = rows if problem.wants_kl else None
         rows = self._project(problem.policy, "policy", start, stop, targets, ref)
-        found = normalise(problem.kernels, rows, problem.shard, norms[:2])
+        found = normalise(self.kernels, rows, problem.shard, norms[:2])
         if "logp" in problem.outputs:
             stats[problem.outputs.index("logp")] = found
         outputs = tuple("" if name in self.without else name for name in problem.outputs)
-        add_sums(problem.kernels, rows, outputs, problem.shard, norms, stats)
+        add_sums(self.kernels, rows, outputs, problem.shard, norms, stats)
         return Chunk(start, stop, group_start, ends_group, rows, stats, norms)
 
     def _project(
         self, head: Head, name: str, start: int, stop: int, targets: Tensor, ref: Rows | None = None
     ) -> Rows:
         problem, width, rows = self.problem, head.weight.shape[0], stop - start
-        if self.joint:  # `_project_both` has been here
+        operands = None
+        if self.small:
+            operands = (self.scored.pick(head.hidden, start, stop), head.weight)
+            raw = torch.empty(rows, width, dtype=problem.dtype, device="meta")
+        elif self.joint:  # `_project_both` has been here
             both = self._take("both", 2 * rows, width, problem.dtype)
             raw = both[rows:] if name == "reference" else both[:rows]
         elif self.kept is not None and self.in_place and name == "policy" and self._holds(width):
             raw = self.kept[start:stop, :width]
         else:
             raw = self._take(name, rows, width, problem.dtype)
-        if not self.joint:
+        if not (self.joint or self.small):
             project_(raw, self.scored.pick(head.hidden, start, stop), head.weight)
         return Rows(
             raw,
@@ -199,6 +226,8 @@ class Chunks:
             targets,
             problem.transform,
             problem.shard.first_class,
+            operands,
+            None if ref is None else ref.operands,
         )
 
     def _holds(self, width: int) -> bool:

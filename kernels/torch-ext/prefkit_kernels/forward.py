@@ -32,7 +32,7 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     norms = stats.new_zeros(hidden.shape[0], 4)
     directions = hidden.new_zeros(len(names), *hidden.shape)
-    chunks = Chunks(problem, gradients=len(names))
+    chunks = Chunks(problem, gradients=len(names), names=names)
     for chunk in chunks:
         for k, name in enumerate(names):
             dz = chunks.dz(chunk, last=k == len(names) - 1)
@@ -40,7 +40,7 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
             values = chunk.stats[row : row + 1]
             cotangents = torch.ones_like(values)
             if dz.shape[1]:
-                problem.kernels.gradient(chunk.rows, (name,), values, chunk.norms, cotangents, dz)
+                chunks.kernels.gradient(chunk.rows, (name,), values, chunk.norms, cotangents, dz)
             direction = values.new_empty(values.shape[1], hidden.shape[1])
             add_hidden_grad_(direction, dz, problem.policy.weight, first=True)
             problem.shard.sum_(direction)

@@ -56,6 +56,7 @@ def pair_scores(
         without=("kl",) if any(needs) else (),
         group=GROUP if needs[1] else 1,
         keep=keep,
+        names=names if any(needs) else (),
     )
     summed = (needs[0], False, False) if keep else needs
     sums = _Directions(problem, summed, _loss_scale(coefficients, chunks.gemm_dtype))
@@ -103,7 +104,7 @@ def _gradient(
         kl = chunk.stats[problem.outputs.index("kl")]
     if dz.shape[1]:
         # No value of logp or KL enters their gradients: any rows will do for `stats`.
-        problem.kernels.gradient(
+        chunks.kernels.gradient(
             chunk.rows, names, chunk.stats[: len(names)], chunk.norms, cotangents, dz, kl_sum=kl
         )
     if kl is not None:

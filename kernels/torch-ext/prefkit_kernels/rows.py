@@ -18,6 +18,8 @@ class Rows:
         targets: (C,) int64 class of each row.
         transform: scale, softcap, temperature (of both).
         first_class: class number of column 0 (a vocabulary slice starts there).
+        operands, ref_operands: hidden (C, D) and weight (S, D) of which raw and ref would be the
+            products, where those are not there (`rows_small`).
     """
 
     raw: Tensor
@@ -27,6 +29,8 @@ class Rows:
     targets: Tensor
     transform: LogitTransform
     first_class: int = 0
+    operands: tuple[Tensor, Tensor] | None = None
+    ref_operands: tuple[Tensor, Tensor] | None = None
 
     def block(self, start: int, stop: int) -> "Rows":
         return Rows(
