@@ -7,7 +7,7 @@ logits limits the rows, so that one call may take all tokens of which dz (2 byte
 When that wins is a matter of D. What follows is arithmetic, not measured on a GPU: picoseconds a
 token and class at 798 TFLOP/s (a product unit u = 2D operations: 1.44, 2.57, 5.13 at D 576, 1024,
 2048) and 3 TB/s (a byte is 0.33), nothing overlapped; Triton's products run at the share e of that.
-Both ways write dz (2 bytes) and read it twice (4, in products that do not wait for it).
+With a gradient both ways write dz (2 bytes) and read it twice (4, in products that do not wait).
 
     logits kept: 4 bytes written, 4 read (normalisers), 4 read (gradient) a head; reference of DPO 8
     logits made again: none of them, and a unit more for each gradient; u/e for u where Triton is
@@ -20,12 +20,18 @@ Both ways write dz (2 bytes) and read it twice (4, in products that do not wait 
     TDPO: 4u + 24 B            14.4    13.2  10.8  18.9  22.9  18.6   29.2  45.2  36.6   684  1064
 
 Forward alone (log-probabilities of a reference or for scoring) wins most: no product is repeated
-and no logit is written, up to D 1600 at 60 %, and at 80 % for every head up to D 4096.
+and no logit is written.
 
-Instructions bound e: 11 (normalisers), 14 (DPO) and 42 (TDPO) an element in sm_90 code, at 0.034 ps
-each, come after a tile's product, and with one program an SM nothing hides them. At D 576, with the
-loop itself at 85 %, e is 70 %, 67 % and 60 %. So DPO gains a quarter there and TDPO 8 %. fp32
-operands have no tensor cores here and never win.
+Instructions bound e: at most 16 (normalisers), 15 (DPO), 43 (TDPO) an element in sm_90 code follow
+a tile's product, at 0.034 ps each, and with one program an SM nothing hides them. With the loop at
+85 %, a tile takes u/0.85 + 0.54, 0.5 or (of two heads) u/0.43 + 1.46: e is 64 %, 66 %, 59 % at 576
+and DPO gains a fifth there, TDPO a tenth. But where a product hides the writing of its own logits
+(4 bytes a head that "kept" counts) DPO is even at 576 and TDPO loses a tenth. So, from everything
+hidden to nothing hidden, it wins up to D
+
+    forward alone 1790 to 4800, DPO 630 to 1325 (reference cached 480 to 875), TDPO 410 to 805.
+
+fp32 operands have no tensor cores here and never win.
 """
 
 from dataclasses import dataclass
@@ -46,7 +52,7 @@ Operands = tuple[Tensor, Tensor, Tensor | None]  # hidden (C, D), weight (V, D),
 # Rows of hidden states that a pass over the weight serves: they must stay in a GPU's second cache.
 _GROUP_BYTES = 4 << 20
 _HOPPER_SHARED = 200 << 10
-# Measured nowhere: where the arithmetic above breaks even at e = 60 %, rounded down.
+# Measured nowhere: within the ranges of the arithmetic above.
 _FORWARD_DIM, _LOGP_DIM, _KL_DIM = 1536, 768, 640
 
 
@@ -104,7 +110,7 @@ def tile(
         plain: neither bias nor scale nor temperature.
         hip: an AMD GPU, where a pipeline holds one block of operands less than it has stages.
     """
-    large = (hip or shared >= _HOPPER_SHARED) and (plain or not gradient)
+    large = plain if hip else shared >= _HOPPER_SHARED and (plain or not gradient)
     if itemsize > 2:
         rows, classes, depth, warps = 32, 64, 32, 4
     elif softcap or (heads == 2 and not large):
