@@ -52,8 +52,8 @@ Operands = tuple[Tensor, Tensor, Tensor | None]  # hidden (C, D), weight (V, D),
 # Rows of hidden states that a pass over the weight serves: they must stay in a GPU's second cache.
 _GROUP_BYTES = 4 << 20
 _HOPPER_SHARED = 200 << 10
-# Measured nowhere: the largest D that wins by the arithmetic above whatever a product hides, rounded
-# down. For DPO that is with the reference in the run; with it cached 480 would be safe.
+# Measured nowhere: the largest D that wins by the arithmetic above whatever a product hides,
+# rounded down. For DPO that is with the reference in the run; with it cached 480 would be safe.
 _FORWARD_DIM, _LOGP_DIM, _KL_DIM = 1536, 576, 384
 
 
