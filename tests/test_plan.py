@@ -4,7 +4,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -477,19 +476,24 @@ def test_help_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert "plan CONFIG.yaml" in capsys.readouterr().out
 
 
-def test_it_answers_in_five_seconds() -> None:
-    """Seconds of one core, of the better of two: others may use this machine."""
+def test_it_takes_little_more_than_importing_what_it_plans_with() -> None:
+    """Core seconds, the better of two, beside those of the imports alone: machines differ by half.
+
+    Five seconds in all where the imports take four.
+    """
     command = [sys.executable, "-m", "prefkit", "plan", "--model", LLAMA, "--bf16"]
     command += ["--dtype", "bfloat16", "--gradient_checkpointing", "--fsdp", "true"]
     command += ["--lengths", "16000,8000,8000", "--gpus", "64", "--gpu_memory", "400GB"]
-    taken = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        started = time.perf_counter()
-        subprocess.run(command, check=True, timeout=120, capture_output=True)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-        taken.append(min(used, time.perf_counter() - started))
-    assert min(taken) <= 5
+    imports = "import torch; from transformers import AutoModelForCausalLM, Trainer"
+    planning = min(_core_seconds(command) for _ in range(2))
+    importing = min(_core_seconds([sys.executable, "-c", imports]) for _ in range(2))
+    assert planning <= 1.5 * importing
+
+
+def _core_seconds(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run(command, check=True, capture_output=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
 # -- against measured runs ------------------------------------------------------------------------

@@ -88,10 +88,8 @@ class Chunks:
             self.kept = like.new_empty(self.scored.count, width, dtype=self.gemm_dtype)
             self.extra_dz = False
         self._store: dict[str, Tensor] = {}
-        self.small = self._is_small(names)
         self.kernels = problem.kernels
-        if self.small:
-            self.kernels = importlib.import_module(".rows_small", __package__)
+        self.small = self._takes_small(names)
         self.side_by_side = problem.wants_kl
         self.joint = self._joins()
 
@@ -115,18 +113,21 @@ class Chunks:
         device = self.problem.policy.hidden.device
         return self.problem.budget or token_budget(device, self.row_bytes)
 
-    def _is_small(self, names: tuple[str, ...]) -> bool:
-        """Whether products made twice cost less than logits written and read."""
+    def _takes_small(self, names: tuple[str, ...]) -> bool:
+        """Whether products made twice cost less than logits written and read; takes their rows."""
         problem = self.problem
         summed = set(problem.outputs) - {"logp", "ref_logp", *self.without}
-        if summed or not problem.kernels.__name__.endswith(".rows_triton"):
+        small = getattr(problem.kernels, "SMALL_HEADS", None)
+        if summed or small is None:
             return False
-        small_head = importlib.import_module(".small_head", __package__)
+        rows = importlib.import_module(f".{small}", __package__)
         heads = [head for head in (problem.policy, problem.reference) if head is not None]
-        return all(
-            small_head.worthwhile(head.hidden, head.weight, names, problem.transform)
-            for head in heads
-        )
+        if not all(
+            rows.worthwhile(head.hidden, head.weight, names, problem.transform) for head in heads
+        ):
+            return False
+        self.kernels = rows
+        return True
 
     def _joins(self) -> bool:
         """Whether the logits of both are one product; decides `side_by_side` for it."""

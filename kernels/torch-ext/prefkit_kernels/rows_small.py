@@ -6,7 +6,15 @@
 from torch import Tensor
 
 from . import small_head
+from .logits import LogitTransform
 from .rows import Rows
+
+
+def worthwhile(
+    hidden: Tensor, weight: Tensor, outputs: tuple[str, ...], transform: LogitTransform
+) -> bool:
+    """See `small_head.worthwhile`."""
+    return small_head.worthwhile(hidden, weight, outputs, transform)
 
 
 def normalisers(rows: Rows, out: Tensor) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from . import triton_rows
 from .buffers import is_padded
-from .logits import KLS, SUMS
+from .logits import KLS, SUMS, LogitTransform
 from .rows import Rows
 
+# The row functions that take these' place for small heads, see `Chunks`.
+SMALL_HEADS = "rows_small"
 # Tile of partial results a program combines: rows × blocks. 32 blocks of 4096 are V = 131072.
 _TILE, _TILE_WARPS = 32, 4
 
@@ -117,7 +119,7 @@ def class_sums(
         **_transform(rows),
         REF_BIAS=two and rows.ref_bias is not None,
         **_padding(rows, two),
-        **{name.upper(): _slot(name, outputs) for name in SUMS},
+        **{name.upper(): slot(name, outputs) for name in SUMS},
         **_options(how),
     )
     torch.sum(partial, dim=1, out=out)
@@ -166,8 +168,8 @@ def gradient(
         **_padding(rows, two),
         DZ_PAD=is_padded(out),
         KL_SUM=kl_sum is not None,
-        LOGP=_slot("logp", outputs),
-        **{name.upper(): _slot(name, outputs) for name in SUMS},
+        LOGP=slot("logp", outputs),
+        **{name.upper(): slot(name, outputs) for name in SUMS},
         **_options(how),
     )
     if kl_sum is not None:
@@ -208,18 +210,21 @@ def _padding(rows: Rows, two: bool) -> dict[str, bool]:
 
 
 def _transform(rows: Rows) -> dict[str, Any]:
-    transform = rows.transform
+    return {"BIAS": rows.bias is not None, **transform_arguments(rows.transform)}
+
+
+def transform_arguments(transform: LogitTransform) -> dict[str, Any]:
+    """What every kernel is told of scale, softcap and temperature."""
     return {
         "scale": transform.scale,
         "softcap": transform.softcap,
         "inv_temp": 1.0 / transform.temperature,
-        "BIAS": rows.bias is not None,
         "SCALE": transform.scale != 1.0 or transform.temperature != 1.0,
         "CAP": transform.softcap != 0.0,
     }
 
 
-def _slot(name: str, outputs: tuple[str, ...]) -> int:
+def slot(name: str, outputs: tuple[str, ...]) -> int:
     """The row of an output, −1 where it was not asked for."""
     return outputs.index(name) if name in outputs else -1
 

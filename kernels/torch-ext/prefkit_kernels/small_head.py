@@ -44,7 +44,7 @@ from torch import Tensor
 from . import triton_rows, triton_small_head
 from .buffers import is_padded
 from .logits import LogitTransform
-from .rows_triton import _TILE, _TILE_WARPS, interpreted
+from .rows_triton import _TILE, _TILE_WARPS, interpreted, slot, transform_arguments
 
 Operands = tuple[Tensor, Tensor, Tensor | None]  # hidden (C, D), weight (V, D), bias (V,) or None
 
@@ -179,7 +179,7 @@ def normalisers(
         D=hidden.shape[1],
         BIAS=bias is not None,
         HALVES=how.halves,
-        **_transform(transform),
+        **transform_arguments(transform),
         **_options(how, hidden),
     )
     triton_rows.combine_norms_kernel[(triton.cdiv(count, _TILE),)](
@@ -267,9 +267,9 @@ def gradient(
             REF_BIAS=two and ref_bias is not None,
             DZ_PAD=is_padded(out),
             KL_SUM=kl_sum is not None,
-            LOGP=_slot("logp", outputs),
-            KL=_slot("kl", outputs),
-            **_transform(transform),
+            LOGP=slot("logp", outputs),
+            KL=slot("kl", outputs),
+            **transform_arguments(transform),
             HALVES=how.halves,
             **_options(how, hidden),
         )
@@ -303,21 +303,6 @@ def _tile_for(
         softcap=transform.softcap != 0.0,
         hip=torch.version.hip is not None,
     )
-
-
-def _transform(transform: LogitTransform) -> dict[str, Any]:
-    return {
-        "scale": transform.scale,
-        "softcap": transform.softcap,
-        "inv_temp": 1.0 / transform.temperature,
-        "SCALE": transform.scale != 1.0 or transform.temperature != 1.0,
-        "CAP": transform.softcap != 0.0,
-    }
-
-
-def _slot(name: str, outputs: tuple[str, ...]) -> int:
-    """The row of an output, −1 where it was not asked for."""
-    return outputs.index(name) if name in outputs else -1
 
 
 def _options(how: Tile, hidden: Tensor) -> dict[str, Any]:
