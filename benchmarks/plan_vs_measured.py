@@ -1,4 +1,4 @@
-"""`prefkit plan` against measured memory: six CPU runs of three optimiser steps, one process each.
+"""`prefkit plan` against measured memory: six CPU runs of two optimiser steps, one process each.
 
     python -m benchmarks.plan_vs_measured [NAME …]
 
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,8 @@ def measure(case: Case, timeout: float = 1800.0) -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **_MALLOC, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.plan_vs_measured", "--child", case.name, folder],
+            [sys.executable, "-m", "benchmarks.plan_vs_measured", "--child", folder],
+            input=json.dumps(asdict(case)),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -223,10 +224,10 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"some of: {', '.join(CASES)}")
-    parser.add_argument("--child", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        _child(CASES[arguments.child[0]], arguments.child[1])
+        _child(Case(**json.load(sys.stdin)), arguments.child)
         return
     print(f"{'run':24}{'plan, MB':>12}{'measured, MB':>14}{'off':>8}   peak of the plan")
     for name in arguments.names or CASES:

@@ -1,16 +1,13 @@
 """A run of several processes that went well ends well: no thread is left to ask for Python."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-RUNS = (
-    4  # one after the other: with destroy_process_group() alone a quarter to a half of them abort
-)
+from tests.torchrun import launch
+
+# One after the other: with destroy_process_group() alone a quarter to a half of them abort.
+RUNS = 4
 SCRIPT = """
 import torch
 import torch.distributed as dist
@@ -35,11 +32,6 @@ leave_group()
 def test_processes_leave_without_an_abort(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    paths = [str(ROOT), str(ROOT / "kernels/torch-ext"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for _ in range(RUNS):
-        run = subprocess.run(
-            [*start, str(script)], env=environment, capture_output=True, text=True, timeout=60
-        )
+        run = launch(2, script, seconds=60)
         assert run.returncode == 0, run.stderr[-2000:]

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: plain cross-entropy to the last digit, however rows are batched."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from prefkit.data.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
 from prefkit.train import checkpoint
 from tests.test_trainer import FirstGradient
-from tests.test_trainer_processes import run as run_processes
+from tests.torchrun import launch
 from tests.trainer_cases import (
     byte_tokenizer,
     logs_of,
@@ -212,7 +213,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         tmp_path / "one", tiny_model(scale=3.0), max_steps=3, eval_dataset=ROWS[:5], **options
     )
     one.train()
-    two = run_processes(tmp_path / "two", 2, {}, TWO)
+    (tmp_path / "two.py").write_text(TWO)
+    (tmp_path / "two").mkdir()
+    done = launch(2, tmp_path / "two.py", str(tmp_path / "two"), "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["losses"] == pytest.approx([line["loss"] for line in logs_of(one)], rel=1e-5)
     total = float(sum(p.detach().double().abs().sum() for p in one.model.parameters()))
     assert two["weights"] == pytest.approx(total, rel=1e-6)

@@ -1,8 +1,5 @@
 """The Trainer sharded over two gloo processes by FSDP2 gives the run of one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +8,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.torchrun import ROOT, launched_once
 from tests.trainer_cases import tiny_model
 from tests.trainer_fsdp2_cases import CASES, SAVED, run
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 CHANGING = ("second", "runtime", "memory", "epoch")  # parts of names of what no two runs share
-
-
-def launch(arguments: list[str], seconds: float = 300, **variables: str) -> Any:
-    """Two processes under torchrun; never waits longer than `seconds`."""
-    paths = [str(ROOT), str(ROOT / "kernels/torch-ext"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.run(
-        start + arguments,
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the two processes have run every case: `N.pt`, and `N/final`."""
-    found = tmp_path_factory.mktemp("sharded")
-    done = launch([str(ROOT / "tests/trainer_fsdp2_work.py"), str(found)])
-    assert done.returncode == 0, done.stderr[-6000:]
-    return found
+    return launched_once(tmp_path_factory, 2, ROOT / "tests/trainer_fsdp2_work.py")
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

@@ -1,4 +1,4 @@
-"""Processes that share rows give the numbers of one; the cached reference those of the live one."""
+"""Rows cut into pieces, what cannot be shared, and the cached reference beside the live one."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from prefkit.data import sharded as sharded_rows
 from prefkit.data.stream import Stream
 from prefkit.errors import ConfigError, ModelError
 from tests.test_layout import pair
-from tests.test_trainer_processes import run
 from tests.trainer_cases import (
     ROWS,
     byte_tokenizer,
@@ -22,73 +21,6 @@ from tests.trainer_cases import (
     trainer,
     weights_of,
 )
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from prefkit.train.leaving import leave_group
-from tests.trainer_cases import ROWS, logs_of, tiny_model, trainer
-
-folder, batch, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-lora = options.pop("lora", False)
-if lora:
-    from peft import LoraConfig
-    options["peft_config"] = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
-trained = trainer(
-    folder, tiny_model(scale=3.0), max_steps=3,
-    gradient_accumulation_steps=options.pop("gradient_accumulation_steps", 2),
-    eval_dataset=ROWS[:7], use_cpu=True, ddp_find_unused_parameters=False,
-    **({"per_device_train_batch_size": batch} if "tokens_per_batch" not in options else {}),
-    **options,
-)
-trained.train()
-evaluation = trained.evaluate()
-if trained.is_world_process_zero():
-    weights = {
-        name.removeprefix("module."): parameter.detach().double().abs().sum().item()
-        for name, parameter in trained.model.named_parameters()
-    }
-    result = {"logs": logs_of(trained), "eval": evaluation, "weights": weights}
-    (folder / "result.json").write_text(json.dumps(result))
-leave_group()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "tdpo2"},
-        {"lora": True, "gradient_checkpointing": True},
-        {"method": "tdpo2", "layout": "separate", "precompute_ref_hidden": True},
-    ],
-    ids=["tdpo2", "lora", "cached hidden states"],
-)
-def test_two_processes_that_share_rows_equal_one(options: dict[str, Any], tmp_path: Path) -> None:
-    one = run(tmp_path / "one", 1, options, SCRIPT)
-    two = run(tmp_path / "two", 2, {**options, "sequence_parallel_size": 2}, SCRIPT)
-    assert_same(two, one)
-
-
-@pytest.mark.slow
-def test_two_groups_of_two_processes_and_packed_rows_equal_one(tmp_path: Path) -> None:
-    """Four processes read four packed rows a step; one process accumulates over the same four."""
-    packed = {"tokens_per_batch": 40, "method": "tdpo2"}  # 12 rows: three steps, no row twice
-    one = run(tmp_path / "one", 1, {**packed, "gradient_accumulation_steps": 4}, SCRIPT)
-    shared = {"gradient_accumulation_steps": 1, "sequence_parallel_size": 2}
-    four = run(tmp_path / "four", 4, {**packed, **shared}, SCRIPT)
-    assert_same(four, one)
-
-
-def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
-    """Weights, logs and evaluation, but for what no two runs share."""
-    assert two["weights"] == pytest.approx(one["weights"], rel=1e-5)
-    for got, want in zip([*two["logs"], two["eval"]], [*one["logs"], one["eval"]], strict=True):
-        for name, value in want.items():
-            if not any(word in name for word in ("second", "runtime", "memory")):
-                assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 class Group:
