@@ -157,6 +157,8 @@ def test_resuming_takes_what_did_not_come_to_an_end(tmp_path: Path) -> None:
     results = tmp_path / "out" / "rehearsal.json"
     assert rehearse(tmp_path, steps) == 1
     assert kept(tmp_path)["killed"]["status"] == "killed"
+    elsewhere = ("--resume", str(results), "--out", str(tmp_path / "elsewhere"))
+    assert rehearse(tmp_path, steps, *elsewhere) == 2
     assert rehearse(tmp_path, steps, "--resume", str(results)) == 1
     assert ran.read_text() == "gb"
     assert [one["status"] for one in kept(tmp_path).values()] == ["ok", "failed", "ok"]

@@ -258,6 +258,13 @@ def test_ids_lie_inside_and_none_is_special(vocab: int, most: int) -> None:
         assert len({*ids.tolist()}) == most
 
 
+def test_a_weight_that_is_no_number_is_told_as_such() -> None:
+    model = deep(2, 4.0, torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 2] = torch.nan
+    assert "(layer 1 holds NaN or infinity; look" in str(why_not(model, 40))
+
+
 @pytest.mark.parametrize("longest", [0, 5, 9, 10, 31, 4000])
 def test_the_row_holds_no_longer_sequence_than_the_data(longest: int) -> None:
     row = Row.of(tiny_model().config, longest, torch.device("cpu"))

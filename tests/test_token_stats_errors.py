@@ -19,6 +19,7 @@ WRONG = {
     "integer hidden": ({"hidden": H.int(), "weight": W.int()}, "floating dtype"),
     "unknown output": ({"outputs": ("logits",)}, "distinct names"),
     "no output": ({"outputs": ()}, "distinct names"),
+    "output not in a tuple": ({"outputs": "logp"}, r"give a tuple of names, \('logp',\)"),
     "output twice": ({"outputs": ("logp", "logp")}, "distinct names"),
     "kl without reference": ({"outputs": ("kl",)}, "need ref_hidden"),
     "half a reference": ({"outputs": ("kl",), "ref_hidden": H}, "go together"),

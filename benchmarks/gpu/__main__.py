@@ -99,6 +99,8 @@ def _chosen(options: argparse.Namespace) -> list[Step]:
 def _begin(options: argparse.Namespace, facts: dict[str, str]) -> Record:
     """Raises ValueError or OSError where the results cannot be kept as asked."""
     if options.resume:
+        if options.out and options.out.resolve() != options.resume.resolve().parent:
+            raise ValueError("--resume goes on in the folder of its file, so leave out --out")
         return Record.resumed(options.resume, facts, options.rehearse)
     if options.rehearse:
         folder, name = options.out or REHEARSALS, "rehearsal"

@@ -9,6 +9,7 @@ that compute something else were off by 5e-2 or more.
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,12 @@ class Off(NamedTuple):
     def good(self) -> bool:
         """False for a figure that is no number."""
         return self.figure < self.limit
+
+    def words(self, of: str) -> str:
+        """What to say of what was computed: the figure, a share `of` something, and its limit."""
+        if not math.isfinite(self.figure):
+            return "holds NaN or infinity; look for them in the weights"
+        return f"is off by {self.figure:.1e} of {of}, limit {self.limit:.0e}"
 
 
 @dataclass(frozen=True)

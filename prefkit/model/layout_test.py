@@ -144,8 +144,8 @@ def _mismatch(model: nn.Module, owner: nn.Module, longest: int, device: torch.de
         if untried is not None:
             logger.info("The layout of %s was tested on the whole model only; %s.", name, untried)
         return None
-    figures = f"off by {off.figure:.1e} of the largest logit, limit {off.limit:.0e}"
-    return f"{what} ({figures}{'; ' + untried if untried else ''})"
+    said = f"what its head returns {off.words('the largest logit')}"
+    return f"{what} ({said}{'; ' + untried if untried else ''})"
 
 
 def _alone(model: nn.Module, ids: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, list[Call]]:
@@ -182,16 +182,10 @@ def _layers(
             call, [some[index] for some in alone], row.places, lambda: as_before(owner, plain)
         )
         if index == 0 and not (off := _inputs_off(sides)).good:
-            return (
-                f"what its first layer is given is off by {off.figure:.1e} of its largest value, "
-                f"limit {off.limit:.0e}"
-            )
+            return f"what its first layer is given {off.words('its largest value')}"
         off = layer_off(sides)
         if not off.good:
-            return (
-                f"layer {index} is off by {off.figure:.1e} of the largest value it adds to a "
-                f"token, limit {off.limit:.0e}"
-            )
+            return f"layer {index} {off.words('the largest value it adds to a token')}"
     return None
 
 

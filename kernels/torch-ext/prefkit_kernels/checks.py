@@ -1,6 +1,7 @@
 """What a public function refuses before it computes, and how it reads its arguments."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -162,6 +163,19 @@ def check_dtypes(hidden: Tensor, weight: Tensor, p: str) -> None:
             f"{p}hidden is {hidden.dtype} and {p}weight {weight.dtype}: cast one of them, or call "
             "under torch.autocast, which casts both"
         )
+
+
+def output_names(outputs: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple; a string would be read as its letters.
+
+    Raises:
+        ValueError: a string.
+    """
+    if isinstance(outputs, str):
+        raise ValueError(
+            f"outputs is the string {outputs!r}: give a tuple of names, ({outputs!r},)"
+        )
+    return tuple(outputs)
 
 
 def _check_options(options: Options, ref_hidden: Tensor | None, ref_weight: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import Heads, Options, check_schedule, checked
+from .checks import Heads, Options, check_schedule, checked, output_names
 from .gemm import compute_dtype
 from .kept import dz_bytes, fits
 from .one_pass import COEFFICIENTS
@@ -78,7 +78,7 @@ def pair_scores(
     if schedule == "two_pass":
         raise ValueError("pair_scores takes one pass; for two give token_stats the schedule")
     options = Options(
-        tuple(outputs),
+        output_names(outputs),
         ignore_index,
         temperature,
         logit_scale,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference as definition
-from .checks import Heads, Options, check_schedule, checked
+from .checks import Heads, Options, check_schedule, checked, output_names
 from .logits import DIFFERENTIABLE, KLS
 from .ops import token_stats_op
 from .vocab_parallel import VocabShard
@@ -96,7 +96,7 @@ def token_stats(
             "schedule='keep_dz' is for losses of linear scores: pair_scores, fused_preference_loss"
         )
     options = Options(
-        tuple(outputs),
+        output_names(outputs),
         ignore_index,
         temperature,
         logit_scale,
