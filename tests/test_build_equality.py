@@ -109,6 +109,6 @@ def test_other_answers_stay_apart() -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_keys_of_hostile_answers_are_short_and_soon_made(name: str) -> None:
     for text in (HOSTILE[name], HOSTILE[name][:600], "1 " + HOSTILE[name][:590]):
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(group_key(text)) <= MAX_KEY
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
