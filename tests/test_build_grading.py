@@ -30,7 +30,7 @@ def test_hostile_answers_end_in_time(grader: Grader, name: str, tmp_path: Path) 
     for solution, gold in ((text, "4"), (f"\\boxed{{{text}}}", "\\frac{x}{3}")):
         start = time.perf_counter()
         assert not grader.grade(solution, gold).correct
-        assert time.perf_counter() - start < 15  # the limit is 1.5 s; without it some never end
+        assert time.perf_counter() - start < 2.0
     assert not (tmp_path / "made").exists()
 
 

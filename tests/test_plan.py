@@ -477,7 +477,7 @@ def test_help_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_it_takes_little_more_than_importing_what_it_plans_with() -> None:
-    """Core seconds beside those of the imports alone; a busy machine may have two more tries.
+    """Core seconds beside those of the imports alone; a busy machine may try twice.
 
     Five seconds in all where the imports take four.
     """
@@ -486,7 +486,7 @@ def test_it_takes_little_more_than_importing_what_it_plans_with() -> None:
     command += ["--lengths", "16000,8000,8000", "--gpus", "64", "--gpu_memory", "400GB"]
     imports = "import torch; from transformers import AutoModelForCausalLM, Trainer"
     importing = _core_seconds([sys.executable, "-c", imports])
-    assert any(_core_seconds(command) <= 1.5 * importing for _ in range(3))
+    assert any(_core_seconds(command) <= 1.5 * importing for _ in range(2))
 
 
 def _core_seconds(command: list[str]) -> float:
