@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.files import FILE_TYPES, Rows, is_conversational, load_rows
+from prefkit.data.files import FILE_TYPES, Rows, load_rows
+from prefkit.data.messages import is_conversational
 from prefkit.data.pair import Message
 from prefkit.data.row import Row
 from prefkit.errors import ConfigError, NoRowsError, PrefkitError, RowError

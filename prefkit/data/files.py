@@ -168,7 +168,7 @@ def _from_json(value: Any, source: str) -> list[RawRow | RowError]:
 def _is_columns(value: RawRow) -> bool:
     """A list under each side; one conversational row has that too, but lists of messages."""
     sides = [value.get("chosen"), value.get("rejected")]
-    return all(isinstance(side, list) for side in sides) and not any(map(is_conversational, sides))
+    return all(isinstance(side, list) for side in sides) and not any(map(_is_conversation, sides))
 
 
 def _from_columns(value: RawRow, source: str) -> list[RawRow | RowError]:
@@ -254,11 +254,7 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
     return Rows(source, _as_rows(dataset, source))
 
 
-def is_conversational(value: Any) -> bool:
-    """Whether a field holds messages (a list of objects with a role) rather than text."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and isinstance(value[0], dict)
-        and "role" in value[0]
-    )
+def _is_conversation(side: Any) -> bool:
+    """Whether a list is one conversation, and not a column of many rows' responses."""
+    first = side[0] if side else None
+    return isinstance(first, dict) and ("role" in first or "from" in first)

@@ -7,17 +7,21 @@
     cdpo       scored files with prob_result (arXiv 2411.19943); unscored ones are trl rows
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
 
-A row tells its format by its fields, so one source may mix several. Other fields are ignored,
-unless their name is nearly that of an optional field: then it was meant, and the row is refused.
+A row tells its format by its fields, so one source may mix several. Rows of other trainers are
+brought into these (layouts.py), and no text column is passed over. Other fields are ignored, unless
+their name is nearly that of an optional field: then it was meant, and the row is refused.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefkit.data import readers
 from prefkit.data.blocks import check_block_style
-from prefkit.data.files import Rows, is_conversational, load_rows
+from prefkit.data.conversations import read_conversation
+from prefkit.data.files import Rows, load_rows
+from prefkit.data.layouts import Columns, check_columns, known, renamed
+from prefkit.data.messages import has_blocks, is_conversational
 from prefkit.data.pair import Pair
 from prefkit.data.row import Row
 from prefkit.errors import ConfigError, RowError
@@ -37,12 +41,14 @@ class ReadOptions:
         mask_tool_output: execution blocks are context, not scored.
         format: one of FORMATS, or "auto" to tell each row by its fields.
         block_style: how typed blocks become text (blocks.py).
+        columns: prefkit's field → the column that holds it; a column → None leaves it out.
     """
 
     level: str = "step"
     mask_tool_output: bool = True
     format: str = "auto"
     block_style: str = "plain"
+    columns: Columns = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -51,6 +57,7 @@ class ReadOptions:
             names = ", ".join(["auto", *FORMATS])
             raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
         check_block_style(self.block_style)
+        check_columns(self.columns)
 
 
 def read_pairs(
@@ -61,11 +68,12 @@ def read_pairs(
     format: str = "auto",
     split: str = "train",
     block_style: str = "plain",
+    columns: Columns | None = None,
 ) -> list[Pair]:
     """Read every pair of a source (anything `load_rows` takes), in order.
 
     Args:
-        level, mask_tool_output, format, block_style: see `ReadOptions`.
+        level, mask_tool_output, format, block_style, columns: see `ReadOptions`.
         split: which split of a dataset with several.
 
     Raises:
@@ -73,7 +81,11 @@ def read_pairs(
         PrefkitError: the source itself cannot be read.
     """
     options = ReadOptions(
-        level=level, mask_tool_output=mask_tool_output, format=format, block_style=block_style
+        level=level,
+        mask_tool_output=mask_tool_output,
+        format=format,
+        block_style=block_style,
+        columns=columns or {},
     )
     pairs = []
     for item in iter_pairs(load_rows(source, split=split), options):
@@ -95,7 +107,9 @@ def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
 def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
     """The pairs of one row (one, but for rows of the TDPO layout), or its `RowError`."""
     try:
+        row = renamed(row, options.columns)
         row.check_names()
+        row = known(row)
         name = detect_format(row) if options.format == "auto" else options.format
         yield from FORMATS[name](row, options)
     except RowError as error:
@@ -111,15 +125,16 @@ def detect_format(row: Row) -> str:
     if "initial_reason_steps" in row or ("prefix" in row and "full_chosen" in row):
         return "step-dpo"
     if is_conversational(row.get("chosen")):
-        return "scdpo" if _has_blocks(row) else "trl"
+        return "scdpo" if _is_scdpo(row) else "trl"
     return "prefkit"
 
 
-def _has_blocks(row: Row) -> bool:
-    messages = [m for side in ("chosen", "rejected") for m in row.get(side) or []]
+def _is_scdpo(row: Row) -> bool:
+    sides = (row.get(name) or [] for name in ("chosen", "rejected"))
+    messages = [m for side in sides for m in (side if isinstance(side, list) else [side])]
     return any(
         isinstance(m, dict)
-        and (m.get("role") == "assistant_correct" or isinstance(m.get("content"), list))
+        and (m.get("role") == "assistant_correct" or has_blocks(m.get("content")))
         for m in messages
     )
 
@@ -128,7 +143,7 @@ FORMATS: dict[str, Callable[[Row, ReadOptions], Iterator[Pair | RowError]]] = {
     "prefkit": readers.read_strings,
     "trl": readers.read_strings,
     "step-dpo": readers.read_step_dpo,
-    "scdpo": readers.read_messages,
+    "scdpo": read_conversation,
     "cdpo": readers.read_cdpo,
     "tdpo": readers.read_tdpo,
 }

@@ -6,7 +6,8 @@ Which tokens count, and how much, is decided once, here, as two vectors: a token
 and its weight. Step masks, critical-token weights and masked tool output are only values of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -44,12 +45,18 @@ class Side:
         masked: `(start, end)` in characters of `text` that are context and never scored (tool
             output).
         token_weights: weights by token instead of by character, or None.
+        messages: the response as chat messages, the last of them the assistant's; the chat template
+            writes them (response.py), and `text` only holds what the last one says until then.
+            () = there is `text` alone.
+        masks_between: what stands between the assistant's messages (tool results) is context.
     """
 
     text: str
     spans: tuple[tuple[int, int, float], ...] = ()
     masked: tuple[tuple[int, int], ...] = ()
     token_weights: TokenWeights | None = None
+    messages: tuple[Message, ...] = ()
+    masks_between: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,9 @@ class Front:
         append_eos: True = the response ends a solution and the end-of-sequence token is scored;
             False = it ends a step, nothing is appended.
         source, row: where the row came from (for messages); `row` is 0-based.
+        system: the row's own system text, of a prompt that is raw text; it makes it a chat.
+        tools: schemas of the tools that the chat template is told of.
+        variables: the row's own variables of the chat template (`chat_template_kwargs`).
     """
 
     prompt: str | tuple[Message, ...]
@@ -69,6 +79,9 @@ class Front:
     append_eos: bool
     source: str
     row: int
+    system: str | None = None
+    tools: tuple[Any, ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

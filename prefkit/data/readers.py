@@ -4,11 +4,16 @@ A reader yields the row's pairs and raises RowError where the row makes no sense
 pair; a row of the TDPO layout may be many, of which a bad one does not spoil the others.
 """
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prefkit.data.blocks import Content, join_front, render_content
-from prefkit.data.files import is_conversational
+from prefkit.data.messages import (
+    is_conversational,
+    plain_message,
+    read_messages_field,
+    says_nothing,
+)
 from prefkit.data.pair import Message, Pair, Side
 from prefkit.data.row import NEEDED, Row
 from prefkit.data.weights import read_scored_side, read_spans, read_token_weights
@@ -17,20 +22,24 @@ from prefkit.errors import RowError
 if TYPE_CHECKING:
     from prefkit.data.formats import ReadOptions
 
+Prompt = str | tuple[Message, ...]
+
 
 def read_strings(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     """prefkit's own rows and TRL's standard ones: the responses are strings."""
     if is_conversational(row.get("chosen")) or is_conversational(row.get("rejected")):
-        yield from read_messages(row, options)
+        from prefkit.data.conversations import read_conversation
+
+        yield from read_conversation(row, options)
         return
-    _refuse_unsupported(row)
+    refuse_media(row)
     chosen, rejected = row.text("chosen"), row.text("rejected")
     prompt, chosen, rejected = _split_prompt(row, chosen, rejected)
     # A prefix, even an empty one, says that the row is about what follows it: one step.
     is_step = "prefix" in row and options.level == "step"
     if "prefix" in row and options.level == "auto" and row.get("append_eos") in (None, "auto"):
         raise _open_end(row, "prefix")
-    yield _pair(
+    yield make_pair(
         row,
         prompt=prompt,
         prefix=row.text("prefix", empty=True) if "prefix" in row else "",
@@ -45,7 +54,7 @@ def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     the shared front."""
     if is_conversational(row.get("chosen")):
         raise row.error("chosen", "holds messages", "Write the step as a string.")
-    _refuse_unsupported(row)
+    refuse_media(row)
     front = "prefix" if "prefix" in row else "initial_reason_steps"
     prefix = row.text(front, empty=True)
     # A row that says itself whether `chosen` ends the solution needs no full_chosen.
@@ -59,7 +68,7 @@ def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     if whole and any(prefix.strip() and text.startswith(prefix) for text in texts):
         problem = f"repeats {front}"
         raise row.error("full_chosen", problem, "Let it continue after them, as published.")
-    yield _pair(
+    yield make_pair(
         row,
         prompt=read_prompt(row),
         prefix=prefix,
@@ -78,39 +87,10 @@ def _open_end(row: Row, front: str) -> RowError:
     )
 
 
-def read_messages(row: Row, options: "ReadOptions") -> Iterator[Pair]:
-    """TRL's conversational rows and SCDPO's role lists: the last message is the response."""
-    _refuse_unsupported(row)
-    for field in ("chosen_spans", "rejected_spans"):
-        if field in row:
-            raise row.error(field, "needs responses that are strings", "Write chosen as text.")
-    given = read_prompt(row) if is_conversational(row.get("prompt")) else ()
-    sides = [_split_side(row, name, options) for name in ("chosen", "rejected")]
-    (front_w, said_w, chosen), (front_l, said_l, rejected) = sides
-    if front_w != front_l:
-        problem = "has another front (messages before the response) than 'chosen'"
-        raise row.error("rejected", problem, "Both sides must share all but their last message.")
-    if said_w.text != said_l.text:
-        problem = "has another assistant_correct front than 'chosen'"
-        raise row.error("rejected", problem, "Write the same correct steps on both sides.")
-    repeated = bool(given) and front_w[: len(given)] == given
-    prompt = front_w if repeated else (*given, *front_w)
-    if not prompt:
-        raise row.error("prompt", "is missing", "Give it, or begin both sides with the question.")
-    yield _pair(
-        row,
-        prompt=prompt,
-        prefix=join_front(said_w, Content(chosen.text), options.block_style),
-        chosen=chosen,
-        rejected=rejected,
-        append_eos=row.eos(default=True),
-    )
-
-
 def read_cdpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     """A scored file: weight 1 on the chosen side, 1 − s_t on the rejected side."""
     chosen, rejected = row.text("chosen"), row.text("rejected")
-    yield _pair(
+    yield make_pair(
         row,
         prompt=read_prompt(row),
         prefix="",
@@ -130,7 +110,7 @@ def read_tdpo(row: Row, options: "ReadOptions") -> Iterator[Pair | RowError]:
     for place, couple in enumerate(pairs):
         try:
             chosen, rejected = _couple(row, couple, len(responses), f"pairs[{place}]")
-            yield _pair(
+            yield make_pair(
                 row,
                 prompt=prompt,
                 prefix="",
@@ -142,34 +122,71 @@ def read_tdpo(row: Row, options: "ReadOptions") -> Iterator[Pair | RowError]:
             yield error
 
 
-def _pair(row: Row, *, chosen: Side, rejected: Side, **fields: Any) -> Pair:
+def make_pair(row: Row, *, prompt: Prompt, chosen: Side, rejected: Side, **fields: Any) -> Pair:
+    """A pair with what a row says of its front, both sides checked against each other.
+
+    Raises:
+        RowError: a side that says nothing, or two that say the same.
+    """
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not side.text.strip():
+        if says_nothing(side.messages[-1]) if side.messages else not side.text.strip():
             raise row.error(name, "is empty", "Fill it in or remove the row.")
-    if chosen.text == rejected.text:
+    if (chosen.text, chosen.messages) == (rejected.text, rejected.messages):
         raise row.error("rejected", "is the same text as 'chosen'", "Remove the row.")
-    return Pair(chosen=chosen, rejected=rejected, source=row.source, row=row.index, **fields)
+    return Pair(chosen=chosen, rejected=rejected, **fields, **front_fields(row, prompt))
 
 
-def read_prompt(row: Row, remedy: str = NEEDED) -> str | tuple[Message, ...]:
-    """The row's prompt: text, or messages with their contents as text.
+def front_fields(row: Row, prompt: Prompt) -> dict[str, Any]:
+    """The prompt with what a row says of the chat beside it, as arguments of `Front`.
+
+    Raises:
+        RowError: `system`, `tools` or `chat_template_kwargs` of another form.
+    """
+    system = row.text("system", empty=True) if "system" in row else ""
+    if system.strip() and not isinstance(prompt, str):
+        if prompt[0]["role"] != "system":
+            prompt = ({"role": "system", "content": system}, *prompt)
+        elif prompt[0]["content"] != system:
+            problem = "is another text than the system message of the prompt"
+            raise row.error("system", problem, "Keep one of the two.")
+    tools = _object(row, "tools", list, "a list of schemas")
+    variables = _object(row, "chat_template_kwargs", dict, 'such as {"enable_thinking": false}')
+    return {
+        "prompt": prompt,
+        "system": system if system.strip() and isinstance(prompt, str) else None,
+        "tools": tuple(tools or ()),
+        "variables": variables or {},
+        "source": row.source,
+        "row": row.index,
+    }
+
+
+def _object(row: Row, field: str, kind: type, form: str) -> Any:
+    """A field that is an object, or an object as JSON; None where it is missing."""
+    value = row.get(field)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise row.error(field, f"is no JSON ({error})", f"Write {form}.") from error
+    if value is not None and not isinstance(value, kind):
+        raise row.error(field, f"is a {type(value).__name__}", f"Write {form}.")
+    return value
+
+
+def read_prompt(row: Row, remedy: str = NEEDED) -> Prompt:
+    """The row's prompt: text, or messages as the chat template takes them.
 
     Raises:
         RowError: it is missing, empty or neither; `remedy` says what rows need.
     """
     if not is_conversational(row.get("prompt")):
         return row.text("prompt", remedy=remedy)
-    return tuple(_flat_message(row, m, "prompt", "plain") for m in row.messages("prompt"))
+    messages = read_messages_field(row, "prompt")
+    return tuple(plain_message(row, message, "prompt", "plain") for message in messages)
 
 
-def _flat_message(row: Row, message: Message, field: str, style: str) -> Message:
-    content = render_content(row, message.get("content"), f"{field}.{message['role']}", style)
-    return {**{k: v for k, v in message.items() if v is not None}, "content": content.text}
-
-
-def _split_prompt(
-    row: Row, chosen: str, rejected: str
-) -> tuple[str | tuple[Message, ...], str, str]:
+def _split_prompt(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, str]:
     """The prompt, given or implicit: then it is the responses' common beginning, as in TRL."""
     if "prompt" in row:
         return read_prompt(row), chosen, rejected
@@ -208,28 +225,6 @@ def _weighted_side(row: Row, name: str, text: str, plain: bool = False) -> Side:
     )
 
 
-def _split_side(
-    row: Row, name: str, options: "ReadOptions"
-) -> tuple[tuple[Message, ...], Content, Side]:
-    """One side's messages → (shared messages, correct front, response)."""
-    messages = row.messages(name)
-    if messages[-1]["role"] != "assistant":
-        problem = f"ends with a message of role '{messages[-1]['role']}'"
-        raise row.error(name, problem, "End it with the assistant's response.")
-    style = options.block_style
-    front, said = messages[:-1], Content("")
-    if front and front[-1]["role"] == "assistant_correct":
-        said = render_content(row, front[-1].get("content"), f"{name}.assistant_correct", style)
-        front = front[:-1]
-    response = render_content(row, messages[-1].get("content"), f"{name}.assistant", style)
-    side = Side(
-        text=response.text,
-        masked=response.tool_output if options.mask_tool_output else (),
-        token_weights=read_token_weights(row, f"{name}_weights"),
-    )
-    return tuple(_flat_message(row, m, name, style) for m in front), said, side
-
-
 def _couple(row: Row, couple: Any, count: int, field: str) -> tuple[int, int]:
     remedy = f"Write two different indices below {count}, the preferred response first."
     if not isinstance(couple, list | tuple) or len(couple) != 2:
@@ -242,10 +237,8 @@ def _couple(row: Row, couple: Any, count: int, field: str) -> tuple[int, int]:
     return couple[0], couple[1]
 
 
-def _refuse_unsupported(row: Row) -> None:
+def refuse_media(row: Row) -> None:
+    """Raises RowError for a row with pictures, sound or films."""
     for field in ("images", "image", "videos", "audio"):
         if row.get(field):
             raise row.error(field, "is no text", "prefkit trains text models: remove the field.")
-    if row.get("tools"):
-        problem = "holds tool schemas, which only a chat template can write out"
-        raise row.error("tools", problem, "Write them into the prompt and remove the field.")

@@ -1,25 +1,25 @@
 """Prompt and prefix as the one string that precedes the responses, and what ends a solution.
 
 Raw strings are taken as they are; messages go through the tokenizer's chat template, opened for
-the assistant's turn and never closed, so that a step or a continuation can follow directly.
+the assistant's turn and never closed, so that a step or a continuation can follow directly: just
+what sampling would show, and then what the row itself began.
 """
 
 import copy
-import os
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers.processors import TemplateProcessing
 
+from prefkit.data.chat import ChatTemplate, common_start, extra_fields
+from prefkit.data.kept import Kept
 from prefkit.data.pair import Front, Message
+from prefkit.data.thoughts import repeated_opening
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
-# What `chat_template="plain"` stands for: contents on lines of their own, no role tokens. For
-# conversational rows on a base model that has no template of its own.
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
-_PROBE = "prefkit-probe"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,23 @@ class Rendered:
         prompt: everything before the prefix.
         prefix: the correct steps, or "".
         is_chat: whether `prompt` was written by a chat template (which writes its own BOS).
+        messages: in chat form, the messages before the assistant's turn.
+        generation: in chat form, how many characters of `prompt` sampling would show: `messages`
+            and the generation prompt. What follows them in `prompt` is the turn that the row began.
+        opening: in chat form, the end of `prompt` that belongs to the assistant's turn.
     """
 
     prompt: str
     prefix: str
     is_chat: bool
+    messages: tuple[Message, ...] = ()
+    generation: int = 0
+    opening: str = ""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the row itself began the turn that the response continues."""
+        return bool(self.prefix) or self.generation < len(self.prompt)
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -120,24 +132,25 @@ class Renderer:
         self.bos = _leading_ids(tokenizer)
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
-        self._end_of_turn: int | None = None
-        self._template = _read_template(options.chat_template)
-        if options.chat_template is not None:
-            self._check_template(options.chat_template)
+        self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
+        self.kept = Kept(self.write)
+        self._said_plain = False
 
     def render(self, front: Front) -> Rendered:
-        """Raises RowError where the chat template refuses the messages."""
+        """Raises RowError where the chat template refuses the messages, or loses any of them."""
         options = self.options
         if isinstance(front.prompt, str):
             text = options.prompt_template.replace("{prompt}", front.prompt)
-            if options.string_prompts == "raw":
+            if options.string_prompts == "raw" and front.system is None:
+                self._check_plain(front)
                 return Rendered(text + options.joiner, front.prefix, is_chat=False)
             messages: list[Message] = [{"role": "user", "content": text}]
-            if options.system_prompt is not None:
-                messages.insert(0, {"role": "system", "content": options.system_prompt})
+            system = options.system_prompt if front.system is None else front.system
+            if system is not None:
+                messages.insert(0, {"role": "system", "content": system})
         else:
             messages = list(front.prompt)
-        return Rendered(self._chat(front, messages), front.prefix, is_chat=True)
+        return self._chat(front, messages)
 
     def end_id(self, front: Front, is_chat: bool) -> int:
         """The id that ends a solution: EOS, or in chat form the template's own end of turn.
@@ -145,7 +158,7 @@ class Renderer:
         Raises:
             RowError: the tokenizer has neither.
         """
-        end = self._find_end_of_turn() if is_chat else self.tokenizer.eos_token_id
+        end = self.template.end_of_turn() if is_chat else self.tokenizer.eos_token_id
         if end is None:
             raise RowError(
                 front.source,
@@ -156,86 +169,80 @@ class Renderer:
             )
         return end
 
-    def _chat(self, front: Front, messages: list[Message]) -> str:
-        continues = messages[-1]["role"] == "assistant"  # a prompt that begins the answer itself
+    def write(self, front: Front, messages: Sequence[Message], **how: Any) -> str:
+        """What the chat template writes for messages of a row.
+
+        Args:
+            front: whose tools and variables the template gets.
+            messages: what is written.
+            how: `begin`, `go_on`, `variables`: as `ChatTemplate.write` takes them.
+
+        Raises:
+            RowError: the template refuses them, or there is none.
+        """
+        how = {"tools": front.tools, "variables": front.variables, **how}
         try:
-            text = self._apply(
-                messages, add_generation_prompt=not continues, continue_final_message=continues
-            )
+            return self.template.write(messages, **how)
         except PrefkitError as error:
             remedy = 'Give the tokenizer a chat template, set chat_template ("plain" joins the '
             remedy += "contents by line breaks), or write prompt and responses as strings."
             raise RowError(front.source, front.row, "prompt", str(error), remedy) from error
         except Exception as error:  # templates raise what they like, jinja's errors among them
             problem = f"is refused by the chat template ({type(error).__name__}: {error})"
-            remedy = "Check the order of the roles, or set chat_template."
-            raise RowError(front.source, front.row, "prompt", problem, remedy) from error
-        asked = [str(m["content"]).strip() for m in messages if m["role"] == "user"]
-        if asked and asked[-1] not in text:  # earlier turns may be left out, the question not
-            problem = f"is lost in the chat template, which writes {text[:60]!r} for it"
-            remedy = "Set chat_template to a template that writes the messages' content."
-            raise RowError(front.source, front.row, "prompt", problem, remedy)
-        return text
-
-    def _check_template(self, given: str) -> None:
-        """A template that loses every question is refused before any row is read."""
-        try:
-            text = self._apply([{"role": "user", "content": _PROBE}], add_generation_prompt=True)
-        except Exception:  # other roles, or no valid Jinja: the rows' own messages will tell
-            return
-        if _PROBE not in text:
-            raise ConfigError(
-                f"chat_template {given[:80]!r} does not write the messages' content. Give a Jinja "
-                'template, the path of a file that holds one, or "plain".'
+            remedy = (
+                "Check the order of the roles and the form of tool calls, or set chat_template."
             )
+            raise RowError(front.source, front.row, "prompt", problem, remedy) from error
 
-    def _apply(self, messages: list[Message], **how: bool) -> str:
-        template = self._template
-        if template is None and not getattr(self.tokenizer, "chat_template", None):
-            raise PrefkitError("holds messages, but the tokenizer has no chat template")
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            chat_template=template,
-            **how,
-            **self.options.chat_template_kwargs,
+    def _chat(self, front: Front, messages: list[Message]) -> Rendered:
+        """The messages and the beginning of the assistant's turn, as sampling would show them."""
+        begun = messages.pop() if messages[-1]["role"] == "assistant" else None
+        if not messages:
+            problem = "begins with the assistant's turn"
+            remedy = "Put the question before it."
+            raise RowError(front.source, front.row, "prompt", problem, remedy)
+        text = self.write(front, messages, begin=True)
+        opening = text[common_start(self.write(front, messages), text) :]
+        self.kept.check_prompt(front, messages, text)
+        said = "" if begun is None else self._begun(front, messages, begun, text)
+        said = said[repeated_opening(opening, said) :]
+        return Rendered(
+            text + said,
+            front.prefix[repeated_opening(opening + said, front.prefix) :],
+            is_chat=True,
+            messages=tuple(messages),
+            generation=len(text),
+            opening=opening + said,
         )
 
-    def _find_end_of_turn(self) -> int | None:
-        """The first special token that the template writes after an assistant's message."""
-        if self._end_of_turn is None:
-            self._end_of_turn = self._probe_end_of_turn()
-        return self._end_of_turn
+    def _begun(self, front: Front, messages: list[Message], begun: Message, generation: str) -> str:
+        """What a begun turn says after the generation prompt: its content, exactly."""
+        if not extra_fields(begun) and isinstance(begun.get("content"), str):
+            return begun["content"]
+        whole = [*messages, begun]
+        text = self.write(front, whole, go_on=True)
+        if not text.startswith(generation):
+            problem = "ends in a begun turn that the chat template writes otherwise than it begins "
+            problem += "a turn"
+            remedy = "Write all of it, thoughts too, into the content of that message."
+            raise RowError(front.source, front.row, "prompt", problem, remedy)
+        self.kept.check_message(front, whole, len(messages), "prompt", text[len(generation) :])
+        return text[len(generation) :]
 
-    def _probe_end_of_turn(self) -> int | None:
-        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-        eos = self.tokenizer.eos_token_id
-        try:
-            text = self._apply(turn, add_generation_prompt=False, continue_final_message=False)
-        except Exception:  # a template for other roles: the pairs' own messages may still render
-            return eos
-        _, found, tail = text.rpartition(_PROBE)
-        if not found:
-            return eos
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special.update(self.tokenizer.all_special_ids)
-        ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-        return next((i for i in ids if i in special), eos)
-
-
-def _read_template(given: str | None) -> str | None:
-    """The template itself: what the name "plain" or the file stands for, or the text as it is."""
-    if given == "plain":
-        return PLAIN_TEMPLATE
-    if given is None or not (given.endswith(".jinja") or os.path.isfile(given)):
-        return given
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"chat_template {given!r} is a file that cannot be read ({error}). Name a file that "
-            'holds a Jinja template, or give the template itself, or "plain".'
-        ) from error
+    def _check_plain(self, front: Front) -> None:
+        """Plain text is no chat: said once, and refused where the row wants a chat template."""
+        for name, value in (("tools", front.tools), ("chat_template_kwargs", front.variables)):
+            if value:
+                problem = "speaks to the chat template, but the prompt is plain text"
+                remedy = "Say string_prompts: chat, write the prompt as messages, or remove it."
+                raise RowError(front.source, front.row, name, problem, remedy)
+        if self._said_plain or not getattr(self.tokenizer, "chat_template", None):
+            return
+        self._said_plain = True
+        logger.warning(
+            "Prompts that are plain text are read as they are, although the tokenizer has a chat "
+            "template. string_prompts: chat puts them into it."
+        )
 
 
 def _untrimmed(tokenizer: Any) -> Any:

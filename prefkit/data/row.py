@@ -6,15 +6,16 @@ list of messages or a flag out of it, or to refuse with a remedy.
 
 import difflib
 import functools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from prefkit.data.files import RawRow
-from prefkit.data.pair import Message
 from prefkit.errors import RowError
 
 NEEDED = "Give every row prompt, chosen and rejected."
 # Fields a row may leave out: misspelt, they would be missed by nobody.
-_OPTIONAL = (
+OPTIONAL = (
     "prefix",
     "initial_reason_steps",
     "full_chosen",
@@ -27,7 +28,7 @@ _OPTIONAL = (
     "prob_result",
 )
 # Fields that our own builds write beside these, and that look like them.
-_OURS = ("prefix_steps", "chosen_steps", "rejected_steps", "chosen_scores")
+OURS = ("prefix_steps", "chosen_steps", "rejected_steps", "chosen_scores")
 _NEAR = 0.85  # chosen_wieghts is 0.93 like chosen_weights, rejected_lengths 0.81 like its weights
 
 
@@ -37,11 +38,22 @@ class Row:
     Args:
         source, index: where the row came from; `index` is 0-based.
         data: the row. A field that is None counts as absent, as columns of a table do.
+        shown: field → the column that it stands in, where they have other names.
+
+    Attributes:
+        names: of all columns, those that are None included.
     """
 
-    def __init__(self, source: str, index: int, data: RawRow) -> None:
-        self.source, self.index = source, index
+    def __init__(
+        self, source: str, index: int, data: RawRow, shown: Mapping[str, str] | None = None
+    ) -> None:
+        self.source, self.index, self.shown = source, index, dict(shown or {})
+        self.names = tuple(data)
         self.data = {name: value for name, value in data.items() if value is not None}
+
+    def of(self, data: RawRow, shown: Mapping[str, str]) -> "Row":
+        """The same row with its fields under other names."""
+        return type(self)(self.source, self.index, data, shown)
 
     def __contains__(self, field: str) -> bool:
         return field in self.data
@@ -51,14 +63,16 @@ class Row:
         return self.data.get(field)
 
     def error(self, field: str, problem: str, remedy: str) -> RowError:
-        return RowError(self.source, self.index, field, problem, remedy)
+        name, *rest = re.split(r"(?=[.\[])", field, maxsplit=1)
+        shown = self.shown.get(name, name) + "".join(rest)
+        return RowError(self.source, self.index, shown, problem, remedy)
 
     def require(self, field: str, remedy: str = NEEDED) -> Any:
         if field not in self.data:
             raise self.error(field, "is missing", remedy)
         return self.data[field]
 
-    def check_names(self, optional: tuple[str, ...] = _OPTIONAL) -> None:
+    def check_names(self, optional: tuple[str, ...] = OPTIONAL) -> None:
         """Raises RowError for a misspelt optional field; fields of other meaning are ignored."""
         near = _misspelt(tuple(map(str, self.data)), optional)
         if near is not None:
@@ -92,30 +106,13 @@ class Row:
             raise self.error("append_eos", problem, 'Write true, false or "auto".')
         return default
 
-    def messages(self, field: str) -> list[Message]:
-        """A list of messages, each with a role. Raises RowError otherwise."""
-        value = self.require(field)
-        remedy = 'Write a list of {"role": …, "content": …} objects.'
-        if not isinstance(value, list) or not value:
-            raise self.error(field, "is not a list of messages, or an empty one", remedy)
-        for place, message in enumerate(value):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise self.error(f"{field}[{place}]", "is not a message with a role", remedy)
-            if message.get("tool_calls"):
-                raise self.error(
-                    f"{field}[{place}]",
-                    "holds tool_calls, which only a chat template can write out",
-                    "Write the call into the content, or give prompt and responses as strings.",
-                )
-        return value
-
 
 @functools.lru_cache(maxsize=256)
 def _misspelt(names: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, str] | None:
     """The first name that nearly is an optional field the row lacks, with that field."""
     lacking = [field for field in optional if field not in names]
     for name in names:
-        if name not in optional and name not in _OURS:
+        if name not in optional and name not in OURS:
             near = difflib.get_close_matches(name.lower(), lacking, n=1, cutoff=_NEAR)
             if near:
                 return name, near[0]

@@ -1,19 +1,20 @@
-"""One sequence: its text → ids with characters → flags, weights and the end token.
+"""One sequence: its text, as ids with characters (encode.py) → flags, weights and the end token.
 
-Front and response are tokenised as *one* string, the way the model will meet it. A token is scored
-when it holds a character of the response that is not masked; so a token that straddles the boundary
-counts. Pieces are never tokenised apart and glued together: for most tokenizers that is another
-sequence. Pairs (tokenize.py) and single solutions (solutions.py) are made of such sequences.
+A token is scored when it holds a character of the response that is not masked; so a token that
+straddles the boundary counts. Pairs (tokenize.py) and single solutions (solutions.py) are made of
+such sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from prefkit.data.encode import Encoded
 from prefkit.data.pair import Front, Side, TokenizedSide
 from prefkit.data.render import Rendered, Renderer, TokenizeOptions
+from prefkit.data.response import Written, write_response
 from prefkit.data.token_weights import Tokens, bind_weights, end_is_implied
 from prefkit.errors import RowError
 
@@ -25,99 +26,36 @@ class TooLongError(RowError):
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One tokenised sequence with its characters, before flags and weights.
+class Texts:
+    """A row as text.
 
     Attributes:
-        text: prompt + prefix + response.
-        ids: (n,) int64, special tokens before the text included, the end token not.
-        start, end: (n,) int64, the characters `[start, end)` of `text` that each token holds.
-        response: the character where the response begins.
-        gap: the first character that no token holds (see `_first_gap`), -1 = none.
+        front: what its responses follow.
+        sides: name → the response.
     """
 
-    text: str
-    ids: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    response: int
-    gap: int
-
-    @property
-    def in_response(self) -> np.ndarray:
-        """(n,) bool: tokens that hold a character of the response, masked ones included."""
-        return (self.end > self.response) & (self.start < self.end)
+    front: Rendered
+    sides: Mapping[str, Written]
 
 
-def try_render(front: Front, renderer: Renderer) -> Rendered | RowError:
-    """The front as text, or why the chat template refuses it."""
+def try_write(front: Front, sides: Mapping[str, Side], renderer: Renderer) -> Texts | RowError:
+    """The row as text, or why there is none (the chat template refuses or loses something, …)."""
     try:
-        return renderer.render(front)
+        rendered = renderer.render(front)
+        written = {
+            name: write_response(front, name, side, rendered, renderer)
+            for name, side in sides.items()
+        }
+        return Texts(rendered, written)
     except RowError as error:
         return error
-
-
-def encode(
-    fronts: Sequence[Rendered], responses: Sequence[str], renderer: Renderer
-) -> list[Encoded]:
-    """Each sequence as ids with character offsets; one call of the tokenizer."""
-    texts = [
-        front.prompt + front.prefix + text for front, text in zip(fronts, responses, strict=True)
-    ]
-    if not texts:
-        return []
-    batch = renderer.exact(
-        texts,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        padding=False,
-        truncation=False,
-        verbose=False,
-    )
-    encoded = []
-    for front, text, ids, offsets in zip(
-        fronts, texts, batch["input_ids"], batch["offset_mapping"], strict=True
-    ):
-        bos = [] if front.is_chat or ids[: len(renderer.bos)] == renderer.bos else renderer.bos
-        encoded.append(_encoded(text, bos, ids, offsets, len(front.prompt + front.prefix)))
-    return encoded
-
-
-def _encoded(
-    text: str, bos: list[int], ids: list[int], offsets: list[tuple[int, int]], response: int
-) -> Encoded:
-    bounds = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    bounds = np.concatenate([np.zeros((len(bos), 2), np.int64), bounds])
-    start, end = bounds[:, 0], bounds[:, 1]
-    reached = np.concatenate([[0], np.maximum.accumulate(end)])
-    # Some tokenizers throw white space away: the token after it then stands for it as well.
-    return Encoded(
-        text=text,
-        ids=np.asarray(bos + ids, dtype=np.int64),
-        start=np.minimum(start, reached[:-1]),
-        end=end,
-        response=response,
-        gap=_first_gap(text, np.append(start, len(text)), reached),
-    )
-
-
-def _first_gap(text: str, start: np.ndarray, reached: np.ndarray) -> int:
-    """The first character in no token: white space counts at the text's end only; -1 if none."""
-    for gap in np.flatnonzero(start > reached):
-        for position in range(reached[gap], start[gap]):
-            if not text[position].isspace():
-                return position
-    return -1 if reached[-1] >= len(text) else int(reached[-1])
 
 
 def finish_side(
     front: Front,
     name: str,
-    side: Side,
+    written: Written,
     encoded: Encoded,
-    end_id: int | None,
     renderer: Renderer,
     vocab_size: int | None,
 ) -> TokenizedSide:
@@ -126,9 +64,8 @@ def finish_side(
     Args:
         front: what the sequence begins with, and its place for messages.
         name: the response's field, such as "chosen".
-        side: the response.
+        written: the response.
         encoded: the sequence of front and response.
-        end_id: the id to end the sequence with, or None.
         renderer: knows the tokenizer and the options.
         vocab_size: rows of the model's embedding; ids beyond it are refused.
 
@@ -136,6 +73,7 @@ def finish_side(
         RowError: no scored token or too many tokens (`TooLongError`), weights that belong to other
             tokens, a character without a token, …
     """
+    side, end_id = written.side, written.end
     _check_coverage(front, name, encoded, renderer.tokenizer)
     in_response = encoded.in_response
     scored = in_response & ~_wholly_masked(encoded, side)
@@ -196,6 +134,11 @@ def _check_coverage(front: Front, name: str, encoded: Encoded, tokenizer: Any) -
 
     Its offsets then close up over the gap, so the character at fault has to be looked for.
     """
+    if encoded.merged >= 0:
+        shown = encoded.text[max(encoded.merged - 10, 0) : encoded.merged + 10]
+        problem = f"is merged with the generation prompt by the tokenizer, around {shown!r}"
+        remedy = "Begin the response with another character than white space."
+        raise RowError(front.source, front.row, name, problem, remedy)
     if encoded.gap < 0:
         return
     position = next(

@@ -19,13 +19,14 @@ from typing import Any, Literal
 import torch.utils.data
 
 from prefkit.atomic import check_writable
+from prefkit.data.encode import encode
 from prefkit.data.files import load_rows
 from prefkit.data.pair import Side, Solution, TokenizedSide
 from prefkit.data.readers import read_prompt
-from prefkit.data.render import Rendered, Renderer, TokenizeOptions
+from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.report import Incident, write_incidents
 from prefkit.data.row import Row
-from prefkit.data.sequence import TooLongError, encode, finish_side, try_render
+from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 logger = logging.getLogger(__name__)
@@ -164,21 +165,27 @@ def _read(source: str, index: int, data: Any) -> Solution | RowError:
 def _tokenize(
     chunk: Sequence[Solution | RowError], renderer: Renderer, vocab_size: int | None
 ) -> list[TokenizedSide | RowError]:
-    """One call of the tokenizer; a bad row becomes, or stays, its RowError."""
-    fronts = [s if isinstance(s, RowError) else try_render(s, renderer) for s in chunk]
-    sound = [i for i, front in enumerate(fronts) if isinstance(front, Rendered)]
-    solutions: list[Any] = [chunk[i] for i in sound]
-    rendered: list[Any] = [fronts[i] for i in sound]
-    encoded = encode(rendered, [s.response.text for s in solutions], renderer)
-    results: list[Any] = list(fronts)
-    for i, solution, front, one in zip(sound, solutions, rendered, encoded, strict=True):
+    """A bad row becomes, or stays, its RowError."""
+    texts = [
+        s if isinstance(s, RowError) else try_write(s, {"response": s.response}, renderer)
+        for s in chunk
+    ]
+    sound = [one for one in texts if isinstance(one, Texts)]
+    responses = [one.sides["response"] for one in sound]
+    encoded = iter(encode([one.front for one in sound], responses, renderer))
+    results: list[TokenizedSide | RowError] = []
+    for solution, written in zip(chunk, texts, strict=True):
+        if isinstance(written, RowError):
+            results.append(written)
+            continue
+        assert isinstance(solution, Solution)
+        response = written.sides["response"]
         try:
-            end = renderer.end_id(solution, front.is_chat) if solution.append_eos else None
-            results[i] = finish_side(
-                solution, "response", solution.response, one, end, renderer, vocab_size
+            results.append(
+                finish_side(solution, "response", response, next(encoded), renderer, vocab_size)
             )
         except RowError as error:
-            results[i] = error
+            results.append(error)
     return results
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from prefkit.data.encode import Encoded, encode
 from prefkit.data.pair import Pair, TokenizedPair
-from prefkit.data.render import Rendered, Renderer, TokenizeOptions
-from prefkit.data.sequence import Encoded, TooLongError, encode, finish_side, try_render
+from prefkit.data.render import Renderer, TokenizeOptions
+from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
 from prefkit.errors import RowError
 
-__all__ = ["TooLongError", "encode_pairs", "tokenize_pair", "tokenize_pairs"]
+__all__ = ["TooLongError", "encode_pairs", "tokenize_pair", "tokenize_pairs", "write_pairs"]
+SIDES = ("chosen", "rejected")
 
 
 def tokenize_pair(
@@ -45,50 +47,47 @@ def tokenize_pair(
 def tokenize_pairs(
     pairs: Sequence[Pair], renderer: Renderer, vocab_size: int | None = None
 ) -> list[TokenizedPair | RowError]:
-    """Tokenise many pairs with one call of the tokenizer; a bad pair becomes its RowError."""
-    fronts = [try_render(pair, renderer) for pair in pairs]
-    sound = [i for i, front in enumerate(fronts) if isinstance(front, Rendered)]
-    encoded = encode_pairs([pairs[i] for i in sound], [fronts[i] for i in sound], renderer)
-    results: list[TokenizedPair | RowError] = [
-        front if isinstance(front, RowError) else _placeholder(pair)
-        for pair, front in zip(pairs, fronts, strict=True)
-    ]
-    for i, sides in zip(sound, encoded, strict=True):
+    """Tokenise many pairs together; a bad pair becomes its RowError."""
+    texts = write_pairs(pairs, renderer)
+    encoded = iter(encode_pairs([one for one in texts if isinstance(one, Texts)], renderer))
+    results: list[TokenizedPair | RowError] = []
+    for pair, written in zip(pairs, texts, strict=True):
+        if isinstance(written, RowError):
+            results.append(written)
+            continue
         try:
-            results[i] = _finish_pair(pairs[i], fronts[i], sides, renderer, vocab_size)
+            results.append(_finish_pair(pair, written, next(encoded), renderer, vocab_size))
         except RowError as error:
-            results[i] = error
+            results.append(error)
     return results
 
 
-def encode_pairs(
-    pairs: Sequence[Pair], fronts: Sequence[Any], renderer: Renderer
-) -> list[tuple[Encoded, Encoded]]:
-    """Both sequences of each pair as ids with character offsets; one call of the tokenizer."""
-    twice = [front for front in fronts for _ in range(2)]
-    texts = [side.text for pair in pairs for side in (pair.chosen, pair.rejected)]
-    encoded = encode(twice, texts, renderer)
+def write_pairs(pairs: Sequence[Pair], renderer: Renderer) -> list[Texts | RowError]:
+    """Each pair as text: its front and both responses, as the chat template has them."""
+    return [
+        try_write(pair, {"chosen": pair.chosen, "rejected": pair.rejected}, renderer)
+        for pair in pairs
+    ]
+
+
+def encode_pairs(texts: Sequence[Texts], renderer: Renderer) -> list[tuple[Encoded, Encoded]]:
+    """Both sequences of each pair, chosen first, as ids with character offsets."""
+    fronts = [one.front for one in texts for _ in SIDES]
+    responses = [one.sides[name] for one in texts for name in SIDES]
+    encoded = encode(fronts, responses, renderer)
     return list(zip(encoded[::2], encoded[1::2], strict=True))
-
-
-def _placeholder(pair: Pair) -> RowError:
-    return RowError(pair.source, pair.row, "", "was not tokenised", "Report this as a bug.")
 
 
 def _finish_pair(
     pair: Pair,
-    front: Any,
-    sides: tuple[Encoded, Encoded],
+    texts: Texts,
+    encoded: tuple[Encoded, Encoded],
     renderer: Renderer,
     vocab_size: int | None,
 ) -> TokenizedPair:
-    end_id = renderer.end_id(pair, front.is_chat) if pair.append_eos else None
     chosen, rejected = (
-        finish_side(pair, name, side, encoded, end_id, renderer, vocab_size)
-        for name, side, encoded in (
-            ("chosen", pair.chosen, sides[0]),
-            ("rejected", pair.rejected, sides[1]),
-        )
+        finish_side(pair, name, texts.sides[name], one, renderer, vocab_size)
+        for name, one in zip(SIDES, encoded, strict=True)
     )
     shared = _common_length(chosen.ids, rejected.ids)
     if shared == len(chosen.ids) == len(rejected.ids):

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from prefkit.data.encode import Encoded
 from prefkit.data.pair import Pair, TokenizedPair, TokenizedSide
 from prefkit.data.render import Rendered, Renderer
-from prefkit.data.sequence import Encoded
-from prefkit.data.tokenize import encode_pairs
+from prefkit.data.sequence import Texts
+from prefkit.data.tokenize import encode_pairs, write_pairs
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ def view_pair(
     pair: Pair, tokenized: TokenizedPair, index: int, renderer: Renderer
 ) -> tuple[list[TokenView], list[TokenView]]:
     """The tokens of both sides of a pair, as (chosen, rejected)."""
-    front = renderer.render(pair)
-    chosen, rejected = encode_pairs([pair], [front], renderer)[0]
-    tokenizer = renderer.tokenizer
+    texts = write_pairs([pair], renderer)[0]
+    assert isinstance(texts, Texts)  # the pair was tokenised before
+    front, tokenizer = texts.front, renderer.tokenizer
+    chosen, rejected = encode_pairs([texts], renderer)[0]
     return (
         _view_side(chosen, tokenized.chosen, front, 2 * index, tokenizer),
         _view_side(rejected, tokenized.rejected, front, 2 * index + 1, tokenizer),

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from prefkit.data.encode import Encoded
 from prefkit.data.files import RawRow, Rows
 from prefkit.data.formats import ReadOptions, detect_format, read_row
 from prefkit.data.pair import Pair, TokenizedPair, TokenizedSide
 from prefkit.data.render import Renderer
 from prefkit.data.report import Incident
 from prefkit.data.row import Row
-from prefkit.data.sequence import Encoded, TooLongError
-from prefkit.data.tokenize import encode_pairs, tokenize_pairs
+from prefkit.data.sequence import Texts, TooLongError
+from prefkit.data.tokenize import encode_pairs, tokenize_pairs, write_pairs
 from prefkit.errors import RowError
 from prefkit.score.fields import ScoreFields
 from prefkit.score.writing import Task, with_scores
@@ -168,15 +169,17 @@ class ScorableReader:
         return self._pair(Row(row.source, row.index, written), fresh=False)
 
     def _tasks(self, pair: Pair, tokenized: TokenizedPair) -> list[Task]:
-        encoded = encode_pairs([pair], [self.renderer.render(pair)], self.renderer)[0]
+        texts = write_pairs([pair], self.renderer)[0]
+        assert isinstance(texts, Texts)  # the pair was tokenised before
+        encoded = encode_pairs([texts], self.renderer)[0]
         both = self.options.sides == "both" or self.options.format == "prob_result"
         tasks = [
-            self._task("rejected", pair.rejected.text, encoded[1], tokenized.rejected),
-            self._task("chosen", pair.chosen.text, encoded[0], tokenized.chosen),
+            self._task("rejected", encoded[1], tokenized.rejected),
+            self._task("chosen", encoded[0], tokenized.chosen),
         ]
         return tasks if both else tasks[:1]
 
-    def _task(self, name: str, text: str, encoded: Encoded, side: TokenizedSide) -> Task:
+    def _task(self, name: str, encoded: Encoded, side: TokenizedSide) -> Task:
         scored = encoded.in_response.copy()
         if self.options.format == "prob_result":
             scored[:] = True
@@ -189,6 +192,7 @@ class ScorableReader:
             weights=np.ones(len(scored), np.float32),
             eos=False,
         )
+        text = encoded.text[encoded.response :]
         return Task(0, name, whole, encoded.in_response, text)
 
 

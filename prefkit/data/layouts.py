@@ -1,0 +1,216 @@
+"""Rows as other trainers lay them out → prefkit's own fields. No text column is passed over.
+
+    alpaca         instruction, input, system, history, chosen, rejected      (LLaMA-Factory)
+    orca           system, question (or input, problem, query), chosen, rejected      (axolotl)
+    argilla        instruction, chosen_response, rejected_response
+    chat           conversations (or messages, conversation), chosen, rejected: one message each
+    ultrafeedback  prompt as text, chosen and rejected as whole conversations, messages
+
+A column that holds text and that nobody reads would be missed by nobody: a question, say, that is
+spelt in another way. So it is refused, unless its name is one of those that tell about a row.
+`columns` says what is what: {"prompt": "query", "notes": null} reads one and leaves one out.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prefkit.data.messages import is_conversational, read_messages_field
+from prefkit.data.row import OPTIONAL, OURS, Row
+from prefkit.errors import ConfigError
+
+Columns = Mapping[str, str | None]
+QUESTIONS = ("question", "query", "problem", "input")  # one string that is the whole prompt
+CONVERSATIONS = ("conversations", "conversation", "messages")
+ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected"}
+_READ = frozenset(
+    (
+        *("prompt", "chosen", "rejected", "response", "responses", "pairs", "sft_target"),
+        *("system", "tools", "chat_template_kwargs", "images", "image", "videos", "audio"),
+        *OPTIONAL,
+        *OURS,
+    )
+)
+# Names that tell about a row, and whose text no model is shown.
+_ABOUT = frozenset(
+    """
+    id idx index uid uuid source sources dataset origin subset split category categories task tasks
+    type kind tag tags topic domain subject level difficulty language lang license url date
+    timestamp version status model models generator annotator meta metadata extra_info answer
+    gold ground_truth target final_answer reference_answer
+    """.split()  # noqa: SIM905
+)
+_ABOUT_ENDING = re.compile(
+    r".*_(?:ids?|idx|index|source|dataset|model|models|name|scores?|ratings?|tags?|types?|labels?"
+    r"|hash|url|date|lengths?|tokens|logps|steps|language|category|difficulty)"
+    r"|(?:score|rating|reward|is|has|num|n|meta|source)_.*"
+)
+_RATED = """\
+Make a pair of the best and the worst one, in Python:
+  best, worst = (f(row["completions"], key=lambda c: c["overall_score"]) for f in (max, min))
+  pair = {"prompt": row["instruction"], "chosen": best["response"], "rejected": worst["response"]}\
+"""
+_UNPAIRED = """\
+Give two completions of a prompt in one row, one with label true and one with label false:
+  pair = {"prompt": good["prompt"], "chosen": good["completion"], "rejected": bad["completion"]}\
+"""
+
+
+def check_columns(columns: Any) -> None:
+    """Raises ConfigError for anything but an object of names, or null where a column is left."""
+    sound = isinstance(columns, Mapping) and all(
+        isinstance(name, str) and (column is None or (isinstance(column, str) and column))
+        for name, column in columns.items()
+    )
+    if not sound:
+        raise ConfigError(
+            f"columns is {columns!r}. Write an object of prefkit's fields and your columns, such "
+            'as {"prompt": "question"}; null leaves a column out: {"notes": null}.'
+        )
+
+
+def renamed(row: Row, columns: Columns) -> Row:
+    """The row with its columns under the names that `columns` gives them.
+
+    Raises:
+        RowError: a column that the row lacks.
+    """
+    if not columns:
+        return row
+    taken = {column for column in columns.values() if column is not None}
+    data = {name: value for name, value in row.data.items() if name not in taken}
+    for field, column in columns.items():
+        if column is None:
+            data.pop(field, None)
+            continue
+        value: Any = row.data
+        for part in column.split(".") if column not in row.names else [column]:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None and column not in row.names:
+            there = ", ".join(map(str, row.names)) or "none"
+            problem = f"is mapped to the column '{column}', which the row lacks (it has: {there})"
+            raise row.error(field, problem, "Correct the option columns.")
+        data[field] = value
+    shown = {field: column for field, column in columns.items() if column is not None}
+    return row.of(data, shown)
+
+
+def known(row: Row) -> Row:
+    """A row of a known layout with prefkit's own fields; any other row as it is.
+
+    Raises:
+        RowError: a layout that holds no pair, or a text column that nobody reads.
+    """
+    data, shown = dict(row.data), dict(row.shown)
+    _refuse_other_kinds(row)
+    for alias, field in ALIASES.items():
+        if alias in data and field not in data:
+            data[field], shown[field] = data.pop(alias), alias
+    if _is_couple(data.get("output")) and "chosen" not in data:
+        data["chosen"], data["rejected"] = data.pop("output")
+        shown |= {"chosen": "output[0]", "rejected": "output[1]"}
+    row = row.of(data, shown)
+    row = _from_conversation(row)
+    if "prompt" not in row:
+        row = _from_question(row)
+    _check_texts(row)
+    return row
+
+
+def _refuse_other_kinds(row: Row) -> None:
+    if "chosen" in row or "rejected" in row:
+        return
+    completions = row.get("completions")
+    if isinstance(completions, list) and completions and isinstance(completions[0], dict):
+        raise row.error("completions", "holds rated completions, not a pair of two", _RATED)
+    if "completion" in row and "label" in row:
+        raise row.error("completion", "is one side of an unpaired preference", _UNPAIRED)
+
+
+def _is_couple(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def _from_conversation(row: Row) -> Row:
+    """The messages before the responses, under one of their names; or a repetition of the rest."""
+    name = next((n for n in CONVERSATIONS if is_conversational(row.get(n))), None)
+    if name is None:
+        return row
+    data = {field: value for field, value in row.data.items() if field != name}
+    chosen = row.get("chosen")
+    told = read_messages_field(row, name)
+    if is_conversational(chosen):
+        answer = read_messages_field(row, "chosen")
+        before = read_messages_field(row, "prompt") if is_conversational(row.get("prompt")) else []
+        if told in (answer, [*before, *answer]):
+            return row.of(data, row.shown)
+    if "prompt" not in row and chosen is not None:
+        return row.of({**data, "prompt": told}, {**row.shown, "prompt": name})
+    return row
+
+
+def _from_question(row: Row) -> Row:
+    """The prompt under the names that others give it; with alpaca's input and history."""
+    data = dict(row.data)
+    if isinstance(data.get("instruction"), str):
+        field, text = "instruction", data.pop("instruction")
+        more = data.pop("input", None)
+        if isinstance(more, str) and more.strip():
+            text = f"{text}\n{more}"
+        elif more is not None and not isinstance(more, str):
+            raise row.error("input", f"is a {type(more).__name__}, not text", "Write a string.")
+    else:
+        found = [name for name in QUESTIONS if name in data]
+        if len(found) != 1:
+            return row
+        field, text = found[0], data.pop(found[0])
+    history = data.pop("history", None)
+    if history:
+        if not all(_is_couple(couple) for couple in history):
+            remedy = "Write a list of [question, answer] couples of strings."
+            raise row.error("history", "is no list of couples of texts", remedy)
+        roles = ("user", "assistant")
+        turns = (turn for couple in history for turn in zip(roles, couple, strict=True))
+        said = [{"role": role, "content": content} for role, content in turns]
+        text = [*said, {"role": "user", "content": text}]
+    return row.of({**data, "prompt": text}, {**row.shown, "prompt": field})
+
+
+def _check_texts(row: Row) -> None:
+    unknown = [
+        name
+        for name in _unread(tuple(map(str, row.data)))
+        if _holds_text(row.data.get(name), depth=3)
+    ]
+    if not unknown:
+        return
+    names = ", ".join(f"'{name}'" for name in unknown)
+    problem = "holds text that is not read" if len(unknown) == 1 else f"({names}) hold text that "
+    problem += "is not read" if len(unknown) > 1 else ""
+    left = ", ".join(f"{name}: null" for name in unknown)
+    remedy = f"Say what it is, as columns: {{prompt: {unknown[0]}}}, or leave it out, as columns: "
+    remedy += f"{{{left}}}."
+    raise row.error(unknown[0], problem, remedy)
+
+
+@functools.lru_cache(maxsize=256)
+def _unread(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that are no field, and do not tell about a row."""
+    return tuple(
+        name
+        for name in names
+        if name not in _READ
+        and name.lower() not in _ABOUT
+        and not _ABOUT_ENDING.fullmatch(name.lower())
+    )
+
+
+def _holds_text(value: Any, depth: int) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    if depth == 0 or not value:
+        return False
+    if isinstance(value, Mapping):
+        return any(_holds_text(one, depth - 1) for one in value.values())
+    return isinstance(value, list) and any(_holds_text(one, depth - 1) for one in value)

@@ -1,0 +1,83 @@
+"""Where a turn's text thinks: the marks that open and close a thought.
+
+Reasoning models write their thoughts between two marks, and chat templates write one or both of
+them by themselves. A thought that is opened twice, or an answer inside an open one, is text that
+the model never meets when it is sampled.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+# As chat templates write them: Qwen, DeepSeek, GLM, Nemotron, …; Magistral; Seed; Kimi; Command;
+# Gemma 4; gpt-oss (a channel, whose end other messages share).
+MARKS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|end|>"),
+)
+_OPENING = dict(MARKS)
+_SHARED = ("<|end|>", "<channel|>")  # end other things, too: a thought only where one is open
+_MARK = re.compile("|".join(re.escape(mark) for pair in MARKS for mark in pair))
+
+State = Literal["none", "open", "closed"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark at the characters `[start, end)` of a text; `opens` or closes a thought."""
+
+    start: int
+    end: int
+    opens: bool
+
+
+def marks_of(text: str) -> list[Mark]:
+    """The marks of a text in their order."""
+    found: list[Mark] = []
+    closing = None  # of the thought that is open
+    for match in _MARK.finditer(text):
+        opens = match[0] in _OPENING
+        if not opens and match[0] in _SHARED and match[0] != closing:
+            continue
+        closing = _OPENING[match[0]] if opens else None
+        found.append(Mark(match.start(), match.end(), opens))
+    return found
+
+
+def state_of(text: str) -> State:
+    """Whether a thought is open at the text's end, was closed in it, or none was begun."""
+    marks = marks_of(text)
+    if not marks:
+        return "none"
+    return "open" if marks[-1].opens else "closed"
+
+
+def repeated_opening(before: str, text: str) -> int:
+    """Characters at the start of `text` that only open the thought which `before` has just opened.
+
+    A generation prompt that ends in `<think>` and a response that begins with `<think>` mean one
+    mark. White space after the mark counts with it, as far as `before` has it, too.
+    """
+    marks = marks_of(before)
+    if not marks or not marks[-1].opens or before[marks[-1].end :].strip():
+        return 0
+    mark = before[marks[-1].start : marks[-1].end]
+    space = before[marks[-1].end :]
+    skipped = len(text) - len(text.lstrip())
+    if not text.startswith(mark, skipped):
+        return 0
+    end = skipped + len(mark)
+    common = 0
+    for ours, theirs in zip(space, text[end:], strict=False):
+        if ours != theirs:
+            break
+        common += 1
+    return end + common
