@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
+from prefkit.data.layouts import Columns
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.view import TokenView, view_pair
 from prefkit.errors import ConfigError, ModelError
@@ -47,6 +48,7 @@ def run(
     format: str = "auto",
     split: str = "train",
     block_style: str = "plain",
+    columns: Columns | None = None,
     on_bad_row: str = "error",
     skipped_file: str | None = None,
     vocab_size: int | None = None,
@@ -86,6 +88,7 @@ def run(
         format=format,
         split=split,
         block_style=block_style,
+        columns=columns,
         on_bad_row=on_bad_row,  # type: ignore[arg-type]
         skipped_file=skipped_file,
         vocab_size=vocab_size,

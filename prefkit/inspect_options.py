@@ -17,7 +17,7 @@ from prefkit.errors import ConfigError
 from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments
 
 OPTIONS = tuple(field.name for field in fields(TokenizeOptions))
-READING = ("mask_tool_output", "format", "block_style", "on_bad_row")
+READING = ("mask_tool_output", "format", "block_style", "columns", "on_bad_row")
 _OF_CONFIG = (*OPTIONS, *READING, "method", "level", "model", "tokenizer", "train_data")
 _CONFIG_ENDINGS = (".yaml", ".yml")
 _EPILOG = """\
@@ -89,6 +89,11 @@ def _add_reading(group: Any) -> None:
         help="the same as --mask_tool_output false (default: off)",
     )
     add(
+        "--columns",
+        help='fields in columns of other names, as \'{"prompt": "question"}\'; null leaves a '
+        "column out (default: none)",
+    )
+    add(
         "--on_bad_row",
         choices=("error", "skip"),
         help="stop at an unusable row, or skip and count it (default: error)",
@@ -149,7 +154,8 @@ def resolve(arguments: argparse.Namespace) -> dict[str, Any]:
     limits = _model_limits(values["model"]) if method else {}
     if values["max_length"] is None:
         values["max_length"] = limits.get("max_position_embeddings")
-    values["chat_template_kwargs"] = _mapping(values["chat_template_kwargs"])
+    for name in ("chat_template_kwargs", "columns"):
+        values[name] = _mapping(name, values[name])
     return {
         "source": source[0] if isinstance(source, list) and len(source) == 1 else source,
         "model": values["tokenizer"] or values["model"],
@@ -201,10 +207,10 @@ def _masks(given: Mapping[str, Any], value: bool | str) -> bool:
     return False
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     from prefkit.train.options import coerce
 
-    return coerce("chat_template_kwargs", value, dict | None) or {}
+    return coerce(name, value, dict | None) or {}
 
 
 def _resolved_level(level: str | None, method: str | None) -> str:

@@ -222,8 +222,8 @@ ROWS: dict[str, tuple[Any, dict[str, Any], str, str, str]] = {
         {**CONVERSATION_ROW, "tools": [{"name": "calculator"}]},
         {},
         "tools",
-        "tool schemas",
-        "remove the field",
+        "not read by the chat template",
+        "Set chat_template",
     ),
     "ce_prob missing": (
         _scored(ce_prob=None),
@@ -333,7 +333,12 @@ FILES: dict[str, tuple[str, bytes | None, str, str]] = {
     "missing": ("no.jsonl", None, "no such file", "Check the path"),
     "empty": ("empty.jsonl", b" \n", "the file is empty", "at least one pair"),
     "empty list": ("empty.json", b"[]", "holds no rows", "at least one pair"),
-    "other type": ("rows.csv", b"a,b", "unknown file type '.csv'", ".json, .jsonl, .parquet"),
+    "other type": (
+        "rows.xlsx",
+        b"a,b",
+        "unknown file type '.xlsx'",
+        ".json, .jsonl, .parquet, .csv",
+    ),
     "broken line": ("rows.jsonl", BROKEN_LINE, "line 3 is not valid JSON", "Repair or remove"),
     "broken UTF-8": ("rows.jsonl", b'{"prompt": "\xff"}', "line 1 is not valid UTF-8", "UTF-8"),
     "line no object": ("rows.jsonl", b"[1]", "line 1 is a list, not an object", "one JSON object"),
@@ -523,7 +528,7 @@ def test_misspelt_fields_are_refused(name: str, meant: str) -> None:
 
 
 def test_fields_of_other_meaning_are_ignored() -> None:
-    names = ("prompt_id", "chosen_score", "rejected_lengths", "chosen_tokens", "answer", "response")
+    names = ("prompt_id", "chosen_score", "rejected_lengths", "chosen_tokens", "answer", "source")
     row = {**GOOD, **dict.fromkeys(names, "x"), "chosen_weights_raw": 7}
     row["chosen_weights"] = [1.0, 0.5, 1.0]
     assert len(prepare_pairs([row], TOKENIZER)) == 1

@@ -37,6 +37,9 @@ class BuildFields(PromptFields):
     as solution and answer."""
     solution_field: str = "solution"
     """Field of a right solution; rows may lack it."""
+    columns: dict | str | None = None
+    """The same three, as {"prompt": "ask", "answer": "extra.answer"}, and "system"; null leaves a
+    column out: {"context": null}."""
     split: str = "train"
     """Split of a Hub dataset."""
     shard: str | None = None

@@ -1,6 +1,7 @@
 """Questions with their right answers, from files in any of the usual spellings.
 
     question | prompt | problem     text, or chat messages
+    system                          optional: a system message before the question
     answer                          the right answer; GSM8K's worked solution with "#### 72" as well
     solution                        optional: a right solution, for localisers and judges
 
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.data.files import FILE_TYPES, Rows, load_rows
+from prefkit.data.layouts import Columns, check_columns, renamed
 from prefkit.data.messages import is_conversational
 from prefkit.data.pair import Message
 from prefkit.data.row import Row
 from prefkit.errors import ConfigError, NoRowsError, PrefkitError, RowError
 
 PROMPT_FIELDS = ("question", "prompt", "problem")
+_BESIDE = ("input", "context", "passage", "choices", "options", "history", "tools")
 _GSM8K_MARK = "####"
 
 
@@ -85,6 +88,7 @@ def read_questions(
     prompt_field: str | None = None,
     answer_field: str = "answer",
     solution_field: str = "solution",
+    columns: Columns | None = None,
     split: str = "train",
     shard: str | None = None,
     max_questions: int | None = None,
@@ -95,6 +99,8 @@ def read_questions(
         source: a .json, .jsonl or .parquet file, a folder of such files, or a dataset's name.
         prompt_field, answer_field, solution_field: where a row keeps them; a dot goes one level
             down ("extra.answer"). prompt_field None = the first of `PROMPT_FIELDS` that is there.
+        columns: "prompt", "answer", "solution" or "system" → the column that holds it, in place of
+            the three names above; a column → None leaves it out.
         split: which split of a dataset with several.
         shard: "2/8" = the second of eight parts, which never overlap.
         max_questions: only the first so many (of the shard).
@@ -105,6 +111,11 @@ def read_questions(
         PrefkitError: the source cannot be read.
     """
     part = _parse_shard(shard)
+    columns = {} if columns is None else columns
+    check_columns(columns)
+    if "prompt" in columns and prompt_field is not None:
+        raise ConfigError("columns names the prompt, and prompt_field does. Keep one of the two.")
+    prompt_field = "prompt" if columns.get("prompt") else prompt_field
     kept: dict[str, Question] = {}
     repeated = 0
     files, ignored = _files(source)
@@ -113,7 +124,7 @@ def read_questions(
         for index, row in enumerate(rows):
             if isinstance(row, RowError):
                 raise row
-            fields = _Fields(rows.source, index, row)
+            fields = renamed(_Fields(rows.source, index, row), columns)
             question = _read(fields, prompt_field, answer_field, solution_field)
             known = kept.setdefault(question.id, question)
             if known is not question:
@@ -161,8 +172,13 @@ class _Fields(Row):
         return value
 
 
-def _read(fields: _Fields, prompt: str | None, answer: str, solution: str) -> Question:
+def _read(fields: Row, prompt: str | None, answer: str, solution: str) -> Question:
     given = _prompt(fields, prompt)
+    named = (prompt, answer, solution)
+    for name in _BESIDE:  # a question without them would be another one
+        if fields.get(name) and name not in named and name not in PROMPT_FIELDS:
+            remedy = f"Write it into the question, or leave it out: columns: {{{name}: null}}."
+            raise fields.error(name, "holds text that the model would not be shown", remedy)
     text = given if isinstance(given, str) else json.dumps(given, sort_keys=True)
     right, worked = _answer(fields, answer)
     own = fields.get(solution)
@@ -178,7 +194,7 @@ def _read(fields: _Fields, prompt: str | None, answer: str, solution: str) -> Qu
     )
 
 
-def _prompt(fields: _Fields, name: str | None) -> str | tuple[Message, ...]:
+def _prompt(fields: Row, name: str | None) -> str | tuple[Message, ...]:
     names = PROMPT_FIELDS if name is None else (name,)
     found = next((n for n in names if fields.get(n) is not None), None)
     remedy = "Give each row a question and its right answer, or name the fields (--prompt_field)."
@@ -190,11 +206,19 @@ def _prompt(fields: _Fields, name: str | None) -> str | tuple[Message, ...]:
         for message in value:
             if not isinstance(message, dict) or not isinstance(message.get("content"), str):
                 raise fields.error(found, "holds a message without text", remedy)
-        return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    return fields.as_text(value, found)
+        system = fields.get("system")
+        messages = [{k: v for k, v in message.items() if v is not None} for message in value]
+        if system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": fields.as_text(system, "system")})
+        return tuple(messages)
+    text = fields.as_text(value, found)
+    if fields.get("system"):
+        system = {"role": "system", "content": fields.text("system")}
+        return (system, {"role": "user", "content": text})
+    return text
 
 
-def _answer(fields: _Fields, name: str) -> tuple[str, str | None]:
+def _answer(fields: Row, name: str) -> tuple[str, str | None]:
     """The right answer, and the worked solution that GSM8K puts before it."""
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -155,6 +155,7 @@ def _read(options: BuildFields) -> Questions:
         prompt_field=options.prompt_field,
         answer_field=options.answer_field,
         solution_field=options.solution_field,
+        columns=options.columns,  # type: ignore[arg-type]
         split=options.split,
         shard=options.shard,
         max_questions=options.max_questions,

@@ -8,6 +8,7 @@ in question.
 import copy
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class ChatTemplate:
         variables: extra variables of the template.
 
     Raises:
-        ConfigError: `given` is a file that cannot be read, or writes no message.
+        ConfigError: `given` is a file that cannot be read, or writes no message; a variable whose
+            name the template does not hold.
     """
 
     def __init__(
@@ -45,6 +47,11 @@ class ChatTemplate:
         self._tail: str | None = None
         added = tokenizer.added_tokens_decoder
         self.special = {token.content: i for i, token in added.items() if token.special}
+        if unread := self.unread_variables(self.variables):
+            raise ConfigError(
+                f"chat_template_kwargs has {', '.join(map(repr, unread))}, of which the chat "
+                "template knows nothing. Correct the name, or leave it out."
+            )
         if given is not None:
             self._check(given)
 
@@ -81,6 +88,13 @@ class ChatTemplate:
             continue_final_message=go_on,
             **{**self.variables, **(variables or {})},
         )
+
+    def unread_variables(self, variables: Mapping[str, Any]) -> list[str]:
+        """Those variables whose names are nowhere in the template: they would have no effect."""
+        if not variables or (self.template is None and not self.tokenizer.chat_template):
+            return []
+        source = self.tokenizer.get_chat_template(self.template)
+        return [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", source)]
 
     def end_of_turn(self) -> int | None:
         """The id of the first special token that is written after an assistant's message; the

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from prefkit.atomic import check_writable
 from prefkit.data.files import Rows, load_rows
 from prefkit.data.formats import ReadOptions, iter_pairs
+from prefkit.data.layouts import Columns
 from prefkit.data.pair import Pair, TokenizedPair
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.report import DataReport, Incident, write_incidents
@@ -75,6 +76,7 @@ def prepare_pairs(
     format: str = "auto",
     split: str = "train",
     block_style: str = "plain",
+    columns: Columns | None = None,
     vocab_size: int | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
     skipped_file: str | os.PathLike[str] | None = None,
@@ -88,7 +90,7 @@ def prepare_pairs(
             put one after the other (SCDPO's mixture of naive and step-controlled pairs).
         tokenizer: a fast transformers tokenizer.
         options: see `TokenizeOptions`.
-        level, mask_tool_output, format, block_style: see `formats.ReadOptions`.
+        level, mask_tool_output, format, block_style, columns: see `formats.ReadOptions`.
         split: which split of a dataset with several.
         vocab_size: rows of the model's embedding; ids beyond it are refused.
         on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
@@ -105,7 +107,11 @@ def prepare_pairs(
     if on_bad_row not in ("error", "skip"):
         raise ConfigError(f"on_bad_row is {on_bad_row!r}. Choose one of: error, skip.")
     reading = ReadOptions(
-        level=level, mask_tool_output=mask_tool_output, format=format, block_style=block_style
+        level=level,
+        mask_tool_output=mask_tool_output,
+        format=format,
+        block_style=block_style,
+        columns={} if columns is None else columns,
     )
     renderer = Renderer(tokenizer, options)
     if skipped_file is not None:

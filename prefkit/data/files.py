@@ -14,7 +14,7 @@ from typing import Any
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 RawRow = dict[str, Any]
-FILE_TYPES = (".json", ".jsonl", ".parquet")
+FILE_TYPES = (".json", ".jsonl", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
     """Load the rows of one source.
 
     Args:
-        source: a path to a .json, .jsonl or .parquet file, a folder written by
+        source: a path to a .json, .jsonl, .parquet or .csv file, a folder written by
             `Dataset.save_to_disk`, a `datasets.Dataset` (or dict of splits, or iterable dataset),
             a list of dicts, a column-wise or prompt-keyed dict, or a dataset's name on the hub.
         split: which split of a dataset with several.
@@ -85,6 +85,10 @@ def _load_file(path: Path) -> list[RawRow | RowError]:
         )
     if path.suffix == ".parquet":
         return _load_parquet(path)
+    if path.suffix == ".csv":
+        from prefkit.data.csv_rows import read_csv
+
+        return read_csv(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -207,7 +211,7 @@ def _load_parquet(path: Path) -> list[RawRow | RowError]:
         raise PrefkitError(
             f"{path}: cannot be read as Parquet ({error}). Check that the file is complete."
         ) from error
-    return _as_rows(table.to_pylist(), str(path))
+    return _as_rows(map(_unfilled, table.to_pylist()), str(path))
 
 
 def _load_folder(path: Path, split: str) -> Rows:
@@ -251,7 +255,19 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
         )
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
+        return Rows(source, _as_rows(map(_unfilled, dataset), source))
     return Rows(source, _as_rows(dataset, source))
+
+
+def _unfilled(value: Any) -> Any:
+    """A value of an Arrow table without the fields that Arrow added.
+
+    All objects of a column get the same fields there, null where an object has none of the name:
+    the arguments of one tool's calls would turn up in every other's.
+    """
+    if isinstance(value, Mapping):
+        return {name: _unfilled(one) for name, one in value.items() if one is not None}
+    return [_unfilled(one) for one in value] if isinstance(value, list) else value
 
 
 def _is_conversation(side: Any) -> bool:

@@ -85,7 +85,7 @@ def read_pairs(
         mask_tool_output=mask_tool_output,
         format=format,
         block_style=block_style,
-        columns=columns or {},
+        columns={} if columns is None else columns,
     )
     pairs = []
     for item in iter_pairs(load_rows(source, split=split), options):

@@ -5,7 +5,7 @@ Asked of the template itself, by writing a conversation with and without the fie
 
 from collections.abc import Callable, Sequence
 
-from prefkit.data.chat import THOUGHT_FIELDS, extra_fields, is_written, texts_of
+from prefkit.data.chat import THOUGHT_FIELDS, ChatTemplate, extra_fields, is_written, texts_of
 from prefkit.data.pair import Front, Message
 from prefkit.errors import RowError
 
@@ -16,11 +16,12 @@ class Kept:
     """Finds what a template loses of a row's messages.
 
     Args:
+        template: what writes.
         write: (front, messages, **how) -> text, as `Renderer.write`.
     """
 
-    def __init__(self, write: Callable[..., str]) -> None:
-        self._write = write
+    def __init__(self, template: ChatTemplate, write: Callable[..., str]) -> None:
+        self._template, self._write = template, write
         self._read: set[str] = set()  # what the template is known to read in prompts
 
     def check_prompt(self, front: Front, messages: Sequence[Message], text: str) -> None:
@@ -44,6 +45,10 @@ class Kept:
         if front.tools and "tools" not in self._read:
             self._check_tools(front, messages, text)
             self._read.add("tools")
+        if unread := self._template.unread_variables(front.variables):
+            problem = f"holds {unread[0]!r}, of which the chat template knows nothing"
+            remedy = "Correct the name, or remove it."
+            raise RowError(front.source, front.row, "chat_template_kwargs", problem, remedy)
 
     def check_message(
         self, front: Front, messages: Sequence[Message], place: int, field: str, text: str

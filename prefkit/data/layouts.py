@@ -26,7 +26,7 @@ CONVERSATIONS = ("conversations", "conversation", "messages")
 ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected"}
 _READ = frozenset(
     (
-        *("prompt", "chosen", "rejected", "response", "responses", "pairs", "sft_target"),
+        *("prompt", "chosen", "rejected", "responses", "pairs", "sft_target"),
         *("system", "tools", "chat_template_kwargs", "images", "image", "videos", "audio"),
         *OPTIONAL,
         *OURS,
@@ -96,8 +96,12 @@ def renamed(row: Row, columns: Columns) -> Row:
     return row.of(data, shown)
 
 
-def known(row: Row) -> Row:
+def known(row: Row, also: tuple[str, ...] = ()) -> Row:
     """A row of a known layout with prefkit's own fields; any other row as it is.
+
+    Args:
+        row: with its columns under the names that the user gave them.
+        also: fields that are read beside those of pairs.
 
     Raises:
         RowError: a layout that holds no pair, or a text column that nobody reads.
@@ -114,7 +118,7 @@ def known(row: Row) -> Row:
     row = _from_conversation(row)
     if "prompt" not in row:
         row = _from_question(row)
-    _check_texts(row)
+    _check_texts(row, also)
     return row
 
 
@@ -177,11 +181,11 @@ def _from_question(row: Row) -> Row:
     return row.of({**data, "prompt": text}, {**row.shown, "prompt": field})
 
 
-def _check_texts(row: Row) -> None:
+def _check_texts(row: Row, also: tuple[str, ...]) -> None:
     unknown = [
         name
         for name in _unread(tuple(map(str, row.data)))
-        if _holds_text(row.data.get(name), depth=3)
+        if name not in also and _holds_text(row.data.get(name), depth=3)
     ]
     if not unknown:
         return

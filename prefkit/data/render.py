@@ -133,8 +133,8 @@ class Renderer:
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
         self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
-        self.kept = Kept(self.write)
-        self._said_plain = False
+        self.kept = Kept(self.template, self.write)
+        self._said_plain = self._compared = False
 
     def render(self, front: Front) -> Rendered:
         """Raises RowError where the chat template refuses the messages, or loses any of them."""
@@ -228,6 +228,25 @@ class Renderer:
             raise RowError(front.source, front.row, "prompt", problem, remedy)
         self.kept.check_message(front, whole, len(messages), "prompt", text[len(generation) :])
         return text[len(generation) :]
+
+    def compare_once(self, front: Front, rendered: Rendered, text: str) -> None:
+        """Says once if the template would put something between its own beginning of a turn and a
+        response that is a string (Qwen3 an empty thought): strings are taken as they are."""
+        if self._compared:
+            return
+        self._compared = True
+        said = {"role": "assistant", "content": text}
+        try:
+            whole = self.write(front, [*rendered.messages, said])
+        except RowError:
+            return
+        before, found, _ = whole[rendered.generation :].partition(text.strip())
+        if whole.startswith(rendered.prompt) and found and before.strip():
+            logger.warning(
+                "Responses that are strings follow the generation prompt as they are. Written as "
+                "messages, they would follow %r, which the chat template puts before them.",
+                before,
+            )
 
     def _check_plain(self, front: Front) -> None:
         """Plain text is no chat: said once, and refused where the row wants a chat template."""

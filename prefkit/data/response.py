@@ -54,6 +54,8 @@ def _as_text(front: Front, name: str, side: Side, rendered: Rendered, renderer: 
         text = _lone_content(front, name, side.messages)
     if not rendered.is_chat:
         return replace(side, text=text, messages=())
+    if not side.messages and not rendered.is_begun:
+        renderer.compare_once(front, rendered, text)
     before = rendered.opening + rendered.prefix
     repeated = repeated_opening(before, text)
     _check_thoughts(front, name, rendered, text[repeated:], renderer)

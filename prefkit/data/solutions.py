@@ -2,7 +2,9 @@
 
     prompt     text, or chat messages
     prefix     optional: text between prompt and response that is context, never learnt
-    response   what is learnt, to the end-of-sequence token (`append_eos: false`: without it)
+    response   what is learnt, to the end-of-sequence token (`append_eos: false`: without it); text
+               or messages, also under the names completion and output
+    messages   in place of both: a chat whose last message is the response
 
 Rendered and tokenised as the sides of pairs are (sequence.py), so a model is fine-tuned on exactly
 the sequences that preference training reads later.
@@ -19,10 +21,18 @@ from typing import Any, Literal
 import torch.utils.data
 
 from prefkit.atomic import check_writable
+from prefkit.data.chat import texts_of
 from prefkit.data.encode import encode
 from prefkit.data.files import load_rows
+from prefkit.data.layouts import Columns, check_columns, known, renamed
+from prefkit.data.messages import (
+    is_conversational,
+    plain_message,
+    read_messages_field,
+    says_nothing,
+)
 from prefkit.data.pair import Side, Solution, TokenizedSide
-from prefkit.data.readers import read_prompt
+from prefkit.data.readers import front_fields, read_prompt, refuse_media
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.report import Incident, write_incidents
 from prefkit.data.row import Row
@@ -33,6 +43,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 512  # sequences a call of the tokenizer
 _NEEDED = "Give every row prompt and response."
 _NAMES = ("prefix", "append_eos")
+_RESPONSES = ("response", "completion", "output")
 
 
 @dataclass
@@ -97,6 +108,7 @@ def prepare_solutions(
     options: TokenizeOptions | None = None,
     *,
     split: str = "train",
+    columns: Columns | None = None,
     vocab_size: int | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
     skipped_file: str | os.PathLike[str] | None = None,
@@ -108,6 +120,7 @@ def prepare_solutions(
         tokenizer: a fast transformers tokenizer.
         options: see `TokenizeOptions`.
         split: which split of a dataset with several.
+        columns: field → the column that holds it; a column → None leaves it out.
         vocab_size: rows of the model's embedding; ids beyond it are refused.
         on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
         skipped_file: JSON Lines file for skipped and cut rows.
@@ -124,7 +137,9 @@ def prepare_solutions(
     rows = load_rows(source, split=split)
     report = SolutionReport(rows=len(rows))
     sides: list[TokenizedSide] = []
-    read = [_read(rows.source, index, row) for index, row in enumerate(rows)]
+    columns = {} if columns is None else columns
+    check_columns(columns)
+    read = [_read(rows.source, index, row, columns) for index, row in enumerate(rows)]
     for start in range(0, len(read), CHUNK):
         chunk = read[start : start + CHUNK]
         for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
@@ -143,23 +158,52 @@ def prepare_solutions(
     return SolutionDataset(sides, report)
 
 
-def _read(source: str, index: int, data: Any) -> Solution | RowError:
+def _read(source: str, index: int, data: Any, columns: Columns) -> Solution | RowError:
     if isinstance(data, RowError):
         return data
-    row = Row(source, index, data)
     try:
+        row = renamed(Row(source, index, data), columns)
         row.check_names(_NAMES)
-        text = row.text("response", remedy=_NEEDED)
+        row = known(_split(row), _RESPONSES[:1])
+        refuse_media(row)
         return Solution(
-            prompt=read_prompt(row, _NEEDED),
             prefix=row.text("prefix", empty=True) if "prefix" in row else "",
-            response=Side(text=text),
+            response=_response(row),
             append_eos=row.eos(default=True),
-            source=source,
-            row=index,
+            **front_fields(row, read_prompt(row, _NEEDED)),
         )
     except RowError as error:
         return error
+
+
+def _split(row: Row) -> Row:
+    """The row with a response: the last message of a chat, or a field of another name."""
+    if "response" in row:
+        return row
+    data = dict(row.data)
+    name = next((name for name in _RESPONSES if name in row), None)
+    if name is not None:
+        data["response"] = data.pop(name)
+        return row.of(data, {**row.shown, "response": name})
+    if "prompt" in row or not is_conversational(row.get("messages")):
+        return row
+    *before, last = read_messages_field(row, "messages")
+    shown = {**row.shown, "prompt": "messages", "response": "messages"}
+    del data["messages"]
+    return row.of({**data, "prompt": before, "response": [last]}, shown)
+
+
+def _response(row: Row) -> Side:
+    if not is_conversational(row.get("response")):
+        return Side(text=row.text("response", remedy=_NEEDED))
+    messages = tuple(
+        plain_message(row, message, "response", "plain")
+        for message in read_messages_field(row, "response")
+    )
+    if messages[-1]["role"] != "assistant" or says_nothing(messages[-1]):
+        problem = "does not end with something that the assistant says"
+        raise row.error("response", problem, "End it with the assistant's response.")
+    return Side(text="\n".join(texts_of(messages[-1].get("content"))), messages=messages)
 
 
 def _tokenize(

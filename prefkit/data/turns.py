@@ -125,9 +125,13 @@ def _turn_end(
     lone = renderer.write(front, [*before, answer[place]])
     here, last = after(before, answer[place + 1 :], whole), after(before, [], lone)
     tail = here[: common_start(here, last)]
-    stripped = tail.rstrip()
-    if any(stripped.endswith(token) for token in renderer.template.special):
+    stripped, special = tail.rstrip(), renderer.template.special
+    if any(stripped.endswith(token) for token in special):
         tail = stripped
+    elif not any(token in tail for token in special):
+        # GLM's turns have no end of their own: the mark of the next one is what ends them.
+        rest = here[len(tail) :]
+        tail += next((token for token in special if rest.startswith(token)), "")
     return len(whole) - len(here) + len(tail)
 
 

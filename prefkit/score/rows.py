@@ -78,6 +78,7 @@ class ScorableReader:
             mask_tool_output=options.mask_tool_output,
             format=options.row_format,
             block_style=options.block_style,
+            columns={} if options.columns is None else options.columns,  # type: ignore[arg-type]
         )
 
     def read(self, rows: Rows) -> Scorable:

@@ -35,6 +35,9 @@ class TextFields(PromptFields):
     """How texts become tokens, of pairs and of single solutions alike."""
 
     # -- data -----------------------------------------------------------------------------------
+    columns: dict | str | None = None
+    """Fields that stand in columns of other names, e.g. {"prompt": "question"}; null leaves a
+    column out: {"notes": null}."""
     max_length: int | None = None
     """Longest sequence in tokens, prompt included; None = what the model can read."""
     too_long: Literal["error", "skip", "truncate_end"] = "error"

@@ -18,7 +18,7 @@ from prefkit.train.lost_process import lost_processes_told
 from prefkit.train.options import Options
 from prefkit.train.same_run import CONFIG_FILE, check_same_run
 
-_DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".jsonlines", ".ndjson")
+_DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".csv", ".jsonlines", ".ndjson")
 _SHOWN = (
     "loss",
     "rewards/margins",

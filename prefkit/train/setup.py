@@ -252,6 +252,7 @@ def prepare_dataset(
         format=args.format,
         split=split,
         block_style=args.block_style,
+        columns=args.columns,  # type: ignore[arg-type]
         skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
     )
     if not len(dataset):

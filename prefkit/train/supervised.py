@@ -132,6 +132,7 @@ class SupervisedTrainer(EvaluatingTrainer):
             rows,
             self._tokenizer,
             tokenize_options(args, text),
+            columns=args.columns,  # type: ignore[arg-type]
             vocab_size=text.vocab_size,
             on_bad_row=args.on_bad_row,
             skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
