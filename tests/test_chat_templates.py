@@ -237,6 +237,25 @@ def test_an_unfinished_thought_keeps_its_one_mark() -> None:
     assert tokenizer.decode(side.ids[side.scored]) == "<think>\nfour<|im_end|>"
 
 
+def test_weights_speak_of_what_the_template_writes() -> None:
+    row, tokenizer = row_of("thought in field", "qwen3"), tokenizer_for("qwen3")
+    side = prepare_pairs([row], tokenizer).pairs[0].rejected
+    ids = side.ids[side.scored].tolist()
+    weights = [round(0.01 * (i + 1), 2) for i in range(len(ids))]
+    weighted = {**row, "rejected_weights": {"ids": ids, "weights": weights}}
+    found = prepare_pairs([weighted], tokenizer).pairs[0].rejected
+    assert found.weights[found.scored] == pytest.approx(weights)
+
+
+def test_what_the_user_says_between_is_context_always() -> None:
+    middle = [*said("Four."), {"role": "user", "content": "Sure?"}]
+    row = {"prompt": QUESTION, "chosen": [*middle, *said("Yes.")], "rejected": said("5")}
+    tokenizer = tokenizer_for("llama3_1")
+    for options in ({}, {"mask_tool_output": False}):
+        side = prepare_pairs([row], tokenizer, **options).pairs[0].chosen
+        assert tokenizer.decode(side.ids[side.scored]) == "Four.<|eot_id|>Yes.<|eot_id|>"
+
+
 # ------------------------------------------------------------------------------------ beside TRL
 
 

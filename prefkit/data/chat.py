@@ -93,7 +93,10 @@ class ChatTemplate:
         """Those variables whose names are nowhere in the template: they would have no effect."""
         if not variables or (self.template is None and not self.tokenizer.chat_template):
             return []
-        source = self.tokenizer.get_chat_template(self.template)
+        try:
+            source = self.tokenizer.get_chat_template(self.template)
+        except ValueError:  # several templates, none of them the default: writing will tell
+            return []
         return [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", source)]
 
     def end_of_turn(self) -> int | None:

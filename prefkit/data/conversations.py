@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prefkit.data.blocks import Content, join_front, render_content
 from prefkit.data.chat import texts_of
-from prefkit.data.messages import has_blocks, is_conversational, plain_message, read_messages_field
+from prefkit.data.messages import has_blocks, plain_message, read_messages_field
 from prefkit.data.pair import Message, Pair, Side
 from prefkit.data.readers import make_pair, read_prompt, refuse_media
 from prefkit.data.row import Row
@@ -82,7 +82,7 @@ def _given(row: Row, sides: list[list[Message]]) -> Messages:
     prompt = read_prompt(row)
     if not isinstance(prompt, str):
         return prompt
-    if all(messages[0]["role"] == "assistant" for messages in sides):
+    if all(messages[0]["role"] in ("assistant", _CORRECT) for messages in sides):
         return ({"role": "user", "content": prompt},)
     asked = [m.get("content") for messages in sides for m in messages if m["role"] == "user"]
     if prompt not in asked:
@@ -120,12 +120,17 @@ def _side(
 ) -> Side:
     """A response: messages for the template, or the text of typed blocks with their output."""
     weights = read_token_weights(row, f"{name}_weights")
-    if len(response) == 1 and has_blocks(raw[-1].get("content")):
+    blocks = [message for message in raw[-len(response) :] if has_blocks(message.get("content"))]
+    if blocks and len(response) > 1:
+        problem = "holds several messages, and typed blocks in one of them"
+        remedy = "Write all of the response as blocks of one message, or none of it."
+        raise row.error(name, problem, remedy)
+    if blocks:
         return _from_blocks(row, name, raw[-1], options)
     return Side(
         text="\n".join(texts_of(response[-1].get("content"))),
         messages=response,
-        masks_between=options.mask_tool_output,
+        masks_tools=options.mask_tool_output,
         token_weights=weights,
     )
 
@@ -158,7 +163,7 @@ def _controlled_pair(row: Row, sides: list[list[Message]], options: "ReadOptions
     if said[0].text != said[1].text:
         problem = f"has another {_CORRECT} front than 'chosen'"
         raise row.error("rejected", problem, "Write the same correct steps on both sides.")
-    given = read_prompt(row) if is_conversational(row.get("prompt")) else ()
+    given = _given(row, sides)
     repeated = bool(given) and fronts[0][: len(given)] == given
     prompt = fronts[0] if repeated else (*given, *fronts[0])
     if not prompt:

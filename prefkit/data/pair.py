@@ -48,7 +48,7 @@ class Side:
         messages: the response as chat messages, the last of them the assistant's; the chat template
             writes them (response.py), and `text` only holds what the last one says until then.
             () = there is `text` alone.
-        masks_between: what stands between the assistant's messages (tool results) is context.
+        masks_tools: tool results between the assistant's messages are context.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Side:
     masked: tuple[tuple[int, int], ...] = ()
     token_weights: TokenWeights | None = None
     messages: tuple[Message, ...] = ()
-    masks_between: bool = True
+    masks_tools: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

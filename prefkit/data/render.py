@@ -169,12 +169,15 @@ class Renderer:
             )
         return end
 
-    def write(self, front: Front, messages: Sequence[Message], **how: Any) -> str:
+    def write(
+        self, front: Front, messages: Sequence[Message], field: str = "prompt", **how: Any
+    ) -> str:
         """What the chat template writes for messages of a row.
 
         Args:
             front: whose tools and variables the template gets.
             messages: what is written.
+            field: of the row, for messages to the user.
             how: `begin`, `go_on`, `variables`: as `ChatTemplate.write` takes them.
 
         Raises:
@@ -186,13 +189,12 @@ class Renderer:
         except PrefkitError as error:
             remedy = 'Give the tokenizer a chat template, set chat_template ("plain" joins the '
             remedy += "contents by line breaks), or write prompt and responses as strings."
-            raise RowError(front.source, front.row, "prompt", str(error), remedy) from error
+            raise RowError(front.source, front.row, field, str(error), remedy) from error
         except Exception as error:  # templates raise what they like, jinja's errors among them
             problem = f"is refused by the chat template ({type(error).__name__}: {error})"
-            remedy = (
-                "Check the order of the roles and the form of tool calls, or set chat_template."
-            )
-            raise RowError(front.source, front.row, "prompt", problem, remedy) from error
+            remedy = "Check the order of the roles and the arguments of tool calls (some templates "
+            remedy += "want an object, some JSON text), or set chat_template."
+            raise RowError(front.source, front.row, field, problem, remedy) from error
 
     def _chat(self, front: Front, messages: list[Message]) -> Rendered:
         """The messages and the beginning of the assistant's turn, as sampling would show them."""

@@ -12,6 +12,7 @@ generation prompt has opened is not opened again, and a whole solution closes it
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from prefkit.data.chat import common_start, extra_fields
 from prefkit.data.pair import Front, Message, Side
@@ -114,7 +115,7 @@ def _switch(front: Front, rendered: Rendered, renderer: Renderer, *states: str) 
     """The remedy of a variable with which the generation prompt leaves a thought in one of the
     states; "" where no known one does."""
     for variables in SWITCHES:
-        how = {"variables": {**front.variables, **variables}}
+        how: dict[str, Any] = {"variables": {**front.variables, **variables}}
         base = renderer.write(front, rendered.messages, **how)
         begins = renderer.write(front, rendered.messages, begin=True, **how)
         if state_of(begins[common_start(base, begins) :]) in states:

@@ -7,6 +7,7 @@ sampling never shows.
 
 import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from prefkit.data.chat import PROBE, common_end, common_start, extra_fields, texts_of
@@ -48,7 +49,7 @@ def by_template(
     writes no thoughts, although it opens one), what the model would write is the content itself.
     """
     messages, answer = list(rendered.messages), list(side.messages)
-    whole = renderer.write(front, [*messages, *answer])
+    whole = renderer.write(front, [*messages, *answer], name)
     begins = rendered.prompt
     lone = len(answer) == 1 and not extra_fields(answer[0])
     if lone and not _is_faithful(answer[0], whole, begins):
@@ -61,12 +62,22 @@ def by_template(
         raise _other_beginning(front, name, begins, whole, messages, answer, renderer)
     turns = _turns(front, name, messages, answer, whole, renderer)
     stop, end = _end(front, answer[-1], whole, turns, renderer)
-    bounds = [at for turn in turns for at in turn]
-    between = zip(bounds[1:-1:2], bounds[2:-1:2], strict=True)
-    gaps = tuple((a - len(begins), b - len(begins)) for a, b in between)
-    text, masked = whole[len(begins) : stop], gaps if side.masks_between else ()
-    side = replace(side, text=text, masked=masked, messages=())
-    return Written(side, end, tuple(b for _, b in gaps))
+    gaps = tuple(
+        (ended - len(begins), begun - len(begins)) for (_, ended), (begun, _) in pairwise(turns)
+    )
+    masked = tuple(
+        gap
+        for gap, roles in zip(gaps, _roles_between(answer), strict=True)
+        if side.masks_tools or roles != {"tool"}
+    )
+    side = replace(side, text=whole[len(begins) : stop], masked=masked, messages=())
+    return Written(side, end, tuple(begun for _, begun in gaps))
+
+
+def _roles_between(answer: list[Message]) -> list[set[str]]:
+    """Who speaks between each two messages of the assistant's."""
+    places = [place for place, message in enumerate(answer) if message["role"] == "assistant"]
+    return [{message["role"] for message in answer[a + 1 : b]} for a, b in pairwise(places)]
 
 
 def _is_faithful(message: Message, whole: str, begins: str) -> bool:
@@ -93,7 +104,7 @@ def _turns(
     for place, message in enumerate(answer):
         if message["role"] != "assistant":
             continue
-        before = renderer.write(front, [*messages, *answer[:place]], begin=True)
+        before = renderer.write(front, [*messages, *answer[:place]], name, begin=True)
         if not whole.startswith(before):
             raise _other_beginning(front, name, before, whole, messages, answer, renderer)
         end = len(whole)
@@ -195,7 +206,7 @@ def _agrees(
     renderer: Renderer,
 ) -> bool:
     """Whether every turn of the response is written as it is begun, with another variable."""
-    how = {"variables": {**front.variables, **switch}}
+    how: dict[str, Any] = {"variables": {**front.variables, **switch}}
     try:
         whole = renderer.write(front, [*messages, *answer], **how)
         return all(
