@@ -23,8 +23,8 @@ SHOWN = 10
 # Kinds of what is kept: the first wrong step of a wrong solution, and a right answer left out.
 LOCALISED, REMOVED = "localised", "removed"
 _HEADS = {
-    LOCALISED: "{count} of {of} wrong solutions, with the step (>) that is taken as the first wrong",
-    REMOVED: "{count} of {of} right answers left out, with the step (>) that is taken as wrong",
+    LOCALISED: "{count} of {of} wrong solutions, and the step (>) that is called the first wrong",
+    REMOVED: "{count} of {of} right answers left out, and the step (>) that is called wrong",
 }
 _EXTRA = "verdicts"
 _WIDTH = 100  # columns of the file
