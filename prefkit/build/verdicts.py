@@ -28,7 +28,7 @@ _HEADS = {
 }
 _EXTRA = "verdicts"
 _WIDTH = 100  # columns of the file
-_LONG = 240  # characters of a text on the terminal; the file has all of it
+_LONG = 400  # characters of a text on the terminal; the file has all of it
 
 
 def keep(
@@ -106,7 +106,7 @@ def show(verdicts: Drawn, stream: TextIO, width: int | None = None) -> None:
     Args:
         verdicts: nothing is written where there are none.
         stream: where to.
-        width: columns; None = the terminal's, and texts of more than 240 characters are shortened.
+        width: columns; None = the terminal's, and texts of more than 400 characters are shortened.
     """
     if not verdicts.records:
         return
@@ -116,18 +116,19 @@ def show(verdicts: Drawn, stream: TextIO, width: int | None = None) -> None:
     for number, record in enumerate(verdicts.records, start=1):
         table = Table.grid(padding=(0, 1))
         table.add_column(justify="right", no_wrap=True)
-        table.add_column()
+        table.add_column(overflow="fold")
         asked = f"{_shown(record['question'], whole)} → {_shown(record['answer'], whole)}"
         table.add_row(f"{number}.", Text(asked, "bold"))
         for place, step in enumerate(record["steps"]):
             is_blamed = place == record["step"]
             style = "red" if is_blamed else ""
-            mark = f"{'>' if is_blamed else ' '}{place + 1:3}"
+            mark = f"{'> ' if is_blamed else ''}{place + 1}"
             table.add_row(Text(mark, style), Text(_shown(step, whole), style))
         table.add_row("", Text(f"{record['by']}: {record['reason']}", "italic"))
-        console.print()
-        console.print(table)
-    console.print()
+        with console.capture() as capture:
+            console.print(table)
+        lines = (line.rstrip() for line in capture.get().splitlines())  # padded to the width
+        stream.write("\n" + "\n".join(lines) + "\n")
 
 
 def _shown(text: str, whole: bool) -> str:
