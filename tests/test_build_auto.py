@@ -1,6 +1,7 @@
 """Who finds the first wrong step by default, how a judge is heard, what is shown of verdicts."""
 
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from io import StringIO
@@ -15,11 +16,13 @@ from prefkit.build.engines.base import Request
 from prefkit.build.finding import Finder, announcement
 from prefkit.build.grading.grader import Grader
 from prefkit.build.localise.judge import CUT_OFF_THINKING
+from prefkit.build.localise.verdict import Verdict
+from prefkit.build.pipeline import Outcome
 from prefkit.build.step_dpo import step_dpo
-from prefkit.build.verdicts import LOCALISED, REMOVED, SHOWN, Drawn, as_text, drawn, show
+from prefkit.build.verdicts import LOCALISED, REMOVED, SHOWN, Drawn, as_text, drawn, keep, show
 from prefkit.demo import arithmetic as world
 from prefkit.errors import PrefkitError
-from tests.build_cases import MODEL, drive, make_context, question
+from tests.build_cases import drive, make_context, question
 from tests.tiny_servers import answering
 
 QUESTIONS = str(Path(__file__).parents[1] / "examples" / "tiny_model" / "questions")
@@ -124,11 +127,26 @@ def test_the_cost_is_said_before() -> None:
 # -- a judge behind a server -------------------------------------------------------------------
 
 
+def solver(body: dict[str, Any]) -> tuple[int, Any]:
+    """Goes on with "1+2-3=\\n1+2=3\\n" line by line; two of three seeds make a mistake."""
+    if body["prompt"] == "0":  # asked before a build, whether seeds hold
+        return 200, {"choices": [{"text": str(body["seed"]), "finish_reason": "stop"}]}
+    asked, *done = body["prompt"].rstrip("\n").split("\n")
+    first, *terms = re.findall(r"[+-]?\d+", asked)
+    value = int(done[-1].partition("=")[2] if done else first)
+    written, wrong = "", body["seed"] % 3 and body["seed"] % len(terms)
+    for place, term in enumerate(terms[len(done) :], start=len(done)):
+        result = value + int(term) + (place == wrong > 0)
+        written += f"{value}{term}={result}\n"
+        value = result
+    return 200, {"choices": [{"text": written, "finish_reason": "stop"}]}
+
+
 def reasoning_judge(body: dict[str, Any]) -> tuple[int, Any]:
     """A server with a reasoning parser. Of three texts it thinks too long over one, writes its
     thought into the answer of another, and knows the truth of the tiny world."""
-    if "messages" not in body:  # the questions before a build
-        return 200, {"choices": [{"text": str(body["seed"]), "finish_reason": "stop"}]}
+    if "messages" not in body:
+        return solver(body)
     prompt = body["messages"][0]["content"]
     problem = prompt.partition("### Problem\n")[2].partition("\n\n###")[0]
     steps = prompt.partition("steps\n")[2].partition("\n\n")[0].split("\n")
@@ -150,9 +168,8 @@ def reasoning_judge(body: dict[str, Any]) -> tuple[int, Any]:
 
 
 def command(out: Path, url: str, *flags: str) -> list[str]:
-    given = f"--model {MODEL} --out {out} --max_tokens 56 --judge_server {url} --localiser judge"
-    loose = "--samples 4 --temperature 1 --top_p 1 --rectifications 6 --batch_size 128"
-    return ["step-dpo", QUESTIONS, *given.split(), *loose.split(), *flags]
+    given = f"--model m --server {url} --judge_server {url} --localiser judge --out {out}"
+    return ["step-dpo", QUESTIONS, *given.split(), "--rectifications", "6", *flags]
 
 
 def test_a_judge_that_thinks_too_long_is_counted_by_name(
@@ -160,7 +177,7 @@ def test_a_judge_that_thinks_too_long_is_counted_by_name(
 ) -> None:
     pytest.importorskip("openai")
     with answering(reasoning_judge) as url:
-        run_build(command(tmp_path, url, "--judge_max_tokens", "300", "--max_questions", "16"))
+        run_build(command(tmp_path, url, "--judge_max_tokens", "300", "--max_questions", "24"))
     told = capsys.readouterr()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     counts, drops = manifest["counts"], manifest["drops"]
@@ -190,13 +207,13 @@ def test_no_pair_for_want_of_tokens_says_so(tmp_path: Path) -> None:
 
     def answer(body: dict[str, Any]) -> tuple[int, Any]:
         if "messages" not in body:
-            return reasoning_judge(body)
+            return solver(body)
         choice = {"message": {"content": None}, "finish_reason": "length"}
         return 200, {"choices": [choice]}
 
     wanted = pytest.raises(PrefkitError, match=r"thinking \(\d+\).*or raise judge_max_tokens\.$")
     with answering(answer) as url, wanted:
-        run_build(command(tmp_path, url, "--max_questions", "4"))
+        run_build(command(tmp_path, url, "--max_questions", "2"))
 
 
 # -- verdicts to look at -----------------------------------------------------------------------
@@ -243,6 +260,17 @@ def test_the_file_has_both_kinds_whole() -> None:
     text = as_text([*outcomes(1, step=long), *outcomes(1, REMOVED)], 0)
     assert text.count("word") == 200
     assert "1 of 1 wrong solutions" in text
-    assert "1 of 1 right answers left out" in text
+    assert "1 of 1 texts left out with a right answer" in text
+
+
+def test_a_text_sampled_often_is_kept_once() -> None:
+    outcome = Outcome("q")
+    for step in (0, 0, 1):
+        keep(outcome, REMOVED, question(), ["a", "b"], Verdict(step, "false"), "program (x)")
+    assert [found["step"] for found in outcome.extra["verdicts"]] == [0, 1]
+
+
+def test_the_file_is_as_wide_as_it_says_and_empty_without_verdicts() -> None:
+    text = as_text(outcomes(1, step="word " * 200), 0)
     assert max(map(len, text.splitlines())) <= 100
     assert as_text([{"extra": {}}], 0) == ""

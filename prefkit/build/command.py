@@ -151,8 +151,12 @@ def _help(usage: str, method: str | None = None) -> str:
 
 
 def _say_pairs(method: str, result: BuildResult) -> None:
-    """What was made at every stage, what was left out and why, and what to do next."""
-    manifest = result.manifest
+    """Verdicts to look at; what was made, and left out and why, at every stage; what to do next."""
+    manifest, folder = result.manifest, result.rows.parent
+    if result.verdicts is not None and result.verdicts.records:
+        print()
+        show(result.verdicts, sys.stdout)
+        print(f"Read them before you train; {folder / VERDICTS} has them whole.")
     print(f"\n{_asked(manifest)}, {result.count:,} pairs")
     for title in ("counts", "drops"):
         entries = manifest[title]
@@ -162,12 +166,7 @@ def _say_pairs(method: str, result: BuildResult) -> None:
         width, most = max(map(len, entries)), max(entries.values())
         for name, count in entries.items():
             print(f"  {name:{width}} {count:9,}  {'█' * round(_BAR * count / most)}")
-    folder = result.rows.parent
     _say_judge(manifest)
-    if result.verdicts is not None and result.verdicts.records:
-        print()
-        show(result.verdicts, sys.stdout)
-        print(f"Read them before you train; {folder / VERDICTS} has them whole.")
     print(f"\nThe pairs are in {result.rows}, the counts in {folder}/manifest.json.")
     if manifest.get("weighted") is False:
         print(

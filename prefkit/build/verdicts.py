@@ -24,7 +24,7 @@ SHOWN = 10
 LOCALISED, REMOVED = "localised", "removed"
 _HEADS = {
     LOCALISED: "{count} of {of} wrong solutions, and the step (>) that is called the first wrong",
-    REMOVED: "{count} of {of} right answers left out, and the step (>) that is called wrong",
+    REMOVED: "{count} of {of} texts left out with a right answer, and the step (>) called wrong",
 }
 _EXTRA = "verdicts"
 _WIDTH = 100  # columns of the file
@@ -39,7 +39,7 @@ def keep(
     found: Verdict,
     by: str,
 ) -> None:
-    """Puts a verdict that blames a step into a question's outcome.
+    """Puts a verdict that blames a step into a question's outcome, each text once.
 
     Args:
         kind: `LOCALISED` or `REMOVED`.
@@ -56,7 +56,9 @@ def keep(
         "reason": found.reason,
         "by": by,
     }
-    outcome.extra.setdefault(_EXTRA, []).append(record)
+    kept = outcome.extra.setdefault(_EXTRA, [])
+    if record not in kept:  # the same text may be sampled often
+        kept.append(record)
 
 
 @dataclass(frozen=True)
