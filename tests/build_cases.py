@@ -22,10 +22,12 @@ def question(text: str = "What is 6 times 7?", answer: str = "42", name: str = "
     return Question(id=name, prompt=text, answer=answer, solution=None, source="q.jsonl", row=0)
 
 
-def make_context(method: str, grades: Grader, filter: str = "none", **options: Any) -> Context:
-    """A context without a model: prompts are raw text."""
+def make_context(
+    method: str, grades: Grader, filter: str = "none", finder: Finder | None = None, **options: Any
+) -> Context:
+    """A context without a model: prompts are raw text; the program localises unless told else."""
     given = BuildFields(questions="q", model=MODEL, out="o", **options)
-    return Context(resolve(given, method), grades, None, Finder("program", filter, 1))
+    return Context(resolve(given, method), grades, None, finder or Finder("program", filter, 1))
 
 
 def drive(pipeline: Asking[Outcome], write: Writer) -> tuple[Outcome, list[list[Request]]]:

@@ -215,6 +215,59 @@ def test_mistakes_of_a_command_line_are_named(method: str, line: str, message: s
         parse(method, words, flags)
 
 
+_NOBODY = "nobody asks a judge here. Say "
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "message"),
+    [
+        (
+            "step-dpo",
+            "--localiser judge --rollouts 8",
+            "rollouts has no effect with localiser judge",
+        ),
+        ("step-dpo", "--judge_model j --rollouts 8", "where a judge is given: the judge is asked"),
+        (
+            "step-dpo",
+            "--localiser program --judge_server u",
+            f"{_NOBODY}localiser: judge or process",
+        ),
+        ("step-dpo", "--judge_max_tokens 9", f"judge_max_tokens has no effect: {_NOBODY}"),
+        (
+            "dpo",
+            "--judge_model j",
+            f"judge_model has no effect: {_NOBODY}process_filter: judge, or",
+        ),
+        ("scdpo", "--process_filter program --judge_model j", _NOBODY),
+        ("scdpo", "--judge_model j --judge_max_tokens 0", "judge_max_tokens is 0; it must be 1"),
+        ("evaluate", "--judge_max_tokens 9", "judge_max_tokens has no effect on evaluate"),
+    ],
+)
+def test_options_of_somebody_who_is_never_asked_are_refused(
+    method: str, line: str, message: str
+) -> None:
+    words, flags = split_flags(["q", "--model", "m", "--out", "o", *line.split()])
+    with pytest.raises(ConfigError, match=message):
+        parse(method, words, flags)
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("step-dpo", "--judge_server u --judge_max_tokens 9"),
+        ("step-dpo", "--localiser judge --judge_max_tokens 9"),
+        ("step-dpo", "--localiser program --process_filter judge --judge_model j"),
+        ("step-dpo", "--rollouts 4 --process_filter judge"),
+        ("step-dpo", "--localiser rollouts --rollouts 4 --judge_model j"),
+        ("scdpo", "--judge_model j"),
+        ("cdpo", "--judge_model j --process_filter judge"),
+    ],
+)
+def test_options_of_somebody_who_may_be_asked_are_taken(method: str, line: str) -> None:
+    words, flags = split_flags(["q", "--model", "m", "--out", "o", *line.split()])
+    parse(method, words, flags)
+
+
 def test_flags_and_defaults_become_options() -> None:
     flags = split_flags(
         ["--model", "m", "--out", "o", "--temperature", "0.5", "1", "--opening", r"So:\n"]

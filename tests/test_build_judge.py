@@ -1,9 +1,23 @@
 """What a judge model writes of the steps of a solution, and what is read from it."""
 
+from typing import Any
+
 import pytest
 
 from prefkit.build.engines.base import Completion, Request
-from prefkit.build.localise.judge import judge, judge_prompt, parse_verdict, spoken
+from prefkit.build.localise.judge import (
+    CUT_OFF,
+    CUT_OFF_THINKING,
+    NOTHING_SAID,
+    PARTIAL,
+    REFUSED,
+    SILENT,
+    UNREAD,
+    judge,
+    judge_prompt,
+    parse_verdict,
+    spoken,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +74,41 @@ def test_the_judge_is_asked_once() -> None:
     with pytest.raises(StopIteration) as end:
         asked.send([answer])
     assert end.value.value.step == 1
+
+
+DECIDED = "Final Decision:\nStep 1: correct; Step 2: incorrect"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "note", "failure"),
+    [
+        (DECIDED, "end", "", ""),
+        (DECIDED, "length", "", CUT_OFF),  # it may be a draft within a thought
+        ("Step 1 is", "length", "", CUT_OFF),
+        ("", "length", "thought", CUT_OFF_THINKING),
+        (f"<think>{DECIDED}", "length", "", CUT_OFF_THINKING),
+        ("", "end", "thought", NOTHING_SAID),
+        (f"<think>{DECIDED}", "end", "", SILENT),
+        ("", "length", "unread", UNREAD),
+        ("", "length", "refused", REFUSED),
+        ("I cannot say.", "end", "", SILENT),
+        ("Step 7: incorrect", "end", "", SILENT),
+        ("Step 1: correct", "end", "", PARTIAL),
+        ("Steps 1-2: correct", "end", "", ""),
+    ],
+)
+def test_an_answer_without_a_verdict_has_a_name(
+    text: str, finish: Any, note: Any, failure: str
+) -> None:
+    asked = judge("2 + 2", "4", ["2\n", "3"], lambda text: Request(
+        key="q/judge", text=text, temperature=0.0, max_tokens=9, seed=0
+    ))  # fmt: skip
+    next(asked)
+    with pytest.raises(StopIteration) as end:
+        asked.send([Completion(key="q/judge", text=text, finish=finish, tokens=9, note=note)])
+    assert end.value.value.failure == failure
+    assert end.value.value.step == (1 if text == DECIDED and finish == "end" else None)
+    assert end.value.value.all_right == (text == "Steps 1-2: correct")
 
 
 @pytest.mark.parametrize(

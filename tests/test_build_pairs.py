@@ -41,6 +41,11 @@ def test_every_row_is_what_it_should_be(tmp_path: Path, method: str) -> None:
     assert len({row["id"] for row in rows}) == len(rows)
     if method == "scdpo":
         assert {row["kind"] for row in rows} == {"naive", "step-controlled"}
+    counts, exact = result.manifest["counts"], "read by program: every line is a calculation"
+    if method == "step-dpo":  # the default localiser: every one by the program, none sampled for
+        assert counts[f"wrong solutions {exact}"] == counts["mistakes located"]
+        assert "rollouts sampled" not in counts
+    assert not [name for name in counts if " read by " in name and not name.endswith(exact)]
 
 
 def test_one_file_of_step_pairs_serves_three_trainings(tmp_path: Path) -> None:

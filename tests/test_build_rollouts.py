@@ -57,6 +57,28 @@ def test_counts_are_read_together(wins: list[int], step: int) -> None:
     assert last_with_hope(wins, 8) == step
 
 
+@pytest.mark.parametrize(
+    ("wins", "trust"),
+    [
+        ([0, 1, 0, 0, 0], "a guess"),  # one lucky continuation of 80
+        ([1, 1, 1, 1, 0, 0], "a guess"),
+        ([4, 4, 2, 2, 0, 4], "a guess"),
+        ([8, 9, 7, 0, 1], "likely"),
+        ([0, 4, 1, 0], "likely"),
+    ],
+)
+def test_little_evidence_is_called_a_guess(wins: list[int], trust: str) -> None:
+    def answer(request: Request) -> Completion:
+        length, number = map(int, request.key.split("/")[1:])
+        text = "right" if number < wins[length] else "wrong"
+        return Completion(key=request.key, text=text, finish="end", tokens=1)
+
+    asking = first_hopeless(
+        ["a\n"] * len(wins), plain_request, lambda texts: ["right" in x for x in texts], 16
+    )
+    assert run(asking, answer).reason.endswith(f"({trust})")
+
+
 def test_no_steps_no_verdict() -> None:
     assert run(first_hopeless([], plain_request, lambda texts: []), None).step is None
 

@@ -224,3 +224,30 @@ def test_ends_as_servers_write_them(choice, finish, text):
     chat = dataclasses.replace(ask("q"), messages=({"role": "user", "content": "?"},))
     answer = {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
     assert completion_of(chat, answer).text == ""
+
+
+THOUGHT = {"reasoning_content": "Step 1: incorrect?"}
+PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text", "finish", "note"),
+    [
+        ({"content": None, **THOUGHT}, "length", "", "length", "thought"),
+        ({"content": "", "reasoning": "hm"}, "length", "", "length", "thought"),
+        ({"content": None}, "length", "", "length", "thought"),  # the thought is not even shown
+        ({"content": PARTS}, "length", "", "length", "thought"),
+        ({"content": None, **THOUGHT}, "stop", "", "end", "thought"),
+        ({"content": "Step 1: correct", **THOUGHT}, "stop", "Step 1: correct", "end", ""),
+        ({"content": "Step 1: cor", **THOUGHT}, "length", "Step 1: cor", "length", ""),
+        ({"content": [*PARTS, {"type": "text", "text": "fine"}]}, "stop", "fine", "end", ""),
+        ({"content": None}, "content_filter", "", "length", "refused"),
+        (None, "stop", "", "end", ""),
+    ],
+)
+def test_a_thought_is_never_taken_for_what_is_said(message, reason, text, finish, note):
+    chat = dataclasses.replace(ask("q"), messages=({"role": "user", "content": "?"},))
+    found = completion_of(chat, {"choices": [{"message": message, "finish_reason": reason}]})
+    assert (found.text, found.finish, found.note) == (text, finish, note)
+    plain = completion_of(ask("q"), {"choices": [{"text": None, "finish_reason": "length"}]})
+    assert (plain.text, plain.finish, plain.note) == ("", "length", "")

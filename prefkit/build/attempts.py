@@ -116,17 +116,18 @@ def by_right_steps(
     attempts = [attempt for attempt in attempts if attempt.decided]
     if context.finder.filter == "none":
         return attempts
-    verdicts = yield from together(
+    faults = yield from together(
         [
-            context.finder.all_right(question, context, a.steps, f"solution/{a.number}")
+            context.finder.fault(question, context, outcome, a.steps, f"solution/{a.number}")
             for a in attempts
             if a.right
         ]
     )
-    kept, remaining = [], iter(verdicts)
+    kept, remaining = [], iter(faults)
     for attempt in attempts:
-        if not attempt.right or next(remaining):
+        fault = next(remaining) if attempt.right else None
+        if fault is None:
             kept.append(attempt)
         else:
-            outcome.drops["solutions: right answer by a wrong step"] += 1
+            outcome.drops[f"solutions: {fault}"] += 1
     return kept

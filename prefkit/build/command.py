@@ -8,9 +8,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from prefkit.build.engines.base import SHORTENED
 from prefkit.build.fields import EVALUATE, METHODS, BuildFields
+from prefkit.build.localise.judge import CUT
 from prefkit.build.options import check_ignored, resolve, used_by
 from prefkit.build.run import TRAIN, BuildResult, check_method, run
+from prefkit.build.verdicts import FILE as VERDICTS
+from prefkit.build.verdicts import show
 from prefkit.errors import ConfigError
 from prefkit.train.options import (
     coerce,
@@ -147,8 +151,12 @@ def _help(usage: str, method: str | None = None) -> str:
 
 
 def _say_pairs(method: str, result: BuildResult) -> None:
-    """What was made at every stage, what was left out and why, and what to do next."""
-    manifest = result.manifest
+    """Verdicts to look at; what was made, and left out and why, at every stage; what to do next."""
+    manifest, folder = result.manifest, result.rows.parent
+    if result.verdicts is not None and result.verdicts.records:
+        print()
+        show(result.verdicts, sys.stdout)
+        print(f"Read them before you train; {folder / VERDICTS} has them whole.")
     print(f"\n{_asked(manifest)}, {result.count:,} pairs")
     for title in ("counts", "drops"):
         entries = manifest[title]
@@ -158,16 +166,33 @@ def _say_pairs(method: str, result: BuildResult) -> None:
         width, most = max(map(len, entries)), max(entries.values())
         for name, count in entries.items():
             print(f"  {name:{width}} {count:9,}  {'█' * round(_BAR * count / most)}")
-    print(f"\nThe pairs are in {result.rows}, the counts in {result.rows.parent}/manifest.json.")
+    _say_judge(manifest)
+    print(f"\nThe pairs are in {result.rows}, the counts in {folder}/manifest.json.")
     if manifest.get("weighted") is False:
         print(
             "They have no weights yet: join the shards (--join), or train one model on"
             "\npositive.jsonl and one on negative.jsonl, and weigh the pairs with prefkit score."
         )
         return
-    config = shlex.quote(str(result.rows.parent / TRAIN))
+    config = shlex.quote(str(folder / TRAIN))
     print(f"Look at them:  prefkit inspect {config}")
     print(f"Train:         prefkit train {config} --output_dir {method}-model")
+
+
+def _say_judge(manifest: dict[str, Any]) -> None:
+    """What to do about answers of the judge that were cut off."""
+    cut = sum(manifest["drops"].get(f"judge answers: {why}", 0) for why in CUT)
+    if not cut:
+        return
+    most = manifest["options"]["judge_max_tokens"]
+    notes = [run.get("notes", {}).get("judge", {}) for run in manifest["runs"]]
+    remedy = f"Build into another folder with --judge_max_tokens {2 * most}"
+    if any(note.get(SHORTENED) for note in notes):
+        remedy += ", or, where its context is too short for that, with another judge"
+    print(
+        f"\n{cut:,} answers of the judge were cut off by judge_max_tokens ({most:,}), and are no "
+        f"verdicts. {remedy}."
+    )
 
 
 def _asked(manifest: dict[str, Any]) -> str:

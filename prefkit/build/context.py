@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from prefkit.data.render import Renderer
 
 
-_JUDGE_TOKENS = 1024  # 200 words and the list of verdicts, with room for a judge that rambles
-
-
 class Context:
     """How a build asks and grades.
 
@@ -83,7 +80,7 @@ class Context:
             messages=({"role": "user", "content": text},),
             role="judge",
             temperature=0.0,
-            max_tokens=_JUDGE_TOKENS,
+            max_tokens=self.options.judge_max_tokens,
             seed=seed_of(self.options.seed, key),
         )
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefkit.build.engines.base import Completion, Engine, Request
+from prefkit.build.engines.base import Completion, Engine, Request, unread
 from prefkit.build.pipeline import Asking, Outcome, together
 from prefkit.build.progress import Progress
 from prefkit.build.questions import Question
@@ -136,9 +136,7 @@ class Driver:
             readable = [request for request in own if engine.fits(request)]
             for request in own:
                 if not engine.fits(request):
-                    found[request.key] = Completion(
-                        key=request.key, text="", finish="length", tokens=0
-                    )
+                    found[request.key] = unread(request)
             for batch in engine.batches(readable) if readable else ():
                 found.update(self._batch(engine, batch))
         return found

@@ -77,6 +77,9 @@ class BuildFields(PromptFields):
     """URL of the server of the judge; None = the sampling engine."""
     judge_model: str | None = None
     """The judge: its name on judge_server, or a local folder; None = the sampling model."""
+    judge_max_tokens: int = 4096
+    """Most tokens of an answer of the judge, its thoughts included; one that they cut off is no
+    verdict, and is counted. Judges that think long need more."""
 
     # -- how a solution is written --------------------------------------------------------------
     opening: str = ""
@@ -114,15 +117,18 @@ class BuildFields(PromptFields):
     """Time limit of one comparison; past it the answer counts as wrong."""
 
     process_filter: Literal["auto", "program", "judge", "none"] = "auto"
-    """Who removes right answers that were reached by a wrong step. auto = as the papers: the judge
-    or the program for step-dpo, the program for scdpo, none for dpo and cdpo."""
+    """Who removes right answers that were reached by a wrong step. auto = none for dpo and cdpo;
+    for step-dpo the localiser, if it is program, judge or a function; else, and for scdpo, the
+    program where every line is a calculation, else the judge if one is given, else nobody."""
 
     # -- the first wrong step (step-dpo) --------------------------------------------------------
-    localiser: str = "program"
+    localiser: str = "auto"
     """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
-    0-based step or None."""
+    0-based step or None. auto = for each solution the program where the question is an expression
+    and every line a calculation, else the judge if one is given (judge_model, judge_server), else
+    rollouts."""
     rollouts: int = 16
-    """Continuations a prefix, for localiser rollouts."""
+    """Continuations from before each step of a wrong solution, for localiser rollouts or auto."""
     mistakes_per_question: int = 2
     """Most wrong solutions a question that are followed up."""
     rectifications: int = 20

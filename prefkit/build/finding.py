@@ -2,80 +2,144 @@
 
 One interface for the ways of `prefkit.build.localise`: by program, by judge, by rollouts, or by a
 function of the user's. Whoever finds is not always who filters: rollouts say nothing of a solution
-whose answer is right, so there the program filters.
+whose answer is right. Who was asked, and why, is counted for every solution; what was blamed is
+kept, so that it can be looked at (`prefkit.build.verdicts`).
 """
 
+import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prefkit.build.attempts import Attempt
+from prefkit.build.choosing import LOCALISERS, chosen, gives_judge
 from prefkit.build.context import Context
 from prefkit.build.engines.base import Request
-from prefkit.build.fields import EVALUATE, BuildFields
-from prefkit.build.localise.judge import judge
-from prefkit.build.localise.program import locate
+from prefkit.build.engines.patience import say
+from prefkit.build.fields import BuildFields
+from prefkit.build.localise.expression import is_expression
+from prefkit.build.localise.judge import CUT, judge
+from prefkit.build.localise.program import is_exact, locate
 from prefkit.build.localise.rollouts import first_hopeless
 from prefkit.build.localise.verdict import Verdict
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.build.questions import Question
+from prefkit.build.verdicts import LOCALISED, REMOVED, keep
 from prefkit.errors import ConfigError, PrefkitError
 
-LOCALISERS = ("program", "judge", "rollouts")
-# What "auto" stands for, where the localiser is no judge.
-_FILTERS = {"step-dpo": "program", "scdpo": "program"}
 # (question, steps, right solution or None) → 0-based first wrong step, or None
 Function = Callable[[str, Sequence[str], str | None], int | None]
+_WHY_EXACT = "every line is a calculation"
 
 
 class Finder:
     """Judges the steps of solutions.
 
     Args:
-        localiser: one of `LOCALISERS`, or "module:function".
-        filter: "program", "judge", "function" or "none".
+        localiser: one of `LOCALISERS`, "module:function", or "none" where nobody is asked.
+        filter: "auto", "program", "judge", "function" or "none".
         rollouts: continuations a prefix, for the localiser of that name.
+        has_judge: a judge of its own is given, which "auto" asks where the program is not exact.
 
     Raises:
         ConfigError: a function that cannot be imported or called.
     """
 
-    def __init__(self, localiser: str, filter: str, rollouts: int) -> None:
+    def __init__(self, localiser: str, filter: str, rollouts: int, has_judge: bool = False) -> None:
         self.localiser, self.filter, self.rollouts = localiser, filter, rollouts
-        self._function = None if localiser in LOCALISERS else load_function(localiser)
+        self.has_judge = has_judge
+        named = localiser in (*LOCALISERS, "none")
+        self._function = None if named else load_function(localiser)
+        self._told = False
 
     def first_wrong(
-        self, question: Question, context: Context, attempt: Attempt
+        self, question: Question, context: Context, outcome: Outcome, attempt: Attempt
     ) -> Asking[int | None]:
         """The 0-based first wrong step of a wrong solution; None = not found, or none is wrong but
         one is missing at the end."""
+        who, why = self._who(self.localiser, "localiser", question, attempt.steps, "rollouts")
+        outcome.counts[f"wrong solutions read by {who}: {why}"] += 1
         name = f"locate/{attempt.number}"
-        found = yield from self._ask(self.localiser, question, context, attempt.steps, name)
-        return None if found.step is None or found.step >= len(attempt.steps) else found.step
+        found = yield from self._ask(who, question, context, outcome, attempt.steps, name)
+        if found.step is None or found.step >= len(attempt.steps):
+            return None
+        keep(outcome, LOCALISED, question, attempt.steps, found, f"{who} ({why})")
+        return found.step
 
-    def all_right(
-        self, question: Question, context: Context, steps: Sequence[str], name: str
-    ) -> Asking[bool]:
-        """Whether no step of a solution with a right answer is wrong; `name` is unique.
+    def fault(
+        self,
+        question: Question,
+        context: Context,
+        outcome: Outcome,
+        steps: Sequence[str],
+        name: str,
+    ) -> Asking[str | None]:
+        """Why a solution with a right answer is left out, for the manifest; None = it is not.
 
         A judge has to call every step right; the rules of a program have to find nothing.
+
+        Args:
+            name: of the solution, unique for the question.
         """
         if self.filter == "none":
-            return True
-        found = yield from self._ask(self.filter, question, context, steps, f"filter/{name}")
-        return found.all_right if self.filter == "judge" else found.step is None
+            return None
+        who, why = self._who(self.filter, "process_filter", question, steps, "nobody")
+        outcome.counts[f"right solutions read by {who}: {why}"] += 1
+        if who == "nobody":
+            return None
+        found = yield from self._ask(who, question, context, outcome, steps, f"filter/{name}")
+        if found.failure:
+            return "right answer, and the judge gave no verdict"
+        if found.step is None:
+            return None
+        keep(outcome, REMOVED, question, steps, found, f"{who} ({why})")
+        return "right answer by a wrong step"
+
+    def _who(
+        self, wanted: str, option: str, question: Question, steps: Sequence[str], last: str
+    ) -> tuple[str, str]:
+        """Who reads a solution, and why; `last` is who does where neither program nor judge can."""
+        if wanted != "auto":
+            return wanted, f"{option} {wanted}"
+        if is_exact(question.text, steps):
+            return "program", _WHY_EXACT
+        return ("judge", "a judge is given") if self.has_judge else (last, "no judge is given")
 
     def _ask(
-        self, who: str, question: Question, context: Context, steps: Sequence[str], name: str
+        self,
+        who: str,
+        question: Question,
+        context: Context,
+        outcome: Outcome,
+        steps: Sequence[str],
+        name: str,
     ) -> Asking[Verdict]:
         if who == "program":
             return locate(question.text, list(steps), solution=question.solution)
         if who == "judge":
-            return (yield from _by_judge(question, context, steps, name))
+            found = yield from _by_judge(question, context, steps, name)
+            self._count_failure(found, question, context, outcome)
+            return found
         if who == "rollouts":
-            return (yield from _by_rollouts(question, context, steps, name, self.rollouts))
+            return (yield from _by_rollouts(question, context, outcome, steps, name, self.rollouts))
         assert self._function is not None
         return Verdict(_checked(self.localiser, self._function, question, steps), self.localiser)
+
+    def _count_failure(
+        self, found: Verdict, question: Question, context: Context, outcome: Outcome
+    ) -> None:
+        """Counts an answer that is no verdict; the first that the limit cut off is told at once,
+        for in a build of hours the end is late."""
+        if not found.failure:
+            return
+        outcome.drops[f"judge answers: {found.failure}"] += 1
+        if found.failure in CUT and not self._told:
+            self._told = True
+            say(
+                f"{question.source}, row {question.row}: an answer of the judge was {found.failure}"
+                f" ({context.options.judge_max_tokens}). Such answers are no verdicts, and are "
+                "counted. If they are many, raise judge_max_tokens."
+            )
 
 
 def make_finder(options: BuildFields, method: str) -> Finder:
@@ -84,15 +148,39 @@ def make_finder(options: BuildFields, method: str) -> Finder:
     Raises:
         ConfigError: a function that cannot be imported or called.
     """
-    chosen = options.process_filter
-    if chosen == "auto":
-        chosen = _FILTERS.get(method, "none")  # type: ignore[assignment]
-        if method == "step-dpo" and options.localiser not in ("program", "rollouts"):
-            chosen = "judge" if options.localiser == "judge" else "function"  # type: ignore
-    if method == EVALUATE:
-        chosen = "none"
-    localiser = options.localiser if method == "step-dpo" else "program"
-    return Finder(localiser, chosen, options.rollouts)
+    given = dataclasses.asdict(options)
+    localiser, filter = chosen(given, method)
+    return Finder(localiser, filter, options.rollouts, gives_judge(given))
+
+
+def announcement(finder: Finder, options: BuildFields, questions: Iterable[Question]) -> str | None:
+    """Who will find the first wrong steps, and what that costs, told before anything is sampled;
+    None where nobody is asked."""
+    if finder.localiser == "none":
+        return None
+    texts = [question.text for question in questions]
+    exact = sum(map(is_expression, texts))
+    costs = {
+        "program": "the program, which costs nothing",
+        "judge": "the judge, one request a wrong solution",
+        "rollouts": f"rollouts, {finder.rollouts} continuations from before each of its steps",
+    }
+    who = costs.get(finder.localiser, finder.localiser)
+    if finder.localiser == "auto":
+        who = (
+            f"the program where every line is a calculation ({exact:,} of {len(texts):,} questions "
+            f"are expressions), else {costs['judge' if finder.has_judge else 'rollouts']}"
+        )
+    text = (
+        f"first wrong step (localiser {finder.localiser}), of at most "
+        f"{options.mistakes_per_question} wrong solutions a question: {who}."
+    )
+    if finder.localiser == "program" and exact < len(texts):
+        text += (
+            f" {len(texts) - exact:,} of {len(texts):,} questions are no expressions: there it "
+            "finds the very step in about half of the solutions (docs/build_grading.md)."
+        )
+    return text
 
 
 def load_function(path: str) -> Function:
@@ -146,7 +234,12 @@ def _by_judge(
 
 
 def _by_rollouts(
-    question: Question, context: Context, steps: Sequence[str], name: str, count: int
+    question: Question,
+    context: Context,
+    outcome: Outcome,
+    steps: Sequence[str],
+    name: str,
+    count: int,
 ) -> Asking[Verdict]:
     options = context.options
 
@@ -161,6 +254,10 @@ def _by_rollouts(
     def succeed(texts: list[str]) -> list[bool]:
         # a continuation of no step at all was asked for after the opening
         whole = [t if t.startswith(options.opening) else options.opening + t for t in texts]
-        return [grade.correct for grade in context.grade(question, whole, Outcome(question.id))]
+        grades = context.grade(question, whole, Outcome(question.id))  # its counts are of solutions
+        outcome.counts["rollouts sampled"] += len(grades)
+        outcome.counts["rollouts right"] += sum(grade.correct for grade in grades)
+        outcome.counts["rollouts undecided"] += sum(not grade.decided for grade in grades)
+        return [grade.correct for grade in grades]
 
     return (yield from first_hopeless(steps, request, succeed, count))

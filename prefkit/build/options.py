@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from prefkit.build.choosing import OF_A_JUDGE, check_finders
 from prefkit.build.fields import EVALUATE, METHOD_DEFAULTS, METHODS, BuildFields
 from prefkit.errors import ConfigError
 
@@ -55,6 +56,7 @@ def check_ignored(given: Mapping[str, Any], method: str) -> None:
                     f"{name} has no effect on {method}: it belongs to {' and '.join(methods)}. "
                     "Leave it out."
                 )
+    check_finders(given, method)
 
 
 _OF_SERVERS = ("concurrency", "timeout", "retries", "extra_body", "server_model")
@@ -71,7 +73,7 @@ _ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ),
         ("step-dpo",),
     ),
-    (("process_filter", "judge_server", "judge_model"), METHODS),
+    (("process_filter", *OF_A_JUDGE), METHODS),
     (("pairs_per_question",), ("dpo", "scdpo")),
     (("max_samples", "wrong_per_question", "rising"), ("scdpo",)),
     (("interpreter",), ("dpo", "scdpo", EVALUATE)),
@@ -81,7 +83,13 @@ _ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 _AT_LEAST_ONE = (
     *("max_questions", "batch_size", "concurrency", "samples", "max_tokens", "grading_workers"),
-    *("rollouts", "mistakes_per_question", "rectifications", "pairs_per_mistake"),
+    *(
+        "judge_max_tokens",
+        "rollouts",
+        "mistakes_per_question",
+        "rectifications",
+        "pairs_per_mistake",
+    ),
     *("pairs_per_question", "max_samples", "wrong_per_question"),
     *("contrast_lora_r", "contrast_lora_alpha", "contrast_batch_size"),
     "contrast_device_batch_size",

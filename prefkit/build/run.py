@@ -18,11 +18,15 @@ from typing import Any
 import yaml
 
 from prefkit.atomic import check_writable, write_text
+from prefkit.build.choosing import chosen
 from prefkit.build.fields import EVALUATE, METHODS, BuildFields
+from prefkit.build.localise.judge import CUT
 from prefkit.build.manifest import Manifest
 from prefkit.build.options import check_ignored, resolve
 from prefkit.build.questions import Questions, read_questions
 from prefkit.build.shards import join, missing
+from prefkit.build.verdicts import FILE as VERDICTS
+from prefkit.build.verdicts import LOCALISED, REMOVED, Drawn, as_text, drawn
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.journal import read_lines
 
@@ -37,11 +41,13 @@ class BuildResult:
         rows: the file of rows: pairs, or an evaluation's solutions.
         count: how many it holds.
         manifest: the manifest's content.
+        verdicts: up to ten verdicts on steps, to be looked at, of one kind.
     """
 
     rows: Path
     count: int
     manifest: dict[str, Any]
+    verdicts: Drawn | None = None
 
 
 def build(method: str, questions: str, *, model: str, out: str, **options: Any) -> BuildResult:
@@ -122,7 +128,11 @@ def run(method: str, options: BuildFields) -> BuildResult:
                 manifest.begin("none: nothing was left to sample")
             _finish(method, options, folder, manifest, questions)
     name = SOLUTIONS if method == EVALUATE else PAIRS
-    return BuildResult(folder / name, manifest.content["rows"], manifest.content)
+    verdicts = None
+    if set(chosen(vars(options), method)) != {"none"}:
+        kind = LOCALISED if method == "step-dpo" else REMOVED
+        verdicts = drawn(_outcomes(folder, questions), kind, options.seed)
+    return BuildResult(folder / name, manifest.content["rows"], manifest.content, verdicts)
 
 
 def check_models(options: BuildFields, method: str) -> None:
@@ -166,14 +176,14 @@ def _finish(
     method: str, options: BuildFields, folder: Path, manifest: Manifest, questions: Questions
 ) -> None:
     """The rows in the order of the questions, written at once; for cdpo with their weights."""
-    outcomes = {line["id"]: line for line in outcome_lines(folder)}
-    ordered = [outcomes[question.id] for question in questions]
+    ordered = _outcomes(folder, questions)
     rows = [row for outcome in ordered for row in outcome["rows"]]
     more: dict[str, Any] = {}
     if not rows:
         raise PrefkitError(
             f"{folder}: not one pair came out of {len(questions)} questions. Why: "
-            f"{_why(ordered)}. Take other questions, more samples, or another temperature."
+            f"{_why(ordered)}. Take other questions, more samples, or another temperature"
+            f"{_more_for_the_judge(ordered)}."
         )
     if method == EVALUATE:
         from prefkit.build.evaluate import summary
@@ -187,6 +197,8 @@ def _finish(
     write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), lines)
     if method != EVALUATE and more.get("weighted") is not False:
         write_text(folder / TRAIN, training_options(method, options, folder))
+    if text := as_text(ordered, options.seed):
+        write_text(folder / VERDICTS, text)
     manifest.end(ordered, len(rows), further_drops=more.pop("drops", {}), **more)
 
 
@@ -205,6 +217,18 @@ def outcome_lines(folder: Path) -> Iterator[dict[str, Any]]:
     from prefkit.build.driver import QUESTIONS
 
     return read_lines(folder / QUESTIONS)
+
+
+def _outcomes(folder: Path, questions: Questions) -> list[dict[str, Any]]:
+    """What became of each question, in their order."""
+    found = {line["id"]: line for line in outcome_lines(folder)}
+    return [found[question.id] for question in questions]
+
+
+def _more_for_the_judge(outcomes: list[dict[str, Any]]) -> str:
+    """The remedy where the judge's answers were cut off."""
+    cut = any(f"judge answers: {why}" in o["drops"] for o in outcomes for why in CUT)
+    return ", or raise judge_max_tokens" if cut else ""
 
 
 def _why(outcomes: list[dict[str, Any]]) -> str:

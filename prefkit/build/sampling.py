@@ -11,9 +11,10 @@ from prefkit.build.dpo import dpo
 from prefkit.build.driver import Driver
 from prefkit.build.engines.base import Engine
 from prefkit.build.engines.open import open_engines, open_renderer
+from prefkit.build.engines.patience import say
 from prefkit.build.evaluate import evaluate
 from prefkit.build.fields import EVALUATE, BuildFields
-from prefkit.build.finding import make_finder
+from prefkit.build.finding import announcement, make_finder
 from prefkit.build.grading.grader import DEFAULT_FUNCTION, Grader
 from prefkit.build.manifest import Manifest
 from prefkit.build.pipeline import Asking, Outcome
@@ -52,7 +53,8 @@ def sample(
     grader.try_out(questions.items[0].answer)
     renderer = open_renderer(options, questions)
     interpreter = _interpreter(options, questions)
-    context = Context(options, grader, renderer, make_finder(options, method), interpreter)
+    finder = make_finder(options, method)
+    context = Context(options, grader, renderer, finder, interpreter)
     engines = open_engines(options, renderer)
     for engine in {id(engine): engine for engine in engines.values()}.values():
         stack.enter_context(closing(engine))
@@ -60,6 +62,8 @@ def sample(
     pipeline = _PIPELINES[method]
     progress = Progress("solutions" if method == EVALUATE else "pairs")
     skipped = _unreadable(options, questions, context, engines["model"])
+    if line := announcement(finder, options, questions):
+        say(line)
 
     def start(question: Question) -> Asking[Outcome]:
         if question.id in skipped:

@@ -60,7 +60,7 @@ def _follow(
     question: Question, context: Context, outcome: Outcome, attempt: Attempt
 ) -> Asking[list[Row]]:
     """From one wrong solution to its pairs."""
-    place = yield from context.finder.first_wrong(question, context, attempt)
+    place = yield from context.finder.first_wrong(question, context, outcome, attempt)
     if place is None:
         outcome.drops["mistakes: first wrong step not found"] += 1
         return []
@@ -121,11 +121,13 @@ def _rectify(
             outcome.drops["rectifications: a step seen before"] += 1
         elif len(rows) == options.pairs_per_mistake:
             outcome.drops["rectifications: beyond pairs_per_mistake"] += 1
-        elif (yield from context.finder.all_right(question, context, context.split(text), name)):
+        elif fault := (
+            yield from context.finder.fault(question, context, outcome, context.split(text), name)
+        ):  # the same step may yet come before right ones
+            outcome.drops[f"rectifications: {fault}"] += 1
+        else:
             seen.add(chosen[0].strip())
             rows.append(_row(question, mistake, chosen, number))
-        else:  # the same step may yet come before right ones
-            outcome.drops["rectifications: right answer by a wrong step"] += 1
     return rows
 
 

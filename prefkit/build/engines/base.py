@@ -51,12 +51,17 @@ class Completion:
         finish: "end" = the model ended it, "stop" = a stop text came, "length" = max_tokens; a
             server that does not tell the first two apart gives "end" for both.
         tokens: tokens written, the end-of-sequence token included.
+        note: what `text` and `finish` alone do not say: "thought" = the server gave no text, all
+            that was written is a thought that it keeps apart; "unread" = the prompt is too long for
+            the model, nothing was written; "refused" = the server ended the text for a reason of
+            its own (a content filter), whatever the limit.
     """
 
     key: str
     text: str
     finish: Literal["end", "stop", "length"]
     tokens: int
+    note: Literal["", "thought", "unread", "refused"] = ""
 
 
 # What engines note.
@@ -111,6 +116,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees model and connections; no call is possible afterwards."""
         ...
+
+
+def unread(request: Request) -> Completion:
+    """What a request comes to whose prompt is too long for the model: nothing, unfinished."""
+    return Completion(key=request.key, text="", finish="length", tokens=0, note="unread")
 
 
 def seed_of(base: int, key: str) -> int:

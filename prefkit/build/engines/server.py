@@ -16,7 +16,7 @@ from typing import Any
 
 from prefkit.build.engines import probe
 from prefkit.build.engines.address import normal_url, open_client, public_url
-from prefkit.build.engines.base import SHORTENED, TOO_LONG, Completion, Request
+from prefkit.build.engines.base import SHORTENED, TOO_LONG, Completion, Request, unread
 from prefkit.build.engines.patience import Patience, Unfinished, say
 from prefkit.build.engines.server_kinds import (
     TRANSFORMERS,
@@ -168,7 +168,7 @@ class ServerEngine:
                 fewer = fewer_tokens(str(refusal), most)
                 if fewer is None:
                     self._note(TOO_LONG, f"{request.key}: {refusal}")
-                    return Completion(key=request.key, text="", finish="length", tokens=0)
+                    return unread(request)
                 most = fewer
             else:
                 if most < self._extra.get("max_tokens", request.max_tokens):

@@ -6,6 +6,7 @@ serve` samples only where that config says do_sample, and has one random state f
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -130,18 +131,40 @@ def body_of(request: Request, model: str, kind: str) -> dict[str, Any]:
 def completion_of(request: Request, answer: dict[str, Any]) -> Completion:
     """A server's answer, with any stop text cut off.
 
+    What a reasoning model thinks stands in fields of its own (`reasoning_content`, `reasoning`, or
+    parts of type "thinking") and is left there; where there is nothing else the note says so.
+
     Raises:
         Unfinished: the server broke off.
     """
     choice = answer["choices"][0]
-    text = choice["message"].get("content") if request.messages else choice.get("text")
+    message = choice.get("message") or {}
+    said = _said(message.get("content") if request.messages else choice.get("text"))
     reason = choice.get("finish_reason")
     if reason == "abort":  # vLLM and SGLang, shutting down
         raise Unfinished("the server aborted the request")
-    text, stopped = cut_at_stop(text or "", request.stop)
+    text, stopped = cut_at_stop(said, request.stop)
     matched = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
     finish: Any = "end" if reason in ("stop", "eos", None) else "length"
     if stopped or (finish == "end" and matched in request.stop):
         finish = "stop"
+    note: Any = "refused" if finish == "length" and reason != "length" else ""
+    if not said and not note and _thinks(message, finish):
+        note = "thought"
     tokens = (answer.get("usage") or {}).get("completion_tokens") or 0
-    return Completion(key=request.key, text=text, finish=finish, tokens=int(tokens))
+    return Completion(key=request.key, text=text, finish=finish, tokens=int(tokens), note=note)
+
+
+def _said(content: Any) -> str:
+    """A message's content as text: null is none, of parts those that are text."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(str(part.get("text") or "") for part in parts)
+    return content or ""
+
+
+def _thinks(message: Mapping[str, Any], finish: str) -> bool:
+    """Whether a message without text holds a thought, or is one that was cut off: servers that
+    keep thoughts to themselves give `content: null` then and nothing else."""
+    thought = any(message.get(name) for name in ("reasoning_content", "reasoning", "content"))
+    return thought or ("content" in message and finish == "length")

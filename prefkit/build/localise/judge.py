@@ -5,7 +5,8 @@ other, and closes with a list of verdicts. The first step it calls neutral or in
 the first wrong one. What it writes is read with patience: Markdown, other separators, a missing
 heading, ranges ("Steps 1-3: correct") and verdicts in plain sentences are understood; of repeated
 verdicts the last one counts. What it thinks (`<think>…</think>`) and what it only asks ("Step 1:
-incorrect?") are no verdicts.
+incorrect?") are no verdicts, nor is an answer that the limit of tokens cut off: what stands in it
+may be a thought, or be taken back later.
 """
 
 import re
@@ -36,6 +37,16 @@ End with exactly this form:
 Final Decision:
 Step 1: correct; Step 2: neutral; Step 3: incorrect
 """
+
+# Why a judge that was asked gave no verdict, as the manifest counts it.
+CUT_OFF = "cut off by judge_max_tokens"
+CUT_OFF_THINKING = "cut off by judge_max_tokens while thinking"
+CUT = (CUT_OFF, CUT_OFF_THINKING)
+UNREAD = "the judge cannot read so long a text"
+REFUSED = "ended by the judge's server (content filter)"
+NOTHING_SAID = "nothing but a thought"
+SILENT = "without a verdict"
+PARTIAL = "without a verdict on every step"
 
 _LABEL = re.compile(r"\s*Step\s+\d+\s*[:.]\s*", re.I)
 _HEADING = re.compile(r"final\s+(?:decision|verdict|judge?ment)s?", re.I)
@@ -78,22 +89,25 @@ def parse_verdict(text: str, count: int) -> Verdict:
         count: steps that were judged.
 
     Returns:
-        step None where the text holds no verdict, calls every step correct, or names a step that
-        does not exist as the first bad one.
+        step None where the text calls every step correct, or, with its `failure`, where it holds no
+        verdict, not one on every step, or names a step that does not exist as the first bad one.
     """
     text = _MARKDOWN.sub(" ", spoken(text))
     headings = list(_HEADING.finditer(text))
     part = text[headings[-1].end() :] if headings else text
     verdicts = _verdicts(part, count) or _verdicts(text, count)
     if not verdicts:
-        return Verdict(None, "the judge's answer holds no verdict")
+        return Verdict(None, "the judge's answer holds no verdict", failure=SILENT)
     for number in sorted(verdicts):
         if verdicts[number] != "correct":
             if not 1 <= number <= count:
-                return Verdict(None, f"the judge speaks of step {number} of {count}")
+                reason = f"the judge speaks of step {number} of {count}"
+                return Verdict(None, reason, failure=SILENT)
             return Verdict(number - 1, f"the judge calls the step {verdicts[number]} (likely)")
     every = set(range(1, count + 1)) <= set(verdicts)
-    return Verdict(None, "the judge calls every step correct", all_right=every)
+    if not every:
+        return Verdict(None, "the judge calls correct what it speaks of", failure=PARTIAL)
+    return Verdict(None, "the judge calls every step correct", all_right=True)
 
 
 def judge(
@@ -112,10 +126,24 @@ def judge(
         One list with one request; send its completion.
 
     Returns:
-        The verdict. An answer cut off by the token limit counts as far as it goes.
+        The verdict; where the judge gave none its `failure` is one of the names above.
     """
-    completions = yield [request(judge_prompt(problem, solution, steps))]
-    return parse_verdict(completions[0].text, len(steps))
+    (answer,) = yield [request(judge_prompt(problem, solution, steps))]
+    failure = _unsaid(answer)
+    if failure:
+        return Verdict(None, f"the judge's answer: {failure}", failure=failure)
+    return parse_verdict(answer.text, len(steps))
+
+
+def _unsaid(answer: Completion) -> str:
+    """Why a judge's answer holds no verdict whatever its words are; "" = it may hold one."""
+    if answer.note == "unread":
+        return UNREAD
+    if answer.note == "refused":
+        return REFUSED
+    if answer.finish == "length":
+        return CUT_OFF if spoken(answer.text).strip() else CUT_OFF_THINKING
+    return NOTHING_SAID if answer.note == "thought" else ""
 
 
 def spoken(text: str) -> str:

@@ -40,7 +40,7 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
         The 0-based step. For an expression it can be the index after the last step: a step is
         missing. None: nothing wrong was found, which does not mean that all is right.
     """
-    if expression.is_expression(question) and expression.is_plain(steps):
+    if is_exact(question, steps):
         return expression.first_wrong(question, steps)
     if solution is None:
         solution = expression.solution_of(question)
@@ -50,6 +50,15 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
         if reason:
             return Verdict(place, reason)
     return search.stops_short()
+
+
+def is_exact(question: str, steps: Sequence[str]) -> bool:
+    """Whether the steps are compared with the one right solution, so that the verdict is exact: the
+    question is an expression, and every line of the solution a calculation (its answer may follow).
+
+    In a word problem a line that only calculates can still calculate the wrong thing.
+    """
+    return expression.is_expression(question) and expression.is_plain(steps)
 
 
 class _Search:

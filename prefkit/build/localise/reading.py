@@ -114,7 +114,8 @@ def forwards(pieces: list[Piece], start: int) -> tuple[Node, Number] | None:
             tokens.append(piece.token)
             words = 0
         elif piece.kind == "op" and (tokens or piece.token in ("(", "-")):
-            if piece.token == "(" and tokens and (words or isinstance(tokens[-1], Number)):
+            is_remark = words or not _holds_a_factor(pieces, at)
+            if piece.token == "(" and tokens and isinstance(tokens[-1], Number) and is_remark:
                 break
             tokens.append(piece.token)
             words = 0
@@ -133,10 +134,29 @@ def forwards(pieces: list[Piece], start: int) -> tuple[Node, Number] | None:
         if tokens and (tree := parsed(tokens)) is not None and words == 0:
             best = (at, tree)
         at += 1
-    if best is None:
+    if best is None or _goes_on_in_words(tokens, pieces[at : at + 1]):
         return None
     first = _first_number(tokens)
     return None if first is None else (best[1], first)
+
+
+def _holds_a_factor(pieces: list[Piece], bracket: int) -> bool:
+    """Whether a bracket holds numbers and operators alone, 7(301) or 4 (-1), and no remark."""
+    depth = 0
+    for piece in pieces[bracket:]:
+        if piece.kind not in ("number", "op"):
+            return False
+        depth += (piece.token == "(") - (piece.token == ")")
+        if not depth:
+            return True
+    return False
+
+
+def _goes_on_in_words(tokens: list[Token], following: list[Piece]) -> bool:
+    """Whether an operator stands before a word: 5 + the rest, 6^2 + OP^2 are more than 5 and 6^2.
+    A minus may be a dash."""
+    open_ended = bool(tokens) and isinstance(tokens[-1], str) and tokens[-1] in "+*/^"
+    return open_ended and bool(following) and following[0].kind in ("word", "of")
 
 
 def _first_number(tokens: list[Token]) -> Number | None:

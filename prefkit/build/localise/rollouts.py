@@ -63,8 +63,9 @@ def first_hopeless(
         return Verdict(None, f"none of {len(whole)} continuations is right")
     step = last_with_hope(wins, continuations)
     counts = " ".join(map(str, wins))
+    trust = "likely" if share_of_best(wins, continuations) > 0.5 else "a guess"
     return Verdict(
-        step, f"right continuations of {continuations} after 0, 1, … steps: {counts} (likely)"
+        step, f"right continuations of {continuations} after 0, 1, … steps: {counts} ({trust})"
     )
 
 
@@ -79,16 +80,33 @@ def last_with_hope(wins: Sequence[int], continuations: int) -> int:
         The length k that maximises the likelihood of two binomial rates, one for prefixes of up to
         k steps and a lower one for longer ones; the shortest of equals.
     """
-    counts = [*wins, 0]
+    likelihoods = _likelihoods(wins, continuations)
+    return likelihoods.index(max(likelihoods))
 
-    def likelihood(length: int) -> float:
+
+def share_of_best(wins: Sequence[int], continuations: int) -> float:
+    """How likely the step of `last_with_hope` is beside all others, in (0, 1]: its likelihood
+    divided by the sum of all. One lucky continuation at a hard question gives little.
+
+    Args:
+        wins, continuations: see `last_with_hope`; one of `wins` is above 0.
+    """
+    likelihoods = _likelihoods(wins, continuations)
+    best = max(likelihoods)
+    return 1 / sum(math.exp(value - best) for value in likelihoods)
+
+
+def _likelihoods(wins: Sequence[int], continuations: int) -> list[float]:
+    """The logarithm of the likelihood of each length, −∞ where the rate does not fall there."""
+    counts = [*wins, 0]
+    found = []
+    for length in range(len(wins)):
         parts = counts[: length + 1], counts[length + 1 :]
         rates = [sum(part) / (len(part) * continuations) for part in parts]
-        if rates[0] <= rates[1]:
-            return -math.inf
-        return sum(_log(part, continuations, rate) for part, rate in zip(parts, rates, strict=True))
-
-    return max(range(len(wins)), key=lambda length: (likelihood(length), -length))
+        parts_and_rates = zip(parts, rates, strict=True)
+        log = sum(_log(part, continuations, rate) for part, rate in parts_and_rates)
+        found.append(log if rates[0] > rates[1] else -math.inf)
+    return found
 
 
 def _log(wins: Sequence[int], continuations: int, rate: float) -> float:

@@ -13,8 +13,10 @@ class Verdict:
             with "(certain)", "(likely)" or "(a guess)".
         all_right: every step was looked at and called right; without it, step None says only that
             nothing was found, or that a judge could not be understood.
+        failure: why a judge that was asked gave no verdict, by a name to be counted; "" = it did.
     """
 
     step: int | None
     reason: str
     all_right: bool = False
+    failure: str = ""
