@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from prefkit.data.batch import Layout
 from prefkit.errors import ConfigError
 from prefkit.model.head import Head
+from prefkit.train.best_metric import check_best_metric
 from prefkit.train.layout import check_lengths
 from prefkit.train.logs import LoggingTrainer
 from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
@@ -44,6 +45,26 @@ class EvaluatingTrainer(LoggingTrainer, ABC):
     def _packed(self, dataset: Any) -> Any:
         """A prepared dataset, in rows of several where the trainer packs."""
         return dataset
+
+    @abstractmethod
+    def _metric_names(self, args: Any) -> list[str]:
+        """What an evaluation reports, without `eval_`."""
+
+    def _check_best_metric(self, args: Any, eval_dataset: Any, callbacks: Any) -> None:
+        """Refuses a metric for the best model that no evaluation makes (`check_best_metric`)."""
+        if type(self).evaluate is EvaluatingTrainer.evaluate:  # another one may add its own
+            check_best_metric(args, self._metric_names(args), eval_dataset, callbacks)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `ResumableTrainer`.
+
+        Raises:
+            ConfigError: nothing complete to resume from, or a metric for the best model that no
+                evaluation makes.
+            ModelError: the checkpoint was trained against another reference.
+        """
+        self._check_best_metric(self.args, self.eval_dataset, self.callback_handler.callbacks)
+        return super().train(*args, **kwargs)
 
     def evaluate(
         self,

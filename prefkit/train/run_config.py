@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
+from prefkit.train.best_metric import check_evaluation_options
 from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.fields import RunFields
 from prefkit.train.sharding_checks import check_sharding
@@ -38,6 +39,7 @@ class RunConfig(RunFields, TrainingArguments):
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_evaluation_options(self)
         self._keep_liger_off_the_head()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # said out loud, or transformers refuses bf16 here

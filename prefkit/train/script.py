@@ -129,12 +129,14 @@ def _lora(script: ScriptArguments) -> Any:
 
 
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
+    from prefkit.train.best_metric import check_best_metric, objective_metrics
     from prefkit.train.sequence_parallel import check_shared_model
     from prefkit.train.setup import prepare_dataset
     from prefkit.train.sharding import loading_whole
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
+    check_best_metric(config, objective_metrics(config.build_objective()), None, None)
     model_config = load_config(script.model)
     tokenizer = load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:

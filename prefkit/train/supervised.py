@@ -98,6 +98,7 @@ class SupervisedTrainer(EvaluatingTrainer):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
         refuse_missing_eval(args, eval_dataset)
+        self._check_best_metric(args, eval_dataset, callbacks)
         check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         self.reference = None
@@ -136,6 +137,9 @@ class SupervisedTrainer(EvaluatingTrainer):
             on_bad_row=args.on_bad_row,
             skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
         )
+
+    def _metric_names(self, args: SupervisedConfig) -> list[str]:
+        return ["loss"]
 
     def _longest(self, dataset: SolutionDataset) -> int:
         return dataset.report.longest

@@ -18,6 +18,7 @@ from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
 from prefkit.model.head import install, unwrap
 from prefkit.train.arguments import refuse_data_parallel, refuse_missing_eval, refuse_unusable
+from prefkit.train.best_metric import objective_metrics
 from prefkit.train.caches import attach_cache, kept_head
 from prefkit.train.checks import check_machine, check_schedule
 from prefkit.train.config import PreferenceConfig
@@ -81,8 +82,9 @@ class PreferenceTrainer(LossTrainer):
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
         refuse_missing_eval(args, eval_dataset)
-        check_machine(args)
         self.objective = args.build_objective()
+        self._check_best_metric(args, eval_dataset, callbacks)
+        check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         if getattr(policy.config, "output_router_logits", False):
             logger.warning("The router's auxiliary loss is no part of the preference loss.")
@@ -126,6 +128,9 @@ class PreferenceTrainer(LossTrainer):
         if rows is None:
             return None
         return prepare_dataset(rows, self._tokenizer, args, self.head.owner.config, name)
+
+    def _metric_names(self, args: PreferenceConfig) -> list[str]:
+        return objective_metrics(self.objective)
 
     def _longest(self, dataset: Any) -> int:
         return longest_sequence([dataset])
