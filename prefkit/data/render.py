@@ -121,7 +121,7 @@ class Renderer:
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
         self._end_of_turn: int | None = None
-        self._template = _read_template(options.chat_template)
+        self._template = read_template(options.chat_template)
         if options.chat_template is not None:
             self._check_template(options.chat_template)
 
@@ -223,7 +223,7 @@ class Renderer:
         return next((i for i in ids if i in special), eos)
 
 
-def _read_template(given: str | None) -> str | None:
+def read_template(given: str | None) -> str | None:
     """The template itself: what the name "plain" or the file stands for, or the text as it is."""
     if given == "plain":
         return PLAIN_TEMPLATE

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch.utils.data
 
 from prefkit.atomic import check_writable
+from prefkit.data.chats import is_chat, template_used
 from prefkit.data.files import load_rows
 from prefkit.data.pair import Side, Solution, TokenizedSide
 from prefkit.data.readers import read_prompt
@@ -77,10 +78,13 @@ class SolutionDataset(torch.utils.data.Dataset):
     Attributes:
         sides: one sequence a row.
         report: what became of the rows.
+        chat_template: what the messages among them were written with; None without messages.
     """
 
-    def __init__(self, sides: Sequence[TokenizedSide], report: SolutionReport) -> None:
-        self.sides, self.report = list(sides), report
+    def __init__(
+        self, sides: Sequence[TokenizedSide], report: SolutionReport, chat_template: Any = None
+    ) -> None:
+        self.sides, self.report, self.chat_template = list(sides), report, chat_template
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -123,6 +127,7 @@ def prepare_solutions(
     rows = load_rows(source, split=split)
     report = SolutionReport(rows=len(rows))
     sides: list[TokenizedSide] = []
+    chats = 0
     read = [_read(rows.source, index, row) for index, row in enumerate(rows)]
     for start in range(0, len(read), CHUNK):
         chunk = read[start : start + CHUNK]
@@ -132,6 +137,7 @@ def prepare_solutions(
             else:
                 assert isinstance(solution, Solution)
                 sides.append(found)
+                chats += is_chat(solution, renderer.options)
                 _count(solution, found, report)
     if skipped_file is not None:
         write_incidents(skipped_file, report.incidents)
@@ -139,7 +145,7 @@ def prepare_solutions(
         raise PrefkitError(f"{rows.source}: no usable row, {report.skipped.total()} were skipped.")
     if report.incidents:
         logger.warning("%s", report.summary())
-    return SolutionDataset(sides, report)
+    return SolutionDataset(sides, report, template_used(renderer, chats))
 
 
 def _read(source: str, index: int, data: Any) -> Solution | RowError:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from prefkit.atomic import write_json
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
+from prefkit.train.datasets import plain
 from prefkit.train.metrics import TokenClock
 from prefkit.train.sharding import ShardedTrainer
 
@@ -97,12 +98,22 @@ class ResumableTrainer(ShardedTrainer):
                 "pad_to_multiple_of, sequence_parallel_size): going on would repeat some pairs and "
                 "leave out others. Set them as they were."
             )
+        if state.get("chat_template", self._template()) != self._template():
+            raise ConfigError(
+                f"{folder} was trained on messages that another chat template had written. Give "
+                "the chat_template, or the tokenizer, of then."
+            )
         self._clock.total = int(state.get("num_tokens", 0))
 
     def _dealing(self) -> list[Any] | None:
         """What decides which pairs share a row; None where rows are not packed."""
         rows = getattr(self.train_dataset, "rows", None)
         return None if rows is None else [len(rows), zlib.crc32(json.dumps(rows).encode())]
+
+    def _template(self) -> int | None:
+        """Tells chat templates apart; None where no row holds messages."""
+        used = getattr(plain(self.train_dataset), "chat_template", None)
+        return None if used is None else zlib.crc32(json.dumps(used).encode())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves as Trainer does, then marks the checkpoint complete, then deletes old ones."""
@@ -125,6 +136,7 @@ class ResumableTrainer(ShardedTrainer):
                 "reference": self._reference_id,
                 "num_tokens": self._clock.seen(),
                 "rows": self._dealing(),
+                "chat_template": self._template(),
             }
             write_json(folder / STATE, state)
             checkpoint.mark_complete(folder)

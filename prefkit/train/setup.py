@@ -30,6 +30,7 @@ from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import CachedDataset
 from prefkit.train.sharding import loading_whole
 from prefkit.train.sharding_checks import asks_for_fsdp, check_model
+from prefkit.train.templates import with_padding
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,10 @@ def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(
                 model, dtype=torch.float32, trust_remote_code=False
             )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(
+    found = tokenizer or AutoTokenizer.from_pretrained(
         model.config.name_or_path, trust_remote_code=False
     )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return model, with_padding(found, given=tokenizer is not None)
 
 
 def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> tuple[Any, Any]:

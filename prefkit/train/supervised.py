@@ -34,6 +34,7 @@ from prefkit.train.fields import SupervisedFields
 from prefkit.train.layout import choose_layout
 from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
 from prefkit.train.setup import prepare_policy, tokenize_options
+from prefkit.train.templates import with_trained_template
 from prefkit_kernels import token_stats
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class SupervisedTrainer(EvaluatingTrainer):
         self._start_counting()
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
+        self._tokenizer = tokenizer = with_trained_template(tokenizer, args, train_dataset)
         eval_dataset = self._prepare_eval(args, eval_dataset)
         several = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         self.layout = self._choose_layout(args, policy, [train_dataset, *several])

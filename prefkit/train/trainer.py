@@ -22,7 +22,7 @@ from prefkit.train.best_metric import objective_metrics
 from prefkit.train.caches import attach_cache, kept_head
 from prefkit.train.checks import check_machine, check_schedule
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.datasets import UnwrappingCollator, packed
+from prefkit.train.datasets import UnwrappingCollator, packed, plain
 from prefkit.train.layout import choose_layout, longest_sequence
 from prefkit.train.loss_step import LossTrainer
 from prefkit.train.sequence_parallel import (
@@ -36,6 +36,7 @@ from prefkit.train.setup import (
     prepare_policy,
     reference_fingerprint,
 )
+from prefkit.train.templates import with_trained_template
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class PreferenceTrainer(LossTrainer):
         self._start_counting()
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
+        self._tokenizer = tokenizer = with_trained_template(tokenizer, args, plain(train_dataset))
         eval_dataset = self._prepare_eval(args, eval_dataset)
         shared_by = args.sequence_parallel_size
         if shared_by > 1:
