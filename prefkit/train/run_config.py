@@ -1,5 +1,6 @@
 """What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from prefkit.train.sharding_checks import check_sharding
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 NUMBERS: dict[str, type] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
+    "router_aux_loss_coef": float,
     **dict.fromkeys(("max_length", "pad_to_multiple_of", "memory_budget"), int),
     **dict.fromkeys(("seed", "data_seed", "gradient_accumulation_steps", "max_steps"), int),
     **dict.fromkeys(BATCH_SIZES, int),
@@ -39,6 +41,9 @@ class RunConfig(RunFields, TrainingArguments):
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        coefficient = self.router_aux_loss_coef
+        if coefficient is not None and not 0 <= coefficient < math.inf:
+            raise ConfigError(f"router_aux_loss_coef is {coefficient}; it must be 0 or more.")
         check_evaluation_options(self)
         self._keep_liger_off_the_head()
         if not torch.accelerator.is_available():

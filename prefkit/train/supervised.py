@@ -26,7 +26,7 @@ from prefkit.data.solutions import SolutionDataset, prepare_solutions
 from prefkit.errors import ConfigError
 from prefkit.model.head import install
 from prefkit.train.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
-from prefkit.train.asking import ask_head
+from prefkit.train.balancing import router_of_run
 from prefkit.train.checks import check_machine
 from prefkit.train.datasets import UnwrappingCollator
 from prefkit.train.evaluation import EvaluatingTrainer
@@ -103,6 +103,7 @@ class SupervisedTrainer(EvaluatingTrainer):
         check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         self.reference = None
+        self.router = router_of_run(policy, args)
         self.head = install(policy)
         self._start_counting()
         self._tokenizer = tokenizer
@@ -139,9 +140,6 @@ class SupervisedTrainer(EvaluatingTrainer):
             on_bad_row=args.on_bad_row,
             skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
         )
-
-    def _metric_names(self, args: SupervisedConfig) -> list[str]:
-        return ["loss"]
 
     def _longest(self, dataset: SolutionDataset) -> int:
         return dataset.report.longest
@@ -201,9 +199,9 @@ class SupervisedTrainer(EvaluatingTrainer):
             total = -stats.logp.sum()
             return total / divisor, {"loss": total.detach() / tokens}
 
-        output = ask_head(model, inputs, request, self.head)
+        output = self.ask(model, inputs, request, num_items_in_batch)
         counted = 0 if inputs.get("filler") else tokens
-        self._windows["train" if model.training else "eval"].add(dict(output.extras or {}), counted)
+        self.add_metrics(model, dict(output.extras or {}), counted)
         if model.training:
             self._clock.add(inputs["num_tokens"])
         return (output.value, output) if return_outputs else output.value

@@ -5,7 +5,6 @@ inside the model's own forward, the mean over pairs runs over the whole accumula
 reference is one of `prefkit.model.reference`, and checkpoints are complete or refused.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
 from prefkit.model.head import install, unwrap
 from prefkit.train.arguments import refuse_data_parallel, refuse_missing_eval, refuse_unusable
+from prefkit.train.balancing import router_of_run
 from prefkit.train.best_metric import objective_metrics
 from prefkit.train.caches import attach_cache, kept_head
 from prefkit.train.checks import check_machine, check_schedule
@@ -37,8 +37,6 @@ from prefkit.train.setup import (
     reference_fingerprint,
 )
 from prefkit.train.templates import with_trained_template
-
-logger = logging.getLogger(__name__)
 
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
@@ -87,8 +85,7 @@ class PreferenceTrainer(LossTrainer):
         self._check_best_metric(args, eval_dataset, callbacks)
         check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
-        if getattr(policy.config, "output_router_logits", False):
-            logger.warning("The router's auxiliary loss is no part of the preference loss.")
+        self.router = router_of_run(policy, args)
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         head = self.head.module.parameters()
@@ -132,7 +129,7 @@ class PreferenceTrainer(LossTrainer):
         return prepare_dataset(rows, self._tokenizer, args, self.head.owner.config, name)
 
     def _metric_names(self, args: PreferenceConfig) -> list[str]:
-        return objective_metrics(self.objective)
+        return [*objective_metrics(self.objective), *super()._metric_names(args)[1:]]
 
     def _longest(self, dataset: Any) -> int:
         return longest_sequence([dataset])
