@@ -35,6 +35,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "high or low": ({"metric_for_best_model": "rewards/rejected"}, "greater_is_better"),
     "no evaluation": ({"eval_strategy": "no", "eval_steps": None}, "no effect without evaluation"),
+    "a direction of nothing": (
+        {"eval_strategy": "no", "eval_steps": None, "greater_is_better": False}
+        | {"load_best_model_at_end": False},
+        "greater_is_better has no effect without evaluation",
+    ),
     "best of nothing": (
         {"load_best_model_at_end": False, "save_strategy": "best"},
         "Say which one with metric_for_best_model",

@@ -122,7 +122,7 @@ def prepare_pairs(
         name = one.source if isinstance(one, Rows) else "pairs in memory"
         report.sources[name] = report.sources.get(name, 0) + len(one)
     items = _read(sources, reading)
-    keep = _Keeper(report, on_bad_row, options, renderer, [] if keep_text else None)
+    keep = Keeper(report, on_bad_row, options, renderer, [] if keep_text else None)
     total = sum(report.sources.values())
     shown = progress if progress is not None else total >= BAR_FROM
     with tqdm(total=total, desc="Tokenising pairs", unit="row", disable=not shown) as bar:
@@ -133,7 +133,7 @@ def prepare_pairs(
     return PairDataset(keep.pairs, report, keep.texts, template_used(renderer, keep.chats))
 
 
-class _Keeper:
+class Keeper:
     """Decides what happens to each pair, and keeps the good ones (and their texts, if asked)."""
 
     def __init__(

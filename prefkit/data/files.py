@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.data.stream_source import refuse_stream
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 RawRow = dict[str, Any]
@@ -41,15 +42,15 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
 
     Args:
         source: a path to a .json, .jsonl or .parquet file, a folder written by
-            `Dataset.save_to_disk`, a `datasets.Dataset` (or dict of splits, or iterable dataset),
-            a list of dicts, a column-wise or prompt-keyed dict, or a dataset's name on the hub.
+            `Dataset.save_to_disk`, a `datasets.Dataset` (or dict of splits), a list of dicts, a
+            column-wise or prompt-keyed dict, or a dataset's name on the hub. Streams are refused.
         split: which split of a dataset with several.
 
     Returns:
         The rows; unreadable ones are `RowError` items, raised by nobody yet.
 
     Raises:
-        PrefkitError: the source as a whole is missing, empty, or of an unknown kind.
+        PrefkitError: the source as a whole is missing, empty, a stream, or of an unknown kind.
     """
     if isinstance(source, Rows):
         return source
@@ -244,6 +245,7 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
             names = ", ".join(map(str, dataset))
             raise PrefkitError(f"{source}: has no split '{split}'. Choose one of: {names}.")
         dataset = dataset[split]
+    refuse_stream(dataset, source)
     if isinstance(dataset, str | bytes) or not hasattr(dataset, "__iter__"):
         raise PrefkitError(
             f"{source}: rows cannot be read from a {type(dataset).__name__}. Give a path, a "

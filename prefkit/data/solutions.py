@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,17 +129,14 @@ def prepare_solutions(
     report = SolutionReport(rows=len(rows))
     sides: list[TokenizedSide] = []
     chats = 0
-    read = [_read(rows.source, index, row) for index, row in enumerate(rows)]
-    for start in range(0, len(read), CHUNK):
-        chunk = read[start : start + CHUNK]
-        for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
-            if isinstance(found, RowError):
-                _refuse(found, report, on_bad_row, renderer.options)
-            else:
-                assert isinstance(solution, Solution)
-                sides.append(found)
-                chats += is_chat(solution, renderer.options)
-                _count(solution, found, report)
+    checked = (
+        data if isinstance(data, RowError) else Row(rows.source, index, data)
+        for index, data in enumerate(rows)
+    )
+    while chunk := list(islice(checked, CHUNK)):
+        for solution, side in read_solutions(chunk, renderer, report, vocab_size, on_bad_row):
+            sides.append(side)
+            chats += is_chat(solution, renderer.options)
     if skipped_file is not None:
         write_incidents(skipped_file, report.incidents)
     if not sides:
@@ -148,10 +146,37 @@ def prepare_solutions(
     return SolutionDataset(sides, report, template_used(renderer, chats))
 
 
-def _read(source: str, index: int, data: Any) -> Solution | RowError:
-    if isinstance(data, RowError):
-        return data
-    row = Row(source, index, data)
+def read_solutions(
+    rows: Sequence[Row | RowError],
+    renderer: Renderer,
+    report: SolutionReport,
+    vocab_size: int | None,
+    on_bad_row: str,
+) -> list[tuple[Solution, TokenizedSide]]:
+    """Rows as text and as tokens, in order; what is left out or cut is in the report.
+
+    Args:
+        rows: a few rows, or what stands where one could not be read.
+        renderer: writes prompts and knows the tokenizer.
+        report: is added to.
+        vocab_size, on_bad_row: as in `prepare_solutions`.
+
+    Raises:
+        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+    """
+    chunk = [row if isinstance(row, RowError) else _read(row) for row in rows]
+    taken: list[tuple[Solution, TokenizedSide]] = []
+    for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
+        if isinstance(found, RowError):
+            _refuse(found, report, on_bad_row, renderer.options)
+        else:
+            assert isinstance(solution, Solution)
+            taken.append((solution, found))
+            _count(solution, found, report)
+    return taken
+
+
+def _read(row: Row) -> Solution | RowError:
     try:
         row.check_names(_NAMES)
         text = row.text("response", remedy=_NEEDED)
@@ -160,8 +185,8 @@ def _read(source: str, index: int, data: Any) -> Solution | RowError:
             prefix=row.text("prefix", empty=True) if "prefix" in row else "",
             response=Side(text=text),
             append_eos=row.eos(default=True),
-            source=source,
-            row=index,
+            source=row.source,
+            row=row.index,
         )
     except RowError as error:
         return error

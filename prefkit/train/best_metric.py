@@ -57,6 +57,7 @@ def check_evaluation_options(config: Any) -> None:
         )
     strategy = _value(config.eval_strategy)
     given = [name for name in _NEEDS_EVALUATION if getattr(config, name)]
+    given += ["greater_is_better"] if config.greater_is_better is False else []
     given += ["save_strategy best"] if saving == "best" else []
     if strategy == "no" and given:
         raise ConfigError(

@@ -23,6 +23,9 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.batch import Layout, SolutionCollator
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
+from prefkit.data.stream_source import stream_of
+from prefkit.data.streamed import StreamedRows
+from prefkit.data.streams import stream_solutions
 from prefkit.errors import ConfigError
 from prefkit.model.head import install
 from prefkit.train.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
@@ -34,6 +37,7 @@ from prefkit.train.fields import SupervisedFields
 from prefkit.train.layout import choose_layout
 from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
 from prefkit.train.setup import prepare_policy, tokenize_options
+from prefkit.train.streaming import refuse_eval_stream, refuse_streams
 from prefkit.train.templates import with_trained_template
 from prefkit_kernels import token_stats
 
@@ -99,6 +103,7 @@ class SupervisedTrainer(EvaluatingTrainer):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
         refuse_missing_eval(args, eval_dataset)
+        refuse_streams(args, train_dataset, eval_dataset)
         self._check_best_metric(args, eval_dataset, callbacks)
         check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
@@ -129,20 +134,24 @@ class SupervisedTrainer(EvaluatingTrainer):
     # -- set-up ----------------------------------------------------------------------------------
 
     def _prepare(self, args: SupervisedConfig, rows: Any, name: str) -> Dataset | None:
-        if rows is None or isinstance(rows, SolutionDataset):
+        if rows is None or isinstance(rows, SolutionDataset | StreamedRows):
             return rows
         text: Any = self.head.owner.config.get_text_config()  # type: ignore[union-attr, operator]
-        return prepare_solutions(
-            rows,
-            self._tokenizer,
-            tokenize_options(args, text),
-            vocab_size=text.vocab_size,
-            on_bad_row=args.on_bad_row,
-            skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
-        )
+        options = tokenize_options(args, text)
+        checks: dict[str, Any] = {
+            "vocab_size": text.vocab_size,
+            "on_bad_row": args.on_bad_row,
+            "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+        }
+        if (stream := stream_of(rows, "train")) is not None:
+            if name != "train":
+                refuse_eval_stream(stream, name)
+            part = (args.process_index, args.world_size)
+            return stream_solutions(stream, self._tokenizer, options, part=part, **checks)
+        return prepare_solutions(rows, self._tokenizer, options, **checks)
 
-    def _longest(self, dataset: SolutionDataset) -> int:
-        return dataset.report.longest
+    def _longest(self, dataset: SolutionDataset | StreamedRows) -> int:
+        return dataset.longest if isinstance(dataset, StreamedRows) else dataset.report.longest
 
     def _choose_layout(
         self, args: SupervisedConfig, policy: nn.Module, datasets: list[Any]

@@ -36,6 +36,7 @@ from prefkit.train.setup import (
     prepare_policy,
     reference_fingerprint,
 )
+from prefkit.train.streaming import refuse_streams
 from prefkit.train.templates import with_trained_template
 
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
@@ -81,6 +82,7 @@ class PreferenceTrainer(LossTrainer):
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
         refuse_missing_eval(args, eval_dataset)
+        refuse_streams(args, train_dataset, eval_dataset)
         self.objective = args.build_objective()
         self._check_best_metric(args, eval_dataset, callbacks)
         check_machine(args)
