@@ -55,6 +55,8 @@ _COMMON = {
     "resume_from_checkpoint": "auto = newest complete checkpoint, if any; true; or a folder.",
     "eval_strategy": "no, steps or epoch (no).",
     "eval_steps": "Steps between two evaluations.",
+    "load_best_model_at_end": "End with the best checkpoint's weights (false).",
+    "metric_for_best_model": "What is best by: loss, rewards/margins, … of an evaluation (loss).",
     "report_to": "wandb, tensorboard, trackio, … (none).",
     "seed": "Seed of everything random (42).",
 }

@@ -244,7 +244,10 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "missing weights": (lambda w: ["--model", missing_weights(w)], ["layers.1.mlp.up_proj"]),
     "unknown architecture": (lambda w: ["--model", strange_weights(w)], ["unheard_of"]),
     "no such data": (["--train_data", "none.jsonl"], ["train_data", "none.jsonl"]),
-    "no such eval data": (["--eval_data", "none.json"], ["eval_data", "none.json"]),
+    "no such eval data": (
+        ["--eval_data", "none.json", "--eval_strategy", "epoch"],
+        ["eval_data", "none.json"],
+    ),
     "output is a file": (output_in_a_file, ["output_dir", "Choose another"]),
     "another run's output": (finished_run, ["checkpoint-4", "--resume_from_checkpoint"]),
     "nothing to resume": (["--resume_from_checkpoint", "true"], ["no complete checkpoint"]),

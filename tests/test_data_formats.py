@@ -66,7 +66,10 @@ def test_dataset_objects(tmp_path: Path) -> None:
     expected = _texts(read_pairs(ROWS))
     assert _texts(read_pairs(dataset)) == expected
     assert _texts(read_pairs(dataset.with_format("numpy"))) == expected
-    assert _texts(read_pairs(dataset.to_iterable_dataset())) == expected
+    some = dataset.to_iterable_dataset().take(len(ROWS))
+    assert _texts(read_pairs(datasets.Dataset.from_list(list(some)))) == expected
+    with pytest.raises(PrefkitError, match="is a stream"):
+        read_pairs(some)
     splits = datasets.DatasetDict({"train": dataset, "test": dataset.select([1])})
     assert _texts(read_pairs(splits)) == expected
     assert len(read_pairs(splits, split="test")) == 1

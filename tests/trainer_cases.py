@@ -9,8 +9,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.cohere import CohereConfig
 from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gpt2 import GPT2Config
+from transformers.models.gpt_oss import GptOssConfig
 from transformers.models.granite import GraniteConfig
+from transformers.models.granitemoe import GraniteMoeConfig
 from transformers.models.llama import LlamaConfig
+from transformers.models.mixtral import MixtralConfig
+from transformers.models.olmoe import OlmoeConfig
+from transformers.models.qwen3_moe import Qwen3MoeConfig
 
 from prefkit import PreferenceConfig, PreferenceTrainer
 
@@ -47,6 +52,25 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 
+MOE: dict[str, Any] = {
+    "mixtral": lambda **kw: MixtralConfig(
+        **{**SHAPE, "vocab_size": VOCAB, "num_local_experts": 4, **kw}
+    ),
+    "qwen3-moe": lambda **kw: Qwen3MoeConfig(
+        **{**SHAPE, "vocab_size": VOCAB, "num_experts": 5, "num_experts_per_tok": 3, **kw},
+        moe_intermediate_size=16,
+    ),
+    "olmoe": lambda **kw: OlmoeConfig(
+        **{**SHAPE, "vocab_size": VOCAB, "num_experts": 4, "num_experts_per_tok": 2, **kw}
+    ),
+    "gpt-oss": lambda **kw: GptOssConfig(
+        **{**SHAPE, "vocab_size": VOCAB, "num_local_experts": 4, "num_experts_per_tok": 2, **kw}
+    ),
+    "granite-moe": lambda **kw: GraniteMoeConfig(
+        **{**SHAPE, "vocab_size": VOCAB, "num_local_experts": 4, "num_experts_per_tok": 2, **kw}
+    ),
+}
+
 ROWS = [
     {"prompt": f"{a}+{b}=", "chosen": f" {a + b}", "rejected": f" {a + b + 1}, surely"}
     for a in range(6)
@@ -58,7 +82,7 @@ def tiny_model(family: str = "llama", seed: int = 0, scale: float = 1.0, **chang
     """A random model; `scale` widens its weights so that its distributions are far from uniform."""
     torch.manual_seed(seed)
     # fp32, eager or sdpa as the family defaults to
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](**changes))
+    model = AutoModelForCausalLM.from_config({**CONFIGS, **MOE}[family](**changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -26,6 +26,7 @@ class Case:
         head: whether the head learns (without an adapter).
         options: of `PreferenceConfig`, in one process and in two.
         fsdp: `fsdp_config` of the two.
+        alone: options of the one process only.
         shared_rows: the two hold a piece of each row (`sequence_parallel_size`).
     """
 
@@ -34,6 +35,7 @@ class Case:
     head: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     fsdp: dict[str, Any] = field(default_factory=dict)
+    alone: dict[str, Any] = field(default_factory=dict)
     shared_rows: bool = False
 
 
@@ -50,6 +52,12 @@ CASES = {
     "tdpo2, checkpointed activations": Case(
         options={"method": "tdpo2"}, fsdp={**SHARDED, "activation_checkpointing": True}
     ),
+    "dpo, experts": Case(
+        family="mixtral",
+        options={"router_aux_loss_coef": 0.5},
+        # The routers' loss is one of a batch: two pairs in each, as with two processes.
+        alone={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    ),
 }
 
 
@@ -61,6 +69,7 @@ def processes() -> int:
 def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
     """The trainer of a case; four pairs a batch over all processes, two batches a step."""
     world = processes()
+    changes |= case.alone if world == 1 else {}
     model = tiny_model(case.family, scale=3.0)
     if not case.head:
         model.lm_head.weight.requires_grad_(False)

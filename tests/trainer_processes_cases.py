@@ -19,6 +19,7 @@ class Case:
         together: of the several only.
         processes: how many these are.
         lora: train an adapter; the reference is the model without it.
+        family: of `trainer_cases.tiny_model`.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -26,10 +27,17 @@ class Case:
     together: dict[str, Any] = field(default_factory=dict)
     processes: int = 2
     lora: bool = False
+    family: str = "llama"
 
 
 SHARED = {"sequence_parallel_size": 2, "ddp_find_unused_parameters": False}
 SAVING = {"save_strategy": "steps", "save_steps": SAVED}
+# The routers' loss is one of a batch: two pairs in each, however many processes there are.
+BALANCED: dict[str, Any] = {
+    "options": {"router_aux_loss_coef": 0.5, "pad_to_multiple_of": 16},
+    "alone": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "family": "mixtral",
+}
 CASES = {
     "tdpo2": Case(options={"method": "tdpo2", **SAVING}),
     "cached log-probs": Case(options={"precompute_ref_log_probs": True, **SAVING}),
@@ -39,6 +47,8 @@ CASES = {
         options={"method": "tdpo2", "layout": "separate", "precompute_ref_hidden": True},
         together=SHARED,
     ),
+    "experts": Case(**BALANCED),
+    "shared rows, experts": Case(**BALANCED, together=SHARED),
     # Two groups of two processes read four packed rows a step, of 12: three steps, no row twice.
     "two groups, packed rows": Case(
         options={"method": "tdpo2", "tokens_per_batch": 40},
@@ -59,13 +69,13 @@ def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
     options: dict[str, Any] = {"gradient_accumulation_steps": 2, **case.options}
     options |= case.alone if processes == 1 else case.together
     if "tokens_per_batch" not in options:
-        options["per_device_train_batch_size"] = 4 // processes
+        options.setdefault("per_device_train_batch_size", 4 // processes)
     if case.lora:
         from peft import LoraConfig
 
         targets = ["q_proj", "v_proj"]
         options["peft_config"] = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
-    model = tiny_model(scale=3.0)
+    model = tiny_model(case.family, scale=3.0)
     trained = trainer(
         folder, model, max_steps=STEPS, eval_dataset=ROWS[:7], use_cpu=True, **options
     )

@@ -1,4 +1,4 @@
-"""What each of several gloo processes does in `test_trainer_processes.py`: all its cases."""
+"""What each of several gloo processes does: `test_trainer_processes.py`'s cases, and streams."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from prefkit.train.leaving import leave_group
+from tests.stream_work import run_streams
 from tests.trainer_processes_cases import CASES, run
 
 if __name__ == "__main__":
@@ -18,4 +19,6 @@ if __name__ == "__main__":
             found = run(case, folder / str(place), processes)
             if os.environ["RANK"] == "0":
                 (folder / f"{place}.json").write_text(json.dumps(found))
+    if processes == 2:
+        run_streams(folder / "stream")
     leave_group()

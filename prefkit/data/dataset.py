@@ -17,11 +17,12 @@ import torch.utils.data
 from tqdm.auto import tqdm
 
 from prefkit.atomic import check_writable
+from prefkit.data.chats import template_used
 from prefkit.data.files import Rows, load_rows
 from prefkit.data.formats import ReadOptions, iter_pairs
 from prefkit.data.layouts import Columns
 from prefkit.data.pair import Pair, TokenizedPair
-from prefkit.data.render import Renderer, TokenizeOptions
+from prefkit.data.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.report import DataReport, Incident, write_incidents
 from prefkit.data.tokenize import TooLongError, tokenize_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
@@ -41,6 +42,7 @@ class PairDataset(torch.utils.data.Dataset):
         pairs: the tokenised pairs.
         report: what became of the rows.
         texts: the same pairs as text, where they were kept.
+        chat_template: what the messages among them were written with; None without messages.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class PairDataset(torch.utils.data.Dataset):
         pairs: Sequence[TokenizedPair],
         report: DataReport | None = None,
         texts: Sequence[Pair] | None = None,
+        chat_template: Any = None,
     ) -> None:
         self.pairs = list(pairs)
+        self.chat_template = chat_template
         self.texts = None if texts is None else list(texts)
         self.report = report if report is not None else _report_of(self.pairs)
 
@@ -124,7 +128,7 @@ def prepare_pairs(
         name = one.source if isinstance(one, Rows) else "pairs in memory"
         report.sources[name] = report.sources.get(name, 0) + len(one)
     items = _read(sources, reading)
-    keep = _Keeper(report, on_bad_row, options, renderer, [] if keep_text else None)
+    keep = Keeper(report, on_bad_row, options, renderer, [] if keep_text else None)
     total = sum(report.sources.values())
     shown = progress if progress is not None else total >= BAR_FROM
     with tqdm(total=total, desc="Tokenising pairs", unit="row", disable=not shown) as bar:
@@ -132,10 +136,10 @@ def prepare_pairs(
             keep.add(chunk, vocab_size)
             bar.update(len(chunk))
     _close_report(keep.pairs, report)
-    return PairDataset(keep.pairs, report, keep.texts)
+    return PairDataset(keep.pairs, report, keep.texts, template_used(renderer, keep.chats))
 
 
-class _Keeper:
+class Keeper:
     """Decides what happens to each pair, and keeps the good ones (and their texts, if asked)."""
 
     def __init__(
@@ -149,6 +153,7 @@ class _Keeper:
         self.report, self.on_bad_row, self.options = report, on_bad_row, options
         self.renderer, self.texts = renderer, texts
         self.pairs: list[TokenizedPair] = []
+        self.chats = 0  # pairs that a chat template has written
 
     def add(self, chunk: list[Pair | RowError], vocab_size: int | None) -> None:
         pairs = [item for item in chunk if isinstance(item, Pair)]
@@ -163,6 +168,7 @@ class _Keeper:
 
     def _accept(self, pair: Pair, tokenized: TokenizedPair) -> None:
         self.pairs.append(tokenized)
+        self.chats += is_chat(pair, self.options)
         if self.texts is not None:
             self.texts.append(pair)
         self.report.count(tokenized, self.renderer.unknown)

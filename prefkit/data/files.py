@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.data.stream_source import refuse_stream
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 RawRow = dict[str, Any]
@@ -41,15 +42,15 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
 
     Args:
         source: a path to a .json, .jsonl, .parquet or .csv file, a folder written by
-            `Dataset.save_to_disk`, a `datasets.Dataset` (or dict of splits, or iterable dataset),
-            a list of dicts, a column-wise or prompt-keyed dict, or a dataset's name on the hub.
+            `Dataset.save_to_disk`, a `datasets.Dataset` (or dict of splits), a list of dicts, a
+            column-wise or prompt-keyed dict, or a dataset's name on the hub. Streams are refused.
         split: which split of a dataset with several.
 
     Returns:
         The rows; unreadable ones are `RowError` items, raised by nobody yet.
 
     Raises:
-        PrefkitError: the source as a whole is missing, empty, or of an unknown kind.
+        PrefkitError: the source as a whole is missing, empty, a stream, or of an unknown kind.
     """
     if isinstance(source, Rows):
         return source
@@ -211,7 +212,7 @@ def _load_parquet(path: Path) -> list[RawRow | RowError]:
         raise PrefkitError(
             f"{path}: cannot be read as Parquet ({error}). Check that the file is complete."
         ) from error
-    return _as_rows(map(_unfilled, table.to_pylist()), str(path))
+    return _as_rows(map(unfilled, table.to_pylist()), str(path))
 
 
 def _load_folder(path: Path, split: str) -> Rows:
@@ -248,6 +249,7 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
             names = ", ".join(map(str, dataset))
             raise PrefkitError(f"{source}: has no split '{split}'. Choose one of: {names}.")
         dataset = dataset[split]
+    refuse_stream(dataset, source)
     if isinstance(dataset, str | bytes) or not hasattr(dataset, "__iter__"):
         raise PrefkitError(
             f"{source}: rows cannot be read from a {type(dataset).__name__}. Give a path, a "
@@ -255,19 +257,19 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
         )
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
-        return Rows(source, _as_rows(map(_unfilled, dataset), source))
+        return Rows(source, _as_rows(map(unfilled, dataset), source))
     return Rows(source, _as_rows(dataset, source))
 
 
-def _unfilled(value: Any) -> Any:
+def unfilled(value: Any) -> Any:
     """A value of an Arrow table without the fields that Arrow added.
 
     All objects of a column get the same fields there, null where an object has none of the name:
     the arguments of one tool's calls would turn up in every other's.
     """
     if isinstance(value, Mapping):
-        return {name: _unfilled(one) for name, one in value.items() if one is not None}
-    return [_unfilled(one) for one in value] if isinstance(value, list) else value
+        return {name: unfilled(one) for name, one in value.items() if one is not None}
+    return [unfilled(one) for one in value] if isinstance(value, list) else value
 
 
 def _is_conversation(side: Any) -> bool:

@@ -5,18 +5,16 @@ the assistant's turn and never closed, so that a step or a continuation can foll
 what sampling would show, and then what the row itself began.
 """
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tokenizers.processors import TemplateProcessing
-
 from prefkit.data.chat import ChatTemplate, common_start, extra_fields
 from prefkit.data.kept import Kept
 from prefkit.data.pair import Front, Message
 from prefkit.data.thoughts import repeated_opening
+from prefkit.data.tokenizers import check_tokenizer, leading_ids, untrimmed
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 logger = logging.getLogger(__name__)
@@ -94,18 +92,10 @@ class Rendered:
         return bool(self.prefix) or self.generation < len(self.prompt)
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse tokenizers that cannot say which characters a token holds.
-
-    Raises:
-        PrefkitError: the tokenizer is not a fast one.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise PrefkitError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer and gives no character offsets, "
-            "without which the scored tokens cannot be found exactly. Save the model with a "
-            "tokenizer.json (AutoTokenizer loads it as a fast tokenizer)."
-        )
+def is_chat(front: Front, options: TokenizeOptions) -> bool:
+    """Whether a chat template writes this row: messages, or a string that is read as one."""
+    is_text = isinstance(front.prompt, str) and front.system is None
+    return not is_text or options.string_prompts == "chat"
 
 
 class Renderer:
@@ -128,8 +118,8 @@ class Renderer:
     def __init__(self, tokenizer: Any, options: TokenizeOptions) -> None:
         check_tokenizer(tokenizer)
         self.tokenizer, self.options = tokenizer, options
-        self.exact = _untrimmed(tokenizer)
-        self.bos = _leading_ids(tokenizer)
+        self.exact = untrimmed(tokenizer)
+        self.bos = leading_ids(tokenizer)
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
         self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
@@ -141,7 +131,7 @@ class Renderer:
         options = self.options
         if isinstance(front.prompt, str):
             text = options.prompt_template.replace("{prompt}", front.prompt)
-            if options.string_prompts == "raw" and front.system is None:
+            if not is_chat(front, options):
                 self._check_plain(front)
                 return Rendered(text + options.joiner, front.prefix, is_chat=False)
             messages: list[Message] = [{"role": "user", "content": text}]
@@ -264,31 +254,6 @@ class Renderer:
             "Prompts that are plain text are read as they are, although the tokenizer has a chat "
             "template. string_prompts: chat puts them into it."
         )
-
-
-def _untrimmed(tokenizer: Any) -> Any:
-    """The tokenizer, or a copy of it that leaves white space in the offsets.
-
-    Post-processors with trim_offsets (RoBERTa, OPT, …) take white space out of them, and a token of
-    nothing but white space is then nowhere. Here nothing else is wanted of a post-processor: the
-    special tokens it would add are not asked for.
-    """
-    processor = tokenizer.backend_tokenizer.post_processor
-    if processor is None or b'"trim_offsets":true' not in processor.__getstate__():
-        return tokenizer
-    copied = copy.deepcopy(tokenizer)
-    copied.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
-    return copied
-
-
-def _leading_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text by itself (a BOS token, for most that have one)."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return list(full[:start])
-    return []
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

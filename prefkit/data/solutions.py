@@ -15,35 +15,27 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch.utils.data
 
 from prefkit.atomic import check_writable
-from prefkit.data.chat import texts_of
+from prefkit.data.chats import template_used
 from prefkit.data.encode import encode
 from prefkit.data.files import load_rows
-from prefkit.data.layouts import Columns, check_columns, known, renamed
-from prefkit.data.messages import (
-    is_conversational,
-    plain_message,
-    read_messages_field,
-    says_nothing,
-)
-from prefkit.data.pair import Side, Solution, TokenizedSide
-from prefkit.data.readers import front_fields, read_prompt, refuse_media
-from prefkit.data.render import Renderer, TokenizeOptions
+from prefkit.data.layouts import Columns, check_columns
+from prefkit.data.pair import Solution, TokenizedSide
+from prefkit.data.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.report import Incident, write_incidents
 from prefkit.data.row import Row
 from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
+from prefkit.data.solution_rows import read_solution
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # sequences a call of the tokenizer
-_NEEDED = "Give every row prompt and response."
-_NAMES = ("prefix", "append_eos")
-_RESPONSES = ("response", "completion", "output")
 
 
 @dataclass
@@ -89,10 +81,13 @@ class SolutionDataset(torch.utils.data.Dataset):
     Attributes:
         sides: one sequence a row.
         report: what became of the rows.
+        chat_template: what the messages among them were written with; None without messages.
     """
 
-    def __init__(self, sides: Sequence[TokenizedSide], report: SolutionReport) -> None:
-        self.sides, self.report = list(sides), report
+    def __init__(
+        self, sides: Sequence[TokenizedSide], report: SolutionReport, chat_template: Any = None
+    ) -> None:
+        self.sides, self.report, self.chat_template = list(sides), report, chat_template
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -137,73 +132,56 @@ def prepare_solutions(
     rows = load_rows(source, split=split)
     report = SolutionReport(rows=len(rows))
     sides: list[TokenizedSide] = []
+    chats = 0
     columns = {} if columns is None else columns
     check_columns(columns)
-    read = [_read(rows.source, index, row, columns) for index, row in enumerate(rows)]
-    for start in range(0, len(read), CHUNK):
-        chunk = read[start : start + CHUNK]
-        for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
-            if isinstance(found, RowError):
-                _refuse(found, report, on_bad_row, renderer.options)
-            else:
-                assert isinstance(solution, Solution)
-                sides.append(found)
-                _count(solution, found, report)
+    checked = (
+        data if isinstance(data, RowError) else Row(rows.source, index, data)
+        for index, data in enumerate(rows)
+    )
+    while chunk := list(islice(checked, CHUNK)):
+        taken = read_solutions(chunk, renderer, report, vocab_size, on_bad_row, columns)
+        for solution, side in taken:
+            sides.append(side)
+            chats += is_chat(solution, renderer.options)
     if skipped_file is not None:
         write_incidents(skipped_file, report.incidents)
     if not sides:
         raise PrefkitError(f"{rows.source}: no usable row, {report.skipped.total()} were skipped.")
     if report.incidents:
         logger.warning("%s", report.summary())
-    return SolutionDataset(sides, report)
+    return SolutionDataset(sides, report, template_used(renderer, chats))
 
 
-def _read(source: str, index: int, data: Any, columns: Columns) -> Solution | RowError:
-    if isinstance(data, RowError):
-        return data
-    try:
-        row = renamed(Row(source, index, data), columns)
-        row.check_names(_NAMES)
-        row = known(_split(row), _RESPONSES[:1])
-        refuse_media(row)
-        return Solution(
-            prefix=row.text("prefix", empty=True) if "prefix" in row else "",
-            response=_response(row),
-            append_eos=row.eos(default=True),
-            **front_fields(row, read_prompt(row, _NEEDED)),
-        )
-    except RowError as error:
-        return error
+def read_solutions(
+    rows: Sequence[Row | RowError],
+    renderer: Renderer,
+    report: SolutionReport,
+    vocab_size: int | None,
+    on_bad_row: str,
+    columns: Columns,
+) -> list[tuple[Solution, TokenizedSide]]:
+    """Rows as text and as tokens, in order; what is left out or cut is in the report.
 
+    Args:
+        rows: a few rows, or what stands where one could not be read.
+        renderer: writes prompts and knows the tokenizer.
+        report: is added to.
+        vocab_size, on_bad_row, columns: as in `prepare_solutions`.
 
-def _split(row: Row) -> Row:
-    """The row with a response: the last message of a chat, or a field of another name."""
-    if "response" in row:
-        return row
-    data = dict(row.data)
-    name = next((name for name in _RESPONSES if name in row), None)
-    if name is not None:
-        data["response"] = data.pop(name)
-        return row.of(data, {**row.shown, "response": name})
-    if "prompt" in row or not is_conversational(row.get("messages")):
-        return row
-    *before, last = read_messages_field(row, "messages")
-    shown = {**row.shown, "prompt": "messages", "response": "messages"}
-    del data["messages"]
-    return row.of({**data, "prompt": before, "response": [last]}, shown)
-
-
-def _response(row: Row) -> Side:
-    if not is_conversational(row.get("response")):
-        return Side(text=row.text("response", remedy=_NEEDED))
-    messages = tuple(
-        plain_message(row, message, "response", "plain")
-        for message in read_messages_field(row, "response")
-    )
-    if messages[-1]["role"] != "assistant" or says_nothing(messages[-1]):
-        problem = "does not end with something that the assistant says"
-        raise row.error("response", problem, "End it with the assistant's response.")
-    return Side(text="\n".join(texts_of(messages[-1].get("content"))), messages=messages)
+    Raises:
+        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+    """
+    chunk = [row if isinstance(row, RowError) else read_solution(row, columns) for row in rows]
+    taken: list[tuple[Solution, TokenizedSide]] = []
+    for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
+        if isinstance(found, RowError):
+            _refuse(found, report, on_bad_row, renderer.options)
+        else:
+            assert isinstance(solution, Solution)
+            taken.append((solution, found))
+            _count(solution, found, report)
+    return taken
 
 
 def _tokenize(

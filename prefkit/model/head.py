@@ -26,6 +26,8 @@ from prefkit.model.transform import LogitTransform, candidates, proved_transform
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
 Request = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
+# A router's output a layer, (R·L, E) each → (what is added to the value, further tensors by name)
+Balance = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _as_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         request: Request | None = kwargs.pop("prefkit_request", None)
+        balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
             return _as_before(self, *args, **kwargs)
         head = self.get_output_embeddings()  # type: ignore[operator]
@@ -148,6 +151,9 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         if "result" not in slot:
             raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
         value, extras = slot["result"]
+        if balance is not None:  # in here, so that wrappers see its gradient with the value's
+            more, named = balance(output.router_logits)
+            value, extras = value + more, {**extras, **named}
         logits = output.logits if hasattr(output, "logits") else output[0]
         # + 0: the second half of the way through the head's output, see `_requesting_head`.
         return RequestOutput(value=value + logits.sum().to(value), extras=extras)
@@ -177,9 +183,11 @@ def install(model: nn.Module) -> Head:
     """Lets `model(..., prefkit_request=f)` compute on the head's operands instead of on logits.
 
     With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
-    (R, L, D), `weight` (V, D), `bias` (V,) or None. Without one the model behaves as ever:
-    class, state dict and `save_pretrained` are untouched. Calling it twice changes nothing. It may
-    be called before `fully_shard` or after it, then with the root and in every process at once.
+    (R, L, D), `weight` (V, D), `bias` (V,) or None. `prefkit_balance=g` beside it (and
+    `output_router_logits=True`) adds what g makes of the routers' outputs. Without a request the
+    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it twice
+    changes nothing. It may be called before `fully_shard` or after it, then with the root and in
+    every process at once.
 
     Raises:
         ModelError: see `find_head`.

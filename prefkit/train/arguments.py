@@ -75,10 +75,10 @@ def refuse_missing_eval(args: Any, eval_dataset: Any) -> None:
     Raises:
         ConfigError: see above.
     """
-    if args.eval_strategy != "no" and eval_dataset is None:
+    asked = "eval_strategy" if args.eval_strategy != "no" else "eval_on_start"
+    if eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
         raise ConfigError(
-            "eval_strategy is on, but there is no eval_dataset. Give one, or leave eval_strategy "
-            "out."
+            f"{asked} is on, but there is no eval_dataset. Give one, or leave {asked} out."
         )
 
 

@@ -7,11 +7,15 @@ from torch import nn
 
 from prefkit.errors import ModelError
 from prefkit.model.attention import reading
-from prefkit.model.head import Head, Request, RequestOutput
+from prefkit.model.head import Balance, Head, Request, RequestOutput
 
 
 def ask_head(
-    model: nn.Module, inputs: Mapping[str, Any], request: Request, head: Head
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    request: Request,
+    head: Head,
+    balance: Balance | None = None,
 ) -> RequestOutput:
     """Runs the model on a batch and the request on the operands of its head.
 
@@ -20,12 +24,14 @@ def ask_head(
         inputs: a batch of one of the collators, on the device.
         request: gets hidden states and the head's weight and bias.
         head: the installed head, for messages.
+        balance: gets the routers' outputs of a mixture of experts; what it makes is added.
 
     Raises:
         ModelError: the forward formed logits, because it was replaced after the installation.
     """
+    more = {} if balance is None else {"output_router_logits": True, "prefkit_balance": balance}
     with reading(inputs) as model_inputs:
-        output = model(**model_inputs, prefkit_request=request)
+        output = model(**model_inputs, **more, prefkit_request=request)
     if getattr(output, "value", None) is None:
         raise ModelError(
             f"{type(head.owner).__name__}'s forward was replaced after the fused head was put into "

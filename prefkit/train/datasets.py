@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from prefkit.data.batch import Layout
 from prefkit.data.packing import PackedDataset
 from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.data.streamed import PASSED
 from prefkit.model.hidden_cache import HiddenCache
 from prefkit.model.reference_cache import ReferenceCache
 from prefkit.train.even_evaluation import without_fillers
@@ -60,6 +61,8 @@ class UnwrappingCollator:
         self.collator = collator
 
     def __call__(self, items: list) -> PairBatch:
+        if items[0] is PASSED:  # of a resumed stream: the loader drops the batch
+            return PairBatch()
         real, counts = without_fillers(items)
         batch = self._collate(real)
         if not counts:

@@ -2,13 +2,20 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prefkit.data.batch import Layout
 from prefkit.errors import ConfigError
-from prefkit.model.head import Head
+from prefkit.model.head import Head, Request, RequestOutput
+from prefkit.model.router import Router
+from prefkit.train.asking import ask_head
+from prefkit.train.balancing import balance_of
+from prefkit.train.best_metric import check_best_metric
 from prefkit.train.layout import check_lengths
 from prefkit.train.logs import LoggingTrainer
 from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
@@ -22,11 +29,35 @@ class EvaluatingTrainer(LoggingTrainer, ABC):
     """
 
     head: Head
+    router: Router | None = None  # of a mixture of experts whose balance is trained
+    sequence_group: dist.ProcessGroup | None = None  # processes that share a row
     layout: Layout = "padded"  # of the batches; a data_collator of the user's own makes its own
 
     def _start_counting(self) -> None:
         self._windows = {"train": MetricWindow(), "eval": MetricWindow()}
         self._clock, self._watch = TokenClock(), RewardWatch()
+
+    def ask(
+        self, model: nn.Module, inputs: Mapping[str, Any], request: Request, num_items: Any
+    ) -> RequestOutput:
+        """`ask_head` on a batch, with the routers' auxiliary loss where the run has one.
+
+        Args:
+            model, inputs, request: see `ask_head`.
+            num_items: what the window's mean runs over; None where the batch stands for itself.
+        """
+        steps = 1 if num_items is None else self.current_gradient_accumulation_steps
+        balance = balance_of(self.router, inputs, steps, self.sequence_group)
+        return ask_head(model, inputs, request, self.head, balance)
+
+    def add_metrics(self, model: nn.Module, metrics: dict[str, Tensor], count: int) -> None:
+        """Adds a batch's metrics, means over `count` pairs or tokens, to the log's window."""
+        window = self._windows["train" if model.training else "eval"]
+        if (balance := metrics.pop("aux_loss", None)) is not None:
+            assert self.router is not None
+            metrics["loss"] = metrics["loss"] + self.router.coefficient * balance
+            window.add({"aux_loss": balance}, min(count, 1))  # of a batch, as TRL has it
+        window.add(metrics, count)
 
     @abstractmethod
     def _prepare(self, args: Any, rows: Any, name: str) -> Dataset | None:
@@ -44,6 +75,30 @@ class EvaluatingTrainer(LoggingTrainer, ABC):
     def _packed(self, dataset: Any) -> Any:
         """A prepared dataset, in rows of several where the trainer packs."""
         return dataset
+
+    def _metric_names(self, args: Any) -> list[str]:
+        """What an evaluation reports, without `eval_`: `loss` first."""
+        if hasattr(self, "head"):
+            return ["loss", "aux_loss"] if self.router is not None else ["loss"]
+        # The model is not there yet: whether it has routers shows when it is.
+        asked = str(args.metric_for_best_model).endswith("aux_loss")
+        return ["loss", "aux_loss"] if asked and args.router_aux_loss_coef != 0 else ["loss"]
+
+    def _check_best_metric(self, args: Any, eval_dataset: Any, callbacks: Any) -> None:
+        """Refuses a metric for the best model that no evaluation makes (`check_best_metric`)."""
+        if type(self).evaluate is EvaluatingTrainer.evaluate:  # another one may add its own
+            check_best_metric(args, self._metric_names(args), eval_dataset, callbacks)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `ResumableTrainer`.
+
+        Raises:
+            ConfigError: nothing complete to resume from, or a metric for the best model that no
+                evaluation makes.
+            ModelError: the checkpoint was trained against another reference.
+        """
+        self._check_best_metric(self.args, self.eval_dataset, self.callback_handler.callbacks)
+        return super().train(*args, **kwargs)
 
     def evaluate(
         self,

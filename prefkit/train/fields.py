@@ -59,6 +59,9 @@ class RunFields:
     """Implementation of the fused head."""
     disable_dropout: bool = True
     """Set the model's dropout to zero (an adapter's own lora_dropout is kept)."""
+    router_aux_loss_coef: float | None = None
+    """Weight of the routers' load-balancing loss of a mixture of experts, added to the loss and
+    logged as aux_loss; None = what the model's config declares, 0 = none."""
 
     # -- defaults that differ from transformers.TrainingArguments -----------------------------
     output_dir: str | None = None

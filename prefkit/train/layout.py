@@ -8,6 +8,7 @@ from torch import nn
 
 from prefkit.data.batch import Layout
 from prefkit.data.packing import PackedDataset, row_tokens
+from prefkit.data.streamed import StreamedRows
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.attention import (
     install_attention,
@@ -21,9 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def longest_sequence(datasets: list[Any]) -> int:
-    """Tokens of the longest side of any pair; 0 without pairs."""
+    """Tokens of the longest side of any pair, or that one of a stream may have; 0 without pairs."""
     longest = 0
     for dataset in map(plain, datasets):
+        if isinstance(dataset, StreamedRows):
+            longest = max(longest, dataset.longest)
+            continue
         for i in range(len(dataset)):
             pair = pair_of(dataset[i])
             longest = max(longest, len(pair.chosen.ids), len(pair.rejected.ids))

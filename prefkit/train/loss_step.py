@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from prefkit.data.pair import PairBatch
@@ -14,7 +13,6 @@ from prefkit.loss import fused_preference_loss
 from prefkit.model.reference import Reference
 from prefkit.model.reference_head import ReferenceHead
 from prefkit.objectives import Objective
-from prefkit.train.asking import ask_head
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.evaluation import EvaluatingTrainer
 from prefkit.train.even_evaluation import counted_pairs
@@ -33,7 +31,6 @@ class LossTrainer(EvaluatingTrainer):
     objective: Objective
     reference: Reference | None
     reference_head: ReferenceHead | None = None  # what is left of a reference that is cached
-    sequence_group: dist.ProcessGroup | None = None  # processes that share a row
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """Pairs of the accumulation window, averaged over processes.
@@ -109,12 +106,12 @@ class LossTrainer(EvaluatingTrainer):
                 **reference,
                 **options,
             )
-            return out.loss, out.metrics
+            return out.loss, {**out.metrics, "loss": out.loss.detach()}
 
-        output = ask_head(model, inputs, request, self.head)
+        output = self.ask(model, inputs, request, num_items_in_batch)
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
-        metrics["loss"] = loss.detach() * (
+        metrics["loss"] = metrics["loss"] * (
             (pairs if num_items_in_batch is None else num_items_in_batch) / pairs
         )
         # How much of the text carries the loss: Σ weights over the tokens of both sides. Where
@@ -123,7 +120,7 @@ class LossTrainer(EvaluatingTrainer):
         shared_by = self.args.sequence_parallel_size
         carried = inputs["weights"].sum() * shared_by
         metrics["active_weight_fraction"] = carried / inputs.get("text_tokens", read)
-        self._windows["train" if model.training else "eval"].add(metrics, counted_pairs(inputs))
+        self.add_metrics(model, metrics, counted_pairs(inputs))
         if model.training:
             self._clock.add(inputs.get("num_tokens", read))
         return (loss, output) if return_outputs else loss

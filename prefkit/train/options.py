@@ -261,10 +261,16 @@ def load_options(argv: Sequence[str]) -> Options:
     script = ScriptArguments(**{key: value for key, value in values.items() if key in own})
     _check_script(script, values)
     config = PreferenceConfig(**{key: value for key, value in values.items() if key not in own})
-    if config.eval_strategy != "no" and not script.eval_data:
+    asked = "eval_strategy" if config.eval_strategy != "no" else "eval_on_start"
+    if not script.eval_data and (config.eval_strategy != "no" or config.eval_on_start):
         raise ConfigError(
-            "eval_strategy is on, but there is no eval_data. Name the "
-            "file of pairs to evaluate on, or leave eval_strategy out."
+            f"{asked} is on, but there is no eval_data. Name the file of pairs to evaluate on, or "
+            f"leave {asked} out."
+        )
+    if script.eval_data and "eval_strategy" not in values and not config.eval_on_start:
+        raise ConfigError(
+            "eval_data has no effect without evaluation. Set eval_strategy to steps or epoch, or "
+            "leave eval_data out."
         )
     return Options(script, config, values)
 

@@ -19,15 +19,16 @@ from transformers.trainer_utils import TrainOutput
 from prefkit.atomic import write_json
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
+from prefkit.train.datasets import plain
 from prefkit.train.metrics import TokenClock
-from prefkit.train.sharding import ShardedTrainer
+from prefkit.train.streaming import StreamingTrainer
 
 logger = logging.getLogger(__name__)
 
 STATE = "prefkit_state.json"
 
 
-class ResumableTrainer(ShardedTrainer):
+class ResumableTrainer(StreamingTrainer):
     """Adds complete checkpoints, `resume_from_checkpoint="auto"` and an atomic final save.
 
     The subclass sets `_reference_id`, a hash of the reference (or None), and `_clock`, which counts
@@ -55,7 +56,9 @@ class ResumableTrainer(ShardedTrainer):
             resume_from_checkpoint, Path(self.args.output_dir or "."), logger.warning
         )
         self.started_at = 0
-        if folder is not None:
+        if folder is None:
+            self._begin_stream()
+        else:
             self._load_state(Path(folder))
             state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
             self._last_good_step = self.started_at = state.global_step
@@ -66,12 +69,13 @@ class ResumableTrainer(ShardedTrainer):
 
     def _is_finished(self, folder: Path) -> bool:
         """Whether the checkpoint is the run's last: Trainer would train one step too many."""
-        batch = self._train_batch_size * self.args.world_size
-        pairs = len(self.train_dataset)  # type: ignore[arg-type]
-        batches = pairs // batch if self.args.dataloader_drop_last else math.ceil(pairs / batch)
-        epoch = max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
-        steps = math.ceil(self.args.num_train_epochs * epoch)
-        steps = self.args.max_steps if self.args.max_steps > 0 else steps
+        steps = self.args.max_steps
+        if steps < 1:
+            batch = self._train_batch_size * self.args.world_size
+            pairs = len(self.train_dataset)  # type: ignore[arg-type]
+            batches = pairs // batch if self.args.dataloader_drop_last else math.ceil(pairs / batch)
+            epoch = max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+            steps = math.ceil(self.args.num_train_epochs * epoch)
         return TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step >= steps
 
     def _as_it_ended(self, folder: Path) -> TrainOutput:
@@ -97,12 +101,23 @@ class ResumableTrainer(ShardedTrainer):
                 "pad_to_multiple_of, sequence_parallel_size): going on would repeat some pairs and "
                 "leave out others. Set them as they were."
             )
+        if state.get("chat_template", self._template()) != self._template():
+            raise ConfigError(
+                f"{folder} was trained on messages that another chat template had written. Give "
+                "the chat_template, or the tokenizer, of then."
+            )
+        self._go_on_in_stream(state.get("stream"), folder)
         self._clock.total = int(state.get("num_tokens", 0))
 
     def _dealing(self) -> list[Any] | None:
         """What decides which pairs share a row; None where rows are not packed."""
         rows = getattr(self.train_dataset, "rows", None)
         return None if rows is None else [len(rows), zlib.crc32(json.dumps(rows).encode())]
+
+    def _template(self) -> int | None:
+        """Tells chat templates apart; None where no row holds messages."""
+        used = getattr(plain(self.train_dataset), "chat_template", None)
+        return None if used is None else zlib.crc32(json.dumps(used).encode())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves as Trainer does, then marks the checkpoint complete, then deletes old ones."""
@@ -120,11 +135,14 @@ class ResumableTrainer(ShardedTrainer):
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
+        streams = self._stream_states()
         if self.args.should_save:
             state = {
                 "reference": self._reference_id,
                 "num_tokens": self._clock.seen(),
                 "rows": self._dealing(),
+                "chat_template": self._template(),
+                "stream": streams,
             }
             write_json(folder / STATE, state)
             checkpoint.mark_complete(folder)

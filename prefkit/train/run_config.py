@@ -1,5 +1,6 @@
 """What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
+from prefkit.train.best_metric import check_evaluation_options
 from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.fields import RunFields
 from prefkit.train.sharding_checks import check_sharding
@@ -14,6 +16,7 @@ from prefkit.train.sharding_checks import check_sharding
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 NUMBERS: dict[str, type] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
+    "router_aux_loss_coef": float,
     **dict.fromkeys(("max_length", "pad_to_multiple_of", "memory_budget"), int),
     **dict.fromkeys(("seed", "data_seed", "gradient_accumulation_steps", "max_steps"), int),
     **dict.fromkeys(BATCH_SIZES, int),
@@ -38,6 +41,10 @@ class RunConfig(RunFields, TrainingArguments):
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        coefficient = self.router_aux_loss_coef
+        if coefficient is not None and not 0 <= coefficient < math.inf:
+            raise ConfigError(f"router_aux_loss_coef is {coefficient}; it must be 0 or more.")
+        check_evaluation_options(self)
         self._keep_liger_off_the_head()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # said out loud, or transformers refuses bf16 here

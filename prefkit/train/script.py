@@ -27,6 +27,7 @@ _SHOWN = (
     "rewards/rejected",
     "kl/chosen",
     "kl/rejected",
+    "aux_loss",
 )
 
 
@@ -129,12 +130,15 @@ def _lora(script: ScriptArguments) -> Any:
 
 
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
+    from prefkit.train.best_metric import check_best_metric, objective_metrics
     from prefkit.train.sequence_parallel import check_shared_model
     from prefkit.train.setup import prepare_dataset
     from prefkit.train.sharding import loading_whole
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
+    names = [*objective_metrics(config.build_objective()), "aux_loss"]  # the trainer knows better
+    check_best_metric(config, names, None, None)
     model_config = load_config(script.model)
     tokenizer = load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:
@@ -203,6 +207,8 @@ def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     _say(f"Model      {script.model}: {trainable:,} of {everything:,} parameters train")
     _say(f"Method     {config.method}: {describe(trainer.objective)}")
     _say(f"Reference  {reference}")
+    if trainer.router is not None:
+        _say(f"Routers    auxiliary loss of weight {trainer.router.coefficient:g}")
     pairs = plain(trainer.train_dataset)
     report = pairs.report
     told = report.incidents or report.unknown  # its summary was a warning when it was read

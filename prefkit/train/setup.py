@@ -12,7 +12,11 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
+from prefkit.data.formats import ReadOptions
 from prefkit.data.render import TokenizeOptions
+from prefkit.data.stream_source import stream_of
+from prefkit.data.streamed import StreamedRows
+from prefkit.data.streams import stream_pairs
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.head import install, unwrap
 from prefkit.model.reference import (
@@ -30,6 +34,8 @@ from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import CachedDataset
 from prefkit.train.sharding import loading_whole
 from prefkit.train.sharding_checks import asks_for_fsdp, check_model
+from prefkit.train.streaming import refuse_eval_stream
+from prefkit.train.templates import with_padding
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +53,10 @@ def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(
                 model, dtype=torch.float32, trust_remote_code=False
             )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(
+    found = tokenizer or AutoTokenizer.from_pretrained(
         model.config.name_or_path, trust_remote_code=False
     )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return model, with_padding(found, given=tokenizer is not None)
 
 
 def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> tuple[Any, Any]:
@@ -228,7 +232,7 @@ def prepare_dataset(
     *,
     split: str = "train",
 ) -> Dataset:
-    """Rows of any format as tokenised pairs; prepared datasets pass through.
+    """Rows of any format as tokenised pairs; prepared datasets pass through, streams stay streams.
 
     Args:
         rows: whatever `prefkit.data.prepare_pairs` reads, or a Dataset of tokenised pairs.
@@ -238,23 +242,28 @@ def prepare_dataset(
     Raises:
         RowError, PrefkitError: see `prepare_pairs`.
     """
-    if isinstance(rows, PairDataset | CachedDataset):
+    if isinstance(rows, PairDataset | CachedDataset | StreamedRows):
         return rows
     text_config = model_config.get_text_config()
-    dataset = prepare_pairs(
-        rows,
-        tokenizer,
-        tokenize_options(args, text_config),
-        level=args.resolved_level,
-        mask_tool_output=args.mask_tool_output,
-        vocab_size=text_config.vocab_size,
-        on_bad_row=args.on_bad_row,
-        format=args.format,
-        split=split,
-        block_style=args.block_style,
-        columns=args.columns,  # type: ignore[arg-type]
-        skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
-    )
+    options = tokenize_options(args, text_config)
+    checks: dict[str, Any] = {
+        "vocab_size": text_config.vocab_size,
+        "on_bad_row": args.on_bad_row,
+        "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+    }
+    reading: dict[str, Any] = {
+        "level": args.resolved_level,
+        "mask_tool_output": args.mask_tool_output,
+        "format": args.format,
+        "block_style": args.block_style,
+        "columns": {} if args.columns is None else args.columns,
+    }
+    if (stream := stream_of(rows, split)) is not None:
+        if name != "train":
+            refuse_eval_stream(stream, name)
+        part = (args.process_index, args.world_size)
+        return stream_pairs(stream, tokenizer, options, ReadOptions(**reading), part=part, **checks)
+    dataset = prepare_pairs(rows, tokenizer, options, split=split, **reading, **checks)
     if not len(dataset):
         raise ConfigError(
             f"The {name} data hold no usable pair. Look at the rows that were skipped."

@@ -23,10 +23,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.batch import Layout, SolutionCollator
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
+from prefkit.data.stream_source import stream_of
+from prefkit.data.streamed import StreamedRows
+from prefkit.data.streams import stream_solutions
 from prefkit.errors import ConfigError
 from prefkit.model.head import install
 from prefkit.train.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
-from prefkit.train.asking import ask_head
+from prefkit.train.balancing import router_of_run
 from prefkit.train.checks import check_machine
 from prefkit.train.datasets import UnwrappingCollator
 from prefkit.train.evaluation import EvaluatingTrainer
@@ -34,6 +37,8 @@ from prefkit.train.fields import SupervisedFields
 from prefkit.train.layout import choose_layout
 from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
 from prefkit.train.setup import prepare_policy, tokenize_options
+from prefkit.train.streaming import refuse_eval_stream, refuse_streams
+from prefkit.train.templates import with_trained_template
 from prefkit_kernels import token_stats
 
 logger = logging.getLogger(__name__)
@@ -98,13 +103,17 @@ class SupervisedTrainer(EvaluatingTrainer):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
         refuse_missing_eval(args, eval_dataset)
+        refuse_streams(args, train_dataset, eval_dataset)
+        self._check_best_metric(args, eval_dataset, callbacks)
         check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         self.reference = None
+        self.router = router_of_run(policy, args)
         self.head = install(policy)
         self._start_counting()
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
+        self._tokenizer = tokenizer = with_trained_template(tokenizer, args, train_dataset)
         eval_dataset = self._prepare_eval(args, eval_dataset)
         several = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         self.layout = self._choose_layout(args, policy, [train_dataset, *several])
@@ -125,21 +134,25 @@ class SupervisedTrainer(EvaluatingTrainer):
     # -- set-up ----------------------------------------------------------------------------------
 
     def _prepare(self, args: SupervisedConfig, rows: Any, name: str) -> Dataset | None:
-        if rows is None or isinstance(rows, SolutionDataset):
+        if rows is None or isinstance(rows, SolutionDataset | StreamedRows):
             return rows
         text: Any = self.head.owner.config.get_text_config()  # type: ignore[union-attr, operator]
-        return prepare_solutions(
-            rows,
-            self._tokenizer,
-            tokenize_options(args, text),
-            columns=args.columns,  # type: ignore[arg-type]
-            vocab_size=text.vocab_size,
-            on_bad_row=args.on_bad_row,
-            skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
-        )
+        options = tokenize_options(args, text)
+        checks: dict[str, Any] = {
+            "vocab_size": text.vocab_size,
+            "on_bad_row": args.on_bad_row,
+            "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+            "columns": {} if args.columns is None else args.columns,
+        }
+        if (stream := stream_of(rows, "train")) is not None:
+            if name != "train":
+                refuse_eval_stream(stream, name)
+            part = (args.process_index, args.world_size)
+            return stream_solutions(stream, self._tokenizer, options, part=part, **checks)
+        return prepare_solutions(rows, self._tokenizer, options, **checks)
 
-    def _longest(self, dataset: SolutionDataset) -> int:
-        return dataset.report.longest
+    def _longest(self, dataset: SolutionDataset | StreamedRows) -> int:
+        return dataset.longest if isinstance(dataset, StreamedRows) else dataset.report.longest
 
     def _choose_layout(
         self, args: SupervisedConfig, policy: nn.Module, datasets: list[Any]
@@ -196,9 +209,9 @@ class SupervisedTrainer(EvaluatingTrainer):
             total = -stats.logp.sum()
             return total / divisor, {"loss": total.detach() / tokens}
 
-        output = ask_head(model, inputs, request, self.head)
+        output = self.ask(model, inputs, request, num_items_in_batch)
         counted = 0 if inputs.get("filler") else tokens
-        self._windows["train" if model.training else "eval"].add(dict(output.extras or {}), counted)
+        self.add_metrics(model, dict(output.extras or {}), counted)
         if model.training:
             self._clock.add(inputs["num_tokens"])
         return (output.value, output) if return_outputs else output.value

@@ -5,7 +5,6 @@ inside the model's own forward, the mean over pairs runs over the whole accumula
 reference is one of `prefkit.model.reference`, and checkpoints are complete or refused.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +17,12 @@ from prefkit.data.batch import Layout, PairCollator
 from prefkit.data.pair import PairBatch
 from prefkit.model.head import install, unwrap
 from prefkit.train.arguments import refuse_data_parallel, refuse_missing_eval, refuse_unusable
+from prefkit.train.balancing import router_of_run
+from prefkit.train.best_metric import objective_metrics
 from prefkit.train.caches import attach_cache, kept_head
 from prefkit.train.checks import check_machine, check_schedule
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.datasets import UnwrappingCollator, packed
+from prefkit.train.datasets import UnwrappingCollator, packed, plain
 from prefkit.train.layout import choose_layout, longest_sequence
 from prefkit.train.loss_step import LossTrainer
 from prefkit.train.sequence_parallel import (
@@ -35,8 +36,8 @@ from prefkit.train.setup import (
     prepare_policy,
     reference_fingerprint,
 )
-
-logger = logging.getLogger(__name__)
+from prefkit.train.streaming import refuse_streams
+from prefkit.train.templates import with_trained_template
 
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
@@ -81,11 +82,12 @@ class PreferenceTrainer(LossTrainer):
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
         refuse_missing_eval(args, eval_dataset)
-        check_machine(args)
+        refuse_streams(args, train_dataset, eval_dataset)
         self.objective = args.build_objective()
+        self._check_best_metric(args, eval_dataset, callbacks)
+        check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
-        if getattr(policy.config, "output_router_logits", False):
-            logger.warning("The router's auxiliary loss is no part of the preference loss.")
+        self.router = router_of_run(policy, args)
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         head = self.head.module.parameters()
@@ -94,6 +96,7 @@ class PreferenceTrainer(LossTrainer):
         self._start_counting()
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
+        self._tokenizer = tokenizer = with_trained_template(tokenizer, args, plain(train_dataset))
         eval_dataset = self._prepare_eval(args, eval_dataset)
         shared_by = args.sequence_parallel_size
         if shared_by > 1:
@@ -126,6 +129,9 @@ class PreferenceTrainer(LossTrainer):
         if rows is None:
             return None
         return prepare_dataset(rows, self._tokenizer, args, self.head.owner.config, name)
+
+    def _metric_names(self, args: PreferenceConfig) -> list[str]:
+        return [*objective_metrics(self.objective), *super()._metric_names(args)[1:]]
 
     def _longest(self, dataset: Any) -> int:
         return longest_sequence([dataset])
