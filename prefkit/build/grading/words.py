@@ -1,4 +1,4 @@
-"""Answers that are words, the letter of a choice, or an assignment "x = 5"."""
+"""Answers that are words, the letter of a choice, or a time of day."""
 
 import re
 
@@ -7,9 +7,7 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s+)?\(?([A-Ha-h])\)?(?:[.:)]\s.*|\s*\).*)?", re.I
 )
 _BRACKETED_CHOICE = re.compile(r"\(([A-H])\)(?:\s+.*)?")
-_ASSIGNMENT = re.compile(
-    r"([A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?)\s*(?:=|\\in(?![A-Za-z]))\s*(.+)"
-)
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?:\s*([ap])\.?\s?m\.?)?", re.I)
 
 
 def squeezed(text: str) -> str:
@@ -18,7 +16,7 @@ def squeezed(text: str) -> str:
 
 
 def text_equal(answer: str, gold: str) -> bool | None:
-    """By words or by the letter of a choice; None where the right answer is neither."""
+    """By words, by the letter of a choice, or as times; None where the right answer is neither."""
     choice = _BRACKETED_CHOICE.fullmatch(gold) or re.fullmatch(r"([A-H])", gold)
     if choice:
         given = _CHOICE.fullmatch(answer)
@@ -28,6 +26,11 @@ def text_equal(answer: str, gold: str) -> bool | None:
         if given:
             return given[1] == choice[1]
         return False if gold.startswith("(") else None
+    if (one := _CLOCK.fullmatch(answer)) and (other := _CLOCK.fullmatch(gold)):
+        halves = {half.lower() for half in (one[3], other[3]) if half}
+        is_time = halves or "0" in (one[2][0], other[2][0])  # else it may be a ratio
+        if is_time:
+            return len(halves) < 2 and (int(one[1]), one[2]) == (int(other[1]), other[2])
     if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
         return _plain_words(answer) == _plain_words(gold)
     return None
@@ -37,17 +40,3 @@ def _plain_words(text: str) -> str:
     text = re.sub(r"[^\w\s+/<>=.-]", "", text.casefold()).replace("-", " ").strip(" .")
     text = re.sub(r"^(?:it is|it's|an|a|the)\s+", "", text)
     return re.sub(r"\s+", " ", text)
-
-
-def assigned(answer: str, gold: str) -> tuple[str, str] | None:
-    """Both without "x =" where only one has it or both name the same; None = they differ."""
-    left, right = _ASSIGNMENT.fullmatch(answer), _ASSIGNMENT.fullmatch(gold)
-    if left and right:
-        if squeezed(left[1]) != squeezed(right[1]):
-            return None
-        return left[2], right[2]
-    if left and not re.search(r"[=<>]|\\[lg]e", gold):
-        return left[2], gold
-    if right and not re.search(r"[=<>]|\\[lg]e", answer):
-        return answer, right[2]
-    return answer, gold
