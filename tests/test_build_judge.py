@@ -3,7 +3,7 @@
 import pytest
 
 from prefkit.build.engines.base import Completion, Request
-from prefkit.build.localise.judge import judge, judge_prompt, parse_verdict, spoken
+from prefkit.build.localise.judge import judge, judge_prompt, parse_verdict
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,3 @@ def test_the_judge_is_asked_once() -> None:
 )
 def test_all_right_needs_a_word_on_every_step(text: str, all_right: bool) -> None:
     assert parse_verdict(text, 3).all_right is all_right
-
-
-def test_thoughts_are_cut() -> None:
-    assert spoken("a<think>b<think>c</think>d") == "ad"
-    assert spoken("a</Think>b<thinking>c</thinking>d") == "bd"
-    assert spoken("a<think>b") == "a"
-    assert spoken("1 < 2") == "1 < 2"

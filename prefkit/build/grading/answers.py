@@ -143,7 +143,7 @@ def _stated(text: str) -> Found | None:
         return None
     last = _last(text[start:])
     others = (last.answer,) if last and last.answer and last.answer != answer else ()
-    return Found(answer, "stated", others, _again(text, start, spans))
+    return Found(answer, "stated", others, _again(text, start, spans, answer))
 
 
 def _value(text: str, spans: list[Span], start: int) -> str | None:
@@ -191,10 +191,12 @@ def _last(text: str) -> Found | None:
     number = next(iter(deque(numbers_in(masked(text, spans)), maxlen=1)), None)
     if spans and (number is None or number.end() <= spans[-1].end):
         answer = _joined(text, spans, joined_to(text, spans, len(spans) - 1), len(spans) - 1)
-        return Found(answer, "formula", (), _again(text, spans[-1].start, spans))
+        if answer is None:
+            return None
+        return Found(answer, "formula", (), _again(text, spans[-1].start, spans, answer))
     before, equals, after = masked(text, spans).rstrip().rpartition("\n")[2].rpartition("=")
     if equals and before.strip() and not _is_sentence(after) and (answer := shortened(after)):
-        return Found(answer, "equals", (), _again(text, len(text.rstrip()) - 1, spans))
+        return Found(answer, "equals", (), _again(text, len(text.rstrip()) - 1, spans, answer))
     return _last_number(text)
 
 
@@ -204,14 +206,15 @@ def _last_number(text: str) -> Found | None:
         return None
     place = matches[0].start()
     others = deque(numbers_in(text[text.rfind("\n", 0, place) + 1 :]), maxlen=9)
-    readings = tuple(match[0] for match in others)[:-1]
-    return Found(matches[0][0], "number", readings, _again(text, place, spans_of(text)))
+    readings, answer = tuple(match[0] for match in others)[:-1], matches[0][0].strip()
+    return Found(answer, "number", readings, _again(text, place, spans_of(text), answer))
 
 
-def _again(text: str, place: int, spans: list[Span]) -> str:
-    """The paragraph around a place, where math-verify can find a formula in it."""
+def _again(text: str, place: int, spans: list[Span], answer: str) -> str:
+    """The paragraph around a place, where a formula stands in it that is not in the answer."""
     begin = text.rfind("\n\n", 0, place) + 1
     end = text.find("\n\n", place)
     end = len(text) if end < 0 else end
-    is_short = end - begin <= MAX_AGAIN
-    return text[begin:end].strip() if is_short and any(begin <= s.start < end for s in spans) else ""
+    parts = answer.split(", ")
+    others = any(begin <= s.start < end and tidy(s.inner) not in parts for s in spans)
+    return text[begin:end].strip() if others and end - begin <= MAX_AGAIN else ""

@@ -31,6 +31,7 @@ _LONG = {"sum", "binom"}  # as long as the numbers in them are large
 _EQUALS = re.compile(r"(?<![\\<>])=(?![^{}]*\})")
 _PROSE = re.compile(r"(?<![\\A-Za-z{])(?!matrix|array|infty|cases)[a-z]{4,}")
 _SET, _TUPLE = re.compile(r"\\\{[^{}]*\\\}"), re.compile(r"\([^()]*,[^()]*\)")
+_IMPLICIT = re.compile(r"[^=<>]*[a-z][^=<>]*[-+][^=<>]*=\s*0")
 _SPOTS = (Fraction(7, 5), Fraction(23, 7), Fraction(5, 11))  # values put in for unknowns
 
 
@@ -40,6 +41,8 @@ def formulas_equal(answer: str, gold: str) -> tuple[bool | None, str]:
         return False, ""  # math-verify takes (1,2) for an open interval, and that for a set
     if _SET.fullmatch(answer) and _TUPLE.fullmatch(gold):
         return False, ""
+    if gold == "0" and _IMPLICIT.fullmatch(answer):
+        return None, "disagree"  # math-verify takes the right side of an equation for its value
     sides = [read(text) for text in (gold, answer)]
     if not all(sides):
         return None, "unread"
@@ -63,7 +66,8 @@ def read(text: str) -> list[Any]:
     """The SymPy objects that math-verify makes of a formula; [] where it makes none."""
     if not readable(text):
         chain = _EQUALS.split(text)  # what it comes to may be readable
-        return read(chain[-1]) if len(chain) > 2 and "," not in text else []
+        is_chain = len(chain) > 2 and "," not in text and text.count("{") == text.count("}")
+        return read(chain[-1]) if is_chain else []
     if text.count("\\pm") == 1 and not text.startswith("\\{"):
         text = ", ".join(re.sub(r"\\pm\s*", sign, text) for sign in "+-")
     return found_in(rf"\boxed{{{text}}}")
