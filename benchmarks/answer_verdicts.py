@@ -24,9 +24,7 @@ from prefkit.build.grading.grader import Grade, Grader
 FORMS: dict[str, Callable[[str], str]] = {
     "boxed": lambda a: f"Therefore, $x = \\boxed{{{a}}}.$",
     "sentence": lambda a: f"Therefore, the answer is ${a}$.",
-    "few-shot": lambda a: (
-        f"Final Answer: The final answer is ${a}$. I hope it is correct."
-    ),
+    "few-shot": lambda a: f"Final Answer: The final answer is ${a}$. I hope it is correct.",
     "**Answer:**": lambda a: f"**Answer:** \\({a}\\)",
     "Answer:": lambda a: f"Answer: ${a}$",
     "bare": lambda a: f"${a}$",
@@ -92,7 +90,9 @@ def forms(path: Path, seed: int, show: bool, bare_front: bool = False) -> None:
                         print(f"    {answer!r} read as {grade.answer!r}: {grade.how} {grade.note}")
                 for answer, other, grade in zip(answers, others, wrong, strict=True):
                     if grade.correct or not grade.decided:
-                        print(f"    {other!r} for {answer!r}, read as {grade.answer!r}: {grade.how}")
+                        print(
+                            f"    {other!r} for {answer!r}, read as {grade.answer!r}: {grade.how}"
+                        )
 
 
 def pairs(path: Path, count_: int, seed: int) -> None:

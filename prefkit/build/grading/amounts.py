@@ -15,7 +15,11 @@ _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
 def quantities_equal(answer: str, gold: str) -> bool | None:
     """By exact values and units; None where one of them is not a number with a unit."""
     if _COMMA.fullmatch(answer) or _COMMA.fullmatch(gold):
-        texts = [text.replace(",", ".") for text in (answer, gold) if "," not in text or _COMMA.fullmatch(text)]
+        texts = [
+            text.replace(",", ".")
+            for text in (answer, gold)
+            if "," not in text or _COMMA.fullmatch(text)
+        ]
         if len(texts) == 2 and value_of(texts[0]) == value_of(texts[1]) is not None:
             return True  # 1,22 may be a list as well: if it is not equal as a number, that is open
         return None

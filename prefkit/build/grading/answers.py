@@ -26,7 +26,10 @@ _LINE = re.compile(
     r"[ \t*_]*",
     re.I | re.M,
 )
-_SENTENCE = re.compile(r"\banswer\b(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*", re.I)
+_SENTENCE = re.compile(
+    r"\b(?:answer|correct[ \t]+(?:option|choice))\b(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*",
+    re.I,
+)
 _FINAL = re.compile(r"\bfinal[ \t]+answer[ \t]+is\b[ \t:*_]*(?=[$\d\\-])", re.I)
 _NAMED = re.compile(r"(?:\s(?:is|are|equals|be)|=)\s+(?=\S)")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')*]*(?:\s[A-Z#<\[]|$))|\bI hope\b")
@@ -193,11 +196,21 @@ def _last(text: str) -> Found | None:
         answer = _joined(text, spans, joined_to(text, spans, len(spans) - 1), len(spans) - 1)
         if answer is None:
             return None
-        return Found(answer, "formula", (), _again(text, spans[-1].start, spans, answer))
+        others = _beside(text, spans, answer)
+        return Found(answer, "formula", others, _again(text, spans[-1].start, spans, answer))
     before, equals, after = masked(text, spans).rstrip().rpartition("\n")[2].rpartition("=")
     if equals and before.strip() and not _is_sentence(after) and (answer := shortened(after)):
         return Found(answer, "equals", (), _again(text, len(text.rstrip()) - 1, spans, answer))
     return _last_number(text)
+
+
+def _beside(text: str, spans: list[Span], answer: str) -> tuple[str, ...]:
+    """The other formulas of the last sentence."""
+    before = masked(text, spans)[: spans[-1].start]
+    begin = max(before.rfind("\n"), before.rfind(". "))
+    parts = answer.split(", ")
+    inner = [tidy(span.inner) for span in spans[-9:] if span.start > begin]
+    return tuple(part for part in inner if part and part not in parts)
 
 
 def _last_number(text: str) -> Found | None:

@@ -18,10 +18,10 @@ it can be stopped, as `Grader` does.
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
 
 from prefkit.build.grading.amounts import quantities_equal
 from prefkit.build.grading.bounds import MAX_LENGTH, sane
+from prefkit.build.grading.comparison import DIFFERENT, EQUAL, REFUSED, Comparison, decided
 from prefkit.build.grading.formulas import formulas_equal
 from prefkit.build.grading.normal_form import normal
 from prefkit.build.grading.words import squeezed, text_equal
@@ -29,17 +29,6 @@ from prefkit.build.grading.words import squeezed, text_equal
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 MAX_DIGITS = 4000  # of plain decimals, which need no bounds: Python reads no longer ones
 _BASE = re.compile(r"([\dA-F]+)_\{?\(?(\d+)\)?\}?")
-
-
-class Comparison(NamedTuple):
-    """Whether two answers are equal; None = undecided, and then why.
-
-    `why`: "refused" (too long or too large to be looked at), "unread" (a formula that cannot be
-    read), "disagree" (math-verify says one thing, numbers put in say another), "" = decided.
-    """
-
-    equal: bool | None
-    why: str = ""
 
 
 def equal(answer: str, gold: str) -> bool:
@@ -55,7 +44,7 @@ def compare(answer: str, gold: str) -> Comparison:
         gold: the right answer.
     """
     if answer.strip() == gold.strip():
-        return Comparison(bool(gold.strip()))
+        return decided(bool(gold.strip()))
     if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
         return _as_text(answer, gold)
     answer, gold = answer.strip().strip("*"), gold.strip().strip("*")  # bold in Markdown
@@ -63,7 +52,7 @@ def compare(answer: str, gold: str) -> Comparison:
         return _as_text(answer, gold)
     answer, gold = normal(answer), normal(gold)
     if not answer or not gold:
-        return Comparison(False)
+        return DIFFERENT
     if not sane(answer) or not sane(gold) or squeezed(answer) == squeezed(gold):
         return _as_text(answer, gold)
     return _by_meaning(answer, gold)
@@ -71,26 +60,31 @@ def compare(answer: str, gold: str) -> Comparison:
 
 def _by_meaning(answer: str, gold: str) -> Comparison:
     """Of answers in normal form, by the first rule that can tell."""
-    for rule in (text_equal, _bases_equal, quantities_equal):
-        verdict = rule(answer, gold)
-        if verdict is not None:
-            return Comparison(verdict)
-    return Comparison(*formulas_equal(answer, gold))
+    if found := text_equal(answer, gold):
+        return found
+    for rule in (_bases_equal, quantities_equal):
+        if (is_equal := rule(answer, gold)) is not None:
+            return decided(is_equal)
+    return formulas_equal(answer, gold)
 
 
 def _as_text(answer: str, gold: str) -> Comparison:
     if squeezed(answer) == squeezed(gold):
-        return Comparison(True)
+        return EQUAL
     if len(answer) + len(gold) > MAX_DIGITS:
-        return Comparison(None, "refused")
+        return REFUSED
     if _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold):  # of any number of digits
-        return Comparison(Fraction(answer) == Fraction(gold))
-    return Comparison(None, "refused")
+        return decided(Fraction(answer) == Fraction(gold))
+    return REFUSED
 
 
 def _bases_equal(answer: str, gold: str) -> bool | None:
-    """Numbers in another base than ten, by their digits and base; None where neither is one."""
+    """Numbers in another base than ten: by their digits and base. None where neither is one, or
+    where only the base is left out."""
     one, other = (_BASE.fullmatch(text.replace(" ", "")) for text in (answer, gold))
     if one and other:
         return one.groups() == other.groups()
+    if one or other:
+        digits, plain = (one[1], gold) if one else (other[1], answer)  # type: ignore[index]
+        return False if plain.isdigit() and plain != digits else None
     return None

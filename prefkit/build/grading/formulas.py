@@ -13,6 +13,14 @@ from fractions import Fraction
 from typing import Any
 
 from prefkit.build.grading.amounts import decimals, values_equal
+from prefkit.build.grading.comparison import (
+    DIFFERENT,
+    DISAGREE,
+    EQUAL,
+    UNREAD,
+    Comparison,
+    decided,
+)
 from prefkit.build.grading.units import quantity
 
 # What may be handed to it: commands whose evaluation is bounded by the digits that `sane` lets pass.
@@ -27,6 +35,7 @@ _COMMANDS = frozenset(
     """.split()  # noqa: SIM905
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
+_BASED = re.compile(r"\d_")  # a number in another base: math-verify reads it in base ten
 _LONG = {"sum", "binom"}  # as long as the numbers in them are large
 _EQUALS = re.compile(r"(?<![\\<>])=(?![^{}]*\})")
 _PROSE = re.compile(r"(?<![\\A-Za-z{])(?!matrix|array|infty|cases)[a-z]{4,}")
@@ -35,26 +44,26 @@ _IMPLICIT = re.compile(r"[^=<>]*[a-z][^=<>]*[-+][^=<>]*=\s*0")
 _SPOTS = (Fraction(7, 5), Fraction(23, 7), Fraction(5, 11))  # values put in for unknowns
 
 
-def formulas_equal(answer: str, gold: str) -> tuple[bool | None, str]:
-    """(whether two formulas in normal form are equal, or None, and then why: see `Comparison`)."""
+def formulas_equal(answer: str, gold: str) -> Comparison:
+    """Whether two formulas in normal form are equal."""
     if _SET.fullmatch(gold) and _TUPLE.fullmatch(answer):
-        return False, ""  # math-verify takes (1,2) for an open interval, and that for a set
+        return DIFFERENT  # math-verify takes (1,2) for an open interval, and that for a set
     if _SET.fullmatch(answer) and _TUPLE.fullmatch(gold):
-        return False, ""
+        return DIFFERENT
     if gold == "0" and _IMPLICIT.fullmatch(answer):
-        return None, "disagree"  # math-verify takes the right side of an equation for its value
+        return DISAGREE  # math-verify takes the right side of an equation for its value
     sides = [read(text) for text in (gold, answer)]
     if not all(sides):
-        return None, "unread"
+        return UNREAD
     verdict = verified(*sides)
     numeric = _by_numbers(sides[1][0], answer, sides[0][0], gold)
     if verdict is None:
-        return (True, "") if numeric else (None, "unread")
+        return EQUAL if numeric else UNREAD
     if numeric is None or numeric is verdict:
         is_prose = not verdict and any(_is_prose(text) for text in (answer, gold))
-        return (None, "unread") if is_prose else (verdict, "")
+        return UNREAD if is_prose else decided(verdict)
     free = getattr(sides[0][0], "free_symbols", ()) or getattr(sides[1][0], "free_symbols", ())
-    return (None, "disagree") if free else (numeric, "")
+    return DISAGREE if free else decided(numeric)
 
 
 def _is_prose(text: str) -> bool:
@@ -78,7 +87,7 @@ def readable(text: str) -> bool:
     commands = set(_COMMAND.findall(text))
     if text.count("{") != text.count("}") or (commands & _LONG and re.search(r"\d{4}", text)):
         return False
-    return commands <= _COMMANDS
+    return commands <= _COMMANDS and not _BASED.search(text)
 
 
 def found_in(text: str) -> list[Any]:
@@ -147,6 +156,6 @@ def _value(side: Any, given: Mapping[Any, Fraction]) -> complex:
 def _close(one: complex, other: complex) -> bool | None:
     """Whether two values are the same but for rounding; None = that cannot be told."""
     size = max(abs(one), abs(other))
-    if not 1e-12 < size < math.inf:
+    if not 1e-100 < size < math.inf:
         return None
     return abs(one - other) <= 1e-9 * size

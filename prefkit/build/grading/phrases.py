@@ -20,7 +20,7 @@ def number_of(phrase: str) -> str | None:
     or holds an equation or a list."""
     phrase = phrase.strip().strip("*_ \t")
     match = _LEADING.match(phrase)
-    if match is None or "=" in phrase or _LIST.match(phrase, match.end()):
+    if match is None or "=" in phrase[match.end() :][:4] or _LIST.match(phrase, match.end()):
         return None
     unit = _UNIT.match(phrase, match.end())
     return match[0].rstrip() + (unit[0] if unit else "")

@@ -10,7 +10,9 @@ _BRACKETS = re.compile(
     re.DOTALL,
 )
 _DOLLAR = re.compile(r"(?<!\\)\$")
-_FRACTION = re.compile(r"-?\\[dtc]?frac\s?\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}")  # without any sign
+_FRACTION = re.compile(
+    r"-?\\[dtc]?frac\s?\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}"
+)  # without any sign
 _JOINED = re.compile(r"\s*(?:,?\s*\\?\b(?:and|or)\b|,|;|&)\s*", re.I)
 
 
