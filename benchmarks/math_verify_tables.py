@@ -2,12 +2,12 @@ r"""Where do prefkit's verdicts differ from those of Math-Verify's own tests?
 
     python -m benchmarks.math_verify_tables PATH_TO_ITS_TESTS [--show]
 
-The folder is `tests/` of github.com/huggingface/Math-Verify (Apache-2.0; nothing of it is kept here).
-Its parametrised tests hold a right answer (LaTeX, plain or a whole solution), a predicted text and
-the verdict. Each goes to the `Grader` as it is: the predicted text as a solution, with prefkit's own
+The folder is `tests/` of github.com/huggingface/Math-Verify; nothing of it is kept here. Its
+parametrised tests hold a right answer (LaTeX, plain or a whole solution), a predicted text and the
+verdict. Each goes to the `Grader` as it is: the predicted text as a solution, with prefkit's own
 way of finding the answer in either, whatever extraction its test configures (LaTeX, plain
-expressions or both). A pair that occurs twice counts once; pairs whose verdict hangs on an option of
-math-verify (`strict`, `allow_set_relation_comp`, a rounding of two decimals) do not count.
+expressions or both). A pair that occurs twice counts once; pairs whose verdict hangs on an option
+of math-verify (`strict`, `allow_set_relation_comp`, a rounding of two decimals) do not count.
 """
 
 import argparse

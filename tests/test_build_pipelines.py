@@ -158,7 +158,7 @@ def test_what_cannot_be_compared_stands_on_neither_side() -> None:
         ("<think>It is 42.", "the thought does not end"),
         ("He has 42 apples and 7 days.", "several answers, one of them right"),
         ("\\boxed{42!}", "too long or too large to be compared"),
-        ("\\boxed{\\hspace{42}}", "a formula that cannot be read"),
+        ("\\boxed{\\hspace{42}}", "words or a formula that cannot be read"),
     ],
 )
 @pytest.mark.parametrize(("method", "pipeline"), [("dpo", dpo), ("cdpo", cdpo), ("scdpo", scdpo)])

@@ -27,7 +27,8 @@ _LINE = re.compile(
     re.I | re.M,
 )
 _SENTENCE = re.compile(
-    r"\b(?:answer|correct[ \t]+(?:option|choice))\b(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*",
+    r"\b(?:answer|correct[ \t]+(?:option|choice))\b"
+    r"(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*",
     re.I,
 )
 _FINAL = re.compile(r"\bfinal[ \t]+answer[ \t]+is\b[ \t:*_]*(?=[$\d\\-])", re.I)

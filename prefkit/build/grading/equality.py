@@ -12,8 +12,8 @@ What counts as equal (docs/build_grading.md has the examples):
 - words are compared without case.
 - sets, tuples, intervals, matrices, equations and formulas: by math-verify.
 
-Nothing is evaluated that `sane` has not passed. `compare` has no time limit of its own: run it where
-it can be stopped, as `Grader` does.
+Nothing is evaluated that `sane` has not passed. `compare` has no time limit of its own: run it
+where it can be stopped, as `Grader` does.
 """
 
 import re

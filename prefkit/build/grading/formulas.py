@@ -1,8 +1,8 @@
 r"""Answers that are formulas: by math-verify, from its LaTeX grammar alone, and checked by numbers.
 
 Math-verify (github.com/huggingface/Math-Verify) compares formulas, equations, sets, tuples,
-intervals and matrices. Its own time limits are off: they need signals, and the worker is killed from
-outside. Its reader of plain expressions is not used: it evaluates Python.
+intervals and matrices. Its own time limits are off: they need signals, and the worker is killed
+from outside. Its reader of plain expressions is not used: it evaluates Python.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from prefkit.build.grading.amounts import decimals, values_equal
+from prefkit.build.grading.amounts import values_equal
 from prefkit.build.grading.comparison import (
     DIFFERENT,
     DISAGREE,
@@ -23,7 +23,7 @@ from prefkit.build.grading.comparison import (
 )
 from prefkit.build.grading.units import quantity
 
-# What may be handed to it: commands whose evaluation is bounded by the digits that `sane` lets pass.
+# What it may be given: commands whose evaluation is bounded by the digits that `sane` lets pass.
 _COMMANDS = frozenset(
     r"""
     frac sqrt pi cdot times div pm mp le ge ne infty cup cap in emptyset begin end sin cos tan cot
@@ -31,7 +31,8 @@ _COMMANDS = frozenset(
     rho epsilon mathbb setminus to ldots dots overline angle lt gt quad qquad mid vert lvert rvert
     det vec hat mathbf bmod pmod equiv approx sim circ prime ell triangle text min max sinh cosh
     tanh psi tau nu eta xi zeta kappa chi Delta Gamma Omega Sigma Phi Psi Lambda Theta forall subset
-    R Z Q N C langle rangle parallel perp cong iff land lor sum binom left right dfrac tfrac cfrac leq geq neq boxed textbf mathrm displaystyle
+    R Z Q N C langle rangle parallel perp cong iff land lor sum binom left right dfrac tfrac cfrac
+    leq geq neq boxed textbf mathrm displaystyle
     """.split()  # noqa: SIM905
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")

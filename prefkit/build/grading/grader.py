@@ -34,7 +34,7 @@ UNDECIDED = {
     "thought": "the thought does not end",
     "unclear": "several answers, one of them right",
     "disagree": "prefkit and math-verify disagree",
-    "unread": "a formula that cannot be read",
+    "unread": "words or a formula that cannot be read",
     "refused": "too long or too large to be compared",
     "timeout": "grading ended in timeout",
     "error": "grading ended in error",
@@ -50,7 +50,7 @@ class Grade:
         correct: the answer equals the right one. False whenever that could not be found out.
         answer: what the solution states, None where it states nothing (or the pattern that finds
             it was stopped).
-            how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
+        how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
             the grading function), or why it is undecided, one of `UNDECIDED`.
         note: a word for the log where `how` does not say it all (the exception's text), else "".
     """

@@ -47,7 +47,8 @@ _POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 _UNIT = re.compile(
     r"(?P<number>[-+(]*[\d.].*?)\s*"
-    r"(?P<unit>%|percentage|percent|per cent|pct|¢|(?:(?:square|sq\.?|cubic|cu\.?)\s+)?[A-Za-z]+(?:/[A-Za-z]+)?"
+    r"(?P<unit>%|percentage|percent|per cent|pct|¢"
+    r"|(?:(?:square|sq\.?|cubic|cu\.?)\s+)?[A-Za-z]+(?:/[A-Za-z]+)?"
     r"(?:\s*\^\s*\{?[23]\}?)?(?:\s+[A-Za-z/]+){0,4})?",
     re.DOTALL,
 )

@@ -1,9 +1,9 @@
 """From an answer that was found to a verdict, or to the reason why there is none.
 
 Where the answer stands is not always certain. What `answers.find` finds without a mark is looked
-for by math-verify too: a formula has to be right in both readings or in none, and no answer is wrong
-that is right in the other reading. Nor is one a clear mistake where another number of its line, or
-another box, is right.
+for by math-verify too: a formula has to be right in both readings or in none, and no answer is
+wrong that is right in the other reading. Nor is one a clear mistake where another number of its
+line, or another box, is right.
 """
 
 from prefkit.build.grading.answers import Found
