@@ -119,9 +119,12 @@ def test_an_interval_is_wilsons() -> None:
 
 
 def test_samples_of_one_question_are_no_independent_trials() -> None:
-    rows = [{"id": f"q{i}-{n}", "right": n == 0} for i in range(10) for n in range(4)]
+    rows = [
+        {"id": f"q{i}-{n}", "right": n == 0, "decided": n < 2} for i in range(10) for n in range(4)
+    ]
     found = summary(rows)
     assert (found["accuracy"], found["solved"]) == (0.25, 1.0)
+    assert (found["wrong"], found["undecided"]) == (0.25, 0.5)
     assert found["interval"] == wilson(0.25, 10)
 
 

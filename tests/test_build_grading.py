@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from prefkit.build.grading.answers import final_answer
 from prefkit.build.grading.equality import equal
 from prefkit.build.grading.grader import Grader
 from prefkit.errors import ConfigError
@@ -41,33 +40,6 @@ def test_hostile_answers_do_not_even_need_the_limit(name: str) -> None:
     assert time.process_time() - start < 2.0
 
 
-@pytest.mark.parametrize(
-    ("text", "how", "answer"),
-    [
-        ("a\n#### 72", "auto", "72"),
-        ("so \\boxed{\\frac{1}{2}} it is 7", "auto", "\\frac{1}{2}"),
-        ("\\boxed{1} then \\boxed{\\{1, 2\\}}", "boxed", "\\{1, 2\\}"),
-        ("\\boxed{5} and \\boxed{6", "auto", "5"),
-        ("9 * 2 = $<<9*2=18>>18\nA: 18", "auto", "18"),
-        ("The answer is 18 dollars a day.", "auto", "18"),
-        ("**Answer:** 5", "auto", "5"),
-        ("The answer is $\\frac{1}{2}$.", "auto", "$\\frac{1}{2}$"),
-        ("47+8=55\n55-9=46\n", "auto", "46"),
-        ("He pays 9 * 2 = $<<9*2=18>>18 every day", "auto", "$18"),
-        ("There are 5 apples and 7 pears.", "auto", "7"),
-        ("It is 5-3.", "last_number", "3"),
-        ("nothing", "auto", None),
-        ("", "auto", None),
-        ("\\boxed{}", "boxed", None),
-        ("no box 5", "boxed", None),
-        ("x = <5> or <6>", "regex:<(\\d)>", "6"),
-        ("none", "regex:<(\\d)>", None),
-    ],
-)
-def test_answers_are_found(text: str, how: str, answer: str | None) -> None:
-    assert final_answer(text, how) == answer
-
-
 @pytest.mark.parametrize("how", ["box", "regex:", "regex:(", ""])
 def test_a_bad_way_is_refused(how: str) -> None:
     with pytest.raises(ConfigError, match="answer is"):
@@ -93,7 +65,7 @@ def test_order_and_verdicts_of_many(grader: Grader) -> None:
     grades = grader.grade_many([*items, ("no answer here", "1")])
     assert [grade.correct for grade in grades] == [True, False, True, False] * 5 + [False]
     assert [grade.how for grade in grades[:4]] == ["exact", "integer", "function", "none"]
-    assert all(grade.decided for grade in grades)
+    assert [grade.decided for grade in grades] == [True, True, True, False] * 5 + [False]
     assert grader.grade("A: 18", "so it is\n#### 18").correct  # the right answer as a solution
 
 

@@ -16,7 +16,6 @@ from prefkit.build.localise.judge import (
     judge,
     judge_prompt,
     parse_verdict,
-    spoken,
 )
 
 
@@ -124,10 +123,3 @@ def test_an_answer_without_a_verdict_has_a_name(
 )
 def test_all_right_needs_a_word_on_every_step(text: str, all_right: bool) -> None:
     assert parse_verdict(text, 3).all_right is all_right
-
-
-def test_thoughts_are_cut() -> None:
-    assert spoken("a<think>b<think>c</think>d") == "ad"
-    assert spoken("a</Think>b<thinking>c</thinking>d") == "bd"
-    assert spoken("a<think>b") == "a"
-    assert spoken("1 < 2") == "1 < 2"

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from prefkit.build.cdpo import NEGATIVE, POSITIVE, cdpo
 from prefkit.build.dpo import dpo
 from prefkit.build.engines.base import Request
+from prefkit.build.evaluate import evaluate, summary
 from prefkit.build.grading.grader import Grader
 from prefkit.build.scdpo import scdpo
 from prefkit.build.step_dpo import step_dpo
@@ -51,7 +53,7 @@ def test_dpo_pairs_each_text_once_and_counts_the_rest(grader: Grader) -> None:
     drops = +Counter(outcome.drops)
     assert drops == {
         "solutions: the same text as another": 2,
-        "solutions: unfinished": 1,
+        "answers: no answer found": 1,
         "solutions: without a partner, or beyond pairs_per_question": 1,
     }
     assert 2 * len(outcome.rows) + sum(drops.values()) == outcome.counts["solutions sampled"]
@@ -69,7 +71,7 @@ def test_cdpo_selects_by_frequency_of_the_answer(grader: Grader) -> None:
     negative = [found["response"] for found in outcome.extra[NEGATIVE]]
     assert negative == ["thus $40"]  # three of six wrong ones: half are covered
     assert [found["response"] for found in outcome.extra[POSITIVE]] == ["a way: 42"]
-    assert outcome.drops["solutions: no answer"] == 4
+    assert outcome.drops["answers: no answer found"] == 4
 
 
 def test_cdpo_takes_answers_until_half_of_the_wrong_solutions_are_covered(grader: Grader) -> None:
@@ -146,6 +148,61 @@ def test_what_cannot_be_compared_stands_on_neither_side() -> None:
     assert [row["rejected"] for row in outcome.rows] == ["so 41"]
     assert outcome.counts["solutions undecided"] == 1
     assert outcome.drops["answers: grading ended in timeout"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("I do not know.", "no answer found"),
+        ("\\boxed{42} so \\boxed{4", "no answer found"),
+        ("<think>It is 42.", "the thought does not end"),
+        ("He has 42 apples and 7 days.", "several answers, one of them right"),
+        ("\\boxed{42!}", "too long or too large to be compared"),
+        ("\\boxed{\\hspace{42}}", "words or a formula that cannot be read"),
+    ],
+)
+@pytest.mark.parametrize(("method", "pipeline"), [("dpo", dpo), ("cdpo", cdpo), ("scdpo", scdpo)])
+def test_undecided_solutions_are_counted_by_reason_and_taken_for_neither_side(
+    grader: Grader, method: str, pipeline: Any, text: str, reason: str
+) -> None:
+    more = {"max_samples": 2} if method == "scdpo" else {}
+    context = make_context(method, grader, samples=2, **more)
+    outcome, _ = drive(pipeline(question(), context), in_turn("so 42", text))
+    assert outcome.rows == []
+    assert (outcome.counts["solutions right"], outcome.counts["solutions wrong"]) == (1, 0)
+    assert outcome.counts["solutions undecided"] == outcome.drops[f"answers: {reason}"] == 1
+    assert not outcome.extra.get(NEGATIVE)
+
+
+def test_step_dpo_looks_for_no_mistake_in_undecided_or_unfinished_right_solutions(
+    grader: Grader,
+) -> None:
+    def write(request: Request) -> tuple[str, str]:
+        return ("it is what it is", "end") if number(request) else ("2+3=5\n9+33=42", "length")
+
+    context = make_context("step-dpo", grader, "program", samples=2)
+    outcome, asked = drive(step_dpo(question("Add 2, 3, 4 and 33."), context), write)
+    assert len(asked) == 1
+    assert outcome.drops["questions: all right"] == 1
+
+
+def test_a_thought_that_the_prompt_opens_is_not_the_answer(grader: Grader) -> None:
+    context = make_context("dpo", grader, samples=3, joiner="\n<think>\n")
+    texts = ["It may be 41.</think>It is 42.", "It is 42.", "42?</think>It is 41."]
+    outcome, _ = drive(dpo(question(), context), in_turn(*texts))
+    assert [(row["chosen"], row["rejected"]) for row in outcome.rows] == [(texts[0], texts[2])]
+    assert outcome.drops["answers: the thought does not end"] == 1
+
+
+def test_an_evaluation_tells_wrong_from_undecided(grader: Grader) -> None:
+    context = make_context("evaluate", grader, samples=1, temperature=[0.0])
+    rows = []
+    for text in ("so 42", "so 41", "who knows", "so 40"):
+        rows += drive(evaluate(question(), context), in_turn(text))[0].rows
+    for place, row in enumerate(rows):
+        row["id"] = f"q{place}-0"
+    found = summary(rows)
+    assert (found["accuracy"], found["wrong"], found["undecided"]) == (0.25, 0.5, 0.25)
 
 
 def test_a_grader_of_ones_own_that_fails_stops_the_build() -> None:

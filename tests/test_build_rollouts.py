@@ -54,7 +54,24 @@ def test_the_first_hopeless_prefix_ends_with_the_wrong_step(
     ],
 )
 def test_counts_are_read_together(wins: list[int], step: int) -> None:
-    assert last_with_hope(wins, 8) == step
+    assert last_with_hope(wins, [8] * len(wins)) == step
+
+
+def test_an_undecided_continuation_is_no_try() -> None:
+    assert last_with_hope([4, 4, 0, 0], [4, 4, 0, 4]) == 1
+    assert last_with_hope([4, 0, 4, 0], [4, 0, 4, 4]) == 2  # of the second prefix nothing is known
+
+    def answer(request: Request) -> Completion:
+        length = request.key.split("/")[1]
+        text = {"0": "right", "1": "undecided", "2": "right"}[length]
+        return Completion(key=request.key, text=text, finish="end", tokens=1)
+
+    def succeed(texts: list[str]) -> list[bool | None]:
+        return [None if "undecided" in text else "right" in text for text in texts]
+
+    verdict = run(first_hopeless(["a\n", "b\n", "c\n"], plain_request, succeed, 4), answer)
+    assert verdict.step == 2
+    assert "4 0/0 4" in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ class Attempt:
         right: whether its final answer is the question's.
         answer: that answer as it was read, or None.
         ended: the model ended it; False = it ran into max_tokens.
-        decided: the answer could be compared; False = the comparison ran out of time or failed, so
-            the solution may stand on neither side of a pair.
+        decided: right or wrong was found out. False = no answer was found, it could not be
+            compared, or it is right so far and the solution goes on: the solution may stand on
+            neither side of a pair.
     """
 
     number: int
@@ -94,8 +95,8 @@ def graded(
         kind = "right" if right else "unfinished" if not ended else "wrong"
         outcome.counts["solutions sampled"] += 1
         outcome.counts[f"solutions {kind if grade.decided else 'undecided'}"] += 1
-        steps = context.split(text)
-        attempts.append(Attempt(number, text, steps, right, grade.answer, ended, grade.decided))
+        steps, decided = context.split(text), grade.decided and right is grade.correct
+        attempts.append(Attempt(number, text, steps, right, grade.answer, ended, decided))
     return attempts
 
 

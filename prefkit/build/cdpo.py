@@ -29,9 +29,8 @@ def cdpo(question: Question, context: Context) -> Asking[Outcome]:
     sampled = yield from solve(question, context, outcome, range(context.options.samples))
     attempts = yield from by_right_steps(question, context, outcome, sampled)
     outcome.drops["solutions: unfinished"] += sum(not attempt.ended for attempt in attempts)
-    stated = [a for a in attempts if a.ended and a.answer is not None]
-    outcome.drops["solutions: no answer"] += sum(a.ended and a.answer is None for a in attempts)
-    right, wrong = [by_answer([a for a in stated if a.right is kind]) for kind in (True, False)]
+    ended = [attempt for attempt in attempts if attempt.ended]
+    right, wrong = [by_answer([a for a in ended if a.right is kind]) for kind in (True, False)]
     if right:
         outcome.extra[POSITIVE] = [_response(question, right[0][0])]
     chosen = half_of(wrong)

@@ -217,7 +217,9 @@ def _say_accuracy(result: BuildResult) -> None:
     if result.count > manifest["questions"]["asked"]:
         print(f"{found['solved']:.1%} of the questions have a right solution.")
     if unfinished := manifest["counts"].get("solutions unfinished"):
-        print(f"{unfinished:,} solutions ran into max_tokens and count as wrong.")
+        print(f"{unfinished:,} solutions ran into max_tokens and do not count as right.")
+    if found["undecided"]:
+        print(f"{found['wrong']:.1%} wrong, {found['undecided']:.1%} undecided:")
     for name, count in manifest["drops"].items():
-        print(f"{name}: {count:,}, counted as wrong.")
+        print(f"{name}: {count:,}")
     print(f"The solutions are in {result.rows}.")

@@ -12,6 +12,7 @@ from prefkit.build.steps import split_steps
 from prefkit.data.pair import Front, Message
 from prefkit.data.render import TokenizeOptions
 from prefkit.errors import PrefkitError
+from prefkit.thoughts import is_thinking, opening_tag
 
 if TYPE_CHECKING:
     from prefkit.build.code.interpreter import Interpreter
@@ -100,6 +101,13 @@ class Context:
         rendered = self.renderer.render(front)
         return rendered.prompt + rendered.prefix, rendered.is_chat
 
+    def _open_thought(self, question: Question) -> str:
+        """The tag of a thought that the prompt leaves open, "" where there is none."""
+        begun = question.prompt[-1] if not isinstance(question.prompt, str) else {"role": "user"}
+        if begun["role"] == "assistant" and is_thinking(str(begun.get("content") or "")):
+            return "<think>"
+        return opening_tag(self._render(question, "")[0])
+
     def messages(self, question: Question) -> list[Message]:
         """The question as the messages that the chat template was given."""
         if not isinstance(question.prompt, str):
@@ -116,12 +124,16 @@ class Context:
         return tuple(split_steps(text, self.options.steps))
 
     def grade(self, question: Question, texts: Sequence[str], outcome: Outcome) -> "list[Grade]":
-        """The verdicts on solutions; those that could not be had are counted in the outcome.
+        """The verdicts on solutions; those that could not be had are counted in the outcome, by
+        their reasons. Where the prompt opens a thought, the solutions begin in it.
 
         Raises:
             PrefkitError: the user's grading function failed on an answer.
         """
-        grades = self.grader.grade_many([(text, question.answer) for text in texts])
+        from prefkit.build.grading.grader import UNDECIDED
+
+        opened = self._open_thought(question)
+        grades = self.grader.grade_many([(opened + text, question.answer) for text in texts])
         for grade in grades:
             if grade.how == "error" and self.options.grader is not None:
                 raise PrefkitError(
@@ -131,7 +143,7 @@ class Context:
                     "kept."
                 )
             if not grade.decided:
-                outcome.drops[f"answers: grading ended in {grade.how}"] += 1
+                outcome.drops[f"answers: {UNDECIDED[grade.how]}"] += 1
         return grades
 
 

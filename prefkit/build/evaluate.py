@@ -18,8 +18,8 @@ def evaluate(question: Question, context: Context) -> Asking[Outcome]:
     """Samples and grades.
 
     Returns:
-        An outcome of one row a solution: what was written, how its answer was read, and whether
-        that is right.
+        An outcome of one row a solution: what was written, how its answer was read, whether that
+        is right, and whether that could be found out.
     """
     outcome = Outcome(question.id)
     assert context.options.samples is not None
@@ -32,6 +32,7 @@ def evaluate(question: Question, context: Context) -> Asking[Outcome]:
             "solution": attempt.text,
             "read_as": attempt.answer,
             "right": attempt.right,
+            "decided": attempt.decided,
             "ended": attempt.ended,
         }
         for attempt in attempts
@@ -40,7 +41,8 @@ def evaluate(question: Question, context: Context) -> Asking[Outcome]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy over all solutions, in [0, 1], its interval, and the share of questions solved.
+    """Accuracy over all solutions, in [0, 1], its interval, the shares of solutions that are wrong
+    and undecided (neither right nor wrong), and the share of questions solved.
 
     The interval takes questions as independent; several samples of one question are not, so it is
     that of as many solutions as there are questions.
@@ -52,6 +54,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "accuracy": accuracy,
         "interval": wilson(accuracy, len(questions)),
+        "wrong": sum(row["decided"] and not row["right"] for row in rows) / len(rows),
+        "undecided": sum(not row["decided"] for row in rows) / len(rows),
         "solved": sum(any(found) for found in questions.values()) / len(questions),
     }
 

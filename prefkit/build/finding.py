@@ -251,13 +251,13 @@ def _by_rollouts(
             temperature=options.temperature[number % len(options.temperature)],  # type: ignore
         )
 
-    def succeed(texts: list[str]) -> list[bool]:
+    def succeed(texts: list[str]) -> list[bool | None]:
         # a continuation of no step at all was asked for after the opening
         whole = [t if t.startswith(options.opening) else options.opening + t for t in texts]
         grades = context.grade(question, whole, Outcome(question.id))  # its counts are of solutions
         outcome.counts["rollouts sampled"] += len(grades)
         outcome.counts["rollouts right"] += sum(grade.correct for grade in grades)
         outcome.counts["rollouts undecided"] += sum(not grade.decided for grade in grades)
-        return [grade.correct for grade in grades]
+        return [grade.correct if grade.decided else None for grade in grades]
 
     return (yield from first_hopeless(steps, request, succeed, count))

@@ -82,7 +82,8 @@ def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[st
         questions, model, out, options: as `build` takes them.
 
     Returns:
-        {"accuracy", "interval", "solved"}: see `prefkit.build.evaluate.summary`.
+        {"accuracy", "interval", "wrong", "undecided", "solved"}, see
+        `prefkit.build.evaluate.summary`.
 
     Raises:
         PrefkitError: as `build` does.

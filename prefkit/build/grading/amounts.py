@@ -4,13 +4,20 @@ import itertools
 import re
 from fractions import Fraction
 
+from prefkit.build.grading.rationals import value_of
 from prefkit.build.grading.units import Quantity, quantity
 
+# A comma that is no separator of thousands may be a decimal one.
+_COMMA = re.compile(r"^([-+]?\d+),(\d{1,2}|\d{4,}|(?<=^0,)\d{3}|(?<=\d{4},)\d{3})$")
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
 
 
 def quantities_equal(answer: str, gold: str) -> bool | None:
     """By exact values and units; None where one of them is not a number with a unit."""
+    if _COMMA.fullmatch(answer) or _COMMA.fullmatch(gold):
+        values = [value_of(_COMMA.sub(r"\1.\2", text)) for text in (answer, gold)]
+        # 1,22 may be a list as well: if it is not equal as a number, that is open.
+        return True if values[0] == values[1] is not None else None
     one, other = quantity(answer), quantity(gold)
     if one is None or other is None:
         return None

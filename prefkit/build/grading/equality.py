@@ -1,5 +1,5 @@
-r"""Do two answers mean the same? Exact arithmetic first, sets and text by their structure, the
-rest by math-verify.
+r"""Do two answers mean the same? Numbers, units and words by rules of this project, the rest by
+math-verify; where neither can tell, that is said.
 
 What counts as equal (docs/build_grading.md has the examples):
 
@@ -9,117 +9,82 @@ What counts as equal (docs/build_grading.md has the examples):
 - magnitudes: 5 million is 5,000,000 and 1.5k is 1500; they are never left out as a unit may be.
 - percent: the sign may be left out (50 % = 50), or be worked out (50 % = 0.5); 50 is not 0.5.
 - units and currencies may be left out on one side; on both they are converted (1 m = 100 cm).
-- sets and bare lists are without order, tuples, matrices and intervals with it.
-- an equation `x = 5` equals 5; words are compared without case.
+- words are compared without case.
+- sets, tuples, intervals, matrices, equations and formulas: by math-verify.
 
-Nothing is evaluated that `sane` has not passed. `equal` has no time limit of its own: run it where
-it can be stopped, as `Grader` does.
+Nothing is evaluated that `sane` has not passed. `compare` has no time limit of its own: run it
+where it can be stopped, as `Grader` does.
 """
 
-import functools
+import re
+from fractions import Fraction
 
 from prefkit.build.grading.amounts import quantities_equal
 from prefkit.build.grading.bounds import MAX_LENGTH, sane
-from prefkit.build.grading.formulas import symbolic_equal
+from prefkit.build.grading.comparison import DIFFERENT, EQUAL, REFUSED, Comparison, decided
+from prefkit.build.grading.formulas import formulas_equal
 from prefkit.build.grading.normal_form import normal
-from prefkit.build.grading.structure import Interval, Items, Matrix, bare_list, structure
-from prefkit.build.grading.words import assigned, squeezed, text_equal
+from prefkit.build.grading.words import squeezed, text_equal
 
-MAX_ITEMS = 64  # of a set, a list or a matrix
+_DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
+MAX_DIGITS = 4000  # of plain decimals, which need no bounds: Python reads no longer ones
+_BASE = re.compile(r"([\dA-F]+)_\{?\(?(\d+)\)?\}?")
 
 
 def equal(answer: str, gold: str) -> bool:
+    """Whether an answer equals the right one; False also where that is undecided."""
+    return compare(answer, gold).equal is True
+
+
+def compare(answer: str, gold: str) -> Comparison:
     """Whether an answer equals the right one.
 
     Args:
         answer: what a solution states, plain or LaTeX.
         gold: the right answer.
-
-    Returns:
-        False also where it cannot be decided.
     """
-    if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
-        return answer.strip() == gold.strip()
     if answer.strip() == gold.strip():
-        return bool(gold.strip())
+        return decided(bool(gold.strip()))
+    if len(answer) > MAX_LENGTH or len(gold) > MAX_LENGTH:
+        return _as_text(answer, gold)
     answer, gold = answer.strip().strip("*"), gold.strip().strip("*")  # bold in Markdown
     if not sane(answer) or not sane(gold):
-        return squeezed(answer) == squeezed(gold)
+        return _as_text(answer, gold)
     answer, gold = normal(answer), normal(gold)
-    if not answer or not gold or not sane(answer) or not sane(gold):
-        return False
+    if not answer or not gold:
+        return DIFFERENT
+    if not sane(answer) or not sane(gold) or squeezed(answer) == squeezed(gold):
+        return _as_text(answer, gold)
+    return _by_meaning(answer, gold)
+
+
+def _by_meaning(answer: str, gold: str) -> Comparison:
+    """Of answers in normal form, by the first rule that can tell."""
+    if found := text_equal(answer, gold):
+        return found
+    for rule in (_bases_equal, quantities_equal):
+        if (is_equal := rule(answer, gold)) is not None:
+            return decided(is_equal)
+    return formulas_equal(answer, gold)
+
+
+def _as_text(answer: str, gold: str) -> Comparison:
     if squeezed(answer) == squeezed(gold):
-        return True
-    return _equal(answer, gold, 0)
+        return EQUAL
+    if len(answer) + len(gold) > MAX_DIGITS:
+        return REFUSED
+    if _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold):  # of any number of digits
+        return decided(Fraction(answer) == Fraction(gold))
+    return REFUSED
 
 
-def _equal(answer: str, gold: str, depth: int) -> bool:
-    """Both in normal form; `depth` counts the sets within sets."""
-    if depth > 4:
-        return False
-    by_text = text_equal(answer, gold)
-    if by_text is not None:
-        return by_text
-    named = assigned(answer, gold)
-    if named is None:
-        return False
-    answer, gold = named
-    by_value = quantities_equal(answer, gold)
-    if by_value:
-        return True
-    by_structure = _structures_equal(answer, gold, depth)
-    if by_structure is not None:
-        return by_structure
-    return by_value is None and symbolic_equal(answer, gold)
-
-
-# ------------------------------------------------------------------------------------- structures
-
-
-def _structures_equal(answer: str, gold: str, depth: int) -> bool | None:
-    """Sets, tuples, intervals, matrices by their parts; None where neither has parts."""
-    one, other = structure(answer), structure(gold)
-    if one is None and other is None:
-        return None
-    same = functools.partial(_equal, depth=depth + 1)
-    match one, other:
-        case Matrix(), Matrix():
-            flat, flat_gold = one.flat(), other.flat()
-            return one.shape == other.shape and _in_order(flat, flat_gold, depth)
-        case Interval(), Interval():
-            ends = [(one.low, other.low), (one.high, other.high)]
-            return one.open == other.open and all(a == b or same(a, b) for a, b in ends)
-        case Items(), Items():
-            if len(one.parts) != len(other.parts) or len(one.parts) > MAX_ITEMS:
-                return False
-            if "tuple" in (one.kind, other.kind):
-                return {one.kind, other.kind} != {"set", "tuple"} and _in_order(
-                    one.parts, other.parts, depth
-                )
-            if "union" in (one.kind, other.kind) and one.kind != other.kind:
-                return False
-            return _without_order(one.parts, other.parts, depth)
-    lone, items = (answer, other) if one is None else (gold, one)
-    if isinstance(items, Items) and items.kind == "set" and len(items.parts) == 1:
-        return same(lone, items.parts[0]) if one is None else same(items.parts[0], lone)
-    if isinstance(items, Items) and items.kind == "list" and bare_list(lone):
-        return _without_order(bare_list(lone), items.parts, depth)
-    return False
-
-
-def _in_order(answer: list[str], gold: list[str], depth: int) -> bool:
-    return len(answer) == len(gold) <= MAX_ITEMS and all(
-        a == g or _equal(a, g, depth + 1) for a, g in zip(answer, gold, strict=True)
-    )
-
-
-def _without_order(answer: list[str], gold: list[str], depth: int) -> bool:
-    left = list(gold)
-    if len(answer) != len(left) or len(left) > MAX_ITEMS:
-        return False
-    for part in answer:
-        found = next((x for x in left if x == part or _equal(part, x, depth + 1)), None)
-        if found is None:
-            return False
-        left.remove(found)
-    return True
+def _bases_equal(answer: str, gold: str) -> bool | None:
+    """Numbers in another base than ten: by their digits and base. None where neither is one, or
+    where only the base is left out."""
+    one, other = (_BASE.fullmatch(text.replace(" ", "")) for text in (answer, gold))
+    if one and other:
+        return one.groups() == other.groups()
+    if one or other:
+        digits, plain = (one[1], gold) if one else (other[1], answer)  # type: ignore[index]
+        return False if plain.isdigit() and plain != digits else None
+    return None

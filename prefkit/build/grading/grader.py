@@ -19,13 +19,26 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from prefkit.build.grading.answers import check_way, final_answer
+from prefkit.build.grading.answers import Found, check_way, find
+from prefkit.build.grading.verdicts import verdict_on
 from prefkit.errors import ConfigError
+from prefkit.thoughts import is_thinking, spoken
 
 DEFAULT_FUNCTION = "prefkit.build.grading.equality:equal"
 MAX_ANSWER = 10_000  # characters; what is longer is no answer
 MEMORY = 2 << 30  # bytes of address space that a worker may take beyond what it starts with
 
+# Why a verdict could not be had: `Grade.how` → as the manifest counts it.
+UNDECIDED = {
+    "none": "no answer found",
+    "thought": "the thought does not end",
+    "unclear": "several answers, one of them right",
+    "disagree": "prefkit and math-verify disagree",
+    "unread": "words or a formula that cannot be read",
+    "refused": "too long or too large to be compared",
+    "timeout": "grading ended in timeout",
+    "error": "grading ended in error",
+}
 _PLAIN_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
 
 
@@ -38,8 +51,7 @@ class Grade:
         answer: what the solution states, None where it states nothing (or the pattern that finds
             it was stopped).
         how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
-            the grading function), "none" (no answer, or far too long), "timeout", "error" (the
-            function raised or gave no bool, or its process ended).
+            the grading function), or why it is undecided, one of `UNDECIDED`.
         note: a word for the log where `how` does not say it all (the exception's text), else "".
     """
 
@@ -50,8 +62,8 @@ class Grade:
 
     @property
     def decided(self) -> bool:
-        """Whether right or wrong was found out; a time-out or an error says neither."""
-        return self.how not in ("timeout", "error")
+        """Whether right or wrong was found out."""
+        return self.how not in UNDECIDED
 
 
 class Grader:
@@ -103,11 +115,12 @@ class Grader:
         waiting: list[tuple[int, str | None, Any]] = []
         grades: list[Grade | None] = [None] * len(items)
         for place, (solution, _) in enumerate(items):
-            answer, grade = self._at_once(solution, golds[place])
-            if grade is None:
-                text = solution if answer is None else answer
-                waiting.append((place, answer, self._schedule(text, golds[place], answer is None)))
-            grades[place] = grade
+            task = self._at_once(solution, golds[place])
+            if isinstance(task, Grade):
+                grades[place] = task
+            else:
+                answer = task.answer if isinstance(task, Found) else None
+                waiting.append((place, answer, self._schedule(task, golds[place])))
         for place, answer, future in waiting:
             grades[place] = _result(future, answer, self.seconds)
         return [grade for grade in grades if grade is not None]
@@ -120,7 +133,7 @@ class Grader:
         """
         if self.function == DEFAULT_FUNCTION:
             return
-        grade = _result(self._schedule(gold, gold, False), gold, self.seconds)
+        grade = _result(self._schedule(Found(gold, "boxed"), gold), gold, self.seconds)
         if not grade.decided:
             raise ConfigError(
                 f"grader {self.function} fails on the right answer {gold[:80]!r} itself: "
@@ -146,24 +159,30 @@ class Grader:
     ) -> None:
         self.close()
 
-    def _at_once(self, solution: str, gold: str) -> tuple[str | None, Grade | None]:
-        """(answer, grade) without a worker; grade None where one is needed."""
-        if self.way.startswith("regex:"):  # the pattern itself may take for ever
-            return None, None
-        answer = final_answer(solution, self.way)
-        if answer is None:
-            return None, Grade(False, None, "none")
-        if len(answer) > MAX_ANSWER:
-            return answer, Grade(False, answer[:100], "none", f"{len(answer)} characters")
-        if self.function == DEFAULT_FUNCTION:
-            if answer == gold:
-                return answer, Grade(True, answer, "exact")
-            if _PLAIN_INTEGER.fullmatch(answer) and _PLAIN_INTEGER.fullmatch(gold):
-                return answer, Grade(int(answer) == int(gold), answer, "integer")
-        return answer, None
+    def _at_once(self, solution: str, gold: str) -> Grade | Found | str:
+        """The grade, where no worker is needed; else what the worker gets: an answer, or the text
+        in which the user's pattern (which may take for ever) finds one."""
+        if is_thinking(solution):
+            return Grade(False, None, "thought")
+        text = spoken(solution)
+        if self.way.startswith("regex:"):
+            return text
+        found = find(text, self.way)
+        if found.answer is None:
+            return Grade(False, None, "none")
+        if len(found.answer) > MAX_ANSWER:
+            note = f"{len(found.answer)} characters"
+            return Grade(False, found.answer[:100], "refused", note)
+        if self.function == DEFAULT_FUNCTION and not found.again:
+            if found.answer == gold:
+                return Grade(True, gold, "exact")
+            if _PLAIN_INTEGER.fullmatch(found.answer) and _PLAIN_INTEGER.fullmatch(gold):
+                is_same = int(found.answer) == int(gold)
+                if is_same or not found.others:
+                    return Grade(is_same, found.answer, "integer")
+        return found
 
-    def _schedule(self, text: str, gold: str, find: bool) -> Any:
-        way = self.way if find else None
+    def _schedule(self, task: Found | str, gold: str) -> Any:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the Grader is closed")
@@ -176,7 +195,7 @@ class Grader:
                     initargs=(self.function,),
                     context=multiprocessing.get_context("spawn"),
                 )
-            arguments = (self.function, text, gold, way)
+            arguments = (self.function, self.way, task, gold)
             return self._pool.schedule(_work, args=arguments, timeout=self.seconds)
 
 
@@ -204,15 +223,18 @@ def load_function(path: str) -> Callable[[str, str], bool]:
 
 
 def _gold(gold: str) -> str:
-    if "####" in gold or "\\boxed" in gold:
-        return final_answer(gold) or gold.strip()
-    return gold.strip()
+    """The right answer; of a solution in its place, the answer that it states."""
+    gold = gold.strip()
+    found = find(gold)
+    is_solution = found.by in ("hash", "boxed", "stated") or (
+        found.by == "formula" and gold.startswith(("$", "\\(", "\\["))
+    )
+    return (found.answer if is_solution else None) or gold
 
 
 def _result(future: Any, answer: str | None, seconds: float) -> Grade:
     try:
-        correct, answer = future.result()
-        return Grade(correct, answer, "function" if answer is not None else "none")
+        return Grade(*future.result())
     except (TimeoutError, FutureTimeout):
         return Grade(False, answer, "timeout", f"more than {seconds:g} s")
     except Exception as error:  # of the function, or the end of its process
@@ -235,14 +257,19 @@ def _prepare(path: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 
-def _work(path: str, text: str, gold: str, way: str | None) -> tuple[bool, str | None]:
-    """(right, answer); `way` None = the text is the answer already."""
-    answer = text if way is None else final_answer(text, way)
-    if answer is None or len(answer) > MAX_ANSWER:
-        return False, None
+def _work(path: str, way: str, task: Found | str, gold: str) -> tuple[bool, str | None, str]:
+    """(right, answer, how) of an answer, or of a text in which it has to be found."""
+    found = task if isinstance(task, Found) else find(task, way)
+    if found.answer is None:
+        return False, None, "none"
+    if len(found.answer) > MAX_ANSWER:
+        return False, found.answer[:100], "refused"
     # Deep recursion ends in an exception, never in a crashed stack.
     sys.setrecursionlimit(3000)
-    verdict = load_function(path)(answer, gold)
+    if path == DEFAULT_FUNCTION:
+        is_right, how = verdict_on(found, gold)
+        return is_right, found.answer, how
+    verdict = load_function(path)(found.answer, gold)
     if not isinstance(verdict, bool):
         raise TypeError(f"it gave {verdict!r}, not True or False")
-    return verdict, answer
+    return verdict, found.answer, "function"

@@ -16,19 +16,22 @@ _SIGNS = {
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _DROPPED = re.compile(
-    r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|displaystyle|limits)(?![A-Za-z])\.?|(?<!\\)\\[,;:! ]|~"
+    r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|displaystyle|limits)(?![A-Za-z])\.?|(?<!\\)\\[,;: ]|~"
 )
 _RENAMED = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\(?:geq|geqslant)(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne"),
+    (re.compile(r"\\q?quad"), " "),
+    (re.compile(r"!="), r"\\ne "),
     (re.compile(r"<="), r"\\le "),
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])|\\\{\s*\\\}|^\{\s*\}$"), r"\\emptyset"),
     (re.compile(r"\\(?:lbrace)(?![A-Za-z])"), r"\\{"),
     (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
-    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\s*\{\s*,\s*\}\s*"), ","),
+    (re.compile(r"(?<!\\)\\!\s*"), ""),
     (re.compile(r"\\([%$#])"), r"\1"),
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), " degrees"),
     (re.compile(r"_\{(\w+)\}"), r"_\1"),
@@ -42,12 +45,22 @@ _RENAMED = (
     (re.compile(r"(?<![A-Za-z\\])(?:infinity|infty|oo)(?![A-Za-z])"), r"\\infty "),
 )
 _TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|normal|sf)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}"
+)
+_ESCAPED_TWICE = re.compile(
+    r"(?<!\\)\\\\(?=(?:boxed|fbox|left|right|[dtc]?frac|sqrt|text|begin|end|pi|cdot|times|infty|l?dots"
+    r"|[gln]eq?|pm|cup|cap|in)(?![A-Za-z]))"
 )
 _SHORT_FRACTION = re.compile(r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*(\{)|(\{[^{}]*\})\s*(\d))")
 # A fraction of plain digits needs no LaTeX; a whole number before it makes it a mixed number.
 _PLAIN_FRACTION = re.compile(r"(-?)(\d+)?\s*\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}")
+_BRACED = re.compile(r"(?<=(?<!\\)\{) +| +(?=\})")
 _SPACES = re.compile(r"\s+")
+
+
+def unescaped(text: str) -> str:
+    r"""The text with `\\\\boxed` as `\\boxed`: LaTeX that was written to JSON once too often."""
+    return _ESCAPED_TWICE.sub(lambda _: "\\", text) if "\\\\" in text else text
 
 
 def normal(text: str) -> str:
@@ -59,12 +72,12 @@ def normal(text: str) -> str:
     Returns:
         Without `$…$`, \boxed, sizes, LaTeX spaces, the full stop at the end; spaces single.
     """
-    text = _SIGN.sub(lambda match: _SIGNS[match[0]], text.strip())
+    text = _SIGN.sub(lambda match: _SIGNS[match[0]], unescaped(text.strip()))
     text = _unwrapped(text)
     text = _DROPPED.sub(" ", text)
     for pattern, name in _RENAMED:
         text = pattern.sub(name, text)
-    text = _TEXT.sub(r" \1 ", text)
+    text = _BRACED.sub("", _TEXT.sub(r" \1 ", text))
     text = _SHORT_FRACTION.sub(_long_fraction, text)
     text = _PLAIN_FRACTION.sub(_mixed, text)
     return _SPACES.sub(" ", text).strip().rstrip(".;").strip()

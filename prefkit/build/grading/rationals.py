@@ -15,7 +15,7 @@ from fractions import Fraction
 
 MAX_TOKENS, MAX_DIGITS, MAX_DEPTH, MAX_POWER, MAX_BITS = 200, 40, 20, 200, 4096
 
-_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+"
+_NUMBER = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+"
 _TOKEN = re.compile(rf"\s*(?:(?P<number>{_NUMBER})(?P<percent>\s*\\?%)?|(?P<op>\*\*|[-+*/^()]))")
 _SAME = str.maketrans(
     {"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*", "⋅": "*", "∗": "*", "{": "(", "}": ")"}

@@ -47,7 +47,8 @@ _POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 _UNIT = re.compile(
     r"(?P<number>[-+(]*[\d.].*?)\s*"
-    r"(?P<unit>%|percent|per cent|¢|(?:(?:square|sq\.?|cubic|cu\.?)\s+)?[A-Za-z]+(?:/[A-Za-z]+)?"
+    r"(?P<unit>%|percentage|percent|per cent|pct|¢"
+    r"|(?:(?:square|sq\.?|cubic|cu\.?)\s+)?[A-Za-z]+(?:/[A-Za-z]+)?"
     r"(?:\s*\^\s*\{?[23]\}?)?(?:\s+[A-Za-z/]+){0,4})?",
     re.DOTALL,
 )
@@ -89,7 +90,7 @@ def quantity(text: str) -> Quantity | None:
         return None
     number = _mixed(match["number"])
     scale, unit = scale_of((match["unit"] or "").strip().casefold())
-    if unit in ("%", "percent", "per cent"):
+    if unit in ("%", "percent", "percentage", "per cent", "pct"):
         return Quantity(number, percent=True, scale=scale)
     if not unit:
         return Quantity(number, kind, scale=scale)
@@ -97,6 +98,15 @@ def quantity(text: str) -> Quantity | None:
         return None  # "5x" is a formula
     found, factor = _known(unit)
     return Quantity(number, found or kind, factor, scale=scale)
+
+
+def is_unit(words: str) -> bool:
+    """Whether words name a known unit, a percentage, or how many (million)."""
+    words = words.strip().lstrip("\\").casefold()
+    if words in ("%", "percent", "percentage", "pct", "degrees") or scale_of(words)[0] != 1:
+        return True
+    last = words.split()[-1] if words else ""
+    return len(last) > 1 and last != "in" and bool(_UNITS.get(last) or _UNITS.get(last.rstrip("s")))
 
 
 def _mixed(text: str) -> str:

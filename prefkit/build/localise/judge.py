@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from prefkit.build.engines.base import Completion, Request
 from prefkit.build.localise.verdict import Verdict
+from prefkit.thoughts import spoken
 
 PROMPT = """\
 You are checking a student's work, one step at a time.
@@ -62,7 +63,6 @@ _VERDICT = re.compile(
     re.I,
 )
 _RANGE = re.compile(rf"(?P<first>\d+)(?:\s*{_TO}\s*(?:steps?\s*)?#?(?P<last>\d+))?", re.I)
-_THOUGHT = re.compile(r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>", re.I)
 _MARKDOWN = re.compile(r"[*_`#]+|</?[a-z]+>", re.I)
 
 
@@ -144,25 +144,6 @@ def _unsaid(answer: Completion) -> str:
     if answer.finish == "length":
         return CUT_OFF if spoken(answer.text).strip() else CUT_OFF_THINKING
     return NOTHING_SAID if answer.note == "thought" else ""
-
-
-def spoken(text: str) -> str:
-    """What a model says, without what it thinks.
-
-    Thoughts stand between `<think>` and `</think>`; a block that is not closed runs to the end, and
-    one whose opening is in the prompt begins with the text.
-    """
-    said: list[str] = []
-    at, is_thinking = 0, False
-    for tag in _THOUGHT.finditer(text):
-        if tag["end"]:
-            if not is_thinking:
-                said.clear()
-            at, is_thinking = tag.end(), False
-        elif not is_thinking:
-            said.append(text[at : tag.start()])
-            is_thinking = True
-    return "".join(said if is_thinking else [*said, text[at:]])
 
 
 def _verdicts(text: str, count: int) -> dict[int, str]:

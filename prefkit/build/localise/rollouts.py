@@ -7,7 +7,8 @@ fail, and after a wrong step a second mistake may make good the first. So a cont
 arithmetic is false does not count (unless no other is right), and the counts of all prefixes are
 read together: successes have one rate up to the wrong step and a lower one after it, and the step
 is the one that makes the counts most likely. With a lower rate of 0 and a higher one that is not
-small this is the first prefix without a success.
+small this is the first prefix without a success. A continuation whose answer stays undecided is
+neither: it is no try.
 """
 
 import math
@@ -21,7 +22,7 @@ from prefkit.build.localise.verdict import Verdict
 def first_hopeless(
     steps: Sequence[str],
     request: Callable[[list[str], int], Request],
-    succeed: Callable[[list[str]], Sequence[bool]],
+    succeed: Callable[[list[str]], Sequence[bool | None]],
     continuations: int = 8,
 ) -> Generator[list[Request], list[Completion], Verdict]:
     """Finds the step after which continuations stop to succeed.
@@ -29,7 +30,8 @@ def first_hopeless(
     Args:
         steps: of a solution whose answer is wrong, each with the break that ends it.
         request: (prefix steps, number from 0) → a request to continue them to the end.
-        succeed: whole solutions (prefix and continuation) → whether each one's answer is right.
+        succeed: whole solutions (prefix and continuation) → whether each one's answer is right;
+            None = undecided.
         continuations: sampled from each prefix.
 
     Yields:
@@ -51,65 +53,71 @@ def first_hopeless(
     ]
     right = list(succeed(whole))
     clean = [
-        is_right and first_false(completion.text.split("\n")).step is None
+        bool(is_right) and first_false(completion.text.split("\n")).step is None
         for is_right, completion in zip(right, completions, strict=True)
     ]
-    counted = clean if any(clean) else right
-    wins = [
-        sum(counted[place * continuations : (place + 1) * continuations])
-        for place in range(len(prefixes))
+    counted = clean if any(clean) else [bool(is_right) for is_right in right]
+    parts = [
+        slice(place * continuations, (place + 1) * continuations) for place in range(len(prefixes))
     ]
+    wins = [sum(counted[part]) for part in parts]
+    tries = [continuations - right[part].count(None) for part in parts]
     if not any(wins):
         return Verdict(None, f"none of {len(whole)} continuations is right")
-    step = last_with_hope(wins, continuations)
-    counts = " ".join(map(str, wins))
-    trust = "likely" if share_of_best(wins, continuations) > 0.5 else "a guess"
+    step = last_with_hope(wins, tries)
+    trust = "likely" if share_of_best(wins, tries) > 0.5 else "a guess"
+    counts = " ".join(
+        f"{won}" if tried == continuations else f"{won}/{tried}"
+        for won, tried in zip(wins, tries, strict=True)
+    )
     return Verdict(
         step, f"right continuations of {continuations} after 0, 1, … steps: {counts} ({trust})"
     )
 
 
-def last_with_hope(wins: Sequence[int], continuations: int) -> int:
+def last_with_hope(wins: Sequence[int], tries: Sequence[int]) -> int:
     """The length of the longest prefix before successes drop, 0 ≤ length < len(wins).
 
     Args:
-        wins: successes from the prefixes of 0, 1, … steps; the whole solution's 0 is added here.
-        continuations: tries from each prefix.
+        wins: successes from the prefixes of 0, 1, … steps; the whole solution's 0 is added here,
+            of as many tries as a prefix had at most.
+        tries: decided continuations from each prefix.
 
     Returns:
         The length k that maximises the likelihood of two binomial rates, one for prefixes of up to
         k steps and a lower one for longer ones; the shortest of equals.
     """
-    likelihoods = _likelihoods(wins, continuations)
+    likelihoods = _likelihoods(wins, tries)
     return likelihoods.index(max(likelihoods))
 
 
-def share_of_best(wins: Sequence[int], continuations: int) -> float:
+def share_of_best(wins: Sequence[int], tries: Sequence[int]) -> float:
     """How likely the step of `last_with_hope` is beside all others, in (0, 1]: its likelihood
     divided by the sum of all. One lucky continuation at a hard question gives little.
 
     Args:
-        wins, continuations: see `last_with_hope`; one of `wins` is above 0.
+        wins, tries: see `last_with_hope`; one of `wins` is above 0.
     """
-    likelihoods = _likelihoods(wins, continuations)
+    likelihoods = _likelihoods(wins, tries)
     best = max(likelihoods)
     return 1 / sum(math.exp(value - best) for value in likelihoods)
 
 
-def _likelihoods(wins: Sequence[int], continuations: int) -> list[float]:
+def _likelihoods(wins: Sequence[int], tries: Sequence[int]) -> list[float]:
     """The logarithm of the likelihood of each length, −∞ where the rate does not fall there."""
-    counts = [*wins, 0]
+    won, tried = [*wins, 0], [*tries, max(tries)]
     found = []
     for length in range(len(wins)):
-        parts = counts[: length + 1], counts[length + 1 :]
-        rates = [sum(part) / (len(part) * continuations) for part in parts]
-        parts_and_rates = zip(parts, rates, strict=True)
-        log = sum(_log(part, continuations, rate) for part, rate in parts_and_rates)
+        sides = [
+            (sum(won[part]), sum(tried[part]))
+            for part in (slice(length + 1), slice(length + 1, None))
+        ]
+        rates = [right / max(1, count) for right, count in sides]
+        log = sum(_log(*side, rate) for side, rate in zip(sides, rates, strict=True))
         found.append(log if rates[0] > rates[1] else -math.inf)
     return found
 
 
-def _log(wins: Sequence[int], continuations: int, rate: float) -> float:
-    won = sum(wins)
-    lost = len(wins) * continuations - won
+def _log(won: int, tried: int, rate: float) -> float:
+    lost = tried - won
     return (won * math.log(rate) if won else 0.0) + (lost * math.log(1 - rate) if lost else 0.0)

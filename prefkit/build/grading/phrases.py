@@ -1,0 +1,50 @@
+"""A number or a few words at the start of a phrase, and the unit that follows a formula."""
+
+import re
+from collections.abc import Iterator
+
+from prefkit.build.grading.units import is_unit
+
+_DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+|\d+,\d+|\d+(?:\.\d+)?|\.\d+"
+_VALUE = rf"[-−]?[$€£]?[-−]?(?:{_DIGITS})(?:/\d+)?\s?%?"
+_NUMBER = re.compile(rf"(?<![\w.])(?<!\d,){_VALUE}(?=(?:[A-Za-z]{{1,2}}[²³]?)?(?![\w]|[.,/]\d))")
+# A number that prose may follow: "18 dollars a day" is cut there, "18x + 2" is not.
+_LEADING = re.compile(rf"{_VALUE}(?=[.,;:!?]*(?:\s+[A-Za-z(]|\s*$))")
+_UNIT = re.compile(r"[ \t]+(?:(?:square|cubic|sq\.?|cu\.?)[ \t]+)?[A-Za-z°]+(?=[.!]?\s*$)")
+_LIST = re.compile(r"\s+(?:and|or|to)\b")
+_AFTER = re.compile(r"[ \t})\]$\\]{0,6}(\\?%|(?:(?:square|cubic)[ \t]+)?[A-Za-z]+)")
+
+
+def number_of(phrase: str) -> str | None:
+    """The number that a phrase starts with, with a unit that ends it; None = it starts otherwise,
+    or holds an equation or a list."""
+    phrase = phrase.strip().strip("*_ \t")
+    match = _LEADING.match(phrase)
+    if match is None or "=" in phrase[match.end() :][:4] or _LIST.match(phrase, match.end()):
+        return None
+    unit = _UNIT.match(phrase, match.end())
+    return match[0].rstrip() + (unit[0] if unit else "")
+
+
+def shortened(phrase: str) -> str | None:
+    """The number that a phrase starts with, or the phrase itself, without its full stop."""
+    return number_of(phrase) or tidy(phrase.strip().strip("*_ \t"))
+
+
+def numbers_in(text: str) -> Iterator[re.Match[str]]:
+    """The numbers of a text, as written, with their signs of currency and percent."""
+    return _NUMBER.finditer(text)
+
+
+def known_unit(text: str, place: int) -> str:
+    """The unit, the percent sign or the word that multiplies, which follows a formula; else ""."""
+    match = _AFTER.match(text, place)
+    return f" {match[1]}" if match and is_unit(match[1]) else ""
+
+
+def tidy(answer: str) -> str | None:
+    """Without bold marks and full stops around it; None where nothing is left."""
+    answer = answer.strip().strip("*").strip()
+    while answer.endswith((".", ";")) and not answer.endswith(".."):
+        answer = answer[:-1].rstrip()
+    return answer or None
