@@ -8,13 +8,16 @@ is not said yet.
 
 import re
 
+# Patterns of the marks that open and close a thought: Qwen, DeepSeek, GLM, Nemotron, Seed, …;
+# Magistral; Kimi; Sky-T1; Command; Gemma 4. Letters of either case.
 _NAMES = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reason|reasoning)"
-_OPEN = (
+OPEN = (
     rf"<{_NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel>thought"
 )
-_CLOSE = rf"</{_NAMES}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>|<channel\|>"
-_TAG = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.I)
-_OPENED = re.compile(rf"(?:{_OPEN}|<\|channel\|>analysis<\|message\|>)\s*\Z", re.I)
+CLOSE = rf"</{_NAMES}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>|<channel\|>"
+ANALYSIS = r"<\|channel\|>analysis<\|message\|>"  # gpt-oss: a channel, which <|end|> ends
+_TAG = re.compile(rf"(?P<open>{OPEN})|(?P<close>{CLOSE})", re.I)
+_OPENED = re.compile(rf"(?:{OPEN}|{ANALYSIS})\s*\Z", re.I)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(?P<name>\w+)[^<\n]*<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _STRIPPED = re.compile(r"\s*analysis.*assistant\s*final", re.DOTALL)  # channels, tokens left out

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefkit.data.marks import marks_of
 from prefkit.data.pair import Message
-from prefkit.data.thoughts import marks_of
 from prefkit.errors import ConfigError, PrefkitError
 
 # What `chat_template="plain"` stands for: contents on lines of their own, no role tokens. For

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from prefkit.data.chat import ChatTemplate, common_start, extra_fields
 from prefkit.data.kept import Kept
+from prefkit.data.marks import repeated_opening
 from prefkit.data.pair import Front, Message
-from prefkit.data.thoughts import repeated_opening
 from prefkit.data.tokenizers import check_tokenizer, leading_ids, untrimmed
 from prefkit.errors import ConfigError, PrefkitError, RowError
 

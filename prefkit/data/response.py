@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from prefkit.data.chat import common_start, extra_fields
+from prefkit.data.marks import marks_of, repeated_opening, state_of
 from prefkit.data.pair import Front, Message, Side
 from prefkit.data.render import Rendered, Renderer
-from prefkit.data.thoughts import marks_of, repeated_opening, state_of
 from prefkit.data.turns import SWITCHES, Written, by_template, words_of
 from prefkit.errors import RowError
 

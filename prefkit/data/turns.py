@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 from prefkit.data.chat import PROBE, common_end, common_start, extra_fields, texts_of
+from prefkit.data.marks import marks_of
 from prefkit.data.pair import Front, Message, Side
 from prefkit.data.render import Rendered, Renderer
-from prefkit.data.thoughts import marks_of
 from prefkit.errors import RowError
 
 # Variables by which templates switch thoughts on and off.

@@ -9,23 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-# As chat templates write them: Qwen, DeepSeek, GLM, Nemotron, …; Magistral; Seed; Kimi; Command;
-# Gemma 4; gpt-oss (a channel, whose end other messages share).
-MARKS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|channel|>analysis<|message|>", "<|end|>"),
-)
-_OPENING = dict(MARKS)
-_SHARED = ("<|end|>", "<channel|>")  # end other things, too: a thought only where one is open
-_MARK = re.compile("|".join(re.escape(mark) for pair in MARKS for mark in pair))
+from prefkit.thoughts import ANALYSIS, CLOSE, OPEN
+
+_MARK = re.compile(rf"(?P<open>{OPEN}|{ANALYSIS})|(?P<close>{CLOSE}|<\|end\|>)", re.I)
+# Closing marks that end other things as well: they close only what was opened by these.
+_SHARED = {"<|end|>": "<|channel|>analysis<|message|>", "<channel|>": "<|channel>thought"}
 
 State = Literal["none", "open", "closed"]
 
@@ -42,12 +30,13 @@ class Mark:
 def marks_of(text: str) -> list[Mark]:
     """The marks of a text in their order."""
     found: list[Mark] = []
-    closing = None  # of the thought that is open
+    opened = ""  # the mark of the thought that is open
     for match in _MARK.finditer(text):
-        opens = match[0] in _OPENING
-        if not opens and match[0] in _SHARED and match[0] != closing:
+        mark = match[0].lower()
+        opens = match["open"] is not None
+        if not opens and opened != _SHARED.get(mark, opened):
             continue
-        closing = _OPENING[match[0]] if opens else None
+        opened = mark if opens else ""
         found.append(Mark(match.start(), match.end(), opens))
     return found
 
