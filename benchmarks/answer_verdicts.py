@@ -70,7 +70,7 @@ def count(grades: Sequence[Grade]) -> str:
     return f"{right} | {decided - right} | {len(grades) - decided}"
 
 
-def forms(path: Path, seed: int, show: bool, bare_front: bool = False) -> None:
+def forms(path: Path, seed: int, show: bool) -> None:
     rows = rows_of(path)
     answers = [answer for answer, _ in rows]
     others = shuffled(answers, seed)
@@ -78,7 +78,7 @@ def forms(path: Path, seed: int, show: bool, bare_front: bool = False) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with Grader(workers=2, seconds=5.0) as grader:
         for name, form in FORMS.items():
-            fronts = ["" if bare_front else front for _, front in rows]
+            fronts = [front for _, front in rows]
             given = [f + form(a) for f, a in zip(fronts, answers, strict=True)]
             swapped = [f + form(a) for f, a in zip(fronts, others, strict=True)]
             grades = grader.grade_many(list(zip(given, answers, strict=True)))
@@ -95,7 +95,7 @@ def forms(path: Path, seed: int, show: bool, bare_front: bool = False) -> None:
                         )
 
 
-def pairs(path: Path, count_: int, seed: int) -> None:
+def pairs(path: Path, count_: int, seed: int, show: bool) -> None:
     answers = sorted({answer for answer, _ in rows_of(path)})
     draw = random.Random(seed)
     drawn: dict[tuple[str, str], None] = {}
@@ -107,6 +107,8 @@ def pairs(path: Path, count_: int, seed: int) -> None:
         grades = grader.grade_many(items)
     print(f"{len(items)} pairs of different texts: right | wrong | undecided: {count(grades)}")
     for (one, other), grade in zip(drawn, grades, strict=True):
+        if show and not grade.decided:
+            print(f"{grade.how}: {one!r} for {other!r}")
         if grade.correct:
             print(f"equal: {one!r} and {other!r}")
     print(Counter(grade.how for grade in grades))
@@ -136,7 +138,7 @@ def main() -> None:
     if options.what == "forms":
         forms(options.file, options.seed, options.show)
     elif options.what == "pairs":
-        pairs(options.file, options.count, options.seed)
+        pairs(options.file, options.count, options.seed, options.show)
     else:
         gsm8k(options.file, options.show)
 

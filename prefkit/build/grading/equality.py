@@ -86,5 +86,5 @@ def _bases_equal(answer: str, gold: str) -> bool | None:
         return one.groups() == other.groups()
     if one or other:
         digits, plain = (one[1], gold) if one else (other[1], answer)  # type: ignore[index]
-        return False if plain.isdigit() and plain != digits else None
+        return None if plain == digits else False
     return None
