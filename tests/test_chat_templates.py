@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from prefkit.data import TokenizeOptions, prepare_pairs
+from prefkit.data.chat import ChatTemplate
 from prefkit.errors import ConfigError, RowError
 from tests.chat_cases import (
     CASES,
@@ -195,6 +196,82 @@ UNREAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "'chosen': holds 'reasoning_content', but continues a turn",
     ),
 }
+
+
+THINKS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' %}{{ '<think>\n' }}{% endif %}{{ m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+LAST_ONLY = (  # of the user's turns
+    "{% for m in messages %}{% if m.role != 'user' or loop.last %}{{ m.role + m.content }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+)
+
+
+def test_a_template_that_opens_a_thought_by_itself_trains_no_answer_in_it() -> None:
+    row, options = row_of("plain", "qwen3"), TokenizeOptions(chat_template=THINKS)
+    with pytest.raises(RowError, match="'chosen': is an answer inside the thought"):
+        prepare_pairs([row], tokenizer_for("qwen3"), options)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "glm4moe", "nemotron_3_nano"])
+def test_a_thought_in_field_and_text_at_once_is_refused(name: str) -> None:
+    chosen = said("<think>\na\n</think>\n\n4", reasoning_content="b")
+    row = {"prompt": QUESTION, "chosen": chosen, "rejected": said("5", reasoning_content="c")}
+    with pytest.raises(RowError, match=r"'chosen': .*with a thought that is opened twice"):
+        prepare_pairs([row], tokenizer_for(name))
+
+
+def test_earlier_turns_of_the_user_are_not_lost() -> None:
+    turns = [{"role": "user", "content": "I am Ann."}, *said("Hello."), *QUESTION]
+    row = {"prompt": turns, "chosen": said("4"), "rejected": said("5")}
+    with pytest.raises(RowError, match=r"'prompt': is lost in the chat template"):
+        prepare_pairs([row], tokenizer_for("qwen3"), TokenizeOptions(chat_template=LAST_ONLY))
+
+
+@pytest.mark.parametrize("content", ["Let me add.", "add", "What is 2 + 2?"])
+def test_words_beside_a_call_are_not_lost(content: str) -> None:
+    """Llama's template drops them, also where the same words stand elsewhere."""
+    row = row_of("tools", "llama3_1")
+    row["chosen"][0]["content"] = content
+    with pytest.raises(RowError, match="'chosen': holds a message of assistant that is lost"):
+        prepare_pairs([row], tokenizer_for("llama3_1"))
+
+
+def test_a_thought_that_only_repeats_the_answer_is_not_taken_as_read() -> None:
+    row = {"prompt": QUESTION, "chosen": said("4", reasoning_content="4"), "rejected": said("5")}
+    with pytest.raises(RowError, match="holds 'reasoning_content', which the chat template does"):
+        prepare_pairs([row], tokenizer_for("llama3_1"))
+
+
+def test_what_the_template_writes_before_the_end_of_a_turn_is_scored() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ' ' + m.content + ' |END| <|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+    )
+    tokenizer, options = tokenizer_for("qwen3"), TokenizeOptions(chat_template=template)
+    side = prepare_pairs([row_of("plain", "qwen3")], tokenizer, options).pairs[0].chosen
+    assert tokenizer.decode(side.ids[side.scored]) == " 4 |END| <|im_end|>"
+
+
+def test_many_turns_cost_a_rendering_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not a dozen: rows of tool calls may have many turns, each of thousands of tokens."""
+    counted: list[int] = []
+    write = ChatTemplate.write
+
+    def counting(self: ChatTemplate, *args: Any, **how: Any) -> str:
+        counted.append(1)
+        return write(self, *args, **how)
+
+    monkeypatch.setattr(ChatTemplate, "write", counting)
+    turns = [used_tool(i, str(i), "qwen3")[:2] for i in range(40)]
+    chosen, rejected = ([m for turn in part for m in turn] for part in (turns[:20], turns[20:]))
+    row = {"prompt": QUESTION, "tools": TOOLS}
+    row |= {"chosen": [*chosen, *said("0")], "rejected": [*rejected, *said("1")]}
+    prepare_pairs([row], tokenizer_for("qwen3"))
+    assert sum(counted) < 2 * 21 + 20
 
 
 @pytest.mark.parametrize("kind", list(UNREAD))

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from prefkit.data import Pair, TokenizeOptions, prepare_pairs, prepare_solutions, read_pairs
+from prefkit.data.chat import say_once
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests.chat_cases import TOOLS, runs, tokenizer_for, used_tool
 from tests.data_cases import character_tokenizer
@@ -131,8 +132,10 @@ def test_a_system_text_makes_a_chat_of_a_plain_prompt() -> None:
 def test_a_plain_prompt_beside_a_chat_template_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    say_once.cache_clear()
     rows = [{"prompt": f"{i} + 2?", **SIDES} for i in range(3)]
-    prepare_pairs(rows, character_tokenizer())
+    for _ in range(2):
+        prepare_pairs(rows, character_tokenizer())
     said = [record.message for record in caplog.records if "plain text" in record.message]
     assert len(said) == 1
     assert "string_prompts: chat" in said[0]
@@ -143,6 +146,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"ask": "2 + 2?", **SIDES},
         r"field 'ask': holds text that is not read\. Say what it is, as columns: {prompt: ask}, or "
         r"leave it out, as columns: {ask: null}",
+    ),
+    "a question under a name that tells about rows": (
+        {"task": "2 + 2?", "chosen": "It is 4", "rejected": "It is 5"},
+        "field 'task': holds text that is not read",
+    ),
+    "a text to translate": (
+        {"source_text": "Hallo", "chosen": "Hello world", "rejected": "Hello planet"},
+        "field 'source_text': holds text that is not read",
     ),
     "several unknown texts": (
         {"prompt": "2 + 2?", "rationale": "sum", "hints": ["add"], **SIDES},
@@ -231,6 +242,13 @@ def test_messages_about_a_mapped_field_name_its_column() -> None:
             read_pairs([{"ask": "q", **SIDES}], columns=wrong)  # type: ignore[arg-type]
 
 
+def test_a_mapped_column_may_be_null_in_some_rows() -> None:
+    rows = [{"q": "2 + 2?", "sys": system, **SIDES} for system in (None, "Be brief.")]
+    columns = {"prompt": "q", "system": "sys"}
+    for source in (rows, Dataset.from_list(rows)):
+        assert [pair.system for pair in read_pairs(source, columns=columns)] == [None, "Be brief."]
+
+
 # ------------------------------------------------------------------------------------------ tools
 
 
@@ -277,6 +295,13 @@ def test_csv_cells_are_texts_unless_they_are_objects(tmp_path: Path) -> None:
     assert (first.append_eos, second.append_eos) == (False, True)
     assert second.chosen.token_weights is not None
     assert second.chosen.token_weights.weights == (0.5, 1.0)
+
+
+def test_a_conversation_in_a_cell_may_be_indented(tmp_path: Path) -> None:
+    path, row = tmp_path / "rows.csv", {"chosen": [USER, RIGHT], "rejected": [USER, WRONG]}
+    cells = [json.dumps(side, indent=1).replace('"', '""') for side in row.values()]
+    path.write_text("chosen,rejected\n" + ",".join(f'"{cell}"' for cell in cells) + "\n")
+    assert read_pairs(path)[0].prompt == (USER,)
 
 
 @pytest.mark.parametrize(

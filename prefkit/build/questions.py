@@ -19,9 +19,9 @@ from typing import Any
 
 from prefkit.data.files import FILE_TYPES, Rows, load_rows
 from prefkit.data.layouts import Columns, check_columns, renamed
-from prefkit.data.messages import is_conversational
 from prefkit.data.pair import Message
 from prefkit.data.row import Row
+from prefkit.data.speech import is_conversational
 from prefkit.errors import ConfigError, NoRowsError, PrefkitError, RowError
 
 PROMPT_FIELDS = ("question", "prompt", "problem")

@@ -6,7 +6,9 @@ in question.
 """
 
 import copy
+import functools
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,8 @@ from typing import Any
 from prefkit.data.marks import marks_of
 from prefkit.data.pair import Message
 from prefkit.errors import ConfigError, PrefkitError
+
+logger = logging.getLogger(__name__)
 
 # What `chat_template="plain"` stands for: contents on lines of their own, no role tokens. For
 # conversational rows on a base model that has no template of its own.
@@ -45,6 +49,8 @@ class ChatTemplate:
         self.template = read_template(given)
         self._end_of_turn: int | None = None
         self._tail: str | None = None
+        # (the turn holds calls, who speaks next) → text between the turn's end and what is said
+        self.between: dict[tuple[bool, str], str] = {}
         added = tokenizer.added_tokens_decoder
         self.special = {token.content: i for i, token in added.items() if token.special}
         if unread := self.unread_variables(self.variables):
@@ -54,6 +60,11 @@ class ChatTemplate:
             )
         if given is not None:
             self._check(given)
+        if "strftime_now" in self.source():
+            say_once(
+                "The chat template writes today's date: rows that are prepared on another day have "
+                "other tokens. Set chat_template to a copy of it with a fixed date to avoid that."
+            )
 
     def write(
         self,
@@ -91,13 +102,19 @@ class ChatTemplate:
 
     def unread_variables(self, variables: Mapping[str, Any]) -> list[str]:
         """Those variables whose names are nowhere in the template: they would have no effect."""
-        if not variables or (self.template is None and not self.tokenizer.chat_template):
-            return []
-        try:
-            source = self.tokenizer.get_chat_template(self.template)
-        except ValueError:  # several templates, none of them the default: writing will tell
+        source = self.source()
+        if not source:
             return []
         return [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", source)]
+
+    def source(self) -> str:
+        """The template's text, "" where there is none (or several, none of them the default)."""
+        if self.template is None and not getattr(self.tokenizer, "chat_template", None):
+            return ""
+        try:
+            return self.tokenizer.get_chat_template(self.template)
+        except ValueError:
+            return ""
 
     def end_of_turn(self) -> int | None:
         """The id of the first special token that is written after an assistant's message; the
@@ -139,6 +156,12 @@ class ChatTemplate:
                 f"chat_template {given[:80]!r} does not write the messages' content. Give a Jinja "
                 'template, the path of a file that holds one, or "plain".'
             )
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A warning that a process gives once, however many data sets it prepares."""
+    logger.warning("%s", line)
 
 
 def read_template(given: str | None) -> str | None:

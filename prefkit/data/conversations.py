@@ -1,7 +1,7 @@
 """Rows whose responses are chat messages: TRL's conversational rows, and SCDPO's role lists.
 
-What both sides begin with is the front. The rest of each side is its response: one message of the
-assistant's, or several with tool results between them.
+What the prompt holds, or without one what both sides begin with, is the front. The rest of each
+side is its response: one message of the assistant's, or several with tool results between them.
 """
 
 from collections.abc import Iterator
@@ -45,8 +45,7 @@ def read_conversation(row: Row, options: "ReadOptions") -> Iterator[Pair]:
         _without(row, name, tuple(_plain(row, m, name, options) for m in messages), given)
         for name, messages in zip(("chosen", "rejected"), sides, strict=True)
     ]
-    is_begun = bool(given) and given[-1]["role"] == "assistant"
-    shared = 0 if is_begun else _shared(*plain)
+    shared = 0 if given else _shared(*plain)  # what follows a prompt that is given is all trained
     prompt = (*given, *plain[0][:shared])
     if not prompt:
         raise row.error("prompt", "is missing", "Give it, or begin both sides with the question.")

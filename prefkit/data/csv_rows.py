@@ -1,15 +1,18 @@
 """Rows of a CSV file: texts as they are, everything else as JSON.
 
 A table of texts cannot tell a list from a text that looks like one. So only fields that hold
-objects by their nature are read as JSON, and conversations where they are one.
+objects by their nature are read as JSON, and conversations where they are one. An empty cell of
+these is none; of a text it is the empty text, so that an empty `prefix` is still a step's.
 """
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from prefkit.data.speech import is_conversational
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 # Fields that are never plain text; an empty cell means that the row has none.
@@ -65,14 +68,12 @@ def _value(name: str, cell: str) -> Any:
         if cell in ("True", "False"):  # as Python writes them
             return cell == "True"
         return None if not cell.strip() else cell if cell == "auto" else json.loads(cell)
-    if not cell.startswith(("[{", "{")):
+    if not re.match(r"\s*(?:\[\s*)?\{", cell):
         return cell
     try:
         found = json.loads(cell)
     except ValueError:
-        if cell.startswith(("[{'", "{'")) and ("'role'" in cell or "'from'" in cell):
+        if re.match(r"\s*\[?\s*\{\s*'(?:role|content|from|value)'", cell):
             raise  # a conversation as Python prints it
         return cell
-    first = found[0] if isinstance(found, list) else found
-    is_chat = isinstance(first, dict) and ("role" in first or {"from", "value"} <= set(first))
-    return found if is_chat else cell
+    return found if is_conversational(found) else cell

@@ -71,7 +71,7 @@ def encode(
         if front.is_chat:
             begin = shown[front.prompt[: front.generation]]
             cuts = [front.generation, *(response + place for place in written.begins)]
-            if ids[: len(begin)] != begin or not _are_bounds(cuts, offsets):
+            if ids[: len(begin)] != begin or not _are_bounds(cuts[1:], offsets):
                 ids, offsets = _apart(text, cuts, renderer)
                 if renderer.tokenizer.decode(ids) != renderer.tokenizer.decode(whole[0]):
                     merged = front.generation  # a tokenizer that begins every text with a space
@@ -107,7 +107,10 @@ def _shown(fronts: Sequence[Rendered], renderer: Renderer) -> dict[str, list[int
 
 def _are_bounds(cuts: Sequence[int], offsets: Sequence[tuple[int, int]]) -> bool:
     """Whether no token holds characters on both sides of a cut."""
-    return not any(start < cut < end for cut in cuts for start, end in offsets)
+    if not cuts:
+        return True
+    start, end = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    return not any(bool(((start < cut) & (cut < end)).any()) for cut in cuts)
 
 
 def _apart(text: str, cuts: Sequence[int], renderer: Renderer) -> _Ids:

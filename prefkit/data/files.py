@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.data.speech import is_conversational
 from prefkit.data.stream_source import refuse_stream
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
@@ -173,7 +174,7 @@ def _from_json(value: Any, source: str) -> list[RawRow | RowError]:
 def _is_columns(value: RawRow) -> bool:
     """A list under each side; one conversational row has that too, but lists of messages."""
     sides = [value.get("chosen"), value.get("rejected")]
-    return all(isinstance(side, list) for side in sides) and not any(map(_is_conversation, sides))
+    return all(isinstance(side, list) for side in sides) and not any(map(is_conversational, sides))
 
 
 def _from_columns(value: RawRow, source: str) -> list[RawRow | RowError]:
@@ -212,7 +213,7 @@ def _load_parquet(path: Path) -> list[RawRow | RowError]:
         raise PrefkitError(
             f"{path}: cannot be read as Parquet ({error}). Check that the file is complete."
         ) from error
-    return _as_rows(map(unfilled, table.to_pylist()), str(path))
+    return _as_rows(map(unfilled_row, table.to_pylist()), str(path))
 
 
 def _load_folder(path: Path, split: str) -> Rows:
@@ -257,22 +258,21 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
         )
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
-        return Rows(source, _as_rows(map(unfilled, dataset), source))
+        return Rows(source, _as_rows(map(unfilled_row, dataset), source))
     return Rows(source, _as_rows(dataset, source))
 
 
-def unfilled(value: Any) -> Any:
-    """A value of an Arrow table without the fields that Arrow added.
+def unfilled_row(row: Any) -> Any:
+    """A row of an Arrow table without the fields that Arrow added to objects within it.
 
     All objects of a column get the same fields there, null where an object has none of the name:
-    the arguments of one tool's calls would turn up in every other's.
+    the arguments of one tool's calls would turn up in every other's. So a null that was meant is
+    lost there, too; a JSON file keeps it.
     """
+    return {name: _unfilled(value) for name, value in row.items()}
+
+
+def _unfilled(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: unfilled(one) for name, one in value.items() if one is not None}
-    return [unfilled(one) for one in value] if isinstance(value, list) else value
-
-
-def _is_conversation(side: Any) -> bool:
-    """Whether a list is one conversation, and not a column of many rows' responses."""
-    first = side[0] if side else None
-    return isinstance(first, dict) and ("role" in first or "from" in first)
+        return {name: _unfilled(one) for name, one in value.items() if one is not None}
+    return [_unfilled(one) for one in value] if isinstance(value, list) else value

@@ -8,8 +8,9 @@
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
 
 A row tells its format by its fields, so one source may mix several. Rows of other trainers are
-brought into these (layouts.py), and no text column is passed over. Other fields are ignored, unless
-their name is nearly that of an optional field: then it was meant, and the row is refused.
+brought into these (layouts.py), and no text column is passed over. Other fields are ignored if they
+hold no text, or their name says that they tell about the row; a name that is nearly that of an
+optional field was meant, and the row is refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +22,10 @@ from prefkit.data.blocks import check_block_style
 from prefkit.data.conversations import read_conversation
 from prefkit.data.files import Rows, load_rows
 from prefkit.data.layouts import Columns, check_columns, known, renamed
-from prefkit.data.messages import has_blocks, is_conversational
+from prefkit.data.messages import has_blocks
 from prefkit.data.pair import Pair
 from prefkit.data.row import Row
+from prefkit.data.speech import is_conversational
 from prefkit.errors import ConfigError, RowError
 
 LEVELS = ("auto", "step", "solution")

@@ -3,13 +3,20 @@
 Asked of the template itself, by writing a conversation with and without the field in question.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from prefkit.data.chat import THOUGHT_FIELDS, ChatTemplate, extra_fields, is_written, texts_of
+from prefkit.data.chat import (
+    PROBE,
+    THOUGHT_FIELDS,
+    ChatTemplate,
+    extra_fields,
+    is_written,
+    texts_of,
+)
 from prefkit.data.pair import Front, Message
 from prefkit.errors import RowError
-
-_TO_MODEL = ("system", "developer", "tool")  # roles whose text the model has to be shown
 
 
 class Kept:
@@ -27,14 +34,12 @@ class Kept:
     def check_prompt(self, front: Front, messages: Sequence[Message], text: str) -> None:
         """The messages before the assistant's turn, written as `text`.
 
-        Contents of earlier turns may be left out, as some templates do by design; the question,
-        system texts and tool results may not.
+        Only the thoughts of earlier turns may be left out, as many templates do by design.
 
         Raises:
             RowError: a content, a field or the row's tools that the template does not write.
         """
-        asked = [message for message in messages if message["role"] == "user"][-1:]
-        for message in (*asked, *(m for m in messages if m["role"] in _TO_MODEL)):
+        for message in messages:
             self.check_content(front, message, "prompt", text)
         for place, message in enumerate(messages):
             for name in _words_of(messages, place):
@@ -51,7 +56,13 @@ class Kept:
             raise RowError(front.source, front.row, "chat_template_kwargs", problem, remedy)
 
     def check_message(
-        self, front: Front, messages: Sequence[Message], place: int, field: str, text: str
+        self,
+        front: Front,
+        messages: Sequence[Message],
+        place: int,
+        field: str,
+        text: str,
+        whole: str,
     ) -> None:
         """One message of a response, which the template wrote within `text`.
 
@@ -60,19 +71,56 @@ class Kept:
             messages: the whole conversation.
             place: of the message in it.
             field: of the row, for messages.
-            text: what was written of the turn.
+            text: what was written of this turn.
+            whole: what was written of all.
 
         Raises:
             RowError: a content or a field that the template does not write.
         """
-        for name in _words_of(messages, place):
-            if not self._is_read(front, messages, place, name):
-                raise _unread(front, field, name)
-        self.check_content(front, messages[place], field, text)
+        self.check_fields(front, messages, place, field, text, whole)
+        message, beside = messages[place], text
+        for word in (word for name in extra_fields(message) for word in _scalars(message[name])):
+            beside = beside.replace(word, "", 1)
+        pieces = texts_of(message.get("content"))
+        if all(is_written(piece, beside) for piece in pieces):
+            return
+        # The same words may stand in a field: what the template does with others tells.
+        other = [*messages[:place], {**message, "content": PROBE}, *messages[place + 1 :]]
+        lost = PROBE not in self._write(front, other)
+        self.check_content(front, message, field, "" if lost else text, thoughts=True)
 
-    def check_content(self, front: Front, message: Message, field: str, text: str) -> None:
-        """Raises RowError where the content of a message is not all in what was written."""
-        if all(is_written(piece, text) for piece in texts_of(message.get("content"))):
+    def check_fields(
+        self,
+        front: Front,
+        messages: Sequence[Message],
+        place: int,
+        field: str,
+        text: str,
+        whole: str,
+    ) -> None:
+        """Raises RowError for a field of a message that the template does not read; arguments as in
+        `check_message`."""
+        message, beside = messages[place], text
+        for piece in texts_of(message.get("content")):
+            beside = beside.replace(piece, "", 1)
+        for name in _words_of(messages, place):
+            if all(is_written(word, beside) for word in _scalars(message[name])):
+                continue  # seen at once: only what is not found has to be asked for
+            if not self._is_read(front, messages, place, name, whole):
+                raise _unread(front, field, name)
+
+    def check_content(
+        self, front: Front, message: Message, field: str, text: str, thoughts: bool = False
+    ) -> None:
+        """Raises RowError where the content of a message is not all in what was written.
+
+        Args:
+            thoughts: of the assistant's messages have to be in it, too.
+        """
+        pieces = texts_of(message.get("content"))
+        if message["role"] == "assistant" and not thoughts:
+            pieces = pieces[-1:]
+        if all(is_written(piece, text) for piece in pieces):
             return
         whose = "" if message["role"] == "user" else f"holds a message of {message['role']} that "
         problem = f"{whose}is lost in the chat template, which writes {text[:60]!r} for it"
@@ -93,11 +141,18 @@ class Kept:
         if not self._is_read(front, messages[: place + 1], place, name):
             raise _unread(front, f"prompt[{place}]", name)
 
-    def _is_read(self, front: Front, messages: Sequence[Message], place: int, name: str) -> bool:
+    def _is_read(
+        self,
+        front: Front,
+        messages: Sequence[Message],
+        place: int,
+        name: str,
+        written: str | None = None,
+    ) -> bool:
         """Whether what the template writes changes when a message loses a field."""
         bare = {key: value for key, value in messages[place].items() if key != name}
         without = [*messages[:place], bare, *messages[place + 1 :]]
-        written = self._write(front, messages)
+        written = self._write(front, messages) if written is None else written
         try:
             return written != self._write(front, without)
         except RowError:  # it cannot do without
@@ -108,6 +163,17 @@ class Kept:
             problem = "are not read by the chat template"
             remedy = "Set chat_template to one that does, or write them into the system message."
             raise RowError(front.source, front.row, "tools", problem, remedy)
+
+
+def _scalars(value: Any) -> list[str]:
+    """The texts and numbers that a field holds, as a template would write them."""
+    if isinstance(value, Mapping):
+        return [word for name, one in value.items() if name != "type" for word in _scalars(one)]
+    if isinstance(value, list):
+        return [word for one in value for word in _scalars(one)]
+    if isinstance(value, str):
+        return texts_of(value)
+    return [json.dumps(value)]
 
 
 def _words_of(messages: Sequence[Message], place: int) -> list[str]:

@@ -16,8 +16,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefkit.data.messages import is_conversational, read_messages_field
+from prefkit.data.messages import read_messages_field
 from prefkit.data.row import OPTIONAL, OURS, Row
+from prefkit.data.speech import is_conversational
 from prefkit.errors import ConfigError
 
 Columns = Mapping[str, str | None]
@@ -44,8 +45,9 @@ _ABOUT = frozenset(
 _ABOUT_ENDING = re.compile(
     r".*_(?:ids?|idx|index|source|dataset|model|models|name|scores?|ratings?|tags?|types?|labels?"
     r"|hash|url|date|lengths?|tokens|logps|steps|language|category|difficulty)"
-    r"|(?:score|rating|reward|is|has|num|n|meta|source)_.*"
+    r"|(?:score|rating|reward|is|has|num)_.*"
 )
+_LABEL = re.compile(r"(?:.*_)?(?:ids?|idx|index|uid|uuid|hash|url|split|model|dataset|license)")
 _RATED = """\
 Make a pair of the best and the worst one, in Python:
   best, worst = (f(row["completions"], key=lambda c: c["overall_score"]) for f in (max, min))
@@ -182,9 +184,11 @@ def _from_question(row: Row) -> Row:
 
 
 def _check_texts(row: Row, also: tuple[str, ...]) -> None:
+    # Without a prompt any text may be the question, whatever its name: `task`, `source_text`, …
+    is_implicit = "prompt" not in row and isinstance(row.get("chosen"), str)
     unknown = [
         name
-        for name in _unread(tuple(map(str, row.data)))
+        for name in _unread(tuple(map(str, row.data)), is_implicit)
         if name not in also and _holds_text(row.data.get(name), depth=3)
     ]
     if not unknown:
@@ -199,14 +203,15 @@ def _check_texts(row: Row, also: tuple[str, ...]) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _unread(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that are no field, and do not tell about a row."""
+def _unread(names: tuple[str, ...], is_implicit: bool) -> tuple[str, ...]:
+    """The names that are no field, and do not tell about a row (or are no mere label of it)."""
+    about = _LABEL if is_implicit else _ABOUT_ENDING
     return tuple(
         name
         for name in names
         if name not in _READ
-        and name.lower() not in _ABOUT
-        and not _ABOUT_ENDING.fullmatch(name.lower())
+        and (is_implicit or name.lower() not in _ABOUT)
+        and not about.fullmatch(name.lower())
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from prefkit.data.blocks import render_content
 from prefkit.data.pair import Message
 from prefkit.data.row import Row
+from prefkit.data.speech import is_message
 
 _REMEDY = 'Write a list of {"role": …, "content": …} objects.'
 _ROLES = {
@@ -22,16 +23,6 @@ _ROLES = {
     "system": "system",
     "function_call": "assistant",
 }
-
-
-def is_message(value: Any) -> bool:
-    """Whether a value is one message, of either form."""
-    return isinstance(value, dict) and ("role" in value or {"from", "value"} <= set(value))
-
-
-def is_conversational(value: Any) -> bool:
-    """Whether a field holds messages, or a single one, rather than text."""
-    return is_message(value) or (isinstance(value, list) and bool(value) and is_message(value[0]))
 
 
 def has_blocks(content: Any) -> bool:

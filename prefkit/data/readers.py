@@ -8,14 +8,10 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prefkit.data.messages import (
-    is_conversational,
-    plain_message,
-    read_messages_field,
-    says_nothing,
-)
+from prefkit.data.messages import plain_message, read_messages_field, says_nothing
 from prefkit.data.pair import Message, Pair, Side
 from prefkit.data.row import NEEDED, Row
+from prefkit.data.speech import is_conversational
 from prefkit.data.weights import read_scored_side, read_spans, read_token_weights
 from prefkit.errors import RowError
 

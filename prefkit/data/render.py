@@ -5,19 +5,16 @@ the assistant's turn and never closed, so that a step or a continuation can foll
 what sampling would show, and then what the row itself began.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prefkit.data.chat import ChatTemplate, common_start, extra_fields
+from prefkit.data.chat import ChatTemplate, common_start, extra_fields, say_once
 from prefkit.data.kept import Kept
 from prefkit.data.marks import repeated_opening
 from prefkit.data.pair import Front, Message
 from prefkit.data.tokenizers import check_tokenizer, leading_ids, untrimmed
 from prefkit.errors import ConfigError, PrefkitError, RowError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +121,8 @@ class Renderer:
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
         self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
         self.kept = Kept(self.template, self.write)
-        self._said_plain = self._compared = False
+        self._openings: set[str] = set()
+        self._compared = False
 
     def render(self, front: Front) -> Rendered:
         """Raises RowError where the chat template refuses the messages, or loses any of them."""
@@ -194,7 +192,7 @@ class Renderer:
             remedy = "Put the question before it."
             raise RowError(front.source, front.row, "prompt", problem, remedy)
         text = self.write(front, messages, begin=True)
-        opening = text[common_start(self.write(front, messages), text) :]
+        opening = self._opening(front, messages, text)
         self.kept.check_prompt(front, messages, text)
         said = "" if begun is None else self._begun(front, messages, begun, text)
         said = said[repeated_opening(opening, said) :]
@@ -207,6 +205,15 @@ class Renderer:
             opening=opening + said,
         )
 
+    def _opening(self, front: Front, messages: list[Message], text: str) -> str:
+        """What the generation prompt adds; looked for once, then known by its text."""
+        known = (opening for opening in self._openings if text.endswith(opening))
+        opening = max(known, key=len, default="")
+        if not opening:
+            opening = text[common_start(self.write(front, messages), text) :]
+            self._openings.add(opening)
+        return opening
+
     def _begun(self, front: Front, messages: list[Message], begun: Message, generation: str) -> str:
         """What a begun turn says after the generation prompt: its content, exactly."""
         if not extra_fields(begun) and isinstance(begun.get("content"), str):
@@ -218,7 +225,8 @@ class Renderer:
             problem += "a turn"
             remedy = "Write all of it, thoughts too, into the content of that message."
             raise RowError(front.source, front.row, "prompt", problem, remedy)
-        self.kept.check_message(front, whole, len(messages), "prompt", text[len(generation) :])
+        turn = text[len(generation) :]
+        self.kept.check_message(front, whole, len(messages), "prompt", turn, text)
         return text[len(generation) :]
 
     def compare_once(self, front: Front, rendered: Rendered, text: str) -> None:
@@ -234,10 +242,9 @@ class Renderer:
             return
         before, found, _ = whole[rendered.generation :].partition(text.strip())
         if whole.startswith(rendered.prompt) and found and before.strip():
-            logger.warning(
+            say_once(
                 "Responses that are strings follow the generation prompt as they are. Written as "
-                "messages, they would follow %r, which the chat template puts before them.",
-                before,
+                f"messages, they would follow {before!r}, which the chat template puts before them."
             )
 
     def _check_plain(self, front: Front) -> None:
@@ -247,13 +254,11 @@ class Renderer:
                 problem = "speaks to the chat template, but the prompt is plain text"
                 remedy = "Say string_prompts: chat, write the prompt as messages, or remove it."
                 raise RowError(front.source, front.row, name, problem, remedy)
-        if self._said_plain or not getattr(self.tokenizer, "chat_template", None):
-            return
-        self._said_plain = True
-        logger.warning(
-            "Prompts that are plain text are read as they are, although the tokenizer has a chat "
-            "template. string_prompts: chat puts them into it."
-        )
+        if getattr(self.tokenizer, "chat_template", None):
+            say_once(
+                "Prompts that are plain text are read as they are, although the tokenizer has a "
+                "chat template. string_prompts: chat puts them into it."
+            )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

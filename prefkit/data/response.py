@@ -54,12 +54,17 @@ def _as_text(front: Front, name: str, side: Side, rendered: Rendered, renderer: 
     if side.messages:
         text = _lone_content(front, name, side.messages)
     if not rendered.is_chat:
+        if repeated_opening(rendered.prompt + rendered.prefix, text):
+            problem = "opens the thought a second time, after the prompt has opened it"
+            remedy = "Take out one of the two marks."
+            raise RowError(front.source, front.row, name, problem, remedy)
         return replace(side, text=text, messages=())
     if not side.messages and not rendered.is_begun:
         renderer.compare_once(front, rendered, text)
     before = rendered.opening + rendered.prefix
     repeated = repeated_opening(before, text)
-    _check_thoughts(front, name, rendered, text[repeated:], renderer)
+    if not repeated:  # a mark of the response's own: whether it closes it is its own affair
+        _check_thoughts(front, name, rendered, text, renderer)
     moved = tuple(
         (max(start - repeated, 0), end - repeated, weight)
         for start, end, weight in side.spans

@@ -73,7 +73,7 @@ class Row:
         return self.data[field]
 
     def check_names(self, optional: tuple[str, ...] = OPTIONAL) -> None:
-        """Raises RowError for a misspelt optional field; fields of other meaning are ignored."""
+        """Raises RowError for a misspelt optional field; others are the business of layouts.py."""
         near = _misspelt(tuple(map(str, self.data)), optional)
         if near is not None:
             name, meant = near

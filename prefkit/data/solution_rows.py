@@ -2,15 +2,11 @@
 
 from prefkit.data.chat import texts_of
 from prefkit.data.layouts import Columns, known, renamed
-from prefkit.data.messages import (
-    is_conversational,
-    plain_message,
-    read_messages_field,
-    says_nothing,
-)
+from prefkit.data.messages import plain_message, read_messages_field, says_nothing
 from prefkit.data.pair import Side, Solution
 from prefkit.data.readers import front_fields, read_prompt, refuse_media
 from prefkit.data.row import Row
+from prefkit.data.speech import is_conversational
 from prefkit.errors import RowError
 
 _NEEDED = "Give every row prompt and response."

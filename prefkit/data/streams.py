@@ -7,7 +7,7 @@ from typing import Any, Literal
 from prefkit.atomic import check_writable
 from prefkit.data.chat import read_template
 from prefkit.data.dataset import Keeper
-from prefkit.data.files import unfilled
+from prefkit.data.files import unfilled_row
 from prefkit.data.formats import ReadOptions, read_row
 from prefkit.data.layouts import Columns, check_columns
 from prefkit.data.pair import Pair
@@ -92,7 +92,7 @@ def stream_solutions(
 
 def _row(index: int, data: Any) -> Row | RowError:
     if isinstance(data, Mapping):
-        return Row(NAME, index, unfilled(dict(data)))
+        return Row(NAME, index, unfilled_row(dict(data)))
     problem = f"is a {type(data).__name__}, not an object with fields"
     return RowError(NAME, index, "", problem, "Give one object a row.")
 

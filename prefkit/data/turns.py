@@ -1,17 +1,18 @@
 """A response that is chat messages, as the chat template writes it.
 
-The template is trusted with the form of thoughts, channels and calls, and with nothing else: each
+The template is trusted with the form of thoughts, channels and calls, and with nothing else. Each
 turn of the assistant's has to be written just as the template begins one, or it would be text that
-sampling never shows.
+sampling never shows; every word of the messages has to be in it; and a thought is opened once.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from prefkit.data.chat import PROBE, common_end, common_start, extra_fields, texts_of
-from prefkit.data.marks import marks_of
+from prefkit.data.marks import marks_of, state_of
 from prefkit.data.pair import Front, Message, Side
 from prefkit.data.render import Rendered, Renderer
 from prefkit.errors import RowError
@@ -45,105 +46,198 @@ def by_template(
 ) -> Written | None:
     """What the template writes; None where the one message's content says more than that.
 
-    The template has to write the turn as it begins one, and all of it. Where it does not (R1's
-    writes no thoughts, although it opens one), what the model would write is the content itself.
+    The template has to write the turn as it begins one, all of it, and its thought once. Where it
+    does not (R1's writes no thoughts, although it opens one), what the model would write is the
+    content itself.
+
+    Raises:
+        RowError: it does not, and the response is more than the content of one message.
     """
-    messages, answer = list(rendered.messages), list(side.messages)
-    whole = renderer.write(front, [*messages, *answer], name)
-    begins = rendered.prompt
-    lone = len(answer) == 1 and not extra_fields(answer[0])
-    if lone and not _is_faithful(answer[0], whole, begins):
-        if isinstance(answer[0].get("content"), str):
-            return None
-        renderer.kept.check_content(front, answer[0], name, whole[common_start(whole, begins) :])
-    for place in range(len(messages), len(messages) + len(answer)):
-        renderer.kept.check_message(front, [*messages, *answer], place, name, whole)
-    if not whole.startswith(begins):
-        raise _other_beginning(front, name, begins, whole, messages, answer, renderer)
-    turns = _turns(front, name, messages, answer, whole, renderer)
-    stop, end = _end(front, answer[-1], whole, turns, renderer)
-    gaps = tuple(
-        (ended - len(begins), begun - len(begins)) for (_, ended), (begun, _) in pairwise(turns)
-    )
-    masked = tuple(
+    turns = _Turns(front, name, rendered, list(side.messages), renderer)
+    last = side.messages[-1]
+    is_plain = len(side.messages) == 1 and not extra_fields(last)
+    if is_plain and isinstance(last.get("content"), str) and not turns.is_faithful():
+        return None
+    turns.check()
+    start = len(rendered.prompt)
+    stop, end = turns.end()
+    gaps = [(a - start, b - start) for (_, a), (b, _) in pairwise(turns.bounds)]
+    masked = [
         gap
-        for gap, roles in zip(gaps, _roles_between(answer), strict=True)
+        for gap, roles in zip(gaps, turns.speakers_between(), strict=True)
         if side.masks_tools or roles != {"tool"}
-    )
-    side = replace(side, text=whole[len(begins) : stop], masked=masked, messages=())
+    ]
+    text = turns.whole[start:stop]
+    side = replace(side, text=text, masked=tuple(masked), messages=())
     return Written(side, end, tuple(begun for _, begun in gaps))
 
 
-def _roles_between(answer: list[Message]) -> list[set[str]]:
-    """Who speaks between each two messages of the assistant's."""
-    places = [place for place, message in enumerate(answer) if message["role"] == "assistant"]
-    return [{message["role"] for message in answer[a + 1 : b]} for a, b in pairwise(places)]
+class _Turns:
+    """The assistant's turns of one response within the conversation as the template writes it.
 
-
-def _is_faithful(message: Message, whole: str, begins: str) -> bool:
-    """Whether the template wrote a plain message as sampling would begin it, whole, its thought
-    opened once."""
-    if not whole.startswith(begins):
-        return False
-    content, text = message.get("content"), whole[len(begins) :]
-    openings = sum(mark.opens for mark in marks_of(text))
-    own = sum(mark.opens for mark in marks_of(content)) if isinstance(content, str) else 0
-    return openings <= max(own, 1) and all(piece in text for piece in texts_of(content))
-
-
-def _turns(
-    front: Front,
-    name: str,
-    messages: list[Message],
-    answer: list[Message],
-    whole: str,
-    renderer: Renderer,
-) -> list[tuple[int, int]]:
-    """Where in `whole` each of the assistant's turns begins and ends."""
-    turns = []
-    for place, message in enumerate(answer):
-        if message["role"] != "assistant":
-            continue
-        before = renderer.write(front, [*messages, *answer[:place]], name, begin=True)
-        if not whole.startswith(before):
-            raise _other_beginning(front, name, before, whole, messages, answer, renderer)
-        end = len(whole)
-        if place + 1 < len(answer):
-            end = _turn_end(front, messages, answer, place, whole, renderer)
-        turns.append((len(before), end))
-    return turns
-
-
-def _turn_end(
-    front: Front,
-    messages: list[Message],
-    answer: list[Message],
-    place: int,
-    whole: str,
-    renderer: Renderer,
-) -> int:
-    """Where a turn ends that others follow: after what the template also writes where it is last.
-
-    What follows the message's own words is what does not change when these do.
+    Attributes:
+        whole: the conversation as text.
+        bounds: where in it each turn of the assistant's begins and ends.
     """
-    other = _changed(answer[place])
 
-    def after(messages_before: list[Message], rest: list[Message], text: str) -> str:
-        changed = renderer.write(front, [*messages_before, other, *rest])
-        return text[len(text) - common_end(text, changed) :]
+    def __init__(
+        self,
+        front: Front,
+        name: str,
+        rendered: Rendered,
+        answer: list[Message],
+        renderer: Renderer,
+    ) -> None:
+        self.front, self.name, self.renderer = front, name, renderer
+        self.opening, self.begins = rendered.opening, rendered.prompt
+        self.before, self.answer = list(rendered.messages), answer
+        self.whole = self._write([*self.before, *answer])
+        self._bounds: list[tuple[int, int]] | None = None
 
-    before = [*messages, *answer[:place]]
-    lone = renderer.write(front, [*before, answer[place]])
-    here, last = after(before, answer[place + 1 :], whole), after(before, [], lone)
-    tail = here[: common_start(here, last)]
-    stripped, special = tail.rstrip(), renderer.template.special
-    if any(stripped.endswith(token) for token in special):
-        tail = stripped
-    elif not any(token in tail for token in special):
-        # GLM's turns have no end of their own: the mark of the next one is what ends them.
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        if self._bounds is None:
+            self._bounds = [
+                self._bound(place)
+                for place, message in enumerate(self.answer)
+                if message["role"] == "assistant"
+            ]
+        return self._bounds
+
+    def is_faithful(self) -> bool:
+        """Whether a lone plain message is written as sampling would begin it, whole, and with one
+        thought at most, that of the generation prompt included, which is closed."""
+        if not self.whole.startswith(self.begins):
+            return False
+        text = self.whole[len(self.begins) :]
+        if not all(piece in text for piece in texts_of(self.answer[0].get("content"))):
+            return False
+        return self._thought_problem(self.opening, text, is_last=True) is None
+
+    def check(self) -> None:
+        """Raises RowError for a turn that begins otherwise, lost words, a thought opened twice."""
+        kept, conversation = self.renderer.kept, [*self.before, *self.answer]
+        if not self.whole.startswith(self.begins):
+            for at in range(len(self.before), len(conversation)):  # the likely cause, told first
+                kept.check_fields(self.front, conversation, at, self.name, "", self.whole)
+            raise self._other_beginning(self.begins)
+        places = [i for i, message in enumerate(self.answer) if message["role"] == "assistant"]
+        ends = [*(begun for begun, _ in self.bounds[1:]), len(self.whole)]
+        for place, (begun, ended), until in zip(places, self.bounds, ends, strict=True):
+            own, rest = self.whole[begun:ended], self.whole[ended:until]
+            at = len(self.before) + place
+            kept.check_message(self.front, conversation, at, self.name, own, self.whole)
+            for i, message in enumerate(self.answer[place + 1 :], start=at + 1):
+                if message["role"] == "assistant":
+                    break
+                kept.check_message(self.front, conversation, i, self.name, rest, self.whole)
+            problem = self._thought_problem(self.opening, own, is_last=place == places[-1])
+            if problem is not None:
+                remedy = "Write the thought in one place, the content or its own field, and close "
+                remedy += "it; or set chat_template."
+                raise RowError(self.front.source, self.front.row, self.name, problem, remedy)
+
+    def speakers_between(self) -> list[set[str]]:
+        """Who speaks between each two of the assistant's messages."""
+        places = [i for i, message in enumerate(self.answer) if message["role"] == "assistant"]
+        return [{m["role"] for m in self.answer[a + 1 : b]} for a, b in pairwise(places)]
+
+    def end(self) -> tuple[int, int | None]:
+        """Where the last turn's text stops, and the id that ends it (None where nothing shall)."""
+        template, whole = self.renderer.template, self.whole
+        tail, stripped = template.tail(), whole.rstrip()
+        found = next((token for token in template.special if stripped.endswith(token)), None)
+        if not self.answer[-1].get("tool_calls") and tail and whole.endswith(tail):
+            mark = next((t for t, i in template.special.items() if i == template.end_of_turn()), "")
+            stop = len(whole) - len(tail) + max(tail.find(mark), 0)
+            end = template.end_of_turn()
+        elif found is not None and len(stripped) - len(found) > self.bounds[-1][0]:
+            stop, end = len(stripped) - len(found), template.special[found]
+        else:
+            stop, end = len(whole), template.end_of_turn()
+        if not self.front.append_eos:
+            return stop, None
+        return stop, end if end is not None else self.renderer.end_id(self.front, is_chat=True)
+
+    def _write(self, messages: Sequence[Message], **how: Any) -> str:
+        return self.renderer.write(self.front, messages, self.name, **how)
+
+    def _bound(self, place: int) -> tuple[int, int]:
+        earlier = [*self.before, *self.answer[:place]]
+        begins = self._write(earlier, begin=True) if place else self.begins
+        if not self.whole.startswith(begins):
+            raise self._other_beginning(begins)
+        is_last = place + 1 == len(self.answer)
+        return len(begins), len(self.whole) if is_last else self._turn_end(place, len(begins))
+
+    def _turn_end(self, place: int, begun: int) -> int:
+        """Where a turn ends that others follow: after what the template also writes where it is
+        last. What follows the message's own words is what does not change when these do."""
+        key = (bool(self.answer[place].get("tool_calls")), self.answer[place + 1]["role"])
+        following = next(iter(texts_of(self.answer[place + 1].get("content"))), "")
+        known = self.renderer.template.between.get(key)
+        if known and following and (at := self.whole.find(known + following, begun)) >= 0:
+            return at
+        other, earlier = _changed(self.answer[place]), [*self.before, *self.answer[:place]]
+        last = self._write([*earlier, self.answer[place]])
+        tail = _unchanged(last, self._write([*earlier, other]))
+        rest = self.answer[place + 1 :]
+        here = _unchanged(self.whole, self._write([*earlier, other, *rest]))
+        tail = here[: common_start(here, tail)]
+        end = len(self.whole) - len(here) + len(self._with_mark(tail, here))
+        if following and (at := self.whole.find(following, end)) >= 0:
+            self.renderer.template.between[key] = self.whole[end:at]
+        return end
+
+    def _with_mark(self, tail: str, here: str) -> str:
+        """What a turn ends with: up to its mark, or with the mark of the next one, which is what
+        ends GLM's turns."""
+        special, stripped = self.renderer.template.special, tail.rstrip()
+        if any(stripped.endswith(token) for token in special):
+            return stripped
+        if any(token in tail for token in special):
+            return tail
         rest = here[len(tail) :]
-        tail += next((token for token in special if rest.startswith(token)), "")
-    return len(whole) - len(here) + len(tail)
+        return tail + next((token for token in special if rest.startswith(token)), "")
+
+    def _thought_problem(self, opening: str, text: str, is_last: bool) -> str | None:
+        """What is wrong with the thoughts of a turn, in words."""
+        given, opened = state_of(opening), sum(mark.opens for mark in marks_of(text))
+        if opened + (given == "open") > 1 or (opened and given == "closed"):
+            return "is written by the chat template with a thought that is opened twice"
+        ends = self.front.append_eos or not is_last
+        if ends and given == "open" and state_of(text) != "closed":
+            return f"is an answer inside the thought that {opening.strip()[-40:]!r} opens"
+        return None
+
+    def _other_beginning(self, begins: str) -> RowError:
+        """The template writes a turn otherwise than it begins one: what to change, tried out."""
+        at, whole = common_start(self.whole, begins), self.whole
+        problem = "is written by the chat template otherwise than sampling would begin it: "
+        problem += f"{whole[max(at - 20, 0) : at + 30]!r} instead of {begins[max(at - 20, 0) :]!r}"
+        remedy = "Write it as one message with all of it in the content, or set chat_template."
+        for switch in SWITCHES:
+            if self._agrees(switch):
+                remedy = f"Say chat_template_kwargs: {words_of(switch)}, with which the two agree."
+                break
+        return RowError(self.front.source, self.front.row, self.name, problem, remedy)
+
+    def _agrees(self, switch: dict[str, Any]) -> bool:
+        """Whether every turn is written as it is begun, with another variable."""
+        how: dict[str, Any] = {"variables": {**self.front.variables, **switch}}
+        try:
+            whole = self._write([*self.before, *self.answer], **how)
+            return all(
+                whole.startswith(self._write([*self.before, *self.answer[:i]], begin=True, **how))
+                for i, message in enumerate(self.answer)
+                if message["role"] == "assistant"
+            )
+        except RowError:
+            return False
+
+
+def _unchanged(text: str, changed: str) -> str:
+    return text[len(text) - common_end(text, changed) :]
 
 
 def _changed(message: Message) -> Message:
@@ -157,65 +251,6 @@ def _changed(message: Message) -> Message:
     changed = {**function, "arguments": probe}
     calls[-1] = {**calls[-1], "function": changed} if "function" in calls[-1] else changed
     return {**message, "tool_calls": calls}
-
-
-def _end(
-    front: Front, last: Message, whole: str, turns: list[tuple[int, int]], renderer: Renderer
-) -> tuple[int, int | None]:
-    """Where the last turn's text stops, and the id that ends it (None where nothing shall)."""
-    template = renderer.template
-    tail, stripped = template.tail(), whole.rstrip()
-    found = next((token for token in template.special if stripped.endswith(token)), None)
-    if not last.get("tool_calls") and tail and whole.endswith(tail):
-        stop, end = len(whole) - len(tail), template.end_of_turn()
-    elif found is not None and len(stripped) - len(found) > turns[-1][0]:
-        stop, end = len(stripped) - len(found), template.special[found]
-    else:
-        stop, end = len(whole), template.end_of_turn()
-    if not front.append_eos:
-        return stop, None
-    return stop, end if end is not None else renderer.end_id(front, is_chat=True)
-
-
-def _other_beginning(
-    front: Front,
-    name: str,
-    begins: str,
-    whole: str,
-    messages: list[Message],
-    answer: list[Message],
-    renderer: Renderer,
-) -> RowError:
-    """The template writes a turn otherwise than it begins one: what to change, tried out."""
-    at = common_start(whole, begins)
-    problem = "is written by the chat template otherwise than sampling would begin it: "
-    problem += f"{whole[max(at - 20, 0) : at + 30]!r} instead of {begins[max(at - 20, 0) :]!r}"
-    remedy = "Write it as one message with all of it in the content, or set chat_template."
-    for switch in SWITCHES:
-        if _agrees(front, messages, answer, switch, renderer):
-            remedy = f"Say chat_template_kwargs: {words_of(switch)}, with which the two agree."
-            break
-    return RowError(front.source, front.row, name, problem, remedy)
-
-
-def _agrees(
-    front: Front,
-    messages: list[Message],
-    answer: list[Message],
-    switch: dict[str, Any],
-    renderer: Renderer,
-) -> bool:
-    """Whether every turn of the response is written as it is begun, with another variable."""
-    how: dict[str, Any] = {"variables": {**front.variables, **switch}}
-    try:
-        whole = renderer.write(front, [*messages, *answer], **how)
-        return all(
-            whole.startswith(renderer.write(front, [*messages, *answer[:i]], begin=True, **how))
-            for i, message in enumerate(answer)
-            if message["role"] == "assistant"
-        )
-    except RowError:
-        return False
 
 
 def words_of(variables: dict[str, Any]) -> str:
