@@ -307,11 +307,70 @@ def test_ids_that_only_link_messages_are_no_text() -> None:
     )
 
 
-def test_an_unfinished_thought_keeps_its_one_mark() -> None:
+def test_an_unfinished_thought_keeps_its_one_mark_and_no_end_is_taught_in_it() -> None:
     row = {"prompt": QUESTION, "chosen": said("4"), "rejected": OPEN}
     tokenizer = tokenizer_for("qwen3")  # whose template puts an empty thought before it
-    side = prepare_pairs([row], tokenizer).pairs[0].rejected
-    assert tokenizer.decode(side.ids[side.scored]) == "<think>\nfour<|im_end|>"
+    with pytest.raises(RowError, match="'rejected': ends in a thought that it opens"):
+        prepare_pairs([row], tokenizer)
+    side = prepare_pairs([{**row, "append_eos": False}], tokenizer).pairs[0].rejected
+    assert tokenizer.decode(side.ids[side.scored]) == "<think>\nfour"
+
+
+def two_calls(*arguments: Any) -> list[dict[str, Any]]:
+    calls = [{"type": "function", "function": {"name": "add", "arguments": a}} for a in arguments]
+    return [{"role": "assistant", "content": "", "tool_calls": calls}]
+
+
+def test_a_second_call_is_not_lost() -> None:
+    row = {**row_of("tools", "gptoss"), "chosen": two_calls({"a": 2}, {"a": 3333})}
+    with pytest.raises(RowError, match=r"'chosen': holds 'tool_calls\[1\]', which the chat templ"):
+        prepare_pairs([row], tokenizer_for("gptoss"))
+    text = "".join(text for scored, text in runs(row, tokenizer_for("qwen3")) if scored)
+    assert "3333" in text
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "glm4moe", "gptoss", "llama3_1", "gemma4_v5"])
+def test_arguments_as_text_are_those_of_the_object(name: str) -> None:
+    as_object = {**row_of("tools", name), "chosen": two_calls({"a": 2})}
+    as_text = {**as_object, "chosen": two_calls('{"a": 2}')}
+    tokenizer = tokenizer_for(name)
+    options = TokenizeOptions()
+    assert (
+        prepare_pairs([as_text], tokenizer, options).fingerprint
+        == prepare_pairs([as_object], tokenizer, options).fingerprint
+    )
+
+
+def test_a_thought_that_is_dropped_before_other_turns_is_told_so() -> None:
+    turn = used_tool(2, "4", "gptoss")
+    turn[0]["thinking"] = "Add them."
+    turns = [*turn[:2], *said("It is 4."), {"role": "user", "content": "Sure?"}, *said("Yes.")]
+    turns[2]["thinking"] = "So four."
+    row = {**row_of("tools", "gptoss"), "chosen": turns}
+    with pytest.raises(RowError, match="holds 'thinking' in a turn that others follow"):
+        prepare_pairs([row], tokenizer_for("gptoss"))
+
+
+def test_a_prefix_of_messages_is_a_begun_turn() -> None:
+    row = {
+        "prompt": QUESTION,
+        "prefix": "Step 1: add.\n",
+        "chosen": said("So 4."),
+        "rejected": said("No."),
+    }
+    pieces = list(runs(row, tokenizer_for("llama3_1")))
+    assert pieces[0][1].endswith("\n\nStep 1: add.\n")
+    assert pieces[1] == (True, "So 4.")
+
+
+def test_no_speaker_is_lost() -> None:
+    row = {
+        "prompt": [{"role": "human", "content": "2 + 2?"}],
+        "chosen": said("4"),
+        "rejected": said("5"),
+    }
+    with pytest.raises(RowError, match="'prompt': holds a message of human that is lost"):
+        prepare_pairs([row], tokenizer_for("qwen3"))
 
 
 def test_weights_speak_of_what_the_template_writes() -> None:

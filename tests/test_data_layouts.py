@@ -35,7 +35,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Any, str | None]] = {
     ),
     "alpaca, older": ({"instruction": "2 + 2?", "input": "", "output": ["4", "5"]}, "2 + 2?", None),
     "orca": ({"system": "Be brief.", "question": "2 + 2?", **SIDES}, "2 + 2?", "Be brief."),
-    "orca, empty system": ({"system": "", "question": "2 + 2?", **SIDES}, "2 + 2?", None),
+    "orca, empty system": ({"system": "", "question": "2 + 2?", **SIDES}, "2 + 2?", ""),
     "argilla": (
         {"system": "Be brief.", "instruction": "2 + 2?"}
         | {"chosen_response": "4", "rejected_response": "5"},
@@ -150,6 +150,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a question under a name that tells about rows": (
         {"task": "2 + 2?", "chosen": "It is 4", "rejected": "It is 5"},
         "field 'task': holds text that is not read",
+    ),
+    "a question in place of another": (
+        {"prompt": "2 + 2?", "context": "Add.", **SIDES},
+        r"'context': holds text that is not read\. Say what it is, as columns: {system: context}",
     ),
     "a text to translate": (
         {"source_text": "Hallo", "chosen": "Hello world", "rejected": "Hello planet"},

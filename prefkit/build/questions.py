@@ -112,7 +112,7 @@ def read_questions(
     """
     part = _parse_shard(shard)
     columns = {} if columns is None else columns
-    check_columns(columns)
+    check_columns(columns, ("prompt", "answer", "solution", "system"))
     if "prompt" in columns and prompt_field is not None:
         raise ConfigError("columns names the prompt, and prompt_field does. Keep one of the two.")
     prompt_field = "prompt" if columns.get("prompt") else prompt_field

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # conversational rows on a base model that has no template of its own.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
 PROBE = "prefkit-probe"
+_TEXT_PROBE = '{"p": "prefkit-probe"}'
+_RESERVED = ("tools", "add_generation_prompt", "continue_final_message", "tokenize", "messages")
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # three names of one thing
 
 
@@ -50,9 +52,15 @@ class ChatTemplate:
         self._end_of_turn: int | None = None
         self._tail: str | None = None
         # (the turn holds calls, who speaks next) → text between the turn's end and what is said
+        self._arguments: str | None = None
         self.between: dict[tuple[bool, str], str] = {}
         added = tokenizer.added_tokens_decoder
         self.special = {token.content: i for i, token in added.items() if token.special}
+        if reserved := [name for name in self.variables if name in _RESERVED]:
+            raise ConfigError(
+                f"chat_template_kwargs has '{reserved[0]}', which is not the template's to take. "
+                "Leave it out; tools are a column of the rows."
+            )
         if unread := self.unread_variables(self.variables):
             raise ConfigError(
                 f"chat_template_kwargs has {', '.join(map(repr, unread))}, of which the chat "
@@ -90,8 +98,45 @@ class ChatTemplate:
         """
         if self.template is None and not getattr(self.tokenizer, "chat_template", None):
             raise PrefkitError("holds messages, but the tokenizer has no chat template")
+        own = copy.deepcopy(list(messages))
+        if any(message.get("tool_calls") for message in own):
+            _put_arguments(own, self.arguments_form())
+        return self._apply(own, tools, begin, go_on, variables)
+
+    def arguments_form(self) -> str:
+        """How the template takes the arguments of a call: "object", "text" (JSON), or "any".
+
+        OpenAI's messages hold them as text. A template that writes whatever it gets as JSON would
+        write such a text in quotes, with a backslash before each of its own.
+        """
+        if self._arguments is None:
+            as_object, as_text = (self._writes_call(form) for form in ({"p": PROBE}, _TEXT_PROBE))
+            if as_text is not None and _TEXT_PROBE in as_text:
+                self._arguments = "any" if as_object and PROBE in as_object else "text"
+            else:
+                self._arguments = "object" if as_object and PROBE in as_object else "any"
+        return self._arguments
+
+    def _writes_call(self, arguments: Any) -> str | None:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        for content in ("", None):
+            turn = {"role": "assistant", "content": content, "tool_calls": [call]}
+            try:
+                return self._apply([{"role": "user", "content": "?"}, turn], None, False, False, {})
+            except Exception:
+                continue
+        return None
+
+    def _apply(
+        self,
+        messages: list[Message],
+        tools: Sequence[Any] | None,
+        begin: bool,
+        go_on: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
         return self.tokenizer.apply_chat_template(
-            copy.deepcopy(list(messages)),
+            messages,
             tools=copy.deepcopy(list(tools)) if tools else None,
             tokenize=False,
             chat_template=self.template,
@@ -181,6 +226,24 @@ def read_template(given: str | None) -> str | None:
             f"chat_template {given!r} is a file that cannot be read ({error}). Name a file that "
             'holds a Jinja template, or give the template itself, or "plain".'
         ) from error
+
+
+def _put_arguments(messages: list[Message], form: str) -> None:
+    """The arguments of all calls in the form that a template takes; in place."""
+    if form == "any":
+        return
+    for message in messages:
+        for call in message.get("tool_calls") or []:
+            function = call.get("function", call)
+            given = function.get("arguments")
+            if form == "text" and isinstance(given, Mapping):
+                function["arguments"] = json.dumps(given, ensure_ascii=False)
+            elif form == "object" and isinstance(given, str):
+                try:
+                    found = json.loads(given)
+                except ValueError:
+                    continue
+                function["arguments"] = found if isinstance(found, dict) else given
 
 
 def extra_fields(message: Message) -> list[str]:

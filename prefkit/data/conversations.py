@@ -11,7 +11,7 @@ from prefkit.data.blocks import Content, join_front, render_content
 from prefkit.data.chat import texts_of
 from prefkit.data.messages import has_blocks, plain_message, read_messages_field
 from prefkit.data.pair import Message, Pair, Side
-from prefkit.data.readers import make_pair, read_prompt, refuse_media
+from prefkit.data.readers import make_pair, open_end, read_prompt, refuse_media
 from prefkit.data.row import Row
 from prefkit.data.weights import read_token_weights
 
@@ -52,6 +52,11 @@ def read_conversation(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     if shared < min(map(len, plain)) - 1 and not given and "user" in _roles(plain, shared):
         problem = "has another front (messages before the response) than 'chosen'"
         raise row.error("rejected", problem, "Both sides must answer the same messages.")
+    for field in ("initial_reason_steps", "full_chosen", "full_rejected"):
+        if field in row:
+            raise row.error(field, "needs responses that are strings", "Write chosen as text.")
+    if "prefix" in row and options.level == "auto" and row.get("append_eos") in (None, "auto"):
+        raise open_end(row, "prefix")
     chosen, rejected = (
         _side(row, name, messages, messages_after[shared:], options)
         for name, messages, messages_after in zip(("chosen", "rejected"), sides, plain, strict=True)
@@ -59,10 +64,10 @@ def read_conversation(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     yield make_pair(
         row,
         prompt=prompt,
-        prefix="",
+        prefix=row.text("prefix", empty=True) if "prefix" in row else "",
         chosen=chosen,
         rejected=rejected,
-        append_eos=row.eos(default=True),
+        append_eos=row.eos(default="prefix" not in row or options.level != "step"),
     )
 
 

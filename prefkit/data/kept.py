@@ -43,7 +43,8 @@ class Kept:
             self.check_content(front, message, "prompt", text)
         for place, message in enumerate(messages):
             for name in _words_of(messages, place):
-                known = f"{message['role']}.{name}"
+                several = name == "tool_calls" and len(message[name]) > 1
+                known = f"{message['role']}.{name}" + " (several)" * several
                 if known not in self._read:
                     self._check_prompt_field(front, messages, place, name)
                     self._read.add(known)
@@ -106,8 +107,12 @@ class Kept:
         for name in _words_of(messages, place):
             if all(is_written(word, beside) for word in _scalars(message[name])):
                 continue  # seen at once: only what is not found has to be asked for
-            if not self._is_read(front, messages, place, name, whole):
-                raise _unread(front, field, name)
+            for shown, fewer in _without(message, name):
+                if self._is_read(front, messages, place, fewer, whole):
+                    continue
+                if self._is_read(front, messages[: place + 1], place, fewer):
+                    raise _dropped(front, field, shown)
+                raise _unread(front, field, shown)
 
     def check_content(
         self, front: Front, message: Message, field: str, text: str, thoughts: bool = False
@@ -136,22 +141,22 @@ class Kept:
     ) -> None:
         """Many templates drop the thoughts of earlier turns by design, so a field is also looked
         for where its message would be the last one."""
-        if self._is_read(front, messages, place, name):
-            return
-        if not self._is_read(front, messages[: place + 1], place, name):
-            raise _unread(front, f"prompt[{place}]", name)
+        for shown, fewer in _without(messages[place], name):
+            if not self._is_read(front, messages, place, fewer) and not self._is_read(
+                front, messages[: place + 1], place, fewer
+            ):
+                raise _unread(front, f"prompt[{place}]", shown)
 
     def _is_read(
         self,
         front: Front,
         messages: Sequence[Message],
         place: int,
-        name: str,
+        fewer: Message,
         written: str | None = None,
     ) -> bool:
-        """Whether what the template writes changes when a message loses a field."""
-        bare = {key: value for key, value in messages[place].items() if key != name}
-        without = [*messages[:place], bare, *messages[place + 1 :]]
+        """Whether what the template writes changes when a message loses something."""
+        without = [*messages[:place], fewer, *messages[place + 1 :]]
         written = self._write(front, messages) if written is None else written
         try:
             return written != self._write(front, without)
@@ -163,6 +168,24 @@ class Kept:
             problem = "are not read by the chat template"
             remedy = "Set chat_template to one that does, or write them into the system message."
             raise RowError(front.source, front.row, "tools", problem, remedy)
+
+
+def _without(message: Message, name: str) -> list[tuple[str, Message]]:
+    """A field's name and the message without it; call by call where it holds several calls."""
+    calls = message[name]
+    if name != "tool_calls" or len(calls) < 2:
+        return [(name, {key: value for key, value in message.items() if key != name})]
+    return [
+        (f"tool_calls[{i}]", {**message, name: [*calls[:i], *calls[i + 1 :]]})
+        for i in range(len(calls))
+    ]
+
+
+def _dropped(front: Front, field: str, name: str) -> RowError:
+    """A field that the template reads of a last turn only."""
+    problem = f"holds '{name}' in a turn that others follow, of which the chat template drops it"
+    remedy = "Train that turn in a row of its own, or set chat_template to one that keeps it."
+    return RowError(front.source, front.row, field, problem, remedy)
 
 
 def _scalars(value: Any) -> list[str]:

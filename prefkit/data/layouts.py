@@ -11,9 +11,10 @@ spelt in another way. So it is refused, unless its name is one of those that tel
 `columns` says what is what: {"prompt": "query", "notes": null} reads one and leaves one out.
 """
 
+import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prefkit.data.messages import read_messages_field
@@ -59,8 +60,9 @@ Give two completions of a prompt in one row, one with label true and one with la
 """
 
 
-def check_columns(columns: Any) -> None:
-    """Raises ConfigError for anything but an object of names, or null where a column is left."""
+def check_columns(columns: Any, fields: Collection[str] = ()) -> None:
+    """Raises ConfigError for anything but an object of names, or null where a column is left, and
+    for a field that is none of `fields` (none given: of those of pairs)."""
     sound = isinstance(columns, Mapping) and all(
         isinstance(name, str) and (column is None or (isinstance(column, str) and column))
         for name, column in columns.items()
@@ -70,6 +72,12 @@ def check_columns(columns: Any) -> None:
             f"columns is {columns!r}. Write an object of prefkit's fields and your columns, such "
             'as {"prompt": "question"}; null leaves a column out: {"notes": null}.'
         )
+    fields = fields or _READ
+    for name, column in columns.items():
+        if column is not None and name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Fields: {', '.join(sorted(fields))}."
+            raise ConfigError(f"columns: '{name}' is no field that is read. {hint}")
 
 
 def renamed(row: Row, columns: Columns) -> Row:
@@ -81,6 +89,12 @@ def renamed(row: Row, columns: Columns) -> Row:
     if not columns:
         return row
     taken = {column for column in columns.values() if column is not None}
+    taken |= {column.split(".")[0] for column in taken if column not in row.names}
+    for field, column in columns.items():
+        if column not in (None, field) and field not in taken and _holds_text(row.get(field), 3):
+            problem = f"is a column of its own, which '{column}' would take the place of"
+            remedy = "Correct the option columns: say where its text belongs, or rename it."
+            raise row.error(field, problem, remedy)
     data = {name: value for name, value in row.data.items() if name not in taken}
     for field, column in columns.items():
         if column is None:
@@ -172,7 +186,7 @@ def _from_question(row: Row) -> Row:
             return row
         field, text = found[0], data.pop(found[0])
     history = data.pop("history", None)
-    if history:
+    if isinstance(history, list):  # also an empty one: its dataset is of chats
         if not all(_is_couple(couple) for couple in history):
             remedy = "Write a list of [question, answer] couples of strings."
             raise row.error("history", "is no list of couples of texts", remedy)
@@ -189,15 +203,19 @@ def _check_texts(row: Row, also: tuple[str, ...]) -> None:
     unknown = [
         name
         for name in _unread(tuple(map(str, row.data)), is_implicit)
-        if name not in also and _holds_text(row.data.get(name), depth=3)
+        if name not in also
+        and _holds_text(row.data.get(name), depth=3)
+        and row.data.get(name) != row.get("prompt")  # said twice
     ]
-    if not unknown:
+    is_pair = "responses" in row or ("chosen" in row and "rejected" in row)
+    if not unknown or not (is_pair or also):  # that there is no pair is told instead
         return
     names = ", ".join(f"'{name}'" for name in unknown)
     problem = "holds text that is not read" if len(unknown) == 1 else f"({names}) hold text that "
     problem += "is not read" if len(unknown) > 1 else ""
     left = ", ".join(f"{name}: null" for name in unknown)
-    remedy = f"Say what it is, as columns: {{prompt: {unknown[0]}}}, or leave it out, as columns: "
+    field = next((name for name in ("prompt", "system") if name not in row), "chosen")
+    remedy = f"Say what it is, as columns: {{{field}: {unknown[0]}}}, or leave it out, as columns: "
     remedy += f"{{{left}}}."
     raise row.error(unknown[0], problem, remedy)
 
@@ -211,7 +229,7 @@ def _unread(names: tuple[str, ...], is_implicit: bool) -> tuple[str, ...]:
         for name in names
         if name not in _READ
         and (is_implicit or name.lower() not in _ABOUT)
-        and not about.fullmatch(name.lower())
+        and not about.fullmatch(name.lower().replace("-", "_"))
     )
 
 

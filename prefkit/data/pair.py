@@ -69,7 +69,8 @@ class Front:
         append_eos: True = the response ends a solution and the end-of-sequence token is scored;
             False = it ends a step, nothing is appended.
         source, row: where the row came from (for messages); `row` is 0-based.
-        system: the row's own system text, of a prompt that is raw text; it makes it a chat.
+        system: the row's own system text, of a prompt that is raw text; it makes it a chat, also
+            where it is "".
         tools: schemas of the tools that the chat template is told of.
         variables: the row's own variables of the chat template (`chat_template_kwargs`).
     """

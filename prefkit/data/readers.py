@@ -34,7 +34,7 @@ def read_strings(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     # A prefix, even an empty one, says that the row is about what follows it: one step.
     is_step = "prefix" in row and options.level == "step"
     if "prefix" in row and options.level == "auto" and row.get("append_eos") in (None, "auto"):
-        raise _open_end(row, "prefix")
+        raise open_end(row, "prefix")
     yield make_pair(
         row,
         prompt=prompt,
@@ -51,13 +51,15 @@ def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     if is_conversational(row.get("chosen")):
         raise row.error("chosen", "holds messages", "Write the step as a string.")
     refuse_media(row)
+    if "prefix" in row and "initial_reason_steps" in row:
+        raise row.error("prefix", "is given together with 'initial_reason_steps'", "Keep one.")
     front = "prefix" if "prefix" in row else "initial_reason_steps"
     prefix = row.text(front, empty=True)
     # A row that says itself whether `chosen` ends the solution needs no full_chosen.
     said = isinstance(row.get("append_eos"), bool) and "full_chosen" not in row
     whole = options.level != "step" and not said
     if whole and options.level == "auto" and "full_chosen" not in row:
-        raise _open_end(row, front)
+        raise open_end(row, front)
     names = ("full_chosen", "full_rejected") if whole else ("chosen", "rejected")
     remedy = 'Give full_chosen and full_rejected, or read the rows at level "step".'
     texts = [row.text(name, remedy=remedy) if whole else row.text(name) for name in names]
@@ -74,7 +76,8 @@ def read_step_dpo(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     )
 
 
-def _open_end(row: Row, front: str) -> RowError:
+def open_end(row: Row, front: str) -> RowError:
+    """The error of a row with a front that does not say where its responses end."""
     return row.error(
         front,
         "leaves open where chosen and rejected end: after one step, or with the solution",
@@ -139,7 +142,8 @@ def front_fields(row: Row, prompt: Prompt) -> dict[str, Any]:
         RowError: `system`, `tools` or `chat_template_kwargs` of another form.
     """
     system = row.text("system", empty=True) if "system" in row else ""
-    if system.strip() and not isinstance(prompt, str):
+    system = system if system.strip() else ""
+    if system and not isinstance(prompt, str):
         if prompt[0]["role"] != "system":
             prompt = ({"role": "system", "content": system}, *prompt)
         elif prompt[0]["content"] != system:
@@ -149,7 +153,7 @@ def front_fields(row: Row, prompt: Prompt) -> dict[str, Any]:
     variables = _object(row, "chat_template_kwargs", dict, 'such as {"enable_thinking": false}')
     return {
         "prompt": prompt,
-        "system": system if system.strip() and isinstance(prompt, str) else None,
+        "system": system if "system" in row and isinstance(prompt, str) else None,
         "tools": tuple(tools or ()),
         "variables": variables or {},
         "source": row.source,

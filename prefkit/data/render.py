@@ -133,11 +133,15 @@ class Renderer:
                 self._check_plain(front)
                 return Rendered(text + options.joiner, front.prefix, is_chat=False)
             messages: list[Message] = [{"role": "user", "content": text}]
-            system = options.system_prompt if front.system is None else front.system
-            if system is not None:
+            if system := front.system or options.system_prompt:
                 messages.insert(0, {"role": "system", "content": system})
         else:
             messages = list(front.prompt)
+            if options.system_prompt is not None or options.prompt_template != "{prompt}":
+                say_once(
+                    "system_prompt and prompt_template are for prompts that are plain text: those "
+                    "that are messages are read as they are."
+                )
         return self._chat(front, messages)
 
     def end_id(self, front: Front, is_chat: bool) -> int:

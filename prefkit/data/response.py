@@ -63,8 +63,7 @@ def _as_text(front: Front, name: str, side: Side, rendered: Rendered, renderer: 
         renderer.compare_once(front, rendered, text)
     before = rendered.opening + rendered.prefix
     repeated = repeated_opening(before, text)
-    if not repeated:  # a mark of the response's own: whether it closes it is its own affair
-        _check_thoughts(front, name, rendered, text, renderer)
+    _check_thoughts(front, name, rendered, text[repeated:], renderer)
     moved = tuple(
         (max(start - repeated, 0), end - repeated, weight)
         for start, end, weight in side.spans
@@ -111,6 +110,9 @@ def _check_thoughts(
             "Give the response its thought, closed by its mark, or set chat_template to one that "
             "opens none."
         )
+    elif front.append_eos and opens and state_of(text) == "open":
+        problem = "ends in a thought that it opens, where no model would be shown its end"
+        remedy = "Close the thought, say append_eos: false in the row, or leave it out."
     else:
         return
     raise RowError(front.source, front.row, name, problem, remedy)

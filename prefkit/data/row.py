@@ -26,6 +26,9 @@ OPTIONAL = (
     "rejected_spans",
     "append_eos",
     "prob_result",
+    "system",
+    "tools",
+    "chat_template_kwargs",
 )
 # Fields that our own builds write beside these, and that look like them.
 OURS = ("prefix_steps", "chosen_steps", "rejected_steps", "chosen_scores")

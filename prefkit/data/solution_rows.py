@@ -11,6 +11,7 @@ from prefkit.errors import RowError
 
 _NEEDED = "Give every row prompt and response."
 _NAMES = ("prefix", "append_eos")
+SOLUTION_FIELDS = ("prompt", "prefix", "response", "append_eos", "system", "tools")
 _RESPONSES = ("response", "completion", "output")
 
 

@@ -31,7 +31,7 @@ from prefkit.data.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.report import Incident, write_incidents
 from prefkit.data.row import Row
 from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
-from prefkit.data.solution_rows import read_solution
+from prefkit.data.solution_rows import SOLUTION_FIELDS, read_solution
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def prepare_solutions(
     sides: list[TokenizedSide] = []
     chats = 0
     columns = {} if columns is None else columns
-    check_columns(columns)
+    check_columns(columns, SOLUTION_FIELDS)
     checked = (
         data if isinstance(data, RowError) else Row(rows.source, index, data)
         for index, data in enumerate(rows)

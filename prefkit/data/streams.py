@@ -14,6 +14,7 @@ from prefkit.data.pair import Pair
 from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.report import DataReport, Incident
 from prefkit.data.row import Row
+from prefkit.data.solution_rows import SOLUTION_FIELDS
 from prefkit.data.solutions import SolutionReport, read_solutions
 from prefkit.data.streamed import Read, StreamedRows
 from prefkit.errors import ConfigError, RowError
@@ -78,7 +79,7 @@ def stream_solutions(
         ConfigError: another kind of iterable, which cannot be gone back to or shared out.
     """
     columns = {} if columns is None else columns
-    check_columns(columns)
+    check_columns(columns, SOLUTION_FIELDS)
     renderer = Renderer(tokenizer, options)
 
     def read(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Incident]]:

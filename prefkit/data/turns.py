@@ -118,8 +118,6 @@ class _Turns:
         """Raises RowError for a turn that begins otherwise, lost words, a thought opened twice."""
         kept, conversation = self.renderer.kept, [*self.before, *self.answer]
         if not self.whole.startswith(self.begins):
-            for at in range(len(self.before), len(conversation)):  # the likely cause, told first
-                kept.check_fields(self.front, conversation, at, self.name, "", self.whole)
             raise self._other_beginning(self.begins)
         places = [i for i, message in enumerate(self.answer) if message["role"] == "assistant"]
         ends = [*(begun for begun, _ in self.bounds[1:]), len(self.whole)]
@@ -211,7 +209,15 @@ class _Turns:
         return None
 
     def _other_beginning(self, begins: str) -> RowError:
-        """The template writes a turn otherwise than it begins one: what to change, tried out."""
+        """The template writes a turn otherwise than it begins one: what to change, tried out.
+
+        Raises:
+            RowError: a field that it does not read, the likely cause.
+        """
+        conversation = [*self.before, *self.answer]
+        for place in range(len(self.before), len(conversation)):
+            check = self.renderer.kept.check_fields
+            check(self.front, conversation, place, self.name, "", self.whole)
         at, whole = common_start(self.whole, begins), self.whole
         problem = "is written by the chat template otherwise than sampling would begin it: "
         problem += f"{whole[max(at - 20, 0) : at + 30]!r} instead of {begins[max(at - 20, 0) :]!r}"

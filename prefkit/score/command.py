@@ -79,6 +79,8 @@ def run(argv: Sequence[str]) -> int:
     print(f"The scored pairs are in {out}.")
     if options.format == "weights":
         level = f" --level {options.level}" if options.level != "auto" else ""
+        if options.columns:
+            level += f" --columns {shlex.quote(json.dumps(options.columns))}"
         print(
             f"Train:  prefkit train --method cdpo --train_data {shlex.quote(str(out))}{level} "
             "--model MODEL"
