@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import Trainer
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train import checkpoint
-from tests.trainer_cases import ROWS, logs_of, save_model, tiny_model, trainer
+from tests.trainer_cases import MOE, ROWS, logs_of, save_model, tiny_model, trainer, weights_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -280,3 +281,29 @@ def test_kill_9_at_three_random_moments(tmp_path: Path) -> None:
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert not all(torch.equal(start[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("family", list(MOE))
+def test_experts_are_loaded_from_a_checkpoint_too(family: str, tmp_path: Path) -> None:
+    """They are saved under the names of their family's files, an expert a tensor."""
+    whole = trainer(tmp_path, tiny_model(family, scale=3.0), **RUN)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    again = trainer(tmp_path, tiny_model(family, scale=3.0), **RUN)
+    again.train(resume_from_checkpoint="auto")
+    assert_same_weights(again.model, whole.model)
+
+
+def test_the_best_checkpoint_s_experts_are_loaded(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        **dict.fromkeys(("save_strategy", "eval_strategy"), "steps"),
+        **dict.fromkeys(("save_steps", "eval_steps"), 2),
+        **{"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"},
+        "greater_is_better": True,  # of a loss that falls: the first checkpoint is the best
+    }
+    trained = trainer(tmp_path, tiny_model("mixtral", scale=3.0), eval_dataset=ROWS, **options)
+    trained.train()
+    best = Path(trained.state.best_model_checkpoint or "")
+    want = type(trained.model).from_pretrained(best).state_dict()  # type: ignore[union-attr]
+    for name, weight in weights_of(trained.model).items():
+        assert torch.equal(weight, want[name]), name

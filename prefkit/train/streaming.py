@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from prefkit.data.stream_source import SOME, stream_of
 from prefkit.data.streamed import StreamedRows
 from prefkit.errors import ConfigError
-from prefkit.train.sharding import ShardedTrainer
+from prefkit.train.whole_weights import WholeWeightsTrainer
 
 
 def refuse_streams(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
@@ -72,7 +72,7 @@ def refuse_eval_stream(rows: Any, name: str) -> None:
         )
 
 
-class StreamingTrainer(ShardedTrainer):
+class StreamingTrainer(WholeWeightsTrainer):
     """A Trainer that reads each process's part of a stream, and can go on where it stood."""
 
     def get_train_dataloader(self) -> DataLoader:
