@@ -25,6 +25,7 @@ from prefkit.errors import ConfigError, PrefkitError
 logger = logging.getLogger(__name__)
 WINDOW = 64  # rows read ahead at most: one call of the tokenizer
 PASSED = object()  # stands for an item that a resumed run has trained on: it is never collated
+_END = object()
 # Rows with their numbers in the pass → tokenised items with those numbers, and what was left out.
 Read = Callable[[Sequence[tuple[int, Any]]], tuple[list[tuple[int, Any]], list[Incident]]]
 
@@ -114,21 +115,25 @@ class StreamedRows(torch.utils.data.IterableDataset):
             yield PASSED
         place, number = self._begin, 0
         while True:
-            before = number
+            before, begun = number, place.rows
             for item, after in self._one_pass(place):
+                place = after
+                if item is _END:
+                    break
                 self._ahead.append(after)
                 yield number, item
-                number, place = number + 1, after
-            if number == before and not place.rows:
+                number += 1
+            if number == before and not begun:
                 raise PrefkitError(
                     f"The stream has ended without a usable row; {self._left_out} were left out. "
                     "Look at its first rows with `prefkit inspect`."
                 )
-            place = Place(passes=place.passes + 1, listed=place.listed)
             logger.warning("The stream has ended and begins again (pass %d).", place.passes + 1)
 
     def _one_pass(self, begin: Place) -> Iterator[tuple[Any, Place]]:
-        """The items from a place to the end of its pass, each with the place after it."""
+        """The items from a place to the end of its pass, each with the place after it; then `_END`
+        with the beginning of the next pass, which counts the rows left out behind the last item.
+        """
         rows = self._rows_from(begin)
         listed = begin.listed
         while window := list(islice(rows, WINDOW)):
@@ -147,6 +152,7 @@ class StreamedRows(torch.utils.data.IterableDataset):
                     if row > begin.rows or count > begin.of_row:
                         yield item, whole if count == len(of_row) else replace(part, of_row=count)
             listed += len(incidents)
+        yield _END, Place(passes=begin.passes + 1, listed=listed)
 
     def _rows_from(self, begin: Place) -> Iterator[tuple[int, Any]]:
         self._part.set_epoch(self._epoch + begin.passes)
