@@ -12,9 +12,11 @@ import datasets
 import pytest
 import torch
 
-from prefkit.data import prepare_pairs
+from prefkit.data import TokenizeOptions, prepare_pairs
+from prefkit.data.formats import ReadOptions
 from prefkit.data.report import Incident
 from prefkit.data.streamed import WINDOW, StreamedRows
+from prefkit.data.streams import stream_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests import test_supervised
 from tests.torchrun import ROOT, launched_once
@@ -99,9 +101,26 @@ def test_bad_rows_stop_or_are_listed_as_they_come(tmp_path: Path, caplog: Any) -
     listed = (tmp_path / "skipped_rows_train.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in listed] == [6, 7]
     assert "2 rows of the stream skipped" in caplog.text
+    assert "such as stream: row 6, rejected" in caplog.text
     without = trainer(tmp_path, rows=rows, train_sampling_strategy="sequential")
     without.train()
     assert same_weights(skipping, without)
+
+
+@pytest.mark.parametrize(
+    ("processes", "process", "said"),
+    [(2, 1, "stream: row 3,"), (3, 0, "stream: row 3,"), (2, 0, "shards of process 0: row 1,")],
+)
+def test_rows_are_numbered_in_the_whole_stream(processes: int, process: int, said: str) -> None:
+    """Rows are dealt in turn, but where each process has shards of its own."""
+    good = list(itertools.islice(endless(), 3))
+    one: Any = stream([*good, BAD])
+    if "shards" in said:
+        one = datasets.Dataset.from_list([good[0], BAD, *good[1:]]).to_iterable_dataset(2)
+    part = (process, processes)
+    made = stream_pairs(one, byte_tokenizer(), TokenizeOptions(), ReadOptions(), part=part)
+    with pytest.raises(RowError, match=said):
+        list(itertools.islice(made, 4))
 
 
 # -- going on --------------------------------------------------------------------------------------

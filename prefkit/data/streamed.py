@@ -58,7 +58,9 @@ class StreamedRows(torch.utils.data.IterableDataset):
         longest: tokens that no sequence exceeds.
         skipped_file: JSON Lines file to which rows left out are added as they come, or None.
         chat_template: what messages are written with, where it is not the tokenizer's own.
-        part: (process, processes): each reads other rows.
+        part: (process, processes): each reads other rows, every so many-th or, where the stream
+            has as many shards for each, shards of its own. Rows are numbered in the whole stream,
+            with shards of its own among those of the process.
 
     Raises:
         RowError, PrefkitError, ConfigError: when it is iterated: a bad row, where `read` raises
@@ -75,7 +77,10 @@ class StreamedRows(torch.utils.data.IterableDataset):
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self._whole = stream.with_format(None)  # plain Python values whatever format was set
-        self._part = self._whole if part[1] == 1 else _part_of(self._whole, *part)
+        # As split_dataset_by_node does it; but rows dealt in turn keep their numbers so.
+        sharded = has_own_shards(stream, part)
+        self._part = _part_of(self._whole, *part) if sharded else self._whole
+        self._first, self._step = (0, 1) if sharded else part
         self.read, self.longest, self.skipped_file = read, longest, skipped_file
         self.chat_template = chat_template
         self._epoch = int(getattr(stream, "epoch", 0))
@@ -144,25 +149,26 @@ class StreamedRows(torch.utils.data.IterableDataset):
             self._list(incidents)
             for row, group in groupby(items, key=itemgetter(0)):
                 of_row = [item for _, item in group]
-                part = replace(begin, rows=row, last=None)
+                done = (row - self._first) // self._step
+                part = replace(begin, rows=done, last=None)
                 part = replace(part, listed=listed + sum(one.row < row for one in incidents))
-                whole = replace(part, rows=row + 1, of_row=0, last=sums[row])
+                whole = replace(part, rows=done + 1, of_row=0, last=sums[row])
                 whole = replace(whole, listed=listed + sum(one.row <= row for one in incidents))
                 for count, item in enumerate(of_row, start=1):
-                    if row > begin.rows or count > begin.of_row:
+                    if done > begin.rows or count > begin.of_row:
                         yield item, whole if count == len(of_row) else replace(part, of_row=count)
             listed += len(incidents)
         yield _END, Place(passes=begin.passes + 1, listed=listed)
 
     def _rows_from(self, begin: Place) -> Iterator[tuple[int, Any]]:
         self._part.set_epoch(self._epoch + begin.passes)
-        rows = enumerate(self._part)
+        rows = islice(enumerate(self._part), self._first, None, self._step)
         passed = deque(islice(rows, begin.rows), maxlen=1)
         if begin.last is not None and (not passed or _checksum(passed[0][1]) != begin.last):
             raise ConfigError(
-                f"The stream's row {begin.rows - 1} is another one than when the checkpoint was "
-                "made, so the run cannot go on where it stood. Give the same stream, and a seed to "
-                "its shuffle."
+                f"The stream's row {self._first + (begin.rows - 1) * self._step} is another one "
+                "than when the checkpoint was made, so the run cannot go on where it stood. Give "
+                "the same stream, and a seed to its shuffle."
             )
         yield from rows
 
@@ -189,13 +195,24 @@ class StreamedRows(torch.utils.data.IterableDataset):
         if self._left_out.bit_length() > before.bit_length():
             first = incidents[0]
             logger.warning(
-                "%d rows of the stream skipped or cut so far, such as row %d, %s: %s.%s",
+                "%d rows of the stream skipped or cut so far, such as %s: row %d, %s: %s.%s",
                 self._left_out,
+                first.source,
                 first.row,
                 first.field,
                 first.problem,
                 f" Listed in {self.skipped_file}." if self.skipped_file else "",
             )
+
+
+def has_own_shards(stream: Any, part: tuple[int, int]) -> bool:
+    """Whether a process reads shards of its own of a stream, and not every so many-th row.
+
+    Args:
+        stream: a `datasets.IterableDataset`.
+        part: (process, processes).
+    """
+    return part[1] > 1 and stream.num_shards % part[1] == 0
 
 
 def _part_of(stream: Any, process: int, processes: int) -> Any:
