@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from prefkit.data import TokenizeOptions, prepare_pairs
 from prefkit.data.formats import ReadOptions
 from prefkit.data.report import Incident
-from prefkit.data.streamed import WINDOW, StreamedRows
+from prefkit.data.streamed import THREAD, WINDOW, StreamedRows
 from prefkit.data.streams import stream_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests import test_supervised
@@ -67,6 +68,31 @@ def test_an_endless_stream_starts_at_once_and_holds_a_window(tmp_path: Path) -> 
     made.train()
     assert made.state.global_step == 3
     assert Counted.read <= WINDOW
+    assert not [one for one in threading.enumerate() if one.name.startswith(THREAD)]
+
+
+def test_rows_are_read_in_a_thread_while_others_are_used() -> None:
+    """The next half of the window is read without being asked for, and no more than that."""
+    half, read = WINDOW // 2, threading.Semaphore(0)
+    readers = set()
+
+    def noting(window: Any) -> Any:
+        readers.add(threading.current_thread().name)
+        if window[0][0] == 2 * half:
+            raise RowError("stream", 2 * half, "n", "is bad", "Mend it.")
+        read.release()
+        return [(row, row) for row, _ in window], []
+
+    rows = iter(StreamedRows(stream(), noting, 10))
+    assert next(rows) == (0, 0)
+    assert read.acquire(timeout=60)  # what the item is of
+    assert read.acquire(timeout=60)  # and what comes behind it
+    assert [item for _, item in itertools.islice(rows, 2 * half - 1)] == [*range(1, 2 * half)]
+    with pytest.raises(RowError, match=f"row {2 * half}"):
+        next(rows)
+    assert readers
+    assert all(name.startswith(THREAD) for name in readers)
+    assert not [one for one in threading.enumerate() if one.name.startswith(THREAD)]
 
 
 def test_a_stream_trains_as_its_rows_in_a_list_do(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Rows of a stream (`datasets.IterableDataset`): read, checked and tokenised as they are needed.
 
-A stream has no length and may have no end. `WINDOW` rows are in memory at a time; the first batch
-needs no more than that. A stream that ends begins again, as further epochs of it. Where it stands
-can be saved and gone back to: rows before that place are read once more, but neither checked nor
-tokenised, so that what follows is what would have followed, shuffle buffers of the user's included.
+A stream has no length and may have no end. `WINDOW` rows are in memory at a time: half of them are
+used while a thread reads and tokenises the other half; the first batch needs no more than that. A
+stream that ends begins again, as further epochs of it. Where it stands can be saved and gone back
+to: rows before that place are read once more, but neither checked nor tokenised, so that what
+follows is what would have followed, shuffle buffers of the user's included.
 """
 
 import json
@@ -11,11 +12,12 @@ import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.utils.data
 
@@ -23,9 +25,11 @@ from prefkit.data.report import Incident
 from prefkit.errors import ConfigError, PrefkitError
 
 logger = logging.getLogger(__name__)
-WINDOW = 64  # rows read ahead at most: one call of the tokenizer
+WINDOW = 64  # rows read ahead at most: two calls of the tokenizer
 PASSED = object()  # stands for an item that a resumed run has trained on: it is never collated
+THREAD = "prefkit-stream"  # the name of the thread that reads ahead
 _END = object()
+_T = TypeVar("_T")
 # Rows with their numbers in the pass → tokenised items with those numbers, and what was left out.
 Read = Callable[[Sequence[tuple[int, Any]]], tuple[list[tuple[int, Any]], list[Incident]]]
 
@@ -139,11 +143,8 @@ class StreamedRows(torch.utils.data.IterableDataset):
         """The items from a place to the end of its pass, each with the place after it; then `_END`
         with the beginning of the next pass, which counts the rows left out behind the last item.
         """
-        rows = self._rows_from(begin)
         listed = begin.listed
-        while window := list(islice(rows, WINDOW)):
-            sums = {index: _checksum(data) for index, data in window}
-            items, incidents = self.read(window)
+        for sums, items, incidents in _one_ahead(self._windows_from(begin)):
             if begin.passes:  # its rows are in the file already
                 incidents = []
             self._list(incidents)
@@ -159,6 +160,12 @@ class StreamedRows(torch.utils.data.IterableDataset):
                         yield item, whole if count == len(of_row) else replace(part, of_row=count)
             listed += len(incidents)
         yield _END, Place(passes=begin.passes + 1, listed=listed)
+
+    def _windows_from(self, begin: Place) -> Iterator[tuple[dict[int, int], list[Any], list[Any]]]:
+        """Checksums of some rows by their numbers, their items, and what is left out of them."""
+        rows = self._rows_from(begin)
+        while window := list(islice(rows, WINDOW // 2)):
+            yield {index: _checksum(data) for index, data in window}, *self.read(window)
 
     def _rows_from(self, begin: Place) -> Iterator[tuple[int, Any]]:
         self._part.set_epoch(self._epoch + begin.passes)
@@ -203,6 +210,17 @@ class StreamedRows(torch.utils.data.IterableDataset):
                 first.problem,
                 f" Listed in {self.skipped_file}." if self.skipped_file else "",
             )
+
+
+def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items, each made in a thread while the one before is used; what it raises is raised when
+    its turn comes. The thread ends with this iterator.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix=THREAD) as thread:
+        coming = thread.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = thread.submit(next, items, _END)
+            yield item  # type: ignore[misc]
 
 
 def has_own_shards(stream: Any, part: tuple[int, int]) -> bool:
