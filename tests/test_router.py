@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.deepseek_v3 import DeepseekV3Config
 from transformers.models.doge import DogeConfig
+from transformers.models.llama4 import Llama4TextConfig
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from prefkit.data.pair import TokenizedPair
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.router import Router, find_router, load_balancing_loss
 from tests import test_supervised
+from tests.gloo import join
 from tests.test_trainer import FirstGradient
 from tests.trainer_cases import MOE, ROWS, SHAPE, VOCAB, logs_of, tiny_model, trainer
 
@@ -86,6 +89,68 @@ def test_other_models_have_none(config: Any, said: str) -> None:
     assert find_router(model, None)[0] is None
     with pytest.raises(ModelError, match=f"router_aux_loss_coef is 0.1.*{said}"):
         find_router(model, 0.1)
+
+
+def llama4() -> Any:
+    sizes = {"intermediate_size_mlp": 32, "num_local_experts": 4, "attention_chunk_size": 32}
+    return Llama4TextConfig(**{**SHAPE, "vocab_size": VOCAB}, **sizes)
+
+
+OTHERS = {"deepseek": deepseek, "doge": doge, "llama4": llama4}
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+@pytest.mark.parametrize("family", [*MOE, *OTHERS])
+def test_processes_decide_alike_where_one_alone_has_the_weights(
+    family: str, local_rank: str, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """A small copy decides, of which each process has the weights."""
+    other = OTHERS.get(family)
+    model = tiny_model(family) if other is None else AutoModelForCausalLM.from_config(other())
+    want = find_router(model, None)[0]
+    assert (want is None) == (family in OTHERS)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    if local_rank == "1":  # its memory holds whatever was there
+        for parameter in model.parameters():
+            parameter.data.fill_(float("nan"))
+    join(0, 1, str(tmp_path))
+    try:
+        check_decision(model, want)
+    finally:
+        dist.destroy_process_group()
+
+
+def check_decision(model: Any, want: Router | None) -> None:
+    """The routers found; without, a coefficient is refused."""
+    state = torch.random.get_rng_state()
+    assert find_router(model, None)[0] == want
+    if want is None:
+        with pytest.raises(ModelError, match=r"router_aux_loss_coef is 0\.1"):
+            find_router(model, 0.1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", [*MOE, *OTHERS])
+def test_models_without_memory_are_decided_alike(family: str) -> None:
+    with torch.device("meta"):
+        if family in OTHERS:
+            model = AutoModelForCausalLM.from_config(OTHERS[family]())
+        else:
+            model = tiny_model(family)
+    found = find_router(model, 0.25 if family in MOE else None)[0]
+    assert found == (Router(model.config.num_experts_per_tok, 0.25) if family in MOE else None)
+    if family in OTHERS:
+        check_decision(model, None)
+
+
+def test_a_model_that_gives_none_is_named() -> None:
+    with pytest.raises(ModelError, match="no outputs of routers"):
+        load_balancing_loss(None, 2)
+    for top_k in (0, 5):
+        with pytest.raises(ModelError, match=f"with {top_k} experts a token.*gives 4 experts"):
+            load_balancing_loss([torch.randn(3, 4)], top_k)
 
 
 def test_without_it_a_line_says_so(tmp_path: Path, caplog: Any) -> None:

@@ -90,6 +90,27 @@ def test_supervised_folders_too(tmp_path: Path) -> None:
             assert ids_by(folder, row) == side.ids.tolist()
 
 
+def test_rows_to_evaluate_on_are_written_as_the_trained_ones(tmp_path: Path) -> None:
+    def prepared(template: str) -> Any:
+        options = TokenizeOptions(chat_template=template, max_length=256)
+        return prepare_pairs(ROWS, byte_tokenizer(), options)
+
+    other = prepared(OTHER)
+    trained: list[dict[str, Any]] = [
+        {"rows": prepared(ROLES)},
+        {"rows": ROWS, "chat_template": ROLES},
+    ]
+    for options in trained:
+        with pytest.raises(ConfigError, match="eval rows were prepared with another chat template"):
+            trainer(tmp_path, eval_dataset=other, **options)
+        with pytest.raises(ConfigError, match="eval_a rows were prepared with another"):
+            trainer(tmp_path, eval_dataset={"a": other}, **options)
+        made = trainer(tmp_path, eval_dataset=prepared(ROLES), **options)
+        with pytest.raises(ConfigError, match="eval rows were prepared with another"):
+            made.evaluate(other)
+        made.evaluate(prepared(ROLES))
+
+
 def test_templates_that_do_not_agree(tmp_path: Path, caplog: Any) -> None:
     options = TokenizeOptions(chat_template=OTHER, max_length=256)
     rows = prepare_pairs(ROWS, byte_tokenizer(), options)
@@ -99,6 +120,7 @@ def test_templates_that_do_not_agree(tmp_path: Path, caplog: Any) -> None:
     with pytest.raises(ConfigError, match="another chat template had written"):
         trainer(tmp_path, rows=ROWS, chat_template=ROLES, **SAVING).train("auto")
     with caplog.at_level(logging.WARNING):
-        trainer(tmp_path, rows=ROWS, chat_template=ROLES, chat_template_kwargs={"x": 1})
+        reading = ROLES + "{% if x %}{% endif %}"
+        trainer(tmp_path, rows=ROWS, chat_template=reading, chat_template_kwargs={"x": 1})
     (said,) = [r.message for r in caplog.records if "chat_template_kwargs" in r.message]
     assert "{'x': 1}" in said

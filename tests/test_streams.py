@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import datasets
 import pytest
 import torch
 
-from prefkit.data import prepare_pairs
+from prefkit.data import TokenizeOptions, prepare_pairs
+from prefkit.data.formats import ReadOptions
 from prefkit.data.report import Incident
-from prefkit.data.streamed import WINDOW, StreamedRows
+from prefkit.data.streamed import THREAD, WINDOW, StreamedRows
+from prefkit.data.streams import stream_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests import test_supervised
 from tests.torchrun import ROOT, launched_once
@@ -65,6 +68,31 @@ def test_an_endless_stream_starts_at_once_and_holds_a_window(tmp_path: Path) -> 
     made.train()
     assert made.state.global_step == 3
     assert Counted.read <= WINDOW
+    assert not [one for one in threading.enumerate() if one.name.startswith(THREAD)]
+
+
+def test_rows_are_read_in_a_thread_while_others_are_used() -> None:
+    """The next half of the window is read without being asked for, and no more than that."""
+    half, read = WINDOW // 2, threading.Semaphore(0)
+    readers = set()
+
+    def noting(window: Any) -> Any:
+        readers.add(threading.current_thread().name)
+        if window[0][0] == 2 * half:
+            raise RowError("stream", 2 * half, "n", "is bad", "Mend it.")
+        read.release()
+        return [(row, row) for row, _ in window], []
+
+    rows = iter(StreamedRows(stream(), noting, 10))
+    assert next(rows) == (0, 0)
+    assert read.acquire(timeout=60)  # what the item is of
+    assert read.acquire(timeout=60)  # and what comes behind it
+    assert [item for _, item in itertools.islice(rows, 2 * half - 1)] == [*range(1, 2 * half)]
+    with pytest.raises(RowError, match=f"row {2 * half}"):
+        next(rows)
+    assert readers
+    assert all(name.startswith(THREAD) for name in readers)
+    assert not [one for one in threading.enumerate() if one.name.startswith(THREAD)]
 
 
 def test_a_stream_trains_as_its_rows_in_a_list_do(tmp_path: Path) -> None:
@@ -99,9 +127,26 @@ def test_bad_rows_stop_or_are_listed_as_they_come(tmp_path: Path, caplog: Any) -
     listed = (tmp_path / "skipped_rows_train.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in listed] == [6, 7]
     assert "2 rows of the stream skipped" in caplog.text
+    assert "such as stream: row 6, rejected" in caplog.text
     without = trainer(tmp_path, rows=rows, train_sampling_strategy="sequential")
     without.train()
     assert same_weights(skipping, without)
+
+
+@pytest.mark.parametrize(
+    ("processes", "process", "said"),
+    [(2, 1, "stream: row 3,"), (3, 0, "stream: row 3,"), (2, 0, "shards of process 0: row 1,")],
+)
+def test_rows_are_numbered_in_the_whole_stream(processes: int, process: int, said: str) -> None:
+    """Rows are dealt in turn, but where each process has shards of its own."""
+    good = list(itertools.islice(endless(), 3))
+    one: Any = stream([*good, BAD])
+    if "shards" in said:
+        one = datasets.Dataset.from_list([good[0], BAD, *good[1:]]).to_iterable_dataset(2)
+    part = (process, processes)
+    made = stream_pairs(one, byte_tokenizer(), TokenizeOptions(), ReadOptions(), part=part)
+    with pytest.raises(RowError, match=said):
+        list(itertools.islice(made, 4))
 
 
 # -- going on --------------------------------------------------------------------------------------
@@ -121,10 +166,14 @@ def items_of(window: Any) -> tuple[list[tuple[int, Any]], list[Incident]]:
     return items, bad
 
 
+SEED = 111  # of a shuffle whose first pass ends with rows that are left out
+
+
 def test_every_place_can_be_gone_back_to(tmp_path: Path) -> None:
     """Two passes and more of 90 rows in a shuffle buffer, from each place in them."""
     numbers = [{"n": n} for n in range(90)]
-    shuffled = stream(numbers).shuffle(seed=0, buffer_size=7)
+    shuffled = stream(numbers).shuffle(seed=SEED, buffer_size=7)
+    assert [row["n"] % 4 for row in shuffled][-2:] == [0, 0]  # nothing good follows these
     listed = tmp_path / "bad.jsonl"
     whole = StreamedRows(shuffled, items_of, 10, listed)
     places = [whole.state()]

@@ -1,9 +1,10 @@
 """Rows of a stream (`datasets.IterableDataset`): read, checked and tokenised as they are needed.
 
-A stream has no length and may have no end. `WINDOW` rows are in memory at a time; the first batch
-needs no more than that. A stream that ends begins again, as further epochs of it. Where it stands
-can be saved and gone back to: rows before that place are read once more, but neither checked nor
-tokenised, so that what follows is what would have followed, shuffle buffers of the user's included.
+A stream has no length and may have no end. `WINDOW` rows are in memory at a time: half of them are
+used while a thread reads and tokenises the other half; the first batch needs no more than that. A
+stream that ends begins again, as further epochs of it. Where it stands can be saved and gone back
+to: rows before that place are read once more, but neither checked nor tokenised, so that what
+follows is what would have followed, shuffle buffers of the user's included.
 """
 
 import json
@@ -11,11 +12,12 @@ import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.utils.data
 
@@ -23,8 +25,11 @@ from prefkit.data.report import Incident
 from prefkit.errors import ConfigError, PrefkitError
 
 logger = logging.getLogger(__name__)
-WINDOW = 64  # rows read ahead at most: one call of the tokenizer
+WINDOW = 64  # rows read ahead at most: two calls of the tokenizer
 PASSED = object()  # stands for an item that a resumed run has trained on: it is never collated
+THREAD = "prefkit-stream"  # the name of the thread that reads ahead
+_END = object()
+_T = TypeVar("_T")
 # Rows with their numbers in the pass → tokenised items with those numbers, and what was left out.
 Read = Callable[[Sequence[tuple[int, Any]]], tuple[list[tuple[int, Any]], list[Incident]]]
 
@@ -57,7 +62,9 @@ class StreamedRows(torch.utils.data.IterableDataset):
         longest: tokens that no sequence exceeds.
         skipped_file: JSON Lines file to which rows left out are added as they come, or None.
         chat_template: what messages are written with, where it is not the tokenizer's own.
-        part: (process, processes): each reads other rows.
+        part: (process, processes): each reads other rows, every so many-th or, where the stream
+            has as many shards for each, shards of its own. Rows are numbered in the whole stream,
+            with shards of its own among those of the process.
 
     Raises:
         RowError, PrefkitError, ConfigError: when it is iterated: a bad row, where `read` raises
@@ -74,7 +81,10 @@ class StreamedRows(torch.utils.data.IterableDataset):
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self._whole = stream.with_format(None)  # plain Python values whatever format was set
-        self._part = self._whole if part[1] == 1 else _part_of(self._whole, *part)
+        # As split_dataset_by_node does it; but rows dealt in turn keep their numbers so.
+        sharded = has_own_shards(stream, part)
+        self._part = _part_of(self._whole, *part) if sharded else self._whole
+        self._first, self._step = (0, 1) if sharded else part
         self.read, self.longest, self.skipped_file = read, longest, skipped_file
         self.chat_template = chat_template
         self._epoch = int(getattr(stream, "epoch", 0))
@@ -114,49 +124,58 @@ class StreamedRows(torch.utils.data.IterableDataset):
             yield PASSED
         place, number = self._begin, 0
         while True:
-            before = number
+            before, begun = number, place.rows
             for item, after in self._one_pass(place):
+                place = after
+                if item is _END:
+                    break
                 self._ahead.append(after)
                 yield number, item
-                number, place = number + 1, after
-            if number == before and not place.rows:
+                number += 1
+            if number == before and not begun:
                 raise PrefkitError(
                     f"The stream has ended without a usable row; {self._left_out} were left out. "
                     "Look at its first rows with `prefkit inspect`."
                 )
-            place = Place(passes=place.passes + 1, listed=place.listed)
             logger.warning("The stream has ended and begins again (pass %d).", place.passes + 1)
 
     def _one_pass(self, begin: Place) -> Iterator[tuple[Any, Place]]:
-        """The items from a place to the end of its pass, each with the place after it."""
-        rows = self._rows_from(begin)
+        """The items from a place to the end of its pass, each with the place after it; then `_END`
+        with the beginning of the next pass, which counts the rows left out behind the last item.
+        """
         listed = begin.listed
-        while window := list(islice(rows, WINDOW)):
-            sums = {index: _checksum(data) for index, data in window}
-            items, incidents = self.read(window)
+        for sums, items, incidents in _one_ahead(self._windows_from(begin)):
             if begin.passes:  # its rows are in the file already
                 incidents = []
             self._list(incidents)
             for row, group in groupby(items, key=itemgetter(0)):
                 of_row = [item for _, item in group]
-                part = replace(begin, rows=row, last=None)
+                done = (row - self._first) // self._step
+                part = replace(begin, rows=done, last=None)
                 part = replace(part, listed=listed + sum(one.row < row for one in incidents))
-                whole = replace(part, rows=row + 1, of_row=0, last=sums[row])
+                whole = replace(part, rows=done + 1, of_row=0, last=sums[row])
                 whole = replace(whole, listed=listed + sum(one.row <= row for one in incidents))
                 for count, item in enumerate(of_row, start=1):
-                    if row > begin.rows or count > begin.of_row:
+                    if done > begin.rows or count > begin.of_row:
                         yield item, whole if count == len(of_row) else replace(part, of_row=count)
             listed += len(incidents)
+        yield _END, Place(passes=begin.passes + 1, listed=listed)
+
+    def _windows_from(self, begin: Place) -> Iterator[tuple[dict[int, int], list[Any], list[Any]]]:
+        """Checksums of some rows by their numbers, their items, and what is left out of them."""
+        rows = self._rows_from(begin)
+        while window := list(islice(rows, WINDOW // 2)):
+            yield {index: _checksum(data) for index, data in window}, *self.read(window)
 
     def _rows_from(self, begin: Place) -> Iterator[tuple[int, Any]]:
         self._part.set_epoch(self._epoch + begin.passes)
-        rows = enumerate(self._part)
+        rows = islice(enumerate(self._part), self._first, None, self._step)
         passed = deque(islice(rows, begin.rows), maxlen=1)
         if begin.last is not None and (not passed or _checksum(passed[0][1]) != begin.last):
             raise ConfigError(
-                f"The stream's row {begin.rows - 1} is another one than when the checkpoint was "
-                "made, so the run cannot go on where it stood. Give the same stream, and a seed to "
-                "its shuffle."
+                f"The stream's row {self._first + (begin.rows - 1) * self._step} is another one "
+                "than when the checkpoint was made, so the run cannot go on where it stood. Give "
+                "the same stream, and a seed to its shuffle."
             )
         yield from rows
 
@@ -183,13 +202,35 @@ class StreamedRows(torch.utils.data.IterableDataset):
         if self._left_out.bit_length() > before.bit_length():
             first = incidents[0]
             logger.warning(
-                "%d rows of the stream skipped or cut so far, such as row %d, %s: %s.%s",
+                "%d rows of the stream skipped or cut so far, such as %s: row %d, %s: %s.%s",
                 self._left_out,
+                first.source,
                 first.row,
                 first.field,
                 first.problem,
                 f" Listed in {self.skipped_file}." if self.skipped_file else "",
             )
+
+
+def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items, each made in a thread while the one before is used; what it raises is raised when
+    its turn comes. The thread ends with this iterator.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix=THREAD) as thread:
+        coming = thread.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = thread.submit(next, items, _END)
+            yield item  # type: ignore[misc]
+
+
+def has_own_shards(stream: Any, part: tuple[int, int]) -> bool:
+    """Whether a process reads shards of its own of a stream, and not every so many-th row.
+
+    Args:
+        stream: a `datasets.IterableDataset`.
+        part: (process, processes).
+    """
+    return part[1] > 1 and stream.num_shards % part[1] == 0
 
 
 def _part_of(stream: Any, process: int, processes: int) -> Any:

@@ -16,7 +16,7 @@ from prefkit.data.report import DataReport, Incident
 from prefkit.data.row import Row
 from prefkit.data.solution_rows import SOLUTION_FIELDS
 from prefkit.data.solutions import SolutionReport, read_solutions
-from prefkit.data.streamed import Read, StreamedRows
+from prefkit.data.streamed import Read, StreamedRows, has_own_shards
 from prefkit.errors import ConfigError, RowError
 
 NAME = "stream"
@@ -46,14 +46,15 @@ def stream_pairs(
     Raises:
         ConfigError: another kind of iterable, which cannot be gone back to or shared out.
     """
-    renderer = Renderer(tokenizer, options)
+    _check(stream)
+    name, renderer = _name(stream, part), Renderer(tokenizer, options)
 
     def read(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Incident]]:
         report = DataReport()
         keep = Keeper(report, on_bad_row, options, renderer, None)
         items: list[Pair | RowError] = []
         for index, data in rows:
-            checked = _row(index, data)
+            checked = _row(name, index, data)
             items += [checked] if isinstance(checked, RowError) else read_row(checked, reading)
         keep.add(items, vocab_size)
         return [(pair.row, pair) for pair in keep.pairs], report.incidents
@@ -80,22 +81,36 @@ def stream_solutions(
     """
     columns = {} if columns is None else columns
     check_columns(columns, SOLUTION_FIELDS)
-    renderer = Renderer(tokenizer, options)
+    _check(stream)
+    name, renderer = _name(stream, part), Renderer(tokenizer, options)
 
     def read(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Incident]]:
         report = SolutionReport()
-        checked = [_row(index, data) for index, data in rows]
+        checked = [_row(name, index, data) for index, data in rows]
         found = read_solutions(checked, renderer, report, vocab_size, on_bad_row, columns)
         return [(solution.row, side) for solution, side in found], report.incidents
 
     return _streamed(stream, read, options, skipped_file, part)
 
 
-def _row(index: int, data: Any) -> Row | RowError:
+def _row(name: str, index: int, data: Any) -> Row | RowError:
     if isinstance(data, Mapping):
-        return Row(NAME, index, unfilled_row(dict(data)))
+        return Row(name, index, unfilled_row(dict(data)))
     problem = f"is a {type(data).__name__}, not an object with fields"
-    return RowError(NAME, index, "", problem, "Give one object a row.")
+    return RowError(name, index, "", problem, "Give one object a row.")
+
+
+def _name(stream: Any, part: tuple[int, int]) -> str:
+    """What row numbers count in: the whole stream, or a process's shards of it."""
+    return f"{NAME}, shards of process {part[0]}" if has_own_shards(stream, part) else NAME
+
+
+def _check(stream: Any) -> None:
+    if not all(hasattr(stream, name) for name in ("set_epoch", "with_format", "take")):
+        raise ConfigError(
+            f"train_dataset is a {type(stream).__name__}, which cannot be gone back to when a run "
+            "is resumed. Make it a datasets.IterableDataset (IterableDataset.from_generator)."
+        )
 
 
 def _streamed(
@@ -105,11 +120,6 @@ def _streamed(
     skipped_file: Path | None,
     part: tuple[int, int],
 ) -> StreamedRows:
-    if not all(hasattr(stream, name) for name in ("set_epoch", "with_format", "take")):
-        raise ConfigError(
-            f"train_dataset is a {type(stream).__name__}, which cannot be gone back to when a run "
-            "is resumed. Make it a datasets.IterableDataset (IterableDataset.from_generator)."
-        )
     if skipped_file is not None:
         check_writable(skipped_file.parent, "skipped_file")
         if part[1] > 1:

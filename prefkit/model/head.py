@@ -152,7 +152,7 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
             raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
         value, extras = slot["result"]
         if balance is not None:  # in here, so that wrappers see its gradient with the value's
-            more, named = balance(output.router_logits)
+            more, named = balance(getattr(output, "router_logits", None))
             value, extras = value + more, {**extras, **named}
         logits = output.logits if hasattr(output, "logits") else output[0]
         # + 0: the second half of the way through the head's output, see `_requesting_head`.

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from prefkit.errors import ModelError
 from prefkit.model.head import unwrap
-from prefkit.model.sharded import weights_elsewhere
+from prefkit.model.sharded import only_first_loads
+from prefkit.model.small_copy import small_copy
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -40,7 +41,7 @@ class Router:
 
 
 def load_balancing_loss(
-    gates: Sequence[Tensor],
+    gates: Sequence[Tensor] | None,
     top_k: int,
     counts: Tensor | None = None,  # (N,) bool
     group: dist.ProcessGroup | None = None,
@@ -53,7 +54,16 @@ def load_balancing_loss(
         counts: (N,) whether a token counts; None = all do.
         group: processes that hold pieces of the same tokens. Value and counts are of all pieces;
             each process gets the gradient of its own, so that their sum is the whole one.
+
+    Raises:
+        ModelError: no gates, or not 1 to E chosen by a token.
     """
+    if not gates or not 0 < top_k <= gates[0].shape[-1]:
+        had = f"{gates[0].shape[-1]} experts" if gates else "no outputs of routers"
+        raise ModelError(
+            f"The load-balancing loss was asked for with {top_k} experts a token, and the model "
+            f"gives {had}. Set router_aux_loss_coef to 0."
+        )
     experts, device = gates[0].shape[-1], gates[0].device
     precision = torch.promote_types(gates[0].dtype, torch.float32)
     chosen = torch.zeros(experts, dtype=precision, device=device)
@@ -117,10 +127,18 @@ def _top_k(owner: Any, config: Any) -> int:
 
 
 def _why_not(owner: Any, config: Any) -> str | None:
-    """Why the loss above is not the model's own, or None: both are computed on a few tokens."""
+    """Why the loss above is not the model's own, or None: both are computed on a few tokens.
+
+    Where some process has no weights to compute with, all do so with the same small copy.
+    """
     parameter = next(owner.parameters())
-    if parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere():
-        return None  # nothing to compute with here: the config must be believed
+    if parameter.is_meta or hasattr(parameter, "ds_id") or only_first_loads():
+        try:
+            owner = small_copy(owner)
+        except Exception as error:  # of any class's own kind
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"its weights are not here, and no small copy of it can be tried ({first})"
+        config, parameter = owner.config.get_text_config(), next(owner.parameters())
     ids = torch.arange(8, device=parameter.device).reshape(2, 4) % config.vocab_size
     mask = torch.ones_like(ids)
     mask[1, 3] = 0  # what is masked must not count

@@ -72,16 +72,22 @@ def outliving(value: Tensor | None) -> Tensor | None:
     return value.detach().clone() if hasattr(value, "ds_id") else value  # type: ignore[union-attr]
 
 
-def weights_elsewhere() -> bool:
-    """Whether models loaded in this process hold no weights, but memory that nothing was put into.
+def only_first_loads() -> bool:
+    """Whether models are loaded in the first process of each node alone; true in all alike.
 
-    So transformers loads them in all processes of a node but the first, under FSDP with
-    `cpu_ram_efficient_loading`; sharding hands the weights out.
+    So transformers does it under FSDP with `cpu_ram_efficient_loading`.
     """
     asked = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
     on = all(os.environ.get(name, "").lower() in ("1", "true", "yes") for name in asked)
     initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return on and initialised and os.environ.get("LOCAL_RANK", "0") != "0"
+    return on and initialised
+
+
+def weights_elsewhere() -> bool:
+    """Whether models loaded in this process hold no weights, but memory that nothing was put into:
+    only the first of a node loads them, and this is another. Sharding hands the weights out.
+    """
+    return only_first_loads() and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def copy_without_weights(model: nn.Module) -> nn.Module:

@@ -16,19 +16,22 @@ from prefkit.model.router import Router
 from prefkit.train.asking import ask_head
 from prefkit.train.balancing import balance_of
 from prefkit.train.best_metric import check_best_metric
+from prefkit.train.datasets import plain
 from prefkit.train.layout import check_lengths
 from prefkit.train.logs import LoggingTrainer
 from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
+from prefkit.train.templates import refuse_other_template
 
 
 class EvaluatingTrainer(LoggingTrainer, ABC):
     """Prepares rows for evaluation and measures them; there are no logits to predict with.
 
-    The subclass sets `head`, has `_prepare` and `_longest`, and calls `_start_counting` before any
-    data are read.
+    The subclass sets `head` and `_tokenizer`, has `_prepare` and `_longest`, and calls
+    `_start_counting` before any data are read.
     """
 
     head: Head
+    _tokenizer: Any
     router: Router | None = None  # of a mixture of experts whose balance is trained
     sequence_group: dist.ProcessGroup | None = None  # processes that share a row
     layout: Layout = "padded"  # of the batches; a data_collator of the user's own makes its own
@@ -63,10 +66,17 @@ class EvaluatingTrainer(LoggingTrainer, ABC):
     def _prepare(self, args: Any, rows: Any, name: str) -> Dataset | None:
         """Rows as the trainer reads them, None for None; name: "train", "eval" or "eval_NAME"."""
 
-    def _prepare_eval(self, args: Any, rows: Any) -> Any:
+    def _prepare_eval(self, args: Any, rows: Any, trained: Any) -> Any:
+        """Rows to evaluate on, a dict of them or None, beside the training rows as prepared."""
         if isinstance(rows, dict):
-            return {key: self._prepare(args, part, f"eval_{key}") for key, part in rows.items()}
-        return self._prepare(args, rows, "eval")
+            several = rows.items()
+            return {k: self._prepare_one(args, part, f"eval_{k}", trained) for k, part in several}
+        return self._prepare_one(args, rows, "eval", trained)
+
+    def _prepare_one(self, args: Any, rows: Any, name: str, trained: Any) -> Dataset | None:
+        prepared = self._prepare(args, rows, name)
+        refuse_other_template(self._tokenizer, args, plain(trained), plain(prepared), name)
+        return prepared
 
     @abstractmethod
     def _longest(self, dataset: Any) -> int:
@@ -109,13 +119,15 @@ class EvaluatingTrainer(LoggingTrainer, ABC):
         """As in Trainer; rows of any format are prepared first.
 
         Raises:
-            ConfigError: sequences longer than the layout, chosen at the beginning, can hold.
+            ConfigError: sequences longer than the layout, chosen at the beginning, can hold, or
+                chats written with another template than the one that trains.
         """
         # The keys of a dict of evaluation sets are names, too: Trainer evaluates each by its own.
         keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
         named = isinstance(eval_dataset, str) and eval_dataset in keys
         if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
-            eval_dataset = self._prepare(self.args, eval_dataset, metric_key_prefix)
+            name, trained = metric_key_prefix, self.train_dataset
+            eval_dataset = self._prepare_one(self.args, eval_dataset, name, trained)
             check_lengths(self.layout, self.head.owner, self._longest(eval_dataset))
             eval_dataset = self._packed(eval_dataset)
         self._eval_prefix = metric_key_prefix

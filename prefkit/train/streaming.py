@@ -49,8 +49,8 @@ def refuse_streams(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
         )
     if args.dataloader_num_workers:
         raise ConfigError(
-            "dataloader_num_workers: a stream is read and tokenised in the training process, a "
-            "window of rows at a time. Leave it out."
+            "dataloader_num_workers: a stream is read and tokenised in a thread of the training "
+            "process, ahead of the step. Leave it out."
         )
     if (order := getattr(args, "train_sampling_strategy", "random")) != "random":
         raise ConfigError(

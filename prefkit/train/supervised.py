@@ -114,7 +114,7 @@ class SupervisedTrainer(EvaluatingTrainer):
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
         self._tokenizer = tokenizer = with_trained_template(tokenizer, args, train_dataset)
-        eval_dataset = self._prepare_eval(args, eval_dataset)
+        eval_dataset = self._prepare_eval(args, eval_dataset, train_dataset)
         several = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         self.layout = self._choose_layout(args, policy, [train_dataset, *several])
         collator = SolutionCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, self.layout)

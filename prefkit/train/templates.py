@@ -39,9 +39,7 @@ def with_trained_template(tokenizer: Any, args: Any, dataset: Any) -> Any:
     Raises:
         ConfigError: a template that cannot be read, or rows that were prepared with another one.
     """
-    asked = None
-    if args.chat_template is not None:
-        asked = tokenizer.get_chat_template(read_template(args.chat_template))
+    asked = _asked(tokenizer, args)
     used = getattr(dataset, "chat_template", None)
     if asked is not None and used not in (None, asked):
         raise ConfigError(
@@ -60,3 +58,32 @@ def with_trained_template(tokenizer: Any, args: Any, dataset: Any) -> Any:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = trained
     return tokenizer
+
+
+def refuse_other_template(tokenizer: Any, args: Any, trained: Any, rows: Any, name: str) -> None:
+    """Refuses rows to evaluate on that another template wrote than the one that trains.
+
+    Args:
+        tokenizer: of the run.
+        args: `chat_template` is read: what trains, where it is given.
+        trained: the training rows, prepared, or None; what they were written with counts else.
+        rows: prepared rows; text without a template, or in no chat, passes.
+        name: what the rows are called.
+
+    Raises:
+        ConfigError: see above.
+    """
+    used, asked = getattr(rows, "chat_template", None), _asked(tokenizer, args)
+    wanted = asked if asked is not None else getattr(trained, "chat_template", None)
+    if None not in (used, wanted) and used != wanted:
+        raise ConfigError(
+            f"The {name} rows were prepared with another chat template than the one that trains, "
+            "so their metrics would be of another task. Prepare them with the same chat_template."
+        )
+
+
+def _asked(tokenizer: Any, args: Any) -> Any:
+    """The template that is given as an option, None for none."""
+    if args.chat_template is None:
+        return None
+    return tokenizer.get_chat_template(read_template(args.chat_template))

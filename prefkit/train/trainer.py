@@ -97,7 +97,7 @@ class PreferenceTrainer(LossTrainer):
         self._tokenizer = tokenizer
         train_dataset = self._prepare(args, train_dataset, "train")
         self._tokenizer = tokenizer = with_trained_template(tokenizer, args, plain(train_dataset))
-        eval_dataset = self._prepare_eval(args, eval_dataset)
+        eval_dataset = self._prepare_eval(args, eval_dataset, train_dataset)
         shared_by = args.sequence_parallel_size
         if shared_by > 1:
             check_shared_model(shared_by, policy.config)

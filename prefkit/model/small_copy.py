@@ -1,0 +1,96 @@
+"""A small model of the same class as one whose weights are not here, to try out what it computes.
+
+Few layers, narrow ones, a small vocabulary and random weights; experts, and how many a token
+chooses, are as many as the model's own. The weights depend on nothing but the config, so that all
+processes see the same.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+_LAYERS, _VOCAB, _WIDTH = 2, 64, 16
+# Each makes every layer one of experts, where the config has it.
+_ALL_SPARSE: dict[str, Any] = {
+    "first_k_dense_replace": 0,
+    "num_dense_layers": 0,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "moe_layer_start_index": 0,
+    "moe_layer_interval": 1,
+    "interleave_moe_layer_step": 1,
+    "moe_layers": list(range(_LAYERS)),
+    "expert_layer_period": 1,
+    "expert_layer_offset": 0,
+}
+
+
+def small_copy(model: Any) -> nn.Module:
+    """A small model of a model's class, in fp32 on the CPU and in evaluation mode.
+
+    Args:
+        model: a causal LM of transformers; its weights are not read.
+
+    Raises:
+        Exception: whatever its class raises of a config that is not fit to be made smaller.
+    """
+    try:
+        return _made(type(model), _smaller(model.config, narrow=True))
+    except Exception:  # sizes that depend on each other in ways of its own
+        return _made(type(model), _smaller(model.config, narrow=False))
+
+
+def _made(kind: Any, config: Any) -> nn.Module:
+    """The model, tried on a few tokens; its matrices so wide that routers have a choice to make."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        torch.manual_seed(0)
+        made: nn.Module = kind(config).float().eval()
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=2 * parameter.shape[-1] ** -0.5)
+        made(input_ids=torch.arange(4)[None], use_cache=False)
+    return made
+
+
+def _smaller(config: Any, narrow: bool) -> Any:
+    """A config of few layers with narrow feed-forwards, and of few heads if `narrow`."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    for part in (config, *(part for part in parts if part is not None)):
+        _shrink(part, narrow)
+    return config
+
+
+def _shrink(config: Any, narrow: bool) -> None:
+    layers = getattr(config, "num_hidden_layers", None)
+    found = {name: value for name, value in vars(config).items() if value is not None}
+    changes: dict[str, Any] = {n: v for n, v in _ALL_SPARSE.items() if n in found}
+    for name, value in found.items():
+        if isinstance(value, list) and len(value) == layers and name not in changes:
+            changes[name] = value[-_LAYERS:]  # the first ones may be dense
+        elif "intermediate_size" in name and isinstance(value, int):
+            changes[name] = min(value, _WIDTH)
+        elif name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            changes[name] = None
+    if layers is not None:
+        changes |= {"num_hidden_layers": min(layers, _LAYERS)}
+    if "vocab_size" in found:
+        changes |= {"vocab_size": min(config.vocab_size, _VOCAB)}
+    if narrow:
+        changes |= _fewer_heads(found)
+    for name, value in changes.items():
+        setattr(config, name, value)
+
+
+def _fewer_heads(found: dict[str, Any]) -> dict[str, int]:
+    """One head for keys and values, its share of the others, and a width in proportion."""
+    heads, width = found.get("num_attention_heads"), found.get("hidden_size")
+    keys = found.get("num_key_value_heads", heads)
+    if not heads or not width or heads % keys or width % heads:
+        return {}
+    changes = {"num_attention_heads": heads // keys, "hidden_size": width // keys}
+    return changes | ({"num_key_value_heads": 1} if "num_key_value_heads" in found else {})
