@@ -19,7 +19,8 @@ from prefkit.build.engines.patience import say
 from prefkit.build.fields import BuildFields
 from prefkit.build.localise.expression import is_expression
 from prefkit.build.localise.judge import CUT, judge
-from prefkit.build.localise.program import is_exact, locate
+from prefkit.build.localise.orders import decided
+from prefkit.build.localise.program import locate
 from prefkit.build.localise.rollouts import first_hopeless
 from prefkit.build.localise.verdict import Verdict
 from prefkit.build.pipeline import Asking, Outcome
@@ -29,7 +30,7 @@ from prefkit.errors import ConfigError, PrefkitError
 
 # (question, steps, right solution or None) → 0-based first wrong step, or None
 Function = Callable[[str, Sequence[str], str | None], int | None]
-_WHY_EXACT = "every line is a calculation"
+_WHY_PROGRAM = "the steps of an expression leave no doubt"
 
 
 class Finder:
@@ -39,7 +40,7 @@ class Finder:
         localiser: one of `LOCALISERS`, "module:function", or "none" where nobody is asked.
         filter: "auto", "program", "judge", "function" or "none".
         rollouts: continuations a prefix, for the localiser of that name.
-        has_judge: a judge of its own is given, which "auto" asks where the program is not exact.
+        has_judge: a judge of its own is given, which "auto" asks where the program is in doubt.
 
     Raises:
         ConfigError: a function that cannot be imported or called.
@@ -60,7 +61,9 @@ class Finder:
         who, why = self._who(self.localiser, "localiser", question, attempt.steps, "rollouts")
         outcome.counts[f"wrong solutions read by {who}: {why}"] += 1
         name = f"locate/{attempt.number}"
-        found = yield from self._ask(who, question, context, outcome, attempt.steps, name)
+        found = yield from self._ask(
+            who, self.localiser, question, context, outcome, attempt.steps, name
+        )
         if found.step is None or found.step >= len(attempt.steps):
             return None
         keep(outcome, LOCALISED, question, attempt.steps, found, f"{who} ({why})")
@@ -87,7 +90,9 @@ class Finder:
         outcome.counts[f"right solutions read by {who}: {why}"] += 1
         if who == "nobody":
             return None
-        found = yield from self._ask(who, question, context, outcome, steps, f"filter/{name}")
+        found = yield from self._ask(
+            who, self.filter, question, context, outcome, steps, f"filter/{name}"
+        )
         if found.failure:
             return "right answer, and the judge gave no verdict"
         if found.step is None:
@@ -101,13 +106,14 @@ class Finder:
         """Who reads a solution, and why; `last` is who does where neither program nor judge can."""
         if wanted != "auto":
             return wanted, f"{option} {wanted}"
-        if is_exact(question.text, steps):
-            return "program", _WHY_EXACT
+        if decided(question.text, steps) is not None:
+            return "program", _WHY_PROGRAM
         return ("judge", "a judge is given") if self.has_judge else (last, "no judge is given")
 
     def _ask(
         self,
         who: str,
+        wanted: str,
         question: Question,
         context: Context,
         outcome: Outcome,
@@ -115,7 +121,8 @@ class Finder:
         name: str,
     ) -> Asking[Verdict]:
         if who == "program":
-            return locate(question.text, list(steps), solution=question.solution)
+            in_any_order = decided(question.text, steps) if wanted == "auto" else None
+            return in_any_order or locate(question.text, list(steps), solution=question.solution)
         if who == "judge":
             found = yield from _by_judge(question, context, steps, name)
             self._count_failure(found, question, context, outcome)
@@ -159,7 +166,7 @@ def announcement(finder: Finder, options: BuildFields, questions: Iterable[Quest
     if finder.localiser == "none":
         return None
     texts = [question.text for question in questions]
-    exact = sum(map(is_expression, texts))
+    expressions = sum(map(is_expression, texts))
     costs = {
         "program": "the program, which costs nothing",
         "judge": "the judge, one request a wrong solution",
@@ -167,18 +174,19 @@ def announcement(finder: Finder, options: BuildFields, questions: Iterable[Quest
     }
     who = costs.get(finder.localiser, finder.localiser)
     if finder.localiser == "auto":
+        other = costs["judge" if finder.has_judge else "rollouts"]
         who = (
-            f"the program where every line is a calculation ({exact:,} of {len(texts):,} questions "
-            f"are expressions), else {costs['judge' if finder.has_judge else 'rollouts']}"
+            f"the program where the steps of an expression leave no doubt ({expressions:,} of "
+            f"{len(texts):,} questions are expressions), else {other}"
         )
     text = (
         f"first wrong step (localiser {finder.localiser}), of at most "
         f"{options.mistakes_per_question} wrong solutions a question: {who}."
     )
-    if finder.localiser == "program" and exact < len(texts):
+    if finder.localiser == "program" and expressions < len(texts):
         text += (
-            f" {len(texts) - exact:,} of {len(texts):,} questions are no expressions: there it "
-            "finds the very step in about half of the solutions (docs/build_grading.md)."
+            f" {len(texts) - expressions:,} of {len(texts):,} questions are no expressions: there "
+            "it finds the very step in about half of the solutions (docs/build_grading.md)."
         )
     return text
 

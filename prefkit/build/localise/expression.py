@@ -1,7 +1,8 @@
 """Questions that are an arithmetic expression themselves: 47+8-9+7-3+5-7=
 
-The right solution is then known without a reference: each step takes the number so far and the
-next term, from left to right, and the last step gives the answer. Brackets are worked out first.
+A right solution is then known without a reference: each step takes the number so far and the next
+term, from left to right, and the last step gives the answer. Brackets are worked out first. Other
+orders are right as well, see `prefkit.build.localise.orders`.
 """
 
 import re
@@ -32,19 +33,19 @@ _CHARACTERS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", " ": N
 
 def is_expression(question: str) -> bool:
     """Whether a question is one expression of two numbers or more, and nothing else."""
-    return _tree(question) is not None
+    return tree_of(question) is not None
 
 
 def is_plain(steps: Sequence[str]) -> bool:
-    """Whether a solution is written as bare calculations, one a step ("47+8=55"), so that each of
-    its steps can be compared; a line that states the answer may follow ("#### 55", "A: 55")."""
-    body = list(steps[: len(steps) - _closing(steps)])
+    """Whether a solution is written as bare calculations, one a step ("47+8=55"); a line
+    that states the answer may follow ("#### 55", "A: 55")."""
+    body = list(steps[: len(steps) - closing(steps)])
     return bool(body) and all(_is_bare(step) and "\n" not in step.strip() for step in body)
 
 
 def solution_of(question: str) -> str | None:
     """A right solution of an expression, a calculation a line; None where it has no value."""
-    tree = _tree(question)
+    tree = tree_of(question)
     try:
         return None if tree is None else "\n".join(right_steps(tree))
     except Unreadable:
@@ -53,12 +54,12 @@ def solution_of(question: str) -> str | None:
 
 def terms_of(question: str) -> int:
     """Numbers that an expression holds; 0 where the question is none."""
-    tree = _tree(question)
+    tree = tree_of(question)
     return 0 if tree is None else len(leaves(tree))
 
 
 def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
-    """The first step that is not the one right step in its place.
+    """The first step that is not the one of the solution from the left in its place.
 
     Args:
         question: an expression with or without "=" at its end, see `is_expression`.
@@ -70,14 +71,14 @@ def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
         Only false arithmetic and an early end are called certain: a true calculation may belong to
         another way. Where the question is no expression, step None.
     """
-    tree = _tree(question)
+    tree = tree_of(question)
     if tree is None:
         return Verdict(None, "the question is not an expression")
     try:
         right = right_steps(tree)
     except Unreadable:
         return Verdict(None, "the question's expression has no value")
-    body = steps[: len(steps) - _closing(steps)]
+    body = steps[: len(steps) - closing(steps)]
     for place, (step, expected) in enumerate(zip(body, right, strict=False)):
         written = step.removesuffix("\n").translate(_CHARACTERS)
         if written != expected:
@@ -96,7 +97,7 @@ def first_wrong(question: str, steps: Sequence[str]) -> Verdict:
     return Verdict(None, "every step is right (certain)")
 
 
-def _closing(steps: Sequence[str]) -> int:
+def closing(steps: Sequence[str]) -> int:
     """How many steps at the end calculate nothing and hold words: they state the answer."""
     count = 0
     for step in reversed(steps):
@@ -131,7 +132,8 @@ def right_steps(tree: Node) -> list[str]:
     return lines
 
 
-def _tree(question: str) -> Node | None:
+def tree_of(question: str) -> Node | None:
+    """The tree of a question that is an expression of two numbers or more, else None."""
     match = _QUESTION.fullmatch(question)
     if match is None:
         return None

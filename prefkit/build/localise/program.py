@@ -1,7 +1,8 @@
 """The first wrong step by rule, without a model.
 
-A question that is an arithmetic expression, solved from the left in bare calculations, one a step,
-has one right solution, and every step is compared with it. Otherwise a step is wrong if
+The bare calculations, one a step, of a question that is an arithmetic expression are compared with
+its solution from the left, step by step: a true calculation in another order is called wrong
+(`prefkit.build.localise.orders` allows any order). Otherwise a step is wrong if
 
 1. a calculation in it is false (certain),
 2. it calculates with a number that nobody gave (likely), or
@@ -40,7 +41,7 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
         The 0-based step. For an expression it can be the index after the last step: a step is
         missing. None: nothing wrong was found, which does not mean that all is right.
     """
-    if is_exact(question, steps):
+    if expression.is_expression(question) and expression.is_plain(steps):
         return expression.first_wrong(question, steps)
     if solution is None:
         solution = expression.solution_of(question)
@@ -50,15 +51,6 @@ def locate(question: str, steps: Sequence[str], *, solution: str | None = None) 
         if reason:
             return Verdict(place, reason)
     return search.stops_short()
-
-
-def is_exact(question: str, steps: Sequence[str]) -> bool:
-    """Whether the steps are compared with the one right solution, so that the verdict is exact: the
-    question is an expression, and every line of the solution a calculation (its answer may follow).
-
-    In a word problem a line that only calculates can still calculate the wrong thing.
-    """
-    return expression.is_expression(question) and expression.is_plain(steps)
 
 
 class _Search:
