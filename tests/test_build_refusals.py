@@ -152,12 +152,12 @@ def test_what_is_not_read_is_said_and_printed_commands_can_be_pasted(
     (folder / "a.jsonl").write_text(
         "".join(Path(QUESTIONS, "a.jsonl").read_text().splitlines(True)[:6] * 2)
     )
-    (folder / "b.csv").write_text("question,answer\n")
+    (folder / "b.tsv").write_text("question,answer\n")
     out = tmp_path / "it's here"
     flags = f"--model {MODEL} --max_tokens 56".split()
     assert run_build(["dpo", str(folder), *flags, "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "6 questions (6 rows repeated one) (not read: b.csv)" in text
+    assert "6 questions (6 rows repeated one) (not read: b.tsv)" in text
     (line,) = [line for line in text.splitlines() if line.startswith("Look at them:")]
     words = shlex.split(line.removeprefix("Look at them:"))
     assert words[:2] == ["prefkit", "inspect"]
