@@ -159,6 +159,8 @@ class _Following:
             # It is solved. The next result takes the place of the answer, or is a check.
             return value(left) == self.answer or self.body < len(self.steps)
         later = self._later(place)
+        if value(left) in later:
+            later.remove(value(left))  # its own result, that the next step takes up
         if any(abs(known - x) in later for known in open_numbers for x in strange):
             return True  # one number in two parts
         if Fraction(1) in strange and any(map(has_product, self.states)):
@@ -169,13 +171,13 @@ class _Following:
                 return True  # in the mind
         return False
 
-    def _later(self, place: int) -> set[Fraction]:
+    def _later(self, place: int) -> list[Fraction]:
         """The numbers that later steps calculate with."""
-        found = set[Fraction]()
+        found = list[Fraction]()
         for step in self.steps[place + 1 : self.body]:
             for side in step.split("=")[:-1]:
                 try:
-                    found |= {leaf.value for leaf in leaves(_tree(side))}
+                    found += [leaf.value for leaf in leaves(_tree(side))]
                 except Unreadable:
                     continue
         return found
