@@ -1,15 +1,17 @@
 """The steps of an expression in any order: nothing true is called wrong, doubts are left open."""
 
 import random
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
+from prefkit.build.attempts import Attempt
 from prefkit.build.finding import Finder
 from prefkit.build.grading.rationals import parse, tokens_of, value_of
 from prefkit.build.localise.forms import form_of, moves, selections, value
 from prefkit.build.localise.orders import decided
-from prefkit.build.localise.program import locate
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.demo import arithmetic as world
 from tests.build_cases import drive, make_context, question
@@ -186,19 +188,45 @@ def test_the_tiny_world_agrees_but_for_its_order() -> None:
     assert differ < 10
 
 
-@pytest.mark.parametrize("who", ["auto", "program"])
-def test_auto_takes_any_order_and_the_program_that_from_the_left(who: str) -> None:
-    finder = Finder(who, who, 1)
-    steps = ["12*3=36\n", "4+36=40\n"]
-    asked = question("12*3+4=", "40")
+RIGHT = [("12*3+4=", ["12*3=36\n", "4+36=40\n"]), ("5+3+2=", ["5+3+2=10\n"])]
+
+
+def heard(finder: Finder, find: Callable[[Finder, Any, Outcome], Asking[Any]]) -> Any:
+    """What a finder finds, when nobody else can be asked."""
     context = make_context("step-dpo", None, finder=finder)  # type: ignore[arg-type]
-    outcome = Outcome("q")
+    outcome, found = Outcome("q"), list[Any]()
 
     def reading() -> Asking[Outcome]:
-        fault = yield from finder.fault(asked, context, outcome, steps, "x")
-        outcome.drops[str(fault)] += 1
+        found.append((yield from find(finder, context, outcome)))
         return outcome
 
-    drive(reading(), lambda request: ("", "end"))
-    assert list(outcome.drops) == ["None" if who == "auto" else "right answer by a wrong step"]
-    assert locate("12*3+4=", steps).step == 1
+    assert drive(reading(), lambda request: ("", "end"))[1] == []  # nothing was sampled
+    return found[0]
+
+
+@pytest.mark.parametrize(("expression", "steps"), RIGHT)
+@pytest.mark.parametrize("who", ["auto", "program"])
+def test_the_filter_auto_takes_any_order_and_the_program_that_from_the_left(
+    who: str, expression: str, steps: list[str]
+) -> None:
+    asked = question(expression, str(value_of(expression.rstrip("="))))
+    found = heard(
+        Finder(who, who, 1),
+        lambda finder, context, outcome: finder.fault(asked, context, outcome, steps, "x"),
+    )
+    assert found == (None if who == "auto" else "right answer by a wrong step")
+
+
+@pytest.mark.parametrize(("who", "wrong"), [("auto", 1), ("program", 0)])
+def test_the_localiser_auto_takes_any_order_and_the_program_that_from_the_left(
+    who: str, wrong: int
+) -> None:
+    steps = ("3+2=5\n", "5+5=11\n")
+    attempt = Attempt(0, "".join(steps), steps, right=False, answer="11", ended=True, decided=True)
+    found = heard(
+        Finder(who, "none", 1),
+        lambda finder, context, outcome: finder.first_wrong(
+            question("5+3+2=", "10"), context, outcome, attempt
+        ),
+    )
+    assert found == wrong
