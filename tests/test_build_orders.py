@@ -1,15 +1,17 @@
 """The steps of an expression in any order: nothing true is called wrong, doubts are left open."""
 
 import random
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
+from prefkit.build.attempts import Attempt
 from prefkit.build.finding import Finder
 from prefkit.build.grading.rationals import parse, tokens_of, value_of
-from prefkit.build.localise.forms import form_of, moves, part_values, value
+from prefkit.build.localise.forms import form_of, moves, selections, value
 from prefkit.build.localise.orders import decided
-from prefkit.build.localise.program import locate
 from prefkit.build.pipeline import Asking, Outcome
 from prefkit.demo import arithmetic as world
 from tests.build_cases import drive, make_context, question
@@ -57,7 +59,13 @@ def test_right_solutions_in_any_order(expression: str, steps: list[str]) -> None
         ("5+3+2=", ["5+3=8", "8+2="], 1, "cut off"),
         ("50+3+20=", ["50+3=53", "53+20=7"], 1, "cut off"),
         ("5+3+2=", ["2+3=5"], 1, "missing"),
-        ("18+1-9+5=", ["18+1=19", "29-9=20", "20+5=25"], 1, "(likely)"),
+        ("18+1-9+5+8-8+7=", ["18+1=19", "29-9=20", "20+5=25"], 1, "(likely)"),  # 20 is 5+8+7
+        (
+            "50+4+2-4-1-7-5=",
+            ["50+4=54", "44+2=46", "46-4=42", "42-1=41"],
+            1,
+            "(likely)",
+        ),  # 44 is 54-4-1-5
         ("12+4*3=", ["12+4=16", "16*3=48"], 0, "(likely)"),
         ("20-3*4=", ["20-3=17", "17*4=68"], 0, "(likely)"),
         ("2+2*3=", ["2+2=4", "4*3=12"], 0, "(likely)"),
@@ -82,6 +90,9 @@ def test_wrong_steps_are_found(expression: str, steps: list[str], wrong: int, sa
         ("47+8-9=", ["55-9=46", "46+1=47"]),  # 47+8 in the mind
         ("47+8-9=", ["47+3=50", "50+5=55", "55-9=47"]),  # 8 in two parts
         ("2+8=", ["2+3=5", "5+5=11"]),
+        ("47+8-9+7-3=", ["55-9=46", "53-3=51"]),
+        ("12*3+4*2+1=", ["36+8=44", "44+1=45", "45+1=47"]),
+        ("47+8-9=", ["50+5=55", "55-9=47"]),
         ("47+25=", ["40+20=60", "7+5=12", "60+12=73"]),
         ("3*4+3*6=", ["4+6=10", "3*10=31"]),  # a factor taken out
         ("(3+4)*2=", ["3*2=6", "4*2=8", "6+8=15"]),  # a bracket opened
@@ -153,7 +164,9 @@ def test_moves_keep_the_value() -> None:
     ((after, sure),) = moves(form, left, Fraction(1))
     assert value(after) == value(form) == value_of("47+8-9-3*4/5")
     assert not sure
-    assert part_values(form_of(parse(tokens_of("7+8-9")))) == {7, 8, 9, 15, 2, 1, 6}
+    ways = selections(form_of(parse(tokens_of("7+8-3*4"))))
+    assert ways is not None
+    assert {result for result, _, _ in ways} == {15, 5, 4, 3, 12}
 
 
 def test_the_tiny_world_agrees_but_for_its_order() -> None:
@@ -175,19 +188,45 @@ def test_the_tiny_world_agrees_but_for_its_order() -> None:
     assert differ < 10
 
 
-@pytest.mark.parametrize("who", ["auto", "program"])
-def test_auto_takes_any_order_and_the_program_that_from_the_left(who: str) -> None:
-    finder = Finder(who, who, 1)
-    steps = ["12*3=36\n", "4+36=40\n"]
-    asked = question("12*3+4=", "40")
+RIGHT = [("12*3+4=", ["12*3=36\n", "4+36=40\n"]), ("5+3+2=", ["5+3+2=10\n"])]
+
+
+def heard(finder: Finder, find: Callable[[Finder, Any, Outcome], Asking[Any]]) -> Any:
+    """What a finder finds, when nobody else can be asked."""
     context = make_context("step-dpo", None, finder=finder)  # type: ignore[arg-type]
-    outcome = Outcome("q")
+    outcome, found = Outcome("q"), list[Any]()
 
     def reading() -> Asking[Outcome]:
-        fault = yield from finder.fault(asked, context, outcome, steps, "x")
-        outcome.drops[str(fault)] += 1
+        found.append((yield from find(finder, context, outcome)))
         return outcome
 
-    drive(reading(), lambda request: ("", "end"))
-    assert list(outcome.drops) == ["None" if who == "auto" else "right answer by a wrong step"]
-    assert locate("12*3+4=", steps).step == 1
+    assert drive(reading(), lambda request: ("", "end"))[1] == []  # nothing was sampled
+    return found[0]
+
+
+@pytest.mark.parametrize(("expression", "steps"), RIGHT)
+@pytest.mark.parametrize("who", ["auto", "program"])
+def test_the_filter_auto_takes_any_order_and_the_program_that_from_the_left(
+    who: str, expression: str, steps: list[str]
+) -> None:
+    asked = question(expression, str(value_of(expression.rstrip("="))))
+    found = heard(
+        Finder(who, who, 1),
+        lambda finder, context, outcome: finder.fault(asked, context, outcome, steps, "x"),
+    )
+    assert found == (None if who == "auto" else "right answer by a wrong step")
+
+
+@pytest.mark.parametrize(("who", "wrong"), [("auto", 1), ("program", 0)])
+def test_the_localiser_auto_takes_any_order_and_the_program_that_from_the_left(
+    who: str, wrong: int
+) -> None:
+    steps = ("3+2=5\n", "5+5=11\n")
+    attempt = Attempt(0, "".join(steps), steps, right=False, answer="11", ended=True, decided=True)
+    found = heard(
+        Finder(who, "none", 1),
+        lambda finder, context, outcome: finder.first_wrong(
+            question("5+3+2=", "10"), context, outcome, attempt
+        ),
+    )
+    assert found == wrong

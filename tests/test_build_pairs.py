@@ -41,11 +41,12 @@ def test_every_row_is_what_it_should_be(tmp_path: Path, method: str) -> None:
     assert len({row["id"] for row in rows}) == len(rows)
     if method == "scdpo":
         assert {row["kind"] for row in rows} == {"naive", "step-controlled"}
-    counts, exact = result.manifest["counts"], "read by program: every line is a calculation"
+    counts = result.manifest["counts"]
+    program = "read by program: the steps of an expression leave no doubt"
     if method == "step-dpo":  # the default localiser: every one by the program, none sampled for
-        assert counts[f"wrong solutions {exact}"] == counts["mistakes located"]
+        assert counts[f"wrong solutions {program}"] == counts["mistakes located"]
         assert "rollouts sampled" not in counts
-    assert not [name for name in counts if " read by " in name and not name.endswith(exact)]
+    assert not [name for name in counts if " read by " in name and not name.endswith(program)]
 
 
 def test_one_file_of_step_pairs_serves_three_trainings(tmp_path: Path) -> None:

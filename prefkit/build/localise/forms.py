@@ -114,16 +114,19 @@ def can_be_regrouped(form: Form) -> bool:
     return shared or any(part[0] != "*" or can_be_regrouped(part) for part in inner)
 
 
-def part_values(form: Form) -> set[Fraction] | None:
-    """Without signs, the values of all selections of a form's terms, and of the factors of each;
-    None where they are too many."""
-    terms, found = _parts(form, "+"), set[Fraction]()
-    for term in terms:
-        factors = _parts(term, "*")
-        if len(factors) > MAX_PARTS or len(terms) > MAX_PARTS:
-            return None
-        found |= {abs(value(product(some))) for some in _selections(factors)}
-    return found | {abs(sum(map(value, some), Fraction(0))) for some in _selections(terms)}
+def selections(form: Form) -> list[tuple[Fraction, list[Form], list[Form]]] | None:
+    """Of two or more of a form's terms, or of the factors of one term: the value without its sign,
+    what is taken, and what is left. None where there are too many."""
+    terms, found = _parts(form, "+"), list[tuple[Fraction, list[Form], list[Form]]]()
+    if len(terms) > MAX_PARTS or any(len(_parts(term, "*")) > MAX_PARTS for term in terms):
+        return None
+    for some, rest in _selected(terms):
+        found.append((abs(value(total(some))), some, rest))
+    for place, term in enumerate(terms):
+        for some, rest in _selected(_parts(term, "*")):
+            others = [*terms[:place], *terms[place + 1 :]]
+            found.append((abs(value(product(some))), some, [*rest, *others]))
+    return found
 
 
 def value(form: Form) -> Fraction:
@@ -197,6 +200,9 @@ def _is_turned(part: Form, kind: str) -> bool:
     return part[0] == "/" if kind == "*" else Fraction(-1) in part[1]
 
 
-def _selections(parts: Sequence[Form]) -> Iterator[tuple[Form, ...]]:
-    counts = range(1, len(parts) + 1)
-    return itertools.chain.from_iterable(itertools.combinations(parts, n) for n in counts)
+def _selected(parts: Sequence[Form]) -> Iterator[tuple[list[Form], list[Form]]]:
+    """All selections of two parts or more, and what each leaves."""
+    for chosen in itertools.product((False, True), repeat=len(parts)):
+        if sum(chosen) > 1:
+            rest = [part for part, taken in zip(parts, chosen, strict=True) if not taken]
+            yield list(itertools.compress(parts, chosen)), rest

@@ -22,7 +22,7 @@ from prefkit.build.localise.forms import (
     has_product,
     moves,
     numbers,
-    part_values,
+    selections,
     value,
 )
 from prefkit.build.localise.verdict import Verdict
@@ -154,32 +154,45 @@ class _Following:
         if can_be_regrouped(left) or any(map(can_be_regrouped, self.states)):
             return True
         open_numbers = set[Fraction]().union(*map(numbers, self.states))
-        strange = {leaf.value for leaf in leaves(tree)} - open_numbers
+        used = {leaf.value for leaf in leaves(tree)}
+        strange = used - open_numbers
         if self.answer == self.result and all(isinstance(x, Fraction) for x in self.states):
             # It is solved. The next result takes the place of the answer, or is a check.
             return value(left) == self.answer or self.body < len(self.steps)
         later = self._later(place)
-        if value(left) in later:
-            later.remove(value(left))  # its own result, that the next step takes up
         if any(abs(known - x) in later for known in open_numbers for x in strange):
             return True  # one number in two parts
         if Fraction(1) in strange and any(map(has_product, self.states)):
             return True  # a factor taken out: 2+2*3 = 2*(1+3)
+        # In the mind: a number that it takes, or 50+5 for 47+8, where no number of it is open.
+        wanted = strange | ({abs(value(left))} if strange == used else set())
         for state in self.states:
-            reached = part_values(state)
-            if reached is None or reached & (strange | {abs(value(left))}):
-                return True  # in the mind
+            ways = selections(state)
+            if ways is None:
+                return True
+            for result, taken, rest in ways:
+                kept = set[Fraction]().union(*map(numbers, rest))
+                own = used - strange <= kept  # what the step takes beside it is still there
+                if result in wanted and own and not _taken_again(taken, rest, later):
+                    return True
         return False
 
     def _later(self, place: int) -> list[Fraction]:
-        """The numbers that later steps calculate with."""
-        found = list[Fraction]()
-        for step in self.steps[place + 1 : self.body]:
-            for side in step.split("=")[:-1]:
-                try:
-                    found += [leaf.value for leaf in leaves(_tree(side))]
-                except Unreadable:
-                    continue
+        """The numbers that later steps calculate with, but for results that they take up."""
+        found, results = list[Fraction](), list[Fraction]()
+        for at, step in enumerate(self.steps[place : self.body]):
+            try:
+                *sides, end = [_tree(side) for side in step.split("=")]
+                used = [leaf.value for side in sides for leaf in leaves(side)]
+                result = abs(value(form_of(end)))
+            except Unreadable:
+                continue
+            for number in used if at else ():
+                if number in results:
+                    results.remove(number)
+                else:
+                    found.append(number)
+            results.append(result)
         return found
 
     def _stated(self) -> Verdict | None:
@@ -195,6 +208,15 @@ class _Following:
 
 def _tree(side: str) -> Node:
     return parse(tokens_of(side))
+
+
+def _taken_again(taken: Sequence[Form], rest: Sequence[Form], later: Sequence[Fraction]) -> bool:
+    """Whether later steps take two or more of the numbers that would have been used up in the mind:
+    then they were not, and the step has miscopied one."""
+    again = 0
+    for known in set[Fraction]().union(*map(numbers, taken)):
+        again += later.count(known) > sum(known in numbers(form) for form in rest)
+    return again > 1
 
 
 def _is_whole(form: Form) -> bool:
