@@ -59,7 +59,6 @@ _TITLES = {
 
 def page() -> str:
     """The whole page, Markdown."""
-    logging.getLogger("prefkit").setLevel(logging.ERROR)
     rows = _OWN | {title: LAYOUTS[name][0] for name, title in _NAMES.items()}
     parts = [_HEAD, *(_section(title, row) for title, row in rows.items()), "## Refused\n"]
     for name in _REFUSED:
@@ -94,4 +93,5 @@ def _error(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    logging.getLogger("prefkit").setLevel(logging.ERROR)
     print(page(), end="")

@@ -217,6 +217,17 @@ def test_the_filter_auto_takes_any_order_and_the_program_that_from_the_left(
     assert found == (None if who == "auto" else "right answer by a wrong step")
 
 
+def test_a_right_answer_with_a_step_in_doubt_is_left_out() -> None:
+    """`22-8=+4` is false, but its sign leaves a doubt: it must not become a chosen step."""
+    steps = ("27-5=22\n", "22-8=+4\n", "24+8=22\n", "22+4=26\n", "26-8=18\n", "18-7=11\n")
+    asked = question("27-5-8+8+4-8-7=", "11")
+    found = heard(
+        Finder("auto", "auto", 1),
+        lambda finder, context, outcome: finder.fault(asked, context, outcome, steps, "x"),
+    )
+    assert found == "right answer, and a step in doubt"
+
+
 @pytest.mark.parametrize(("who", "wrong"), [("auto", 1), ("program", 0)])
 def test_the_localiser_auto_takes_any_order_and_the_program_that_from_the_left(
     who: str, wrong: int

@@ -89,7 +89,7 @@ class Finder:
         who, why = self._who(self.filter, "process_filter", question, steps, "nobody")
         outcome.counts[f"right solutions read by {who}: {why}"] += 1
         if who == "nobody":
-            return None
+            return _doubt(question, outcome, steps)
         found = yield from self._ask(
             who, self.filter, question, context, outcome, steps, f"filter/{name}"
         )
@@ -147,6 +147,21 @@ class Finder:
                 f" ({context.options.judge_max_tokens}). Such answers are no verdicts, and are "
                 "counted. If they are many, raise judge_max_tokens."
             )
+
+
+def _doubt(question: Question, outcome: Outcome, steps: Sequence[str]) -> str | None:
+    """Why a solution to an expression is left out that nobody could read without a doubt.
+
+    What the program finds wrong by its own order may be right, but the chosen side has to be: a row
+    that is lost is the lesser evil.
+    """
+    if not is_expression(question.text):
+        return None
+    found = locate(question.text, list(steps), solution=question.solution)
+    if found.step is None:
+        return None
+    keep(outcome, REMOVED, question, steps, found, "program (in doubt)")
+    return "right answer, and a step in doubt"
 
 
 def make_finder(options: BuildFields, method: str) -> Finder:
