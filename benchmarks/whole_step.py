@@ -176,8 +176,11 @@ def word_rows(shape: Shape, count: int) -> list[dict[str, str]]:
 # -- a process a way -------------------------------------------------------------------------------
 
 
-def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
-    """Trains `steps` steps, each when a line comes in; prints the seconds of each."""
+def child(way: str, shape: Shape, model: str | None, steps: int, profile: bool = False) -> None:
+    """Trains `steps` steps, each when a line comes in; prints the seconds of each.
+
+    With `profile` the last step is taken under torch's profiler, and told with its GPU kernels.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
 
@@ -221,14 +224,21 @@ def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
         return status("VmHWM") - idle
 
     class Turns(TrainerCallback):
+        steps = 0
+        kernels: Kernels | None = None
+
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             sys.stdin.readline()
             read.clear()
+            self.steps += 1
+            if profile and self.steps == steps:
+                self.kernels = Kernels()
             self.start = now()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             seconds = now() - self.start
-            tell({"seconds": seconds, "memory": memory(), "read": sum(read)})
+            told = self.kernels.stop() if self.kernels else []
+            tell({"seconds": seconds, "memory": memory(), "read": sum(read), "kernels": told})
 
     with tempfile.TemporaryDirectory() as folder:
         args = Config(
@@ -267,6 +277,27 @@ def child(way: str, shape: Shape, model: str | None, steps: int) -> None:
         trainer.train()
 
 
+class Kernels:
+    """torch's profiler from its making on."""
+
+    def __init__(self) -> None:
+        from torch.profiler import ProfilerActivity, profile, supported_activities
+
+        gpu = ProfilerActivity.CUDA in supported_activities()
+        self.profiler = profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU])
+        self.profiler.start()
+
+    def stop(self) -> list[tuple[str, float, int]]:
+        """Name, milliseconds and number of calls of what ran on the GPU, the longest first."""
+        self.profiler.stop()
+        found = [
+            (event.key[:200], event.self_device_time_total / 1e3, event.count)
+            for event in self.profiler.key_averages()
+            if event.self_device_time_total > 0
+        ]
+        return sorted(found, key=lambda kernel: -kernel[1])
+
+
 def tell(message: dict[str, Any]) -> None:
     print("@" + json.dumps(message), file=sys.stderr, flush=True)
 
@@ -275,12 +306,21 @@ class Contestant:
     """A child process that takes one step a turn."""
 
     def __init__(
-        self, way: str, shape: Shape, model: str | None, steps: int, wait: bool = True
+        self,
+        way: str,
+        shape: Shape,
+        model: str | None,
+        steps: int,
+        wait: bool = True,
+        profile: bool = False,
     ) -> None:
-        """Starts the process; `wait` False: several can start at once, then `ready` is theirs."""
+        """Starts the process; `wait` False: several can start at once, then `ready` is theirs.
+
+        With `profile`, `kernels` has those of the last step.
+        """
         command = [sys.executable, "-m", "benchmarks.whole_step", "--child", way]
         command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
-        command += ["--model", model or ""]
+        command += ["--model", model or ""] + ["--child-profile"] * profile
         # Threads that wait must sleep: those of the ways that are not at turn would take the cores.
         quiet = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
         environment = {**os.environ, **ALLOCATOR, **quiet}
@@ -295,6 +335,7 @@ class Contestant:
         self.said: list[str] = []
         self.seconds: list[float] = []
         self.tokens = self.memory = self.read = 0
+        self.kernels: list[tuple[str, float, int]] = []
         if wait:
             self.ready()
 
@@ -318,6 +359,7 @@ class Contestant:
         told = self._next()
         self.seconds.append(told["seconds"])
         self.memory, self.read = told["memory"], told["read"]
+        self.kernels = told["kernels"]
 
     def result(self) -> Result:
         """Of the steps after the first, which is warm-up."""
@@ -368,10 +410,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--child-shape", help=argparse.SUPPRESS)
+    parser.add_argument("--child-profile", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         shape = Shape(**json.loads(options.child_shape))
-        return child(options.child, shape, options.model or None, options.rounds)
+        model = options.model or None
+        return child(options.child, shape, model, options.rounds, options.child_profile)
     from benchmarks import machine
 
     print(", ".join(f"{name} {value}" for name, value in machine.facts("cpu").items()))

@@ -4,6 +4,7 @@ python -m benchmarks.gpu.kernel_tests rows rows_triton
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from importlib.util import find_spec
 from benchmarks.gpu.card import ROOT
 from benchmarks.gpu.telling import rehearsing, row
 
-WORKERS = 8
+# Compiling takes most of the time; more processes than these would only fill the GPU's memory.
+WORKERS = max(1, min(16, os.cpu_count() or 1))
 _FEW = "strided"  # in the names of the tests of a rehearsal
 
 
 def command(names: list[str]) -> list[str]:
     """pytest on those of the files that there are."""
     files = [path for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
-    found = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb", "short", "-rfE"]
+    found = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb", "short"]
+    found += ["-p", "benchmarks.gpu.failing"]
     if find_spec("xdist") is not None:
         found += ["-n", "0" if rehearsing() else str(WORKERS)]
     if rehearsing():
@@ -42,8 +45,6 @@ def main() -> None:
     last = ""
     for line in running.stdout:
         print(line, end="", flush=True)
-        if match := re.match(r"(FAILED|ERROR) (\S+)(?: - (.*))?", line):
-            row("Tests that failed", test=match[2], why=(match[3] or "")[:200])
         last = line.strip() if re.search(r"\d+ (passed|failed|error)", line) else last
     row("Tests", outcome=last.strip("= ") or "no test ran")
     raise SystemExit(running.wait())

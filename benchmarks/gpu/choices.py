@@ -1,0 +1,203 @@
+"""What the defaults decide, each decision beside its alternatives: time and memory of a loss.
+
+    python -m benchmarks.gpu.choices [budgets] [small] [tiles]
+
+- budgets: bytes of a chunk's buffers. Products that are added to dW need many rows, others few.
+- small: heads whose logits are made again (`prefkit_kernels.small_head`) against logits kept.
+- tiles: TFLOP/s of the small heads' kernels by tile.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from unittest import mock
+
+import torch
+
+from benchmarks import memory
+from benchmarks.gpu.telling import device, median_ms, row, seconds_left, tell
+from benchmarks.problems import Case, Problem, build
+from benchmarks.questions import tiny
+from benchmarks.ways.base import objective
+from prefkit import fused_preference_loss
+from prefkit_kernels import rows_small, small_head, token_stats
+from prefkit_kernels.logits import LogitTransform
+from prefkit_kernels.small_head import Tile
+
+MIB = 1 << 20
+_LAST = 4.0  # seconds that are left when nothing further is begun
+_HEADS = (("Llama-3-70B", 8192, 128_256), ("Qwen", 2048, 151_936), ("SmolLM2", 576, 49_152))
+_TILES = (
+    Tile(128, 256, 64, 8, 3, True),
+    Tile(128, 256, 64, 8, 4, True),
+    Tile(128, 256, 64, 8, 3),
+    Tile(128, 128, 64, 8, 3),
+    Tile(128, 128, 64, 8, 4),
+    Tile(128, 128, 64, 4, 4),
+    Tile(64, 256, 64, 4, 4),
+    Tile(64, 128, 64, 4, 4),
+)
+
+
+def step(problem: Problem, budget: int | None = None) -> Callable[[], None]:
+    """Forward and backward of a case's loss, its gradients starting from nothing."""
+    known = problem.ref_logp is not None
+    reference = (
+        {"ref_logp": problem.ref_logp}
+        if known
+        else {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
+    )
+
+    def run() -> None:
+        problem.clear()
+        fused_preference_loss(
+            problem.hidden,
+            problem.weight,
+            problem.targets,
+            problem.segments,
+            objective(problem.case),
+            pairs_in_call=problem.case.pairs,
+            num_scored=problem.case.scored,
+            memory_budget=budget,
+            **reference,  # type: ignore[arg-type]
+        ).loss.backward()
+
+    return run
+
+
+def measured(run: Callable[[], object], where: str, milliseconds: float) -> dict[str, object]:
+    """Median time and peak of a call; memory that is not enough is told, not raised."""
+    try:
+        run()
+        added = memory.on_gpu(run) / 1e6 if where != "cpu" else None
+        found = {"ms": round(median_ms(run, where, milliseconds), 2)}
+        return {**found, "MB added": None if added is None else round(added)}
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        return {"note": str(error).splitlines()[0][:80]}
+
+
+def over() -> bool:
+    """Whether too little time is left to begin with anything."""
+    if seconds_left() >= _LAST:
+        return False
+    tell(left_out="what follows: the time is over")
+    return True
+
+
+def budgets(where: str) -> None:
+    """Frozen and trainable heads by the bytes of a chunk."""
+    for name, dim, vocab in _HEADS:
+        for loss, frozen in (("dpo", True), ("dpo", False), ("tdpo2", True)):
+            case = Case(
+                loss=loss, tokens=16_384, dim=dim, vocab=vocab, dtype="bfloat16", frozen=frozen
+            )
+            problem = build(tiny(case) if where == "cpu" else case, where)
+            for budget in (None, 1024, 512, 256):
+                if over():
+                    return
+                run = step(problem, budget and budget * MIB)
+                found = measured(run, where, 200)
+                kind = "frozen" if frozen else "trainable"
+                row(f"Budgets, {name}: {loss} {kind}", MiB=budget or "default", **found)
+
+
+@contextlib.contextmanager
+def logits_kept(keep: bool) -> Iterator[None]:
+    """Small heads store their logits like others, or never do so."""
+    with mock.patch.object(rows_small, "worthwhile", return_value=not keep):
+        yield
+
+
+def small(where: str) -> None:
+    """Forward alone and both losses at small D."""
+    for dim in (576, 1024, 1536):
+        base = Case(loss="dpo", tokens=16_384, dim=dim, vocab=49_152, dtype="bfloat16")
+        cases = {
+            "log-probabilities": replace(base, frozen=True, cached_ref=True),
+            "dpo": base,
+            "dpo, reference cached": replace(base, cached_ref=True),
+            "tdpo2": replace(base, loss="tdpo2"),
+        }
+        for name, case in cases.items():
+            if dim > 1024 and name != "log-probabilities":
+                continue
+            problem = build(tiny(case) if where == "cpu" else case, where)
+            for keep in (True, False):
+                if over():
+                    return
+                run = step(problem)
+                if name == "log-probabilities":
+                    run = _scores(problem)
+                with logits_kept(keep or where == "cpu"):
+                    found = measured(run, where, 200)
+                way = "logits kept" if keep else "made again"
+                row(f"Small heads: D {dim}, V 49152, {name}", way=way, **found)
+
+
+def _scores(problem: Problem) -> Callable[[], None]:
+    def run() -> None:
+        with torch.no_grad():
+            token_stats(problem.hidden, problem.weight, problem.targets, outputs=("logp",))
+
+    return run
+
+
+def tiles(where: str) -> None:
+    """The small heads' kernels alone; what a tile cannot do is told."""
+    for dim in (576, 1024):
+        for how in _TILES[: 1 if where == "cpu" else None]:
+            if over():
+                return
+            cut = f"{how.rows} × {how.classes} × {how.depth}" + (", halves" if how.halves else "")
+            row(
+                f"Tiles, D {dim}",
+                tile=cut,
+                warps=how.warps,
+                stages=how.stages,
+                **_tile(where, dim, how),
+            )
+
+
+def _tile(where: str, dim: int, how: Tile) -> dict[str, object]:
+    """TFLOP/s of both kernels by one tile."""
+    count, vocab = (32, 256) if where == "cpu" else (16_384, 49_152)
+    hidden = torch.randn(count, dim, device=where).bfloat16()
+    weight = (torch.randn(vocab, dim, device=where) * 3 / dim**0.5).bfloat16()
+    targets = torch.randint(0, vocab, (count,), device=where)
+    norms, ones = torch.empty(3, count, device=where), torch.ones(1, count, device=where)
+    head, plain, dz = (hidden, weight, None), LogitTransform(), hidden.new_empty(count, vocab)
+
+    def normalisers() -> None:
+        small_head.normalisers(*head, targets, plain, 0, norms, how)
+
+    def gradient() -> None:
+        whole = norms[[0, 1, 0, 1]]
+        small_head.gradient(head, None, ("logp",), targets, plain, 0, whole, ones, dz, None, how)
+
+    found: dict[str, object] = {}
+    for run in (normalisers, gradient):
+        try:
+            run()
+            rate: object = round(2 * count * dim * vocab / median_ms(run, where, 60) / 1e9)
+        except Exception as error:  # whatever a compiler says: the next tile may do
+            rate = (str(error).splitlines() or ["?"])[0][:60]
+        found[f"{run.__name__} TFLOP/s"] = rate
+    return found
+
+
+PARTS = {"budgets": budgets, "small": small, "tiles": tiles}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)} (all)")
+    options = parser.parse_args()
+    where = device()
+    for name in options.part or PARTS:
+        PARTS[name](where)
+
+
+if __name__ == "__main__":
+    main()
