@@ -63,8 +63,8 @@ def build(case: RowCase) -> Rows:
     return Rows(z.double(), zr.double(), bias, ref_bias, targets, case.transform)
 
 
-def slices(rows: Rows, cuts: Sequence[int], in_buffers: bool = False) -> list[Rows]:
-    """The rows cut at these classes; contiguous, or in padded buffers whose padding is NaN."""
+def slices(rows: Rows, cuts: Sequence[int], padding: float | None = None) -> list[Rows]:
+    """The rows cut at these classes; contiguous, or in padded buffers that hold `padding`."""
     assert rows.ref is not None
     ends = [*cuts, max(rows.raw.shape[1], rows.ref.shape[1])]
 
@@ -72,7 +72,7 @@ def slices(rows: Rows, cuts: Sequence[int], in_buffers: bool = False) -> list[Ro
         if x is None:
             return None
         part = x[..., start:stop].contiguous()
-        return part if x.dim() == 1 or not in_buffers else in_buffer(part)
+        return part if x.dim() == 1 or padding is None else in_buffer(part, padding)
 
     return [
         replace(
@@ -84,10 +84,10 @@ def slices(rows: Rows, cuts: Sequence[int], in_buffers: bool = False) -> list[Ro
     ]
 
 
-def in_buffer(values: Tensor) -> Tensor:
-    """(C, S) as the schedules hold it: rows padded, here with NaN."""
+def in_buffer(values: Tensor, padding: float) -> Tensor:
+    """(C, S) as the schedules hold it: rows padded, here with a known number."""
     count, width = values.shape
-    store = new_store(values, count, width, values.dtype).fill_(torch.nan)
+    store = new_store(values, count, width, values.dtype).fill_(padding)
     return rows_of(store, count, width).copy_(values)
 
 
@@ -154,11 +154,11 @@ def found_by(
     case: RowCase,
     cotangents: Tensor,
     how: dict[str, Any] | None = None,
-    in_buffers: bool = False,
+    padding: float | None = None,
 ) -> dict[str, Tensor]:
     """The same from a row module: every function on every slice, slices put together in fp64."""
     how = how or {}
-    parts = slices(rows, case.cuts, in_buffers)
+    parts = slices(rows, case.cuts, padding)
     like = rows.raw
     norms, target = like.new_empty(4, case.count), None
     for k, ref in enumerate((False, True)):
@@ -184,7 +184,7 @@ def found_by(
     dz, kl_sums = [], like.new_full((len(parts), case.count), torch.nan)
     for out, part in zip(kl_sums, parts, strict=True):
         empty = torch.full_like(part.raw, torch.nan)
-        dz.append(in_buffer(empty) if in_buffers else empty)
+        dz.append(empty if padding is None else in_buffer(empty, padding))
         kl_sum = out if "kl" in names else None
         module.gradient(part, case.outputs, stats, norms, cotangents, dz[-1], kl_sum, **how)
     found = dict(zip(names, sums.unbind(1), strict=True))

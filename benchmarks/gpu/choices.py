@@ -1,14 +1,16 @@
 """What the defaults decide, each decision beside its alternatives: time and memory of a loss.
 
-    python -m benchmarks.gpu.choices [budgets] [small] [tiles]
+    python -m benchmarks.gpu.choices [tiles] [kernels] [small] [budgets]
 
+- tiles: TFLOP/s of the small heads' kernels (`prefkit_kernels.small_head`) by tile.
+- kernels: what one loss at a small head spends its time on.
+- small: small heads whose logits are made again against logits kept.
 - budgets: bytes of a chunk's buffers. Products that are added to dW need many rows, others few.
-- small: heads whose logits are made again (`prefkit_kernels.small_head`) against logits kept.
-- tiles: TFLOP/s of the small heads' kernels by tile.
 """
 
 import argparse
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from unittest import mock
@@ -16,10 +18,11 @@ from unittest import mock
 import torch
 
 from benchmarks import memory
-from benchmarks.gpu.telling import device, median_ms, row, seconds_left, tell
+from benchmarks.gpu.telling import device, median_ms, row, seconds_left, tell, wait
 from benchmarks.problems import Case, Problem, build
 from benchmarks.questions import tiny
 from benchmarks.ways.base import objective
+from benchmarks.whole_step import Kernels
 from prefkit import fused_preference_loss
 from prefkit_kernels import rows_small, small_head, token_stats
 from prefkit_kernels.logits import LogitTransform
@@ -187,7 +190,30 @@ def _tile(where: str, dim: int, how: Tile) -> dict[str, object]:
     return found
 
 
-PARTS = {"budgets": budgets, "small": small, "tiles": tiles}
+def kernels(where: str) -> None:
+    """What one loss spends its time on: at a small head in both ways, at one of Qwen's."""
+    for dim, vocab, keep in ((576, 49_152, False), (576, 49_152, True), (2048, 151_936, True)):
+        case = Case(loss="dpo", tokens=16_384, dim=dim, vocab=vocab, dtype="bfloat16")
+        run = step(build(tiny(case) if where == "cpu" else case, where))
+        with logits_kept(keep or where == "cpu"):
+            for _ in range(3):
+                run()
+            wait(where)
+            start, found = time.perf_counter(), Kernels()
+            run()
+            wait(where)
+            took = 1e3 * (time.perf_counter() - start)
+        title = f"Kernels of a DPO loss, D {dim}, logits {'kept' if keep else 'made again'}"
+        told = found.stop()
+        filled = sum(milliseconds for _, milliseconds, _ in told)
+        row(
+            title, kernel="all, and the time by the clock under the profiler", ms=filled, clock=took
+        )
+        for name, milliseconds, calls in told:
+            row(title, ms=round(milliseconds, 3), calls=calls, kernel=name[:90])
+
+
+PARTS = {"tiles": tiles, "kernels": kernels, "small": small, "budgets": budgets}
 
 
 def main() -> None:
