@@ -1,14 +1,12 @@
-"""Where the time of an optimiser step goes on a GPU, by kind of kernel: prefkit's beside TRL's.
+"""Where the time of an optimiser step goes on a GPU, by kind of kernel.
 
-The steps of `trainers`, one of them under torch's profiler. What the kernels do not fill of the
-step's time is the GPU waiting for Python ("idle"); the profiler itself adds to that.
+`trainers` takes one step more of each trainer, under torch's profiler. What the kernels do not fill
+of its time is the GPU waiting for Python ("idle"); the profiler itself adds to that.
 """
 
-import contextlib
 import re
 
-from benchmarks.gpu.telling import device, row, tell
-from benchmarks.gpu.trainers import SHAPES, WAYS, shrunk
+from benchmarks.gpu.telling import row, tell
 from benchmarks.whole_step import Contestant, Shape
 
 # By the first pattern that a kernel's name has.
@@ -22,7 +20,6 @@ _KINDS = (
     ("reductions", r"reduce|softmax|scan"),
     ("elementwise", r"elementwise|vectorized"),
 )
-_STEPS = 4
 _LONGEST = 12  # kernels told by name
 
 
@@ -34,52 +31,20 @@ def kind(name: str) -> str:
     return "other"
 
 
-def show(shape: Shape, way: str, one: Contestant) -> None:
-    """The step's time by kind, and its longest kernels."""
+def show(shape: Shape, way: str, one: Contestant, plain: float) -> None:
+    """The last step's time by kind, and its longest kernels.
+
+    Args:
+        plain: seconds of a step without the profiler.
+    """
     times: dict[str, float] = {}
     for name, milliseconds, _ in one.kernels:
         times[kind(name)] = times.get(kind(name), 0.0) + milliseconds
     step = 1e3 * one.seconds[-1]
-    filled = sum(times.values())
-    plain = 1e3 * min(one.seconds[1:-1])
-    ordered = {name: round(times.get(name, 0.0), 1) for name, _ in _KINDS}
-    other = round(times.get("other", 0.0), 1)
-    cells = {**ordered, "other": other, "idle": round(max(0.0, step - filled), 1)}
-    title = f"Milliseconds of a step, {shape.words}"
-    row(title, way=way, step=round(plain, 1), profiled=round(step, 1), **cells)
+    names = [*(name for name, _ in _KINDS), "other"]
+    cells = {name: round(times.get(name, 0.0), 1) for name in names}
+    idle = round(max(0.0, step - sum(times.values())), 1)
+    title = f"Milliseconds of a step under the profiler, by kind of kernel: {shape.words}"
+    row(title, way=way, plain=round(1e3 * plain, 1), profiled=round(step, 1), **cells, idle=idle)
     for name, milliseconds, count in one.kernels[:_LONGEST]:
         tell(kernel=name, way=way, shape=shape.words, ms=round(milliseconds, 2), calls=count)
-
-
-def profiled(shape: Shape) -> list[str]:
-    """Both trainers at one shape; returns what failed, in words."""
-    running = {way: Contestant(way, shape, None, _STEPS, False, True) for way in WAYS}
-    failed = []
-    try:
-        for way, one in running.items():
-            try:
-                one.ready()
-                for _ in range(_STEPS):
-                    one.step()
-                show(shape, way, one)
-            except (RuntimeError, OSError) as error:
-                failed.append(f"{way}: {(str(error).splitlines() or ['?'])[-1][:200]}")
-            one.process.kill()
-    finally:
-        for one in running.values():
-            one.process.kill()
-            with contextlib.suppress(OSError):
-                one.process.wait(5)
-    return failed
-
-
-def main() -> None:
-    where = device()
-    shapes = [shrunk(SHAPES[0])] if where == "cpu" else list(SHAPES)[::-1]
-    failed = [line for shape in shapes for line in profiled(shape)]
-    if any(not line.startswith("trl: ") or "No module" not in line for line in failed):
-        raise SystemExit("; ".join(failed))
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
+from benchmarks.gpu import kernels
 from benchmarks.gpu.ceilings import product_rate
 from benchmarks.gpu.telling import device, row, seconds_left, tell
 from benchmarks.whole_step import BODIES, Contestant, Result, Shape
@@ -56,11 +57,19 @@ def shrunk(shape: Shape) -> Shape:
 
 
 def take_turns(shape: Shape, ways: Sequence[str], rounds: int) -> dict[str, Result | str]:
-    """Every way's result, or in words why there is none; one that fails leaves the others be."""
+    """Every way's result, or in words why there is none; one that fails leaves the others be.
+
+    After the timed turns, where there is time, one more is taken under the profiler.
+    """
     found: dict[str, Result | str] = {}
-    running = {way: Contestant(way, shape, None, rounds + 1, wait=False) for way in ways}
+    results: dict[str, Result] = {}
+    running = {
+        way: Contestant(way, shape, None, rounds + 2, wait=False, profile=True) for way in ways
+    }
     try:
-        for turn in range(-1, rounds + 1):
+        for turn in range(-1, rounds + 2):
+            if turn == rounds + 1:
+                results = {way: one.result() for way, one in running.items()}
             for way, one in list(running.items()):
                 try:
                     one.ready() if turn < 0 else one.step()
@@ -71,12 +80,15 @@ def take_turns(shape: Shape, ways: Sequence[str], rounds: int) -> dict[str, Resu
                     del running[way]
             if seconds_left() < 3 and turn > 0:
                 break
+        for way, result in results.items():
+            if way in running:
+                kernels.show(shape, way, running[way], result.median)
     finally:
         for one in running.values():
             one.process.kill()
             with contextlib.suppress(OSError):
                 one.process.wait(5)
-    return {way: found.get(way) or running[way].result() for way in ways}
+    return {way: results.get(way) or found.get(way) or running[way].result() for way in ways}
 
 
 def show(shape: Shape, found: dict[str, Result | str], product: float | None) -> None:
