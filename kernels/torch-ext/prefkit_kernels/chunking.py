@@ -12,8 +12,8 @@ MIB = 1 << 20
 # On a GPU rows that fill no tile of a product are lost. What is added to an fp32 dW reads and
 # writes all of it for each chunk, so that wants many rows: on an H200 (D 8192, V 128256) it runs at
 # 159, 441, 597 and 641 TFLOP/s with 256, 1024, 2048 and 4096 rows, where logits and dH have about
-# 700 from 256 on. Where nothing is added (a frozen head, DPO), 1 GiB took no more time than 2: 167 and
-# 165 ms against 164 and 175; 512 MiB took 177 and 174. (benchmarks/results/2026-11-27-gpu-*.md)
+# 700 from 256 on. Where nothing is added (a frozen head, DPO), 1 GiB took no more time than 2: 167
+# and 165 ms against 164 and 175; 512 MiB took 177 and 174. (benchmarks/results/2026-11-27-gpu-*.md)
 _GPU_BUDGET, _GPU_ADDING, _GPU_TILE = 1024 * MIB, 2048 * MIB, 256
 # On a CPU more rows gain nothing: 512 are no faster than 256 at V 32000, D 1024, measured whole.
 _CPU_ROWS, _CPU_MOST = 256, 512 * MIB
