@@ -20,6 +20,7 @@ from rich.text import Text
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.layouts import Columns
 from prefkit.data.render import Renderer, TokenizeOptions
+from prefkit.data.report import two_forms
 from prefkit.data.view import TokenView, view_pair
 from prefkit.errors import ConfigError, ModelError
 from prefkit.inspect_options import add_arguments, resolve
@@ -226,6 +227,8 @@ def _summary_table(dataset: PairDataset, read_as: dict[str, str | None]) -> Tabl
     read = (f"{name} {value}" for name, value in read_as.items() if value is not None)
     table.add_row("read with", "\n".join(read))
     table.add_row("pairs", str(report.pairs))
+    for line in two_forms(report.chats, report.pairs, "pairs"):
+        table.add_row("two forms", line, style="bold")
     table.add_row("skipped", _counts(report.skipped) or "0")
     table.add_row("cut at the end", str(report.truncated))
     table.add_row(

@@ -12,7 +12,7 @@ from prefkit import inspect
 from prefkit.data import TokenizeOptions
 from tests.chat_cases import tokenizer_for
 from tests.data_cases import CONVERSATION_ROW, STANDARD_ROW, TDPO_FILE, scdpo_row
-from tests.test_data_layouts import LAYOUTS, REFUSED
+from tests.test_data_layouts import LAYOUTS, OTHER_KINDS, REFUSED
 
 _HEAD = """\
 # Rows of other trainers, as they are read
@@ -49,21 +49,21 @@ _NAMES = {
     "openrlhf": "OpenRLHF, and TRL with an implicit prompt",
     "ultrafeedback": "UltraFeedback, binarized",
 }
-_REFUSED = ("rated completions", "an unpaired preference", "an unknown question")
 _TITLES = {
-    "rated completions": "UltraFeedback, as it was published",
-    "an unpaired preference": "TRL and KTO, unpaired",
-    "an unknown question": "A column that nobody reads",
+    "UltraFeedback": "UltraFeedback, as it was published",
+    "unpaired": "TRL and KTO, unpaired",
 }
+_UNREAD = "an unknown question"
 
 
 def page() -> str:
     """The whole page, Markdown."""
     rows = _OWN | {title: LAYOUTS[name][0] for name, title in _NAMES.items()}
     parts = [_HEAD, *(_section(title, row) for title, row in rows.items()), "## Refused\n"]
-    for name in _REFUSED:
-        row, _ = REFUSED[name]
-        parts.append(f"{_TITLES[name]}:\n\n```text\n{_shown(row)}\n\nerror: {_error(row)}\n```\n")
+    refused = {_TITLES.get(name, name): row for name, row in OTHER_KINDS.items()}
+    refused["A column that nobody reads"] = REFUSED[_UNREAD][0]
+    for title, row in refused.items():
+        parts.append(f"{title}:\n\n```text\n{_shown(row)}\n\nerror: {_error(row)}\n```\n")
     return "\n".join(parts)
 
 

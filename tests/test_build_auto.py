@@ -143,11 +143,14 @@ def solver(body: dict[str, Any]) -> tuple[int, Any]:
 
 
 def reasoning_judge(body: dict[str, Any]) -> tuple[int, Any]:
-    """A server with a reasoning parser. Of three texts it thinks too long over one, writes its
-    thought into the answer of another, and knows the truth of the tiny world."""
+    """A server that does nothing but chat, with a reasoning parser. Of three texts it thinks too
+    long over one, writes its thought into the answer of another, and knows the truth of the tiny
+    world."""
     if "messages" not in body:
-        return solver(body)
+        return 404, {"detail": "Not Found"}
     prompt = body["messages"][0]["content"]
+    if "### Problem" not in prompt:  # is anybody there?
+        return 200, {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
     problem = prompt.partition("### Problem\n")[2].partition("\n\n###")[0]
     steps = prompt.partition("steps\n")[2].partition("\n\n")[0].split("\n")
     lines = [step.partition(": ")[2] + "\n" for step in steps]
@@ -167,8 +170,8 @@ def reasoning_judge(body: dict[str, Any]) -> tuple[int, Any]:
     return 200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
 
 
-def command(out: Path, url: str, *flags: str) -> list[str]:
-    given = f"--model m --server {url} --judge_server {url} --localiser judge --out {out}"
+def command(out: Path, url: str, judge: str, *flags: str) -> list[str]:
+    given = f"--model m --server {url} --judge_server {judge} --localiser judge --out {out}"
     return ["step-dpo", QUESTIONS, *given.split(), "--rectifications", "6", *flags]
 
 
@@ -176,8 +179,9 @@ def test_a_judge_that_thinks_too_long_is_counted_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openai")
-    with answering(reasoning_judge) as url:
-        run_build(command(tmp_path, url, "--judge_max_tokens", "300", "--max_questions", "24"))
+    with answering(solver) as url, answering(reasoning_judge) as judge:
+        flags = ("--judge_max_tokens", "300", "--max_questions", "24")
+        run_build(command(tmp_path, url, judge, *flags))
     told = capsys.readouterr()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     counts, drops = manifest["counts"], manifest["drops"]
@@ -213,7 +217,7 @@ def test_no_pair_for_want_of_tokens_says_so(tmp_path: Path) -> None:
 
     wanted = pytest.raises(PrefkitError, match=r"thinking \(\d+\).*or raise judge_max_tokens\.$")
     with answering(answer) as url, wanted:
-        run_build(command(tmp_path, url, "--max_questions", "2"))
+        run_build(command(tmp_path, url, url, "--max_questions", "2"))
 
 
 # -- verdicts to look at -----------------------------------------------------------------------

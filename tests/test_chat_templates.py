@@ -150,6 +150,16 @@ UNREAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"chosen": [{"role": "assistant", "content": [{"type": "text", "text": "4"}]}]},
         "'chosen': holds a message of assistant that is lost.*Write the content as one string",
     ),
+    "parts printed as code": (
+        "llama3_1",
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}]},
+        "'prompt': holds a list of parts, which the chat template prints as code: {'type': 'text'",
+    ),
+    "parts that a template adds to a string": (
+        "qwen2_5",
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}]},
+        r"'prompt': is refused by the chat template \(TypeError.*Write the content as one string",
+    ),
     "system text": (
         "glm4moe",
         {"prompt": [{"role": "developer", "content": "Be brief."}, *QUESTION]},

@@ -184,14 +184,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"conversations": [{"from": "narrator", "value": "2 + 2?"}], **GPT},
         r"'conversations\[0\]': is said by 'narrator', which is no known speaker",
     ),
-    "rated completions": (
-        {"instruction": "2 + 2?", "completions": [{"response": "4", "overall_score": 9}]},
-        r"'completions': holds rated completions.*\n  best, worst = .*\n  pair = {",
-    ),
-    "an unpaired preference": (
-        {"prompt": "2 + 2?", "completion": "4", "label": True},
-        r"'completion': is one side of an unpaired preference.*\n  pair = {",
-    ),
     "pictures": (
         {"prompt": "2 + 2?", "images": ["a.png"], **SIDES},
         "field 'images': is no text",
@@ -216,6 +208,74 @@ def test_no_text_is_passed_over(kind: str) -> None:
     row, message = REFUSED[kind]
     with pytest.raises(RowError, match=f"(?s)row 0, .*{message}"):
         prepare_pairs([row], character_tokenizer())
+
+
+# Published datasets without a chosen side, the better answer "4".
+OTHER_KINDS = {
+    "UltraFeedback": {
+        "instruction": "2 + 2?",
+        "completions": [
+            {"response": "5", "overall_score": 1.0},
+            {"response": "4", "overall_score": 9.0},
+        ],
+    },
+    "distilabel": {"instruction": "2 + 2?", "generations": ["4", "5"], "ratings": [5, 1]},
+    "Nectar": {
+        "prompt": "2 + 2?",
+        "answers": [{"answer": "5", "rank": 2.0}, {"answer": "4", "rank": 1.0}],
+    },
+    "HelpSteer3": {
+        "context": [USER],
+        "response1": "4",
+        "response2": "5",
+        "overall_preference": -2,
+    },
+    "PKU-SafeRLHF": {
+        "prompt": "2 + 2?",
+        "response_0": "5",
+        "response_1": "4",
+        "better_response_id": 1,
+    },
+    "SHP": {"history": "2 + 2?", "human_ref_A": "4", "human_ref_B": "5", "labels": 1},
+    "unpaired": {"prompt": "2 + 2?", "completion": "4", "label": True},
+}
+
+
+@pytest.mark.parametrize("name", list(OTHER_KINDS))
+def test_rows_without_a_pair_come_with_the_lines_that_make_one(name: str) -> None:
+    row = OTHER_KINDS[name]
+    with pytest.raises(RowError, match="row 0, field '") as refused:
+        prepare_pairs([row], character_tokenizer())
+    lines = [line[2:] for line in str(refused.value).splitlines() if line.startswith("  ")]
+    known = {"row": row, "good": row, "bad": {**row, "completion": "5"}}
+    exec("\n".join(lines), known)
+    assert (known["pair"]["chosen"], known["pair"]["rejected"]) == ("4", "5")
+    (pair,) = read_pairs([known["pair"]])
+    assert pair.prompt == "2 + 2?" or pair.prompt[0]["content"] == USER["content"]
+
+
+def test_a_mixture_of_chats_and_plain_text_is_told() -> None:
+    chat = {"prompt": [USER], "chosen": [RIGHT], "rejected": [WRONG]}
+    tokenizer = character_tokenizer()
+    options = TokenizeOptions(chat_template="plain")
+    for rows, told in (([chat, {"prompt": "2 + 2?", **SIDES}], True), ([chat, chat], False)):
+        report = prepare_pairs(rows, tokenizer, options).report
+        assert ("1 pairs are written by the chat template, 1 are plain" in report.summary()) == told
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "told"),
+    [("Adding both: 4", "5", 1), ("4", "Adding both: 5", 0), ("Adding 4", "5", 0)],
+)
+def test_a_response_that_says_the_prefix_again_is_told(
+    chosen: str, rejected: str, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_once.cache_clear()
+    row = {"prompt": "2 + 2?", "prefix": "Adding both: ", "chosen": chosen, "rejected": rejected}
+    with caplog.at_level("WARNING"):
+        prepare_pairs([row, row], character_tokenizer())
+    said = [record.message for record in caplog.records]
+    assert sum("row 0: the response says again" in message for message in said) == told
 
 
 def test_what_tells_about_a_row_is_no_text() -> None:

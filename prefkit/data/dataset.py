@@ -136,7 +136,7 @@ def prepare_pairs(
             keep.add(chunk, vocab_size)
             bar.update(len(chunk))
     _close_report(keep.pairs, report)
-    return PairDataset(keep.pairs, report, keep.texts, template_used(renderer, keep.chats))
+    return PairDataset(keep.pairs, report, keep.texts, template_used(renderer, report.chats))
 
 
 class Keeper:
@@ -153,7 +153,6 @@ class Keeper:
         self.report, self.on_bad_row, self.options = report, on_bad_row, options
         self.renderer, self.texts = renderer, texts
         self.pairs: list[TokenizedPair] = []
-        self.chats = 0  # pairs that a chat template has written
 
     def add(self, chunk: list[Pair | RowError], vocab_size: int | None) -> None:
         pairs = [item for item in chunk if isinstance(item, Pair)]
@@ -168,7 +167,7 @@ class Keeper:
 
     def _accept(self, pair: Pair, tokenized: TokenizedPair) -> None:
         self.pairs.append(tokenized)
-        self.chats += is_chat(pair, self.options)
+        self.report.chats += is_chat(pair, self.options)
         if self.texts is not None:
             self.texts.append(pair)
         self.report.count(tokenized, self.renderer.unknown)

@@ -18,6 +18,8 @@ from prefkit.data.chat import (
 from prefkit.data.pair import Front, Message
 from prefkit.errors import RowError
 
+ONE_STRING = "Write the content as one string, or set chat_template to one that reads parts."
+
 
 class Kept:
     """Finds what a template loses of a row's messages.
@@ -78,6 +80,7 @@ class Kept:
         Raises:
             RowError: a content or a field that the template does not write.
         """
+        self._check_parts(front, messages[place], field, text)
         self.check_fields(front, messages, place, field, text, whole)
         message, beside = messages[place], text
         for word in (word for name in extra_fields(message) for word in _scalars(message[name])):
@@ -122,6 +125,7 @@ class Kept:
         Args:
             thoughts: of the assistant's messages have to be in it, too.
         """
+        self._check_parts(front, message, field, text)
         pieces = texts_of(message.get("content"))
         if message["role"] == "assistant" and not thoughts:
             pieces = pieces[-1:]
@@ -131,10 +135,19 @@ class Kept:
         problem = f"{whose}is lost in the chat template, which writes {text[:60]!r} for it"
         remedy = "Set chat_template to a template that writes the messages' content."
         if not isinstance(message["content"], str):
-            remedy = (
-                "Write the content as one string, or set chat_template to one that reads parts."
-            )
+            remedy = ONE_STRING
         raise RowError(front.source, front.row, field, problem, remedy)
+
+    @staticmethod
+    def _check_parts(front: Front, message: Message, field: str, text: str) -> None:
+        """Templates that know strings alone print a list of parts as code, its text within."""
+        content = message.get("content")
+        if not isinstance(content, list):
+            return
+        for part in content:
+            if str(part) in text or json.dumps(part, ensure_ascii=False) in text:
+                problem = f"holds a list of parts, which the chat template prints as code: {part}"
+                raise RowError(front.source, front.row, field, problem, ONE_STRING)
 
     def _check_prompt_field(
         self, front: Front, messages: Sequence[Message], place: int, name: str

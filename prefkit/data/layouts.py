@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from prefkit.data.messages import read_messages_field
+from prefkit.data.other_kinds import refuse_other_kinds
 from prefkit.data.row import OPTIONAL, OURS, Row
 from prefkit.data.speech import is_conversational
 from prefkit.errors import ConfigError
@@ -49,15 +50,6 @@ _ABOUT_ENDING = re.compile(
     r"|(?:score|rating|reward|is|has|num)_.*"
 )
 _LABEL = re.compile(r"(?:.*_)?(?:ids?|idx|index|uid|uuid|hash|url|split|model|dataset|license)")
-_RATED = """\
-Make a pair of the best and the worst one, in Python:
-  best, worst = (f(row["completions"], key=lambda c: c["overall_score"]) for f in (max, min))
-  pair = {"prompt": row["instruction"], "chosen": best["response"], "rejected": worst["response"]}\
-"""
-_UNPAIRED = """\
-Give two completions of a prompt in one row, one with label true and one with label false:
-  pair = {"prompt": good["prompt"], "chosen": good["completion"], "rejected": bad["completion"]}\
-"""
 
 
 def check_columns(columns: Any, fields: Collection[str] = ()) -> None:
@@ -123,7 +115,7 @@ def known(row: Row, also: tuple[str, ...] = ()) -> Row:
         RowError: a layout that holds no pair, or a text column that nobody reads.
     """
     data, shown = dict(row.data), dict(row.shown)
-    _refuse_other_kinds(row)
+    refuse_other_kinds(row)
     for alias, field in ALIASES.items():
         if alias in data and field not in data:
             data[field], shown[field] = data.pop(alias), alias
@@ -136,16 +128,6 @@ def known(row: Row, also: tuple[str, ...] = ()) -> Row:
         row = _from_question(row)
     _check_texts(row, also)
     return row
-
-
-def _refuse_other_kinds(row: Row) -> None:
-    if "chosen" in row or "rejected" in row:
-        return
-    completions = row.get("completions")
-    if isinstance(completions, list) and completions and isinstance(completions[0], dict):
-        raise row.error("completions", "holds rated completions, not a pair of two", _RATED)
-    if "completion" in row and "label" in row:
-        raise row.error("completion", "is one side of an unpaired preference", _UNPAIRED)
 
 
 def _is_couple(value: Any) -> bool:

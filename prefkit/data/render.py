@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefkit.data.chat import ChatTemplate, common_start, extra_fields, say_once
-from prefkit.data.kept import Kept
+from prefkit.data.kept import ONE_STRING, Kept
 from prefkit.data.marks import repeated_opening
 from prefkit.data.pair import Front, Message
 from prefkit.data.tokenizers import check_tokenizer, leading_ids, untrimmed
@@ -95,6 +95,9 @@ def is_chat(front: Front, options: TokenizeOptions) -> bool:
     return not is_text or options.string_prompts == "chat"
 
 
+_TOLD = 12  # characters from which a beginning that is said twice is no chance
+
+
 class Renderer:
     """Renders fronts and knows the special tokens around them.
 
@@ -122,7 +125,7 @@ class Renderer:
         self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
         self.kept = Kept(self.template, self.write)
         self._openings: set[str] = set()
-        self._compared = False
+        self._compared = self._repeated = False
 
     def render(self, front: Front) -> Rendered:
         """Raises RowError where the chat template refuses the messages, or loses any of them."""
@@ -186,6 +189,8 @@ class Renderer:
             problem = f"is refused by the chat template ({type(error).__name__}: {error})"
             remedy = "Check the order of the roles and the arguments of tool calls (some templates "
             remedy += "want an object, some JSON text), or set chat_template."
+            if any(isinstance(message.get("content"), list) for message in messages):
+                remedy = ONE_STRING
             raise RowError(front.source, front.row, field, problem, remedy) from error
 
     def _chat(self, front: Front, messages: list[Message]) -> Rendered:
@@ -250,6 +255,19 @@ class Renderer:
                 "Responses that are strings follow the generation prompt as they are. Written as "
                 f"messages, they would follow {before!r}, which the chat template puts before them."
             )
+
+    def begun_once(self, front: Front, rendered: Rendered, text: str) -> None:
+        """Says once if a response says again what the row has begun, as a whole turn would."""
+        said = rendered.prompt[rendered.generation :] if rendered.is_chat else ""
+        begun = (said + rendered.prefix).strip()
+        if self._repeated or len(begun) < _TOLD or not text.lstrip().startswith(begun):
+            return
+        self._repeated = True
+        say_once(
+            f"{front.source}: row {front.row}: the response says again what the row has begun, "
+            f"{begun[:40]!r}. It goes on where the prompt and the prefix end, so those words are "
+            "trained on twice. Take them out of it, if that is not meant."
+        )
 
     def _check_plain(self, front: Front) -> None:
         """Plain text is no chat: said once, and refused where the row wants a chat template."""

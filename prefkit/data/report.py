@@ -34,6 +34,7 @@ class DataReport:
     Attributes:
         sources: name → rows in it. Most rows are one pair; a row of the TDPO layout may be several.
         pairs: pairs in the dataset.
+        chats: those of them that a chat template wrote.
         skipped: reason ("too long", or the field at fault) → pairs skipped for it.
         truncated: pairs of which one side or both lost their end.
         tokens: all tokens of all sequences.
@@ -51,6 +52,7 @@ class DataReport:
 
     sources: dict[str, int] = field(default_factory=dict)
     pairs: int = 0
+    chats: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
@@ -99,6 +101,7 @@ class DataReport:
             + (f" ({self.zero_weight} of them with weight 0); " if self.zero_weight else "; ")
             + f"{self.shared_fraction:.0%} of the tokens lie in prefixes that both sides share",
         ]
+        lines += two_forms(self.chats, self.pairs, "pairs")
         lines.append(f"{self.weighted_rows} pairs have token weights other than 1")
         if self.skipped:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
@@ -116,6 +119,16 @@ class DataReport:
         fields = asdict(self)
         fields.pop("incidents")
         return {**fields, "skipped": dict(self.skipped)}
+
+
+def two_forms(chats: int, count: int, what: str) -> list[str]:
+    """A line where some rows are chats and some plain text, which a model has to tell apart."""
+    if not 0 < chats < count:
+        return []
+    return [
+        f"{chats} {what} are written by the chat template, {count - chats} are plain text "
+        "(string_prompts: chat gives all one form)"
+    ]
 
 
 def write_incidents(path: str | os.PathLike[str], incidents: list[Incident]) -> None:

@@ -53,6 +53,8 @@ def _as_text(front: Front, name: str, side: Side, rendered: Rendered, renderer: 
     text = side.text
     if side.messages:
         text = _lone_content(front, name, side.messages)
+    if name == "chosen":  # a rejected side may well go round in circles
+        renderer.begun_once(front, rendered, text)
     if not rendered.is_chat:
         if repeated_opening(rendered.prompt + rendered.prefix, text):
             problem = "opens the thought a second time, after the prompt has opened it"

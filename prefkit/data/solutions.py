@@ -28,7 +28,7 @@ from prefkit.data.files import load_rows
 from prefkit.data.layouts import Columns, check_columns
 from prefkit.data.pair import Solution, TokenizedSide
 from prefkit.data.render import Renderer, TokenizeOptions, is_chat
-from prefkit.data.report import Incident, write_incidents
+from prefkit.data.report import Incident, two_forms, write_incidents
 from prefkit.data.row import Row
 from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
 from prefkit.data.solution_rows import SOLUTION_FIELDS, read_solution
@@ -45,6 +45,7 @@ class SolutionReport:
     Attributes:
         rows: rows of the source.
         used: rows in the dataset.
+        chats: those of them that a chat template wrote.
         tokens, scored: all tokens, and those that are learnt, end-of-sequence tokens included.
         longest: tokens of the longest sequence.
         truncated: solutions that lost their end.
@@ -54,6 +55,7 @@ class SolutionReport:
 
     rows: int = 0
     used: int = 0
+    chats: int = 0
     tokens: int = 0
     scored: int = 0
     longest: int = 0
@@ -67,6 +69,7 @@ class SolutionReport:
             f"{self.used} solutions from {self.rows} rows; {self.tokens} tokens, {self.scored} of "
             f"them learnt, longest sequence {self.longest}"
         ]
+        lines += two_forms(self.chats, self.used, "solutions")
         if self.skipped:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
             lines.append(f"{self.skipped.total()} skipped: {reasons}")
@@ -132,7 +135,6 @@ def prepare_solutions(
     rows = load_rows(source, split=split)
     report = SolutionReport(rows=len(rows))
     sides: list[TokenizedSide] = []
-    chats = 0
     columns = {} if columns is None else columns
     check_columns(columns, SOLUTION_FIELDS)
     checked = (
@@ -143,14 +145,14 @@ def prepare_solutions(
         taken = read_solutions(chunk, renderer, report, vocab_size, on_bad_row, columns)
         for solution, side in taken:
             sides.append(side)
-            chats += is_chat(solution, renderer.options)
+            report.chats += is_chat(solution, renderer.options)
     if skipped_file is not None:
         write_incidents(skipped_file, report.incidents)
     if not sides:
         raise PrefkitError(f"{rows.source}: no usable row, {report.skipped.total()} were skipped.")
     if report.incidents:
         logger.warning("%s", report.summary())
-    return SolutionDataset(sides, report, template_used(renderer, chats))
+    return SolutionDataset(sides, report, template_used(renderer, report.chats))
 
 
 def read_solutions(

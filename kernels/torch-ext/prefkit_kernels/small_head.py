@@ -7,7 +7,8 @@ logits limits the rows, so that one call may take all tokens of which dz (2 byte
 When that wins is a matter of D. What follows is arithmetic; what an H200 says stands at the end. In
 picoseconds a token and class at 798 TFLOP/s (a product unit u = 2D operations: 1.44, 2.57, 5.13 at
 D 576, 1024, 2048) and 3 TB/s (a byte is 0.33), nothing overlapped; Triton's products run at the
-share e of that. With a gradient both ways write dz (2 bytes) and read it twice (4, in products that do not wait).
+share e of that. With a gradient both ways write dz (2 bytes) and read it twice (4, in products that
+do not wait).
 
     logits kept: 4 bytes written, 4 read (normalisers), 4 read (gradient) a head; reference of DPO 8
     logits made again: none of them, and a unit more for each gradient; u/e for u where Triton is

@@ -23,6 +23,7 @@ def connect(
     extra_body: Mapping[str, Any] | None = None,
     add_special_tokens: bool | None = None,
     end_ids: Collection[int] = (),
+    judges: bool = False,
 ) -> Engine:
     """A local engine, or with `server` a server engine.
 
@@ -47,6 +48,7 @@ def connect(
             extra_body=extra_body,
             tokenizer=tokenizer or model,
             add_special_tokens=add_special_tokens,
+            judges=judges,
         )
     from prefkit.build.engines.local import LocalEngine
 

@@ -47,6 +47,7 @@ def open_engines(options: BuildFields, renderer: Renderer | None) -> dict[str, E
             options.judge_model or options.model,
             server=options.judge_server,
             server_model=options.judge_model,
+            judges=True,
             **settings,
         )
     return engines

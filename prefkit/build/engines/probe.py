@@ -9,6 +9,8 @@ from prefkit.errors import ConfigError
 # Warm, and of a text that says nothing.
 PROBE = Request(key="probe", text="0", temperature=2.0, max_tokens=16, seed=1)
 WITH_STOP = replace(PROBE, stop=("\n\n",))
+# What a judge is asked like: greedily, by messages.
+CHAT = replace(PROBE, text="", messages=({"role": "user", "content": "0"},), temperature=0.0)
 ONE_AT_A_TIME = (
     "is `transformers serve`: one request at a time, because its seeds hold for one only "
     "(--concurrency N: more, not reproducible)."

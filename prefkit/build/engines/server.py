@@ -51,6 +51,8 @@ class ServerEngine:
         add_special_tokens: sent with chat text, which holds its special tokens already. None = see
             to it that the server puts no second BOS before it: vLLM is told so, for others the
             BOS that they will put there is taken off the text.
+        judges: it is asked for greedy answers to messages alone, so it need not sample, honour
+            seeds or continue plain text.
 
     Attributes:
         kind: "vllm", "sglang", "transformers serve" or "other".
@@ -78,6 +80,7 @@ class ServerEngine:
         extra_body: Mapping[str, Any] | None = None,
         tokenizer: str | None = None,
         add_special_tokens: bool | None = None,
+        judges: bool = False,
     ) -> None:
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}; it must be 1 or more.")
@@ -97,7 +100,7 @@ class ServerEngine:
         self.name = f"server: {self.url}, {self.model}"
         self._leftovers = self.kind == TRANSFORMERS  # of another client, or of one that was killed
         self.lanes = concurrency or (1 if self.kind == TRANSFORMERS else CONCURRENCY)
-        self._takes_stops = True
+        self._takes_stops, self._judges = True, judges
         with self._patience.short():  # before anything is sampled a broken server is told at once
             self.honours_seeds = self._probe()
         self.notes.clear()  # what the questions before a build came to
@@ -281,6 +284,9 @@ class ServerEngine:
 
     def _probe(self) -> bool:
         """Whether seeds hold; refuses a server that does not sample as asked."""
+        if self._judges:
+            self._complete(probe.CHAT)
+            return True
         seeded = probe.honours_seeds(self._complete, self.url)
         if self.kind == TRANSFORMERS:
             body = {**body_of(probe.WITH_STOP, self.model, self.kind), "prompt": "0", **self._extra}
