@@ -15,9 +15,9 @@ import torch
 
 from prefkit.data import TokenizeOptions, prepare_pairs
 from prefkit.data.formats import ReadOptions
+from prefkit.data.iterable_pairs import stream_pairs
+from prefkit.data.iterable_rows import THREAD, WINDOW, StreamedRows
 from prefkit.data.report import Incident
-from prefkit.data.streamed import THREAD, WINDOW, StreamedRows
-from prefkit.data.streams import stream_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests import test_supervised
 from tests.torchrun import ROOT, launched_once

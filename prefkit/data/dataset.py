@@ -17,13 +17,13 @@ import torch.utils.data
 from tqdm.auto import tqdm
 
 from prefkit.atomic import check_writable
-from prefkit.data.chats import template_used
 from prefkit.data.files import Rows, load_rows
 from prefkit.data.formats import ReadOptions, iter_pairs
 from prefkit.data.layouts import Columns
 from prefkit.data.pair import Pair, TokenizedPair
 from prefkit.data.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.report import DataReport, Incident, write_incidents
+from prefkit.data.template_used import template_used
 from prefkit.data.tokenize import TooLongError, tokenize_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 

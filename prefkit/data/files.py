@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefkit.data.iterable_source import refuse_stream
 from prefkit.data.speech import is_conversational
-from prefkit.data.stream_source import refuse_stream
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 RawRow = dict[str, Any]

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import torch.utils.data
 
 from prefkit.atomic import check_writable
-from prefkit.data.chats import template_used
 from prefkit.data.encode import encode
 from prefkit.data.files import load_rows
 from prefkit.data.layouts import Columns, check_columns
@@ -32,6 +31,7 @@ from prefkit.data.report import Incident, two_forms, write_incidents
 from prefkit.data.row import Row
 from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
 from prefkit.data.solution_rows import SOLUTION_FIELDS, read_solution
+from prefkit.data.template_used import template_used
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prefkit.data.batch import Layout
+from prefkit.data.iterable_rows import PASSED
 from prefkit.data.packing import PackedDataset
 from prefkit.data.pair import PairBatch, TokenizedPair
-from prefkit.data.streamed import PASSED
 from prefkit.model.hidden_cache import HiddenCache
 from prefkit.model.reference_cache import ReferenceCache
 from prefkit.train.even_evaluation import without_fillers

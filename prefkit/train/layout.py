@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import nn
 
 from prefkit.data.batch import Layout
+from prefkit.data.iterable_rows import StreamedRows
 from prefkit.data.packing import PackedDataset, row_tokens
-from prefkit.data.streamed import StreamedRows
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.attention import (
     install_attention,

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.formats import ReadOptions
+from prefkit.data.iterable_pairs import stream_pairs
+from prefkit.data.iterable_rows import StreamedRows
+from prefkit.data.iterable_source import stream_of
 from prefkit.data.render import TokenizeOptions
-from prefkit.data.stream_source import stream_of
-from prefkit.data.streamed import StreamedRows
-from prefkit.data.streams import stream_pairs
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.head import install, unwrap
 from prefkit.model.reference import (

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from prefkit.data.stream_source import SOME, stream_of
-from prefkit.data.streamed import StreamedRows
+from prefkit.data.iterable_rows import StreamedRows
+from prefkit.data.iterable_source import SOME, stream_of
 from prefkit.errors import ConfigError
 from prefkit.train.whole_weights import WholeWeightsTrainer
 

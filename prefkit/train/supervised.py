@@ -22,10 +22,10 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.batch import Layout, SolutionCollator
+from prefkit.data.iterable_pairs import stream_solutions
+from prefkit.data.iterable_rows import StreamedRows
+from prefkit.data.iterable_source import stream_of
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
-from prefkit.data.stream_source import stream_of
-from prefkit.data.streamed import StreamedRows
-from prefkit.data.streams import stream_solutions
 from prefkit.errors import ConfigError
 from prefkit.model.head import install
 from prefkit.train.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval

@@ -9,6 +9,7 @@ from prefkit.data.chat import read_template
 from prefkit.data.dataset import Keeper
 from prefkit.data.files import unfilled_row
 from prefkit.data.formats import ReadOptions, read_row
+from prefkit.data.iterable_rows import Read, StreamedRows, has_own_shards
 from prefkit.data.layouts import Columns, check_columns
 from prefkit.data.pair import Pair
 from prefkit.data.render import Renderer, TokenizeOptions
@@ -16,7 +17,6 @@ from prefkit.data.report import DataReport, Incident
 from prefkit.data.row import Row
 from prefkit.data.solution_rows import SOLUTION_FIELDS
 from prefkit.data.solutions import SolutionReport, read_solutions
-from prefkit.data.streamed import Read, StreamedRows, has_own_shards
 from prefkit.errors import ConfigError, RowError
 
 NAME = "stream"
