@@ -373,6 +373,8 @@ def test_a_conversation_in_a_cell_may_be_indented(tmp_path: Path) -> None:
     [
         ("prompt,chosen,rejected\nq,4\n", "row 0: has 2 cells, the first line 3 names"),
         ("prompt,prompt\nq,4\n", "first line must name every column once"),
+        ("prompt;chosen;rejected\nq;4;5\n", "are separated by ';', not by commas"),
+        (",prompt,chosen,rejected\n0,q,4,5\n", r"is an index: pandas' to_csv\(index=False\)"),
         ("", "holds no rows|is empty"),
         (
             "prompt,chosen,rejected\nq,\"[{'role': 'assistant', 'content': '4'}]\",5\n",

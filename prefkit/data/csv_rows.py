@@ -40,8 +40,16 @@ def read_csv(path: Path) -> list[dict[str, Any] | RowError]:
         raise PrefkitError(f"{path}: cannot be read as CSV in UTF-8 ({error}).") from error
     if not names:
         raise NoRowsError(f"{path}: the file is empty. Give a file with at least one pair.")
+    if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+        raise PrefkitError(
+            f"{path}: its columns are separated by {other!r}, not by commas. Write commas, or the "
+            "rows as .jsonl or .parquet."
+        )
     if len(set(names)) != len(names) or not all(names):
-        raise PrefkitError(f"{path}: its first line must name every column once; it is {names}.")
+        problem = f"{path}: its first line must name every column once; it is {names}."
+        if not names[0]:
+            problem += " A first column without a name is an index: pandas' to_csv(index=False)."
+        raise PrefkitError(problem)
     return [_row(str(path), i, names, cells) for i, cells in enumerate(filter(None, lines))]
 
 
