@@ -40,8 +40,8 @@ def grader() -> Iterator[Grader]:
 @pytest.mark.parametrize(
     ("text", "solution", "has_judge", "who"),
     [
-        ("3*4-5=", BARE, False, "program: the steps of an expression leave no doubt"),
-        ("3*4-5=", BARE, True, "program: the steps of an expression leave no doubt"),
+        ("3*4-5=", BARE, False, "program: the steps of an expression can be followed"),
+        ("3*4-5=", BARE, True, "program: the steps of an expression can be followed"),
         ("3*4-5=", SPOKEN, False, "rollouts: no judge is given"),
         ("3*4-5=", SPOKEN, True, "judge: a judge is given"),
         (WORDS, BARE, False, "rollouts: no judge is given"),  # it may calculate the wrong thing
@@ -98,7 +98,7 @@ def test_right_answers_are_read_by_who_can_and_else_by_nobody(grader: Grader) ->
     assert built("Add 2 and 40.", False) == ({nobody: 3}, {}, [])
     counts, drops, kept = built("2+41-1=", True)
     assert counts == {
-        "right solutions read by program: the steps of an expression leave no doubt": 1,
+        "right solutions read by program: the steps of an expression can be followed": 1,
         "right solutions read by judge: a judge is given": 2,
     }
     assert drops == {

@@ -42,7 +42,7 @@ def test_every_row_is_what_it_should_be(tmp_path: Path, method: str) -> None:
     if method == "scdpo":
         assert {row["kind"] for row in rows} == {"naive", "step-controlled"}
     counts = result.manifest["counts"]
-    program = "read by program: the steps of an expression leave no doubt"
+    program = "read by program: the steps of an expression can be followed"
     if method == "step-dpo":  # the default localiser: every one by the program, none sampled for
         assert counts[f"wrong solutions {program}"] == counts["mistakes located"]
         assert "rollouts sampled" not in counts

@@ -119,14 +119,14 @@ class BuildFields(PromptFields):
     process_filter: Literal["auto", "program", "judge", "none"] = "auto"
     """Who removes right answers that were reached by a wrong step. auto = none for dpo and cdpo;
     for step-dpo the localiser, if it is program, judge or a function; else, and for scdpo, the
-    program where the steps of an expression leave no doubt, else the judge if one is given, else
+    program where the steps of an expression can be followed, else the judge if one is given, else
     nobody."""
 
     # -- the first wrong step (step-dpo) --------------------------------------------------------
     localiser: str = "auto"
     """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
     0-based step or None. auto = for each solution the program where the question is an expression
-    and its steps, in any order, leave no doubt; else the judge if one is given (judge_model,
+    and its steps, in any order, can be followed; else the judge if one is given (judge_model,
     judge_server), else rollouts."""
     rollouts: int = 16
     """Continuations from before each step of a wrong solution, for localiser rollouts or auto."""

@@ -30,7 +30,7 @@ from prefkit.errors import ConfigError, PrefkitError
 
 # (question, steps, right solution or None) → 0-based first wrong step, or None
 Function = Callable[[str, Sequence[str], str | None], int | None]
-_WHY_PROGRAM = "the steps of an expression leave no doubt"
+_WHY_PROGRAM = "the steps of an expression can be followed"
 
 
 class Finder:
@@ -191,7 +191,7 @@ def announcement(finder: Finder, options: BuildFields, questions: Iterable[Quest
     if finder.localiser == "auto":
         other = costs["judge" if finder.has_judge else "rollouts"]
         who = (
-            f"the program where the steps of an expression leave no doubt ({expressions:,} of "
+            f"the program where the steps of an expression can be followed ({expressions:,} of "
             f"{len(texts):,} questions are expressions), else {other}"
         )
     text = (

@@ -4,7 +4,8 @@ A step ("3+2=5") is right if it is a true calculation of terms or factors that a
 any order, several of them at once. It is wrong if its arithmetic is false, or if it is true and
 nothing explains it: it takes numbers that are not open, or 12+4 out of 12+4*3. Where something
 could explain it, the solution is left to others: brackets that may be opened, a shared factor, a
-sign turned round (9-8 of 8-9), a calculation done in the mind, a number split up (47+3 of 47+8).
+sign turned round (9-8 of 8-9), a calculation done in the mind, a number split up (47+3 of 47+8), a
+product taken otherwise (100*7 of 99*7, 6*2 of 6+6), zeros left out (3+4 of 300+400).
 """
 
 import itertools
@@ -156,14 +157,18 @@ class _Following:
         open_numbers = set[Fraction]().union(*map(numbers, self.states))
         used = {leaf.value for leaf in leaves(tree)}
         strange = used - open_numbers
+        if strange and (has_product(left) or any(map(has_product, self.states))):
+            return True  # 100*7 of 99*7, 6*2 of 6+6, 6+3 of 1.5*6
+        if used <= set().union(*map(_squared, self.states)):
+            return True  # 5+4 of 5*5-4*4
+        if strange and any({x * 10**n for x in used} <= open_numbers for n in range(1, 7)):
+            return True  # 3+4 of 300+400
         if self.answer == self.result and all(isinstance(x, Fraction) for x in self.states):
             # It is solved. The next result takes the place of the answer, or is a check.
             return value(left) == self.answer or self.body < len(self.steps)
         later = self._later(place)
         if any(abs(known - x) in later for known in open_numbers for x in strange):
             return True  # one number in two parts
-        if Fraction(1) in strange and any(map(has_product, self.states)):
-            return True  # a factor taken out: 2+2*3 = 2*(1+3)
         # In the mind: a number that it takes, or 50+5 for 47+8, where no number of it is open.
         wanted = strange | ({abs(value(left))} if strange == used else set())
         for state in self.states:
@@ -208,6 +213,16 @@ class _Following:
 
 def _tree(side: str) -> Node:
     return parse(tokens_of(side))
+
+
+def _squared(state: Form) -> set[Fraction]:
+    """The numbers that are factors twice over in a product that is left."""
+    if isinstance(state, Fraction):
+        return set()
+    kind, parts = state
+    if kind != "*":
+        return set().union(*map(_squared, parts))
+    return {x for x in parts if isinstance(x, Fraction) and parts.count(x) > 1}
 
 
 def _taken_again(taken: Sequence[Form], rest: Sequence[Form], later: Sequence[Fraction]) -> bool:
