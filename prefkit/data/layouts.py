@@ -14,7 +14,7 @@ spelt in another way. So it is refused, unless its name is one of those that tel
 import difflib
 import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from prefkit.data.messages import read_messages_field
@@ -35,21 +35,20 @@ _READ = frozenset(
         *OURS,
     )
 )
-# Names that tell about a row, and whose text no model is shown.
-_ABOUT = frozenset(
-    """
-    id idx index uid uuid source sources dataset origin subset split category categories task tasks
-    type kind tag tags topic domain subject level difficulty language lang license url date
-    timestamp version status model models generator annotator meta metadata extra_info answer
-    gold ground_truth target final_answer reference_answer
-    """.split()  # noqa: SIM905
+# Names that tell about a row, and whose text no model is shown: of any length, or a mere label.
+_ABOUT = re.compile(
+    r"(?:.*_)?(?:ids?|idx|index|uid|uuid|hash|url)|meta|metadata|extra_info"
+    r"|answer|gold|ground_truth|final_answer|reference_answer"
+    r"|.*_(?:scores?|ratings?|lengths?|tokens|logps)"
 )
-_ABOUT_ENDING = re.compile(
-    r".*_(?:ids?|idx|index|source|dataset|model|models|name|scores?|ratings?|tags?|types?|labels?"
-    r"|hash|url|date|lengths?|tokens|logps|steps|language|category|difficulty)"
-    r"|(?:score|rating|reward|is|has|num)_.*"
+_LABELLED = re.compile(
+    r"(?:.*_)?(?:sources?|dataset|models?|types?|tags?|category|language|difficulty|date)"
+    r"|.*_(?:name|labels?)|(?:score|rating|reward|is|has|num)_.*"
+    r"|origin|subset|split|categories|tasks?|kind|topic|domain|subject|level|lang|license"
+    r"|timestamp|version|status|generator|annotator|target"
 )
-_LABEL = re.compile(r"(?:.*_)?(?:ids?|idx|index|uid|uuid|hash|url|split|model|dataset|license)")
+_LABEL_WORDS = 6
+_KNOWN = re.compile(r"(?:.*_)?(?:ids?|idx|index|uid|uuid|hash|url|split|model|dataset|license)")
 
 
 def check_columns(columns: Any, fields: Collection[str] = ()) -> None:
@@ -182,11 +181,12 @@ def _from_question(row: Row) -> Row:
 def _check_texts(row: Row, also: tuple[str, ...]) -> None:
     # Without a prompt any text may be the question, whatever its name: `task`, `source_text`, …
     is_implicit = "prompt" not in row and isinstance(row.get("chosen"), str)
+    unread, labelled = _unread(tuple(map(str, row.data)), is_implicit)
     unknown = [
         name
-        for name in _unread(tuple(map(str, row.data)), is_implicit)
+        for name in (*unread, *labelled)
         if name not in also
-        and _holds_text(row.data.get(name), depth=3)
+        and _holds_text(row.data.get(name), 3, _is_text if name in unread else _is_more_than_label)
         and row.data.get(name) != row.get("prompt")  # said twice
     ]
     is_pair = "responses" in row or ("chosen" in row and "rejected" in row)
@@ -203,23 +203,32 @@ def _check_texts(row: Row, also: tuple[str, ...]) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _unread(names: tuple[str, ...], is_implicit: bool) -> tuple[str, ...]:
-    """The names that are no field, and do not tell about a row (or are no mere label of it)."""
-    about = _LABEL if is_implicit else _ABOUT_ENDING
-    return tuple(
-        name
-        for name in names
-        if name not in _READ
-        and (is_implicit or name.lower() not in _ABOUT)
-        and not about.fullmatch(name.lower().replace("-", "_"))
-    )
+def _unread(names: tuple[str, ...], is_implicit: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that are no field: those that do not tell about a row, and those of labels."""
+    others = [name for name in names if name not in _READ]
+    plain = {name: name.lower().replace("-", "_") for name in others}
+    if is_implicit:
+        return tuple(name for name in others if not _KNOWN.fullmatch(plain[name])), ()
+    others = [name for name in others if not _ABOUT.fullmatch(plain[name])]
+    labelled = tuple(name for name in others if _LABELLED.fullmatch(plain[name]))
+    return tuple(name for name in others if name not in labelled), labelled
 
 
-def _holds_text(value: Any, depth: int) -> bool:
+def _is_text(value: str) -> bool:
+    return bool(value.strip())
+
+
+def _is_more_than_label(value: str) -> bool:
+    """A line break, the end of a sentence, or many words: what a model may have to be shown."""
+    said = value.strip()
+    return "\n" in said or said.endswith((".", "?", "!", ":")) or len(said.split()) > _LABEL_WORDS
+
+
+def _holds_text(value: Any, depth: int, counts: Callable[[str], bool] = _is_text) -> bool:
     if isinstance(value, str):
-        return bool(value.strip())
+        return counts(value)
     if depth == 0 or not value:
         return False
     if isinstance(value, Mapping):
-        return any(_holds_text(one, depth - 1) for one in value.values())
-    return isinstance(value, list) and any(_holds_text(one, depth - 1) for one in value)
+        return any(_holds_text(one, depth - 1, counts) for one in value.values())
+    return isinstance(value, list) and any(_holds_text(one, depth - 1, counts) for one in value)
