@@ -177,6 +177,7 @@ _REFUSALS = {
     "knows nothing": "refused: no such variable",
     "is an answer inside the thought": "refused: open thought",
     "otherwise than sampling would begin it": "refused: turn begins otherwise",
+    "would stand in the turn's header": "refused: header still open",
 }
 
 

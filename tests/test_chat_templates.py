@@ -34,6 +34,7 @@ REFUSED = {
     "plain": ("deepseek_r1_distill", "deepseekv3", "nemotron_3_nano"),
     "plain, no thinking": (*NO_FIELD, "gptoss", "lfm2_2_5_v2"),
     "thought in field": NO_FIELD,
+    "begun turn": ("gptoss",),
     "tools": NO_TOOLS,
 }
 WRITTEN = [
@@ -83,7 +84,7 @@ def test_a_row_is_what_sampling_shows_and_then_what_the_template_writes(
     assert ids[: len(front)] == front
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gptoss"])
 def test_a_begun_turn_goes_on_where_it_stopped(name: str) -> None:
     row, tokenizer = row_of("begun turn", name), tokenizer_for(name)
     shown = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
@@ -159,6 +160,34 @@ UNREAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "qwen2_5",
         {"prompt": [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}]},
         r"'prompt': is refused by the chat template \(TypeError.*Write the content as one string",
+    ),
+    "a thought closed that nothing opened": (
+        "llama3_1",
+        {"chosen": said("two and two</think>4")},
+        "'chosen': closes a thought that is not open",
+    ),
+    "a thought closed by another mark": (
+        "qwen3_6",
+        {"chosen": said("four</thinking>4")},
+        "'chosen': is an answer inside the thought that '<|im_start|>assistant",
+    ),
+    "a begun thought after a closed one": (
+        "qwen3",
+        {
+            "prompt": [*QUESTION, {"role": "assistant", "content": "<think>\nx"}],
+            "chosen": said("y</think>4"),
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+        "'prompt': ends in a begun turn that opens another thought than",
+    ),
+    "words in an open header": (
+        "gptoss",
+        {
+            "prompt": [*QUESTION, {"role": "assistant", "content": "The sum is"}],
+            "chosen": said(" 4"),
+            "rejected": said(" 5"),
+        },
+        "'prompt': would stand in the turn's header: the chat template writes '<|channel|>final",
     ),
     "system text": (
         "glm4moe",
@@ -359,6 +388,39 @@ def test_a_thought_that_is_dropped_before_other_turns_is_told_so() -> None:
     row = {**row_of("tools", "gptoss"), "chosen": turns}
     with pytest.raises(RowError, match="holds 'thinking' in a turn that others follow"):
         prepare_pairs([row], tokenizer_for("gptoss"))
+
+
+def test_a_begun_channel_is_ended_by_the_response() -> None:
+    """gpt-oss ends every channel by one token, which closes a thought only where one is open."""
+    begun = {"role": "assistant", "content": "<|channel|>analysis<|message|>so "}
+    ends = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    row = {"prompt": [*QUESTION, begun], "chosen": said(f"four{ends}4")}
+    (_, front), (_, text) = runs({**row, "rejected": said(f"five{ends}5")}, tokenizer_for("gptoss"))
+    assert front.endswith("<|start|>assistant<|channel|>analysis<|message|>so ")
+    assert text == f"four{ends}4<|return|>"
+
+
+def test_strings_that_begin_the_turn_are_looked_at_row_by_row() -> None:
+    """A first row in the right form says nothing of the second."""
+    final = "<|channel|>final<|message|>"
+    rows = [{"prompt": QUESTION, "chosen": f"{final}4", "rejected": f"{final}5"}]
+    rows += [{"prompt": QUESTION, "chosen": "4", "rejected": "5"}]
+    tokenizer = tokenizer_for("gptoss")
+    assert tokenizer.decode(prepare_pairs(rows[:1], tokenizer).pairs[0].chosen.ids).endswith(
+        f"<|start|>assistant{final}4<|return|>"
+    )
+    with pytest.raises(RowError, match="row 1, field 'chosen': would stand in the turn's header"):
+        prepare_pairs(rows, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_v5"])
+def test_arguments_as_json_text_are_written_as_the_template_writes_objects(name: str) -> None:
+    row, tokenizer = row_of("tools", "gemma4_v5"), tokenizer_for(name)
+    (call,) = row["chosen"][0]["tool_calls"]
+    as_text = {**call, "function": {**call["function"], "arguments": '{"a": 2}'}}
+    other = [{**row["chosen"][0], "tool_calls": [as_text]}, *row["chosen"][1:]]
+    found = [list(runs({**row, "chosen": chosen}, tokenizer)) for chosen in (row["chosen"], other)]
+    assert found[0] == found[1]
 
 
 def test_a_prefix_of_messages_is_a_begun_turn() -> None:

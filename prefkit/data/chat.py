@@ -111,10 +111,13 @@ class ChatTemplate:
         """
         if self._arguments is None:
             as_object, as_text = (self._writes_call(form) for form in ({"p": PROBE}, _TEXT_PROBE))
-            if as_text is not None and _TEXT_PROBE in as_text:
-                self._arguments = "any" if as_object and PROBE in as_object else "text"
+            # 'p' is how Python prints a dictionary: the template has no form for one.
+            takes_object = as_object is not None and PROBE in as_object and "'p'" not in as_object
+            takes_text = as_text is not None and _TEXT_PROBE in as_text
+            if takes_object and not (takes_text and as_text == as_object):
+                self._arguments = "object"
             else:
-                self._arguments = "object" if as_object and PROBE in as_object else "any"
+                self._arguments = "any" if takes_object or not takes_text else "text"
         return self._arguments
 
     def _writes_call(self, arguments: Any) -> str | None:

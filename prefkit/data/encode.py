@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from prefkit.data.render import Rendered, Renderer
+from prefkit.data.pair import Rendered
+from prefkit.data.render import Renderer
 from prefkit.data.response import Written
 
 

@@ -36,9 +36,32 @@ def marks_of(text: str) -> list[Mark]:
         opens = match["open"] is not None
         if not opens and opened != _SHARED.get(mark, opened):
             continue
+        if not opens and mark.startswith("</") and opened not in ("", mark.replace("/", "", 1)):
+            continue  # </thinking> does not end <think>
         opened = mark if opens else ""
         found.append(Mark(match.start(), match.end(), opens))
     return found
+
+
+def marks_after(before: str, text: str) -> list[Mark]:
+    """The marks of a text that follows another, their places in `text`. What closes a thought may
+    depend on how it was opened: gpt-oss ends every channel by one token."""
+    start = len(before)
+    return [
+        Mark(mark.start - start, mark.end - start, mark.opens)
+        for mark in marks_of(before + text)
+        if mark.start >= start
+    ]
+
+
+def closes_nothing(before: str, text: str) -> bool:
+    """Whether a mark of `text` closes a thought where none is open."""
+    is_open = state_of(before) == "open"
+    for mark in marks_after(before, text):
+        if not (mark.opens or is_open):
+            return True
+        is_open = mark.opens
+    return False
 
 
 def state_of(text: str) -> State:

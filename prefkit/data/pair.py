@@ -85,6 +85,33 @@ class Front:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A front as text.
+
+    Attributes:
+        prompt: everything before the prefix.
+        prefix: the correct steps, or "".
+        is_chat: whether `prompt` was written by a chat template (which writes its own BOS).
+        messages: in chat form, the messages before the assistant's turn.
+        generation: in chat form, how many characters of `prompt` sampling would show: `messages`
+            and the generation prompt. What follows them in `prompt` is the turn that the row began.
+        opening: in chat form, the end of `prompt` that belongs to the assistant's turn.
+    """
+
+    prompt: str
+    prefix: str
+    is_chat: bool
+    messages: tuple[Message, ...] = ()
+    generation: int = 0
+    opening: str = ""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the row itself began the turn that the response continues."""
+        return bool(self.prefix) or self.generation < len(self.prompt)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair(Front):
     """One preference pair as text: a front that both sides share, and two responses."""

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from prefkit.data.chat import ChatTemplate, common_start, extra_fields, say_once
 from prefkit.data.kept import ONE_STRING, Kept
 from prefkit.data.marks import repeated_opening
-from prefkit.data.pair import Front, Message
+from prefkit.data.pair import Front, Message, Rendered
 from prefkit.data.tokenizers import check_tokenizer, leading_ids, untrimmed
+from prefkit.data.turn_starts import TurnStarts, check_begun_thought
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 
@@ -62,40 +63,10 @@ class TokenizeOptions:
             )
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A front as text.
-
-    Attributes:
-        prompt: everything before the prefix.
-        prefix: the correct steps, or "".
-        is_chat: whether `prompt` was written by a chat template (which writes its own BOS).
-        messages: in chat form, the messages before the assistant's turn.
-        generation: in chat form, how many characters of `prompt` sampling would show: `messages`
-            and the generation prompt. What follows them in `prompt` is the turn that the row began.
-        opening: in chat form, the end of `prompt` that belongs to the assistant's turn.
-    """
-
-    prompt: str
-    prefix: str
-    is_chat: bool
-    messages: tuple[Message, ...] = ()
-    generation: int = 0
-    opening: str = ""
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether the row itself began the turn that the response continues."""
-        return bool(self.prefix) or self.generation < len(self.prompt)
-
-
 def is_chat(front: Front, options: TokenizeOptions) -> bool:
     """Whether a chat template writes this row: messages, or a string that is read as one."""
     is_text = isinstance(front.prompt, str) and front.system is None
     return not is_text or options.string_prompts == "chat"
-
-
-_TOLD = 12  # characters from which a beginning that is said twice is no chance
 
 
 class Renderer:
@@ -125,7 +96,7 @@ class Renderer:
         self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
         self.kept = Kept(self.template, self.write)
         self._openings: set[str] = set()
-        self._compared = self._repeated = False
+        self.starts = TurnStarts(self.write)
 
     def render(self, front: Front) -> Rendered:
         """Raises RowError where the chat template refuses the messages, or loses any of them."""
@@ -205,14 +176,12 @@ class Renderer:
         self.kept.check_prompt(front, messages, text)
         said = "" if begun is None else self._begun(front, messages, begun, text)
         said = said[repeated_opening(opening, said) :]
-        return Rendered(
-            text + said,
-            front.prefix[repeated_opening(opening + said, front.prefix) :],
-            is_chat=True,
-            messages=tuple(messages),
-            generation=len(text),
-            opening=opening + said,
-        )
+        check_begun_thought(front, opening, said)
+        prefix = front.prefix[repeated_opening(opening + said, front.prefix) :]
+        found = Rendered(text + said, prefix, True, tuple(messages), len(text), opening + said)
+        if said or prefix:
+            self.starts.check_header(front, "prompt" if said else "prefix", found, said or prefix)
+        return found
 
     def _opening(self, front: Front, messages: list[Message], text: str) -> str:
         """What the generation prompt adds; looked for once, then known by its text."""
@@ -237,37 +206,6 @@ class Renderer:
         turn = text[len(generation) :]
         self.kept.check_message(front, whole, len(messages), "prompt", turn, text)
         return text[len(generation) :]
-
-    def compare_once(self, front: Front, rendered: Rendered, text: str) -> None:
-        """Says once if the template would put something between its own beginning of a turn and a
-        response that is a string (Qwen3 an empty thought): strings are taken as they are."""
-        if self._compared:
-            return
-        self._compared = True
-        said = {"role": "assistant", "content": text}
-        try:
-            whole = self.write(front, [*rendered.messages, said])
-        except RowError:
-            return
-        before, found, _ = whole[rendered.generation :].partition(text.strip())
-        if whole.startswith(rendered.prompt) and found and before.strip():
-            say_once(
-                "Responses that are strings follow the generation prompt as they are. Written as "
-                f"messages, they would follow {before!r}, which the chat template puts before them."
-            )
-
-    def begun_once(self, front: Front, rendered: Rendered, text: str) -> None:
-        """Says once if a response says again what the row has begun, as a whole turn would."""
-        said = rendered.prompt[rendered.generation :] if rendered.is_chat else ""
-        begun = (said + rendered.prefix).strip()
-        if self._repeated or len(begun) < _TOLD or not text.lstrip().startswith(begun):
-            return
-        self._repeated = True
-        say_once(
-            f"{front.source}: row {front.row}: the response says again what the row has begun, "
-            f"{begun[:40]!r}. It goes on where the prompt and the prefix end, so those words are "
-            "trained on twice. Take them out of it, if that is not meant."
-        )
 
     def _check_plain(self, front: Front) -> None:
         """Plain text is no chat: said once, and refused where the row wants a chat template."""

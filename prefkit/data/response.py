@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from prefkit.data.chat import common_start, extra_fields
-from prefkit.data.marks import marks_of, repeated_opening, state_of
-from prefkit.data.pair import Front, Message, Side
-from prefkit.data.render import Rendered, Renderer
+from prefkit.data.marks import closes_nothing, marks_after, repeated_opening, state_of
+from prefkit.data.pair import Front, Message, Rendered, Side
+from prefkit.data.render import Renderer
 from prefkit.data.turns import SWITCHES, Written, by_template, words_of
 from prefkit.errors import RowError
 
@@ -54,7 +54,7 @@ def _as_text(front: Front, name: str, side: Side, rendered: Rendered, renderer: 
     if side.messages:
         text = _lone_content(front, name, side.messages)
     if name == "chosen":  # a rejected side may well go round in circles
-        renderer.begun_once(front, rendered, text)
+        renderer.starts.told_again(front, rendered, text)
     if not rendered.is_chat:
         if repeated_opening(rendered.prompt + rendered.prefix, text):
             problem = "opens the thought a second time, after the prompt has opened it"
@@ -62,7 +62,7 @@ def _as_text(front: Front, name: str, side: Side, rendered: Rendered, renderer: 
             raise RowError(front.source, front.row, name, problem, remedy)
         return replace(side, text=text, messages=())
     if not side.messages and not rendered.is_begun:
-        renderer.compare_once(front, rendered, text)
+        renderer.starts.compare(front, name, rendered, text)
     before = rendered.opening + rendered.prefix
     repeated = repeated_opening(before, text)
     _check_thoughts(front, name, rendered, text[repeated:], renderer)
@@ -95,9 +95,10 @@ def _check_thoughts(
     front: Front, name: str, rendered: Rendered, text: str, renderer: Renderer
 ) -> None:
     """One opening mark, and no whole solution that ends within the thought it was given."""
-    begun = state_of(rendered.opening + rendered.prefix)
+    before = rendered.opening + rendered.prefix
+    begun = state_of(before)
     given = state_of(rendered.opening)  # of the generation prompt and a turn begun in the prompt
-    marks = marks_of(text)
+    marks = marks_after(before, text)
     opens = bool(marks) and marks[0].opens
     shown = rendered.opening.strip()[-40:]
     if opens and begun == "open":
@@ -106,13 +107,16 @@ def _check_thoughts(
     elif opens and given == begun == "closed":
         problem = f"opens a thought after {shown!r}, which has closed one"
         remedy = _switch(front, rendered, renderer, "none", "open") or "Take the thought out."
-    elif front.append_eos and begun == "open" and state_of(text) != "closed":
+    elif closes_nothing(before, text):
+        problem = "closes a thought that is not open"
+        remedy = "Put the mark that opens it before the thought, or take the closing mark out."
+    elif front.append_eos and begun == "open" and state_of(before + text) != "closed":
         problem = f"is an answer inside the thought that {shown!r} opens, and never closes it"
         remedy = _switch(front, rendered, renderer, "none", "closed") or (
             "Give the response its thought, closed by its mark, or set chat_template to one that "
             "opens none."
         )
-    elif front.append_eos and opens and state_of(text) == "open":
+    elif front.append_eos and opens and state_of(before + text) == "open":
         problem = "ends in a thought that it opens, where no model would be shown its end"
         remedy = "Close the thought, say append_eos: false in the row, or leave it out."
     else:
@@ -123,7 +127,10 @@ def _check_thoughts(
 def _switch(front: Front, rendered: Rendered, renderer: Renderer, *states: str) -> str:
     """The remedy of a variable with which the generation prompt leaves a thought in one of the
     states; "" where no known one does."""
+    set_already = {**renderer.options.chat_template_kwargs, **front.variables}
     for variables in SWITCHES:
+        if variables.items() <= set_already.items():
+            continue
         how: dict[str, Any] = {"variables": {**front.variables, **variables}}
         base = renderer.write(front, rendered.messages, **how)
         begins = renderer.write(front, rendered.messages, begin=True, **how)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from prefkit.data.encode import Encoded
-from prefkit.data.pair import Front, Side, TokenizedSide
-from prefkit.data.render import Rendered, Renderer, TokenizeOptions
+from prefkit.data.pair import Front, Rendered, Side, TokenizedSide
+from prefkit.data.render import Renderer, TokenizeOptions
 from prefkit.data.response import Written, write_response
 from prefkit.data.token_weights import Tokens, bind_weights, end_is_implied
 from prefkit.errors import RowError

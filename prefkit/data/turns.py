@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Any
 
 from prefkit.data.chat import PROBE, common_end, common_start, extra_fields, texts_of
-from prefkit.data.marks import marks_of, state_of
-from prefkit.data.pair import Front, Message, Side
-from prefkit.data.render import Rendered, Renderer
+from prefkit.data.marks import closes_nothing, marks_after, state_of
+from prefkit.data.pair import Front, Message, Rendered, Side
+from prefkit.data.render import Renderer
 from prefkit.errors import RowError
 
 # Variables by which templates switch thoughts on and off.
@@ -200,11 +200,13 @@ class _Turns:
 
     def _thought_problem(self, opening: str, text: str, is_last: bool) -> str | None:
         """What is wrong with the thoughts of a turn, in words."""
-        given, opened = state_of(opening), sum(mark.opens for mark in marks_of(text))
+        given, opened = state_of(opening), sum(m.opens for m in marks_after(opening, text))
         if opened + (given == "open") > 1 or (opened and given == "closed"):
             return "is written by the chat template with a thought that is opened twice"
+        if closes_nothing(opening, text):
+            return "is written by the chat template with a thought that is closed and not opened"
         ends = self.front.append_eos or not is_last
-        if ends and given == "open" and state_of(text) != "closed":
+        if ends and given == "open" and state_of(opening + text) != "closed":
             return f"is an answer inside the thought that {opening.strip()[-40:]!r} opens"
         return None
 
@@ -222,6 +224,8 @@ class _Turns:
         problem = "is written by the chat template otherwise than sampling would begin it: "
         problem += f"{whole[max(at - 20, 0) : at + 30]!r} instead of {begins[max(at - 20, 0) :]!r}"
         remedy = "Write it as one message with all of it in the content, or set chat_template."
+        if len(self.answer) > 1 and self.answer[0]["role"] == "assistant":
+            remedy = "Move the turns before the last one into the prompt, or set chat_template."
         for switch in SWITCHES:
             if self._agrees(switch):
                 remedy = f"Say chat_template_kwargs: {words_of(switch)}, with which the two agree."

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.data.encode import Encoded
-from prefkit.data.pair import Pair, TokenizedPair, TokenizedSide
-from prefkit.data.render import Rendered, Renderer
+from prefkit.data.pair import Pair, Rendered, TokenizedPair, TokenizedSide
+from prefkit.data.render import Renderer
 from prefkit.data.sequence import Texts
 from prefkit.data.tokenize import encode_pairs, write_pairs
 
