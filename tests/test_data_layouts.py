@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a question in place of another": (
         {"prompt": "2 + 2?", "context": "Add.", **SIDES},
-        r"'context': holds text that is not read\. Say what it is, as columns: {system: context}",
+        r"'context': holds text that is not read\. Leave it out, as columns: {context: null}, or say",
     ),
     "a text to translate": (
         {"source_text": "Hallo", "chosen": "Hello world", "rejected": "Hello planet"},
@@ -183,6 +183,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a speaker that nobody knows": (
         {"conversations": [{"from": "narrator", "value": "2 + 2?"}], **GPT},
         r"'conversations\[0\]': is said by 'narrator', which is no known speaker",
+    ),
+    "a turn that is not to be trained": (
+        {"prompt": [USER], "chosen": [{**RIGHT, "weight": 0}, USER, RIGHT], "rejected": [WRONG]},
+        r"field 'chosen\[0\]': asks that a message of the assistant's is not trained \('weight'\)",
+    ),
+    "calls that are no list": (
+        {"prompt": [USER], "chosen": [{**RIGHT, "tool_calls": {"name": "f"}}], "rejected": [WRONG]},
+        r"field 'chosen\[0\]': has tool_calls that are a dict",
+    ),
+    "steps in a column that nobody reads": (
+        {"prompt": "2 + 2?", "previous_steps": "Step 1: 2 + 2", **SIDES},
+        "field 'previous_steps': holds text that is not read",
+    ),
+    "an instruction in a column of labels": (
+        {"prompt": "2 + 2?", "task": "Answer in French.", **SIDES},
+        "field 'task': holds text that is not read",
     ),
     "pictures": (
         {"prompt": "2 + 2?", "images": ["a.png"], **SIDES},
@@ -279,7 +295,17 @@ def test_a_response_that_says_the_prefix_again_is_told(
 
 
 def test_what_tells_about_a_row_is_no_text() -> None:
-    about = {"source": "a", "model": "b", "category": "c", "chosen_model": "d", "meta": {"by": "e"}}
+    yes = [{"role": "assistant", "content": "4", "weight": 1, "train": True}]
+    assert len(read_pairs([{"prompt": [USER], "chosen": yes, "rejected": [WRONG]}])) == 1
+    about = {
+        "source": "a",
+        "task": "mental arithmetic",
+        "answer": "It is 4.",
+        "model": "b",
+        "category": "c",
+        "chosen_model": "d",
+        "meta": {"by": "e"},
+    }
     assert len(read_pairs([{"prompt": "2 + 2?", **SIDES, **about, "score": 1.0}])) == 1
 
 

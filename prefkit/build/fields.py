@@ -114,7 +114,7 @@ class BuildFields(PromptFields):
     grading_workers: int = 2
     """Processes that compare answers."""
     grading_seconds: float = 2.0
-    """Time limit of one comparison; past it the answer counts as wrong."""
+    """Time limit of one comparison; past it the answer is undecided."""
 
     process_filter: Literal["auto", "program", "judge", "none"] = "auto"
     """Who removes right answers that were reached by a wrong step. auto = none for dpo and cdpo;

@@ -9,6 +9,7 @@ taken up where it stands.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def _finish(
         raise PrefkitError(
             f"{folder}: not one pair came out of {len(questions)} questions. Why: "
             f"{_why(ordered)}. Take other questions, more samples, or another temperature"
-            f"{_more_for_the_judge(ordered)}."
+            f"{_more_tokens(ordered, options)}{_more_for_the_judge(ordered)}."
         )
     if method == EVALUATE:
         from prefkit.build.evaluate import summary
@@ -224,6 +225,16 @@ def _outcomes(folder: Path, questions: Questions) -> list[dict[str, Any]]:
     """What became of each question, in their order."""
     found = {line["id"]: line for line in outcome_lines(folder)}
     return [found[question.id] for question in questions]
+
+
+def _more_tokens(outcomes: list[dict[str, Any]], options: BuildFields) -> str:
+    """The remedy where most solutions were cut off."""
+    counts = sum((Counter(o["counts"]) for o in outcomes), Counter[str]())
+    cut, whole = (
+        counts["solutions unfinished"],
+        counts["solutions right"] + counts["solutions wrong"],
+    )
+    return f", or raise max_tokens ({options.max_tokens})" if cut > whole else ""
 
 
 def _more_for_the_judge(outcomes: list[dict[str, Any]]) -> str:

@@ -74,7 +74,8 @@ def sample(
         Driver(engines, Path(options.out), start, progress).run(questions.items)
     finally:
         for role, engine in engines.items():
-            manifest.note(role, engine.notes)
+            if role == "model" or engine is not engines["model"]:  # not the same ones twice
+                manifest.note(role, engine.notes)
 
 
 def left_out(question: Question) -> Asking[Outcome]:

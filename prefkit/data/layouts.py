@@ -196,9 +196,11 @@ def _check_texts(row: Row, also: tuple[str, ...]) -> None:
     problem = "holds text that is not read" if len(unknown) == 1 else f"({names}) hold text that "
     problem += "is not read" if len(unknown) > 1 else ""
     left = ", ".join(f"{name}: null" for name in unknown)
-    field = next((name for name in ("prompt", "system") if name not in row), "chosen")
-    remedy = f"Say what it is, as columns: {{{field}: {unknown[0]}}}, or leave it out, as columns: "
+    remedy = f"Say what it is, as columns: {{prompt: {unknown[0]}}}, or leave it out, as columns: "
     remedy += f"{{{left}}}."
+    if "prompt" in row:
+        remedy = f"Leave it out, as columns: {{{left}}}, or say what it is, such as columns: "
+        remedy += f"{{system: {unknown[0]}}}."
     raise row.error(unknown[0], problem, remedy)
 
 

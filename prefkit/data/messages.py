@@ -25,6 +25,10 @@ _ROLES = {
 }
 
 
+# Of OpenAI's fine-tuning and of axolotl: whether a message is trained.
+_TRAINED = ("weight", "train", "training")
+
+
 def has_blocks(content: Any) -> bool:
     """Whether a content is made of typed blocks: text, code and what a program printed."""
     return isinstance(content, list) and any(
@@ -43,6 +47,8 @@ def read_messages_field(row: Row, field: str) -> list[Message]:
     value = [value] if is_message(value) else value
     if not isinstance(value, list) or not value:
         raise row.error(field, "is not a list of messages, or an empty one", _REMEDY)
+    if field in ("chosen", "rejected"):
+        _check_trained(row, field, value)
     return [_message(row, message, f"{field}[{i}]") for i, message in enumerate(value)]
 
 
@@ -83,7 +89,29 @@ def _message(row: Row, message: Any, field: str) -> Message:
         return _from_sharegpt(row, message, field)
     if not isinstance(message["role"], str):
         raise row.error(field, "is not a message with a role", _REMEDY)
-    return dict(message)
+    return _without_marks(row, message, field)
+
+
+def _check_trained(row: Row, field: str, messages: list[Any]) -> None:
+    """A response is trained whole. Where the row has no prompt, its front may be context."""
+    for place in range(0 if "prompt" in row else len(messages) - 1, len(messages)):
+        message = messages[place]
+        if not isinstance(message, dict) or message.get("role") != "assistant":
+            continue
+        for name in _TRAINED:
+            if message.get(name) is not None and not message[name]:
+                problem = f"asks that a message of the assistant's is not trained ('{name}')"
+                remedy = "Put the turns up to it into the prompt: all of a response is trained."
+                raise row.error(f"{field}[{place}]", problem, remedy)
+
+
+def _without_marks(row: Row, message: Message, field: str) -> Message:
+    """The message without what others say of its training: yes is taken for granted."""
+    calls = message.get("tool_calls") or []
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        remedy = 'Write a list of {"type": "function", "function": {…}} objects.'
+        raise row.error(field, f"has tool_calls that are a {type(calls).__name__}", remedy)
+    return {name: value for name, value in message.items() if name not in _TRAINED}
 
 
 def _from_sharegpt(row: Row, message: Message, field: str) -> Message:
