@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a question in place of another": (
         {"prompt": "2 + 2?", "context": "Add.", **SIDES},
-        r"'context': holds text that is not read\. Leave it out, as columns: {context: null}, or say",
+        r"'context': holds text that is not read\. Leave it out, as columns: {context: null}, or",
     ),
     "a text to translate": (
         {"source_text": "Hallo", "chosen": "Hello world", "rejected": "Hello planet"},

@@ -31,7 +31,18 @@ def test_the_peak_at_the_70b_head_is_below_5_gb_whatever_the_schedule(
     schedules = ("keep_dz", "two_pass") + (("one_pass",) if pairs == 1 else ())
     for schedule in schedules:
         assert peak(shape, schedule) < 5 * GB, schedule
-    assert peak(Shape(loss=loss, tokens=16_384, pairs=pairs, frozen=True), "one_pass") < 3 * GB
+    frozen = Shape(loss=loss, tokens=16_384, pairs=pairs, frozen=True)
+    assert peak(frozen, "one_pass") < 1.6 * GB  # of it 1 GiB of logits
+
+
+def test_chunks_of_a_head_that_trains_have_2_gib_and_of_others_1() -> None:
+    """What is added to dW wants many rows: docs/kernels.md, "Held"."""
+    trained, frozen = (Shape(loss="dpo", tokens=16_384, frozen=f) for f in (False, True))
+    states = 16_384 * 8192 * 4  # d hidden in fp32
+    # The bf16 gradient of the head is not counted; here its place is taken by fp32 dW.
+    buffers = peak(trained, "one_pass") + DW_FP32 / 2 - DW_FP32 - states
+    assert 0.9 * 2**31 < buffers < 2**31
+    assert 0.9 * 2**30 < peak(frozen, "one_pass") - states < 2**30
 
 
 def test_what_is_counted_is_what_is_there() -> None:

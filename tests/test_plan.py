@@ -259,6 +259,13 @@ def test_the_head_of_70b_as_in_the_documentation(tmp_path: Path) -> None:
     assert one.d_weight == pytest.approx(4.2e9, rel=0.01)
     assert one.d_hidden == pytest.approx(0.54e9, rel=0.01)
     assert 0.9 * 2**31 < one.buffers <= 2**31
+    words += ["--adapter", "lora"]
+    plan, _ = plan_arguments({"lengths": "1,1,1", "gpus": 64}, ["--model", LLAMA, *words])
+    frozen = head_bytes(shape, plan.setting, 16384, 1)
+    assert 0.9 * 2**30 < frozen.buffers <= 2**30
+    plan, _ = plan_arguments(
+        {"lengths": "1,1,1", "gpus": 64}, ["--model", LLAMA, "--fsdp", "true", *words[:-2]]
+    )
     two = head_bytes(shape, replace(plan.setting, schedule="two_pass"), 16384, 1)
     assert two.d_weight == 0
     assert two.grad == one.grad == pytest.approx(2.1e9, rel=0.01)

@@ -123,7 +123,7 @@ def _keeps_dz(shape: ModelShape, setting: Setting, scored: float, pairs: float) 
     if not allowed:
         accumulates = pairs > 1 or (_read_bytes(setting) != 4 and not _casts(setting))
         accumulator = shape.vocab * shape.hidden * 4 if accumulates else 0
-        allowed = max(token_budget(_device(setting), shape.vocab * 4, adds=True), accumulator)
+        allowed = max(token_budget(_device(setting), shape.vocab * 4, trained=True), accumulator)
     return _dz_bytes(shape, setting, scored) <= allowed
 
 
@@ -159,9 +159,9 @@ def _read_bytes(setting: Setting) -> int:
     return (setting.mixed or setting.computed).itemsize
 
 
-def _rows(setting: Setting, row_bytes: float, scored: float, adds: bool = False) -> int:
+def _rows(setting: Setting, row_bytes: float, scored: float, trained: bool = False) -> int:
     device = _device(setting)
-    budget = setting.memory_budget or token_budget(device, round(row_bytes), adds)
+    budget = setting.memory_budget or token_budget(device, round(row_bytes), trained)
     chunks = token_chunks(round(scored), round(row_bytes), round(budget), row_tile(device))
     return max((stop - start for start, stop in chunks), default=0)
 
@@ -176,8 +176,8 @@ def _forward_buffers(
     if schedule == "one_pass" and work != 4:
         # Gradients by the logits in the products' own dtype, beside the logits.
         row += shape.vocab * work * (GROUP if trainable else 1)
-    adds = schedule == "one_pass" and trainable
-    return float(_rows(setting, row, scored, adds) * row) if row else 0.0
+    trained = schedule != "two_pass" and trainable
+    return float(_rows(setting, row, scored, trained) * row) if row else 0.0
 
 
 def _backward_slices(shape: ModelShape, setting: Setting, scored: float, work: int) -> float:

@@ -14,26 +14,26 @@ MIB = 1 << 20
 # 159, 441, 597 and 641 TFLOP/s with 256, 1024, 2048 and 4096 rows, where logits and dH have about
 # 700 from 256 on. Where nothing is added (a frozen head, DPO), 1 GiB took no more time than 2: 167
 # and 165 ms against 164 and 175; 512 MiB took 177 and 174. (benchmarks/results/2026-11-27-gpu-*.md)
-_GPU_BUDGET, _GPU_ADDING, _GPU_TILE = 1024 * MIB, 2048 * MIB, 256
+_GPU_BUDGET, _GPU_TRAINED, _GPU_TILE = 1024 * MIB, 2048 * MIB, 256
 # On a CPU more rows gain nothing: 512 are no faster than 256 at V 32000, D 1024, measured whole.
 _CPU_ROWS, _CPU_MOST = 256, 512 * MIB
 _CPU_SLICES = 64 * MIB
 
 
-def token_budget(device: Device, row_bytes: int, adds: bool = False) -> int:
+def token_budget(device: Device, row_bytes: int, trained: bool = False) -> int:
     """Default bytes for chunks of tokens: 256 rows on a CPU (at most 512 MiB), elsewhere 1 GiB.
 
     Args:
-        adds: each chunk adds to the gradient of the head: 2 GiB elsewhere.
+        trained: the head has a gradient: 2 GiB elsewhere.
     """
     if device.type == "cpu":
         return min(_CPU_ROWS * row_bytes, _CPU_MOST)
-    return _GPU_ADDING if adds else _GPU_BUDGET
+    return _GPU_TRAINED if trained else _GPU_BUDGET
 
 
 def slice_budget(device: Device) -> int:
     """Default bytes for slices of the vocabulary: 64 MiB on a CPU, 2 GiB elsewhere."""
-    return _CPU_SLICES if device.type == "cpu" else _GPU_ADDING
+    return _CPU_SLICES if device.type == "cpu" else _GPU_TRAINED
 
 
 def row_tile(device: Device) -> int:

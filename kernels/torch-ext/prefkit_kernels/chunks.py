@@ -81,7 +81,7 @@ class Chunks:
         self.gemm_dtype = gradient_dtype(problem.policy.hidden)
         # The last gradient may overwrite the logits it is made from, if the dtypes agree.
         self.extra_dz = gradients > 1 or (gradients == 1 and self.gemm_dtype != problem.dtype)
-        self.adds = group > 1 and not keep  # chunk by chunk, to the weight's gradient
+        self.trained = group > 1
         self.group = group if self.gemm_dtype != problem.dtype and not keep else 1
         self.kept: Tensor | None = None
         if keep:
@@ -112,7 +112,7 @@ class Chunks:
     @property
     def _budget(self) -> int:
         device = self.problem.policy.hidden.device
-        return self.problem.budget or token_budget(device, self.row_bytes, self.adds)
+        return self.problem.budget or token_budget(device, self.row_bytes, self.trained)
 
     def _takes_small(self, names: tuple[str, ...]) -> bool:
         """Whether products made twice cost less than logits written and read; takes their rows."""

@@ -37,14 +37,14 @@ def allowed_bytes(
 ) -> int:
     """The most that dz may take where nobody asked for this schedule by name.
 
-    `budget` where it is given. Else the buffer of logits that one pass has; and, where the
-    other schedules hold (or, for several pairs, would have to hold) an fp32 accumulator of the
-    weight's size beside its gradient, the bytes of that.
+    `budget` where it is given. Else the buffer of logits of one pass over a trained head; and,
+    where the other schedules hold (or, for several pairs, would have to hold) an fp32 accumulator
+    of the weight's size beside its gradient, the bytes of that.
     """
     if budget:
         return budget
     dtype = compute_dtype(hidden.dtype)
-    buffer = token_budget(hidden.device, padded(classes) * dtype.itemsize, adds=True)
+    buffer = token_budget(hidden.device, padded(classes) * dtype.itemsize, trained=True)
     accumulates = pairs > 1 or weight.dtype != dtype
     return max(buffer, classes * weight.shape[1] * dtype.itemsize if accumulates else 0)
 
