@@ -98,8 +98,9 @@ class ChatTemplate:
         """
         if self.template is None and not getattr(self.tokenizer, "chat_template", None):
             raise PrefkitError("holds messages, but the tokenizer has no chat template")
-        own = copy.deepcopy(list(messages))
+        own = list(messages)
         if any(message.get("tool_calls") for message in own):
+            own = copy.deepcopy(own)
             _put_arguments(own, self.arguments_form())
         return self._apply(own, tools, begin, go_on, variables)
 
@@ -140,7 +141,7 @@ class ChatTemplate:
     ) -> str:
         return self.tokenizer.apply_chat_template(
             messages,
-            tools=copy.deepcopy(list(tools)) if tools else None,
+            tools=list(tools) if tools else None,
             tokenize=False,
             chat_template=self.template,
             add_generation_prompt=begin,
