@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from prefkit.build.grading.units import is_unit
+from prefkit.build.grading.parts import goes_on
+from prefkit.build.grading.units import added_at, is_unit
 
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+|\d+,\d+|\d+(?:\.\d+)?|\.\d+"
 _VALUE = rf"[-−]?[$€£]?[-−]?(?:{_DIGITS})(?:/\d+)?\s?%?"
@@ -17,10 +18,14 @@ _AFTER = re.compile(r"[ \t})\]$\\]{0,6}(\\?%|(?:(?:square|cubic)[ \t]+)?[A-Za-z]
 
 def number_of(phrase: str) -> str | None:
     """The number that a phrase starts with, with a unit that ends it; None = it starts otherwise,
-    or holds an equation or a list."""
+    holds an equation or a list, or goes on with a calculation or a second quantity."""
     phrase = phrase.strip().strip("*_ \t")
+    if added := added_at(phrase):
+        return None if goes_on(phrase[len(added) :]) else added
     match = _LEADING.match(phrase)
     if match is None or "=" in phrase[match.end() :][:4] or _LIST.match(phrase, match.end()):
+        return None
+    if goes_on(phrase[match.end() :]):
         return None
     unit = _UNIT.match(phrase, match.end())
     return match[0].rstrip() + (unit[0] if unit else "")
