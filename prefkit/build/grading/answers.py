@@ -33,6 +33,7 @@ _HEADING = re.compile(  # of Markdown, with as many signs
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.I | re.DOTALL)
 _FINAL = re.compile(r"\bfinal[ \t]+answer[ \t]+is\b[ \t:*_]*(?=[$\d\\-])", re.I)
 _DROPPED = re.compile(r"<<[^<>\n]*>>|\[asy\](?:[^\[]|\[(?!/?asy\]))*\[/asy\]")
+_OPEN_END = re.compile(r"^[ \t>*_#-]*(?:the[ \t]+)?final[ \t]+answer[ \t:*_]*\s*\Z", re.I | re.M)
 _BOX_AND_UNIT = re.compile(r"boxed\{[^{}]{1,20}\}[\s$\\]*([A-Za-z]+)[\s,$]*(?:and[\s$]*)?\Z")
 _SHORT = 100  # characters of an answer behind ####
 
@@ -91,6 +92,8 @@ def _auto(text: str) -> Found:
         return _beside(tagged, boxed)
     if boxed:
         return boxed
+    if _OPEN_END.search(text):
+        return Found(None, "auto")  # cut off
     found = stated(text) or last(text) or Found(None, "auto")
     if marks and marks.answer and found.answer and marks.answer != found.answer:
         return replace(found, others=(*found.others, marks.answer))

@@ -11,11 +11,11 @@ from prefkit.build.grading.units import is_unit, is_unit_letter
 
 _SECOND = re.compile(
     r"[ \t]*(?P<unit>(?:(?:square|cubic|sq\.?|cu\.?)[ \t]+)?[A-Za-z]+\.?)"
-    r"[ \t]*(?P<joint>,?[ \t]*\b(?:and|or)\b|[,&])?[ \t]*[-−]?[$€£]?\d"
+    r"[ \t]*(?P<joint>,?[ \t]*\b(?:and|or)\b|[,&])?[ \t]*[-−]?\\?[$€£]?\d"
 )
 _CALCULATES = re.compile(
     r"\b(?:times|plus|minus|negative|than|mod|modulo|power|root|divided[ \t]+by|multiplied[ \t]+by"
-    r"|squared|cubed|(?:half|third|quarter|root|square|cube|factor|multiple|power|\d)[ \t]+of"
+    r"|squared|cubed|(?:half|third|quarter|out|root|square|cube|factor|multiple|power|\d)[ \t]+of"
     r"|\d[ \t]+over|\d[ \t]*[xX])(?:[ \t]+(?:the|a))?[ \t]+$"
     r"|(?:[(\[{+*/√×÷·⋅<>≤≥≠]|[<>!]=|[\d)\]}][ \t]*[-−–]|\b[A-Za-z][ \t]*[-−–])[ \t]*$"
     r"|[\^_\\|]$|\w[-−–]$"
@@ -29,12 +29,12 @@ _FRONT, _BACK = 60, 120  # characters around a number that are looked at
 
 
 def goes_on(rest: str) -> bool:
-    """Whether what stands behind a number calculates with it, or adds a second quantity to it.
+    """Whether words behind a number calculate with it, or add a second quantity to it.
 
     Args:
-        rest: the text behind the number, its unit included.
+        rest: the text behind the number or formula, its unit included.
     """
-    if sign_calculates(rest) or word_calculates(rest):
+    if word_calculates(rest):
         return True
     second = _SECOND.match(rest)
     if second is None:
@@ -53,7 +53,7 @@ def is_part(text: str, start: int, end: int) -> bool:
         before, after = before[: marks.start()], after[len(marks[0]) :]
     letters = _LETTERS.match(after)
     is_unknown = letters and letters[0] not in _NO_UNKNOWN and not is_unit_letter(letters[0])
-    if is_unknown or goes_on(after):
+    if is_unknown or sign_calculates(after) or goes_on(after):
         return True
     if before.strip() in ("-", "*", "+", ">"):  # a line of a list in Markdown
         return False

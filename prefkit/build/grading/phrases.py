@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from prefkit.build.grading.operations import sign_calculates
 from prefkit.build.grading.parts import goes_on
 from prefkit.build.grading.units import added_at, is_unit
 
@@ -25,7 +26,8 @@ def number_of(phrase: str) -> str | None:
     match = _LEADING.match(phrase)
     if match is None or "=" in phrase[match.end() :][:4] or _LIST.match(phrase, match.end()):
         return None
-    if goes_on(phrase[match.end() :]):
+    rest = phrase[match.end() :]
+    if sign_calculates(rest) or goes_on(rest):
         return None
     unit = _UNIT.match(phrase, match.end())
     return match[0].rstrip() + (unit[0] if unit else "")

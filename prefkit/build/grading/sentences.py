@@ -118,8 +118,7 @@ def _moved(span: Span, by: int) -> Span:
 
 def _formulas(text: str, spans: list[Span], first: int, last: int) -> _Value:
     end = spans[last].end
-    is_a_part = goes_on(text[end : end + 120]) and not known_unit(text, end)
-    return _Value(_joined(text, spans, first, last), end, is_a_part)
+    return _Value(_joined(text, spans, first, last), end, goes_on(text[end : end + 120]))
 
 
 def _joined(text: str, spans: list[Span], first: int, last: int) -> str | None:
@@ -134,7 +133,8 @@ def last(text: str) -> Found | None:
     if spans and (number is None or number.end() <= spans[-1].end):
         return _last_formula(text, spans)
     before, equals, after = masked(text, spans).rstrip().rpartition("\n")[2].rpartition("=")
-    if equals and before.strip() and not _is_sentence(after) and (answer := shortened(after)):
+    is_result = before.strip()[-1:] not in tuple("<>!:") and not _is_sentence(after)
+    if equals and before.strip() and is_result and (answer := shortened(after)):
         results = tuple(r for r in _RESULT.findall(before + equals) if _LIST.search(before))
         again = paragraph(text, len(text.rstrip()) - 1, spans, answer)
         return Found(answer, "equals", results[-9:], again, is_guess=bool(results))

@@ -106,8 +106,9 @@ def quantity(text: str) -> Quantity | None:
         return Quantity(number, percent=True, scale=scale)
     if not unit:
         return Quantity(number, kind, scale=scale)
-    if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit not in _UNITS:
-        return None  # "5x" is a formula
+    is_apart = match.end("number") < match.start("unit")
+    if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit[: 1 if is_apart else None] not in _UNITS:
+        return None  # "5x" is a formula, and 5m^2 may be one
     found, factor = _known(unit)
     return Quantity(number, found or kind, factor, scale=scale)
 
@@ -155,7 +156,7 @@ def _mixed(text: str) -> str:
 
 
 def _known(unit: str) -> tuple[str | None, Fraction]:
-    words = unit.split()
+    words = re.sub(r"\s+\^", "^", unit).split()
     power = _POWER.get(words[0].rstrip("."), 1)
     words = words[1:] if power > 1 else words
     if power == 1 and words[1:2] and words[1] in _POWER_BEHIND:
