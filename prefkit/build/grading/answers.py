@@ -146,8 +146,8 @@ def _boxed(text: str) -> Found | None:
         return Found(None, "boxed")
     unit = known_unit(text, end)
     final = _FINAL.search(text, end)
-    if final and (found := stated(text[final.start() :])) and found.answer != content:
-        return replace(found, others=(content + unit,))
+    if final and (said := stated(text[final.start() :])) and said.answer != content:
+        return replace(said, others=(content + unit,))
     if len(boxes) == 1:
         found = Found(content + unit, "boxed")
     else:

@@ -9,7 +9,8 @@ from prefkit.build.grading.spans import masked, spans_of
 _CORRECTION = re.compile(
     r"\b(?:wait|oops|wrong|incorrect|correction|mistaken?|mistakenly|error|actually"
     r"|scratch[ \t]+that|should[ \t]+(?:be|have[ \t]+been)|I[ \t]+mean|or[ \t]+rather|instead"
-    r"|on[ \t]+second[ \t]+thought|(?:re|double)[ -]?check\w*)\b|\b(?:no|sorry)\b(?=[ \t]*[,.:;!?—–-])"
+    r"|on[ \t]+second[ \t]+thought|(?:re|double)[ -]?check\w*)\b"
+    r"|\b(?:no|sorry)\b(?=[ \t]*[,.:;!?—–-])"
     r"|\bnot[ \t]+(?=[$\d\\])",
     re.I,
 )

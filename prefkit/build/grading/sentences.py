@@ -21,7 +21,7 @@ _LINE = re.compile(
     re.I | re.M,
 )
 _SENTENCE = re.compile(
-    r"\b(?:answer|correct[ \t]+(?:option|choice))\b"
+    r"(?<!/)(?<!per )\b(?:answer|correct[ \t]+(?:option|choice))\b"
     r"(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*",
     re.I,
 )

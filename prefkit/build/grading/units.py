@@ -89,8 +89,8 @@ def quantity(text: str) -> Quantity | None:
     text = re.sub(r"^(USD|EUR|GBP)\s*(?=[-\d.])", lambda match: _CODES[match[1]], text)
     if text.startswith(("(", "[", "{")) and "," in text:
         return None  # (1,234) is a tuple
-    if found := added(text):
-        return found
+    if both := added(text):
+        return both
     kind = _SIGNS.get(text[:1])
     text = spelt_out(text[1:].strip() if kind else text)
     if value_of(text.rstrip("%").strip()) is not None and not text.endswith("%"):
@@ -117,7 +117,7 @@ def added(text: str) -> Quantity | None:
     """Two or more numbers with known units of one kind, from the largest: 5 feet 3 inches."""
     if not _ADDED.fullmatch(text):
         return None
-    total, kinds, factors = Fraction(0), [], []
+    total, kinds, factors = Fraction(0), list[str | None](), list[Fraction]()
     for number, word in re.findall(_ONE, text):
         is_minute = word == "m" and kinds == ["time"]
         kind, factor = _known("min" if is_minute else word.casefold())
