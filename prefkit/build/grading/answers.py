@@ -129,10 +129,10 @@ def _tagged(text: str) -> Found | None:
         return None
     inner, end = tags[0][1].strip(), tags[0].end()
     if "\n" in inner or "boxed" in inner or "answer" in inner.casefold():
-        found = _boxed(inner) or stated(inner) or last(inner) or Found(None, "tag")
+        said = _boxed(inner) or stated(inner) or last(inner) or Found(None, "tag")
     else:
-        found = stated_in(inner)
-    return _judged(replace(found, by="tag"), text, end)
+        said = stated_in(inner)
+    return _judged(replace(said, by="tag"), text, end)
 
 
 def _boxed(text: str) -> Found | None:
@@ -166,7 +166,7 @@ def _judged(found: Found, text: str, end: int) -> Found:
     """A marked answer, and what the text behind it says against it."""
     if found.answer is None:
         return found
-    rivals = corrected_to(text, end, found.answer)
+    rivals = (*found.rivals, *corrected_to(text, end, found.answer))
     after = stated(text[end:])
     if after and after.answer and after.answer != found.answer and _is_value(after.answer):
         rivals = (*rivals, after.answer)

@@ -9,6 +9,7 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s+)?\(?([A-Ha-h])\)?(?:[.:)]\s.*|\s*\).*)?", re.I
 )
 _BRACKETED = re.compile(r"\(([A-H])\)(?:\s+.*)?")
+_SEVERAL = re.compile(r"[A-H]\)?\s*(?:,|&|\band\b|\bor\b)\s*\(?[A-H]\b")
 _BESIDE = re.compile(r"(?:\([A-H]\)|[A-H][.:)](?=\s))[\s:]*(?P<value>-?[\w\\$({\[.].*)")
 
 
@@ -35,6 +36,8 @@ def choices_equal(answer: str, gold: str) -> Comparison | None:
         return UNREAD if given and quantity(gold) else None
     if given is None:
         return UNREAD if gold.startswith("(") or quantity(answer) else None
+    if _SEVERAL.search(answer):
+        return UNREAD  # (A) or (B)
     letter = choice[1]
     bare = len(gold) == 1 and len(answer.strip()) > 1 and "(" not in answer
     return decided(given[1] == letter if bare else given[1].upper() == letter.upper())

@@ -11,7 +11,7 @@ _CORRECTION = re.compile(
     r"|scratch[ \t]+that|should[ \t]+(?:be|have[ \t]+been)|I[ \t]+mean|or[ \t]+rather|instead"
     r"|on[ \t]+second[ \t]+thought|(?:re|double)[ -]?check\w*)\b"
     r"|\b(?:no|sorry)\b(?=[ \t]*[,.:;!?—–-])"
-    r"|\bnot[ \t]+(?=[$\d\\])",
+    r"|\bnot[ \t]+(?:right|correct|quite|true)\b|\bnot\b[^.\n]{0,20}\bbut\b",
     re.I,
 )
 _TAKEN_BACK = re.compile(r"\b(?:wait|oops|wrong|incorrect|scratch[ \t]+that)\b", re.I)

@@ -40,7 +40,10 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _BASED = re.compile(r"\d_")  # a number in another base: math-verify reads it in base ten
 _LONG = {"sum", "binom"}  # as long as the numbers in them are large
 _EQUALS = re.compile(r"(?<![\\<>])=(?![^{}]*\})")
-_PROSE = re.compile(r"(?<![\\A-Za-z{])(?!matrix|array|infty|cases)[a-z]{4,}")
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z{])(?:(?!matrix|array|infty|cases)[a-z]{4,}"
+    r"|(?:of|at|by|not|the|for|per|are|has|is|its?)(?![A-Za-z]))"
+)
 _SET, _TUPLE = re.compile(r"\\\{[^{}]*\\\}"), re.compile(r"\([^()]*,[^()]*\)")
 _IMPLICIT = re.compile(r"[^=<>]*[a-z][^=<>]*[-+][^=<>]*=\s*0")
 _SPOTS = (Fraction(7, 5), Fraction(23, 7), Fraction(5, 11))  # values put in for unknowns

@@ -24,16 +24,14 @@ _WORDS = re.compile(
     rf"[ \t]*(?:(?:{_DIRECT})(?![A-Za-z])"
     rf"|(?:[A-Za-z²³°%.]+[ \t]+){{0,2}}?(?:{_ANYWHERE})(?![A-Za-z]))"
 )
+_STARTS_WITH_NUMBER = re.compile(r"[-+(]*[$€£]?(?:\d[\d,. ]*|\([^()]*\))(?:/\d+)?(?:\s*%)?")
 _SIGNS = re.compile(r"[(\[!]|[ \t]*[\^*/√\\+×÷·⋅<>≤≥≠]|[-−–](?=\w)|[ \t]+[-−–][ \t]*(?=[\d$(\\])")
-
-
-_STARTS_WITH_NUMBER = re.compile(r"[-+(]*[$€£]?(?:\d[\d,. ]*|\([^()]*\))(?:/\d+)?")
 
 
 def calculates(answer: str) -> bool:
     """Whether an answer begins with a number and a word calculates with it: 5 divided by 2."""
     number = _STARTS_WITH_NUMBER.match(answer)
-    return bool(number) and word_calculates(" " + answer[number.end() :])  # type: ignore[union-attr]
+    return number is not None and word_calculates(" " + answer[number.end() :])
 
 
 def word_calculates(rest: str) -> bool:

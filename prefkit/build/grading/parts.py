@@ -39,8 +39,8 @@ def goes_on(rest: str) -> bool:
     second = _SECOND.match(rest)
     if second is None:
         return False
-    is_joined = second["unit"] in ("and", "or") or (second["joint"] or ",").strip(", \t") != ""
-    return is_joined or is_unit(second["unit"]) or is_unit_letter(second["unit"])
+    is_joined = second["unit"] in ("and", "or") or second["joint"]
+    return bool(is_joined) or is_unit(second["unit"]) or is_unit_letter(second["unit"])
 
 
 def is_part(text: str, start: int, end: int) -> bool:

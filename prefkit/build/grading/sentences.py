@@ -12,7 +12,14 @@ from typing import NamedTuple
 from prefkit.build.grading.corrections import corrected_to, is_taken_back
 from prefkit.build.grading.found import Found, paragraph
 from prefkit.build.grading.parts import follows_quantity, goes_on, is_part
-from prefkit.build.grading.phrases import known_unit, number_of, numbers_in, shortened, tidy
+from prefkit.build.grading.phrases import (
+    known_unit,
+    multiplier,
+    number_of,
+    numbers_in,
+    shortened,
+    tidy,
+)
 from prefkit.build.grading.spans import Span, joined_from, joined_to, masked, spans_of
 
 _LINE = re.compile(
@@ -92,9 +99,11 @@ def _value(text: str, spans: list[Span], start: int) -> _Value:
     number = number_of(line)
     if number:
         return _Value(number, start + len(number))
-    named = deque(_NAMED.finditer(mask), maxlen=1)
+    named = list(_NAMED.finditer(mask))
+    if _is_list(named, mask):
+        return _Value(tidy(line), start + len(line))
     if named:
-        return _value(text, spans, start + named[0].end())
+        return _value(text, spans, start + named[-1].end())
     inside = [n for n, span in enumerate(spans) if start < span.start < start + len(line)]
     if inside and joined_from(text, spans, inside[0]) == inside[-1]:
         return _formulas(text, spans, inside[0], inside[-1])
@@ -105,6 +114,12 @@ def _value(text: str, spans: list[Span], start: int) -> _Value:
         is_a_part = is_part(line, begin, numbers[0].end())
         return _Value(answer, start + len(line), is_a_part, is_guess=True)
     return _Value(shortened(line), start + len(line))
+
+
+def _is_list(named: list[re.Match[str]], phrase: str) -> bool:
+    """Whether a phrase is a list of equations: x = 5 or x = 7."""
+    equals = [match for match in named if "=" in match[0]]
+    return len(equals) > 1 and bool(_LIST.search(phrase, equals[0].end(), equals[-1].start()))
 
 
 def _is_sentence(text: str) -> bool:
@@ -173,7 +188,8 @@ def last_number(text: str) -> Found | None:
         return None
     place, end = matches[0].span()
     others = deque(numbers_in(text[text.rfind("\n", 0, place) + 1 :]), maxlen=9)
-    readings, answer = tuple(match[0] for match in others)[:-1], matches[0][0].strip()
+    readings = tuple(match[0] for match in others)[:-1]
+    answer = matches[0][0].strip() + multiplier(text, end)
     return Found(
         answer,
         "number",

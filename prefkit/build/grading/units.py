@@ -47,6 +47,7 @@ _UNITS = {
 _SIGNS = {"$": "money $", "€": "money €", "£": "money £"}
 _CODES = {"USD": "$", "EUR": "€", "GBP": "£"}
 _POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+PERCENT = ("%", "percent", "percentage", "per cent", "pct")
 _POWER_BEHIND = {"squared": 2, "cubed": 3}
 
 _UNIT = re.compile(
@@ -102,7 +103,7 @@ def quantity(text: str) -> Quantity | None:
         return None
     number = _mixed(match["number"])
     scale, unit = scale_of((match["unit"] or "").strip().casefold())
-    if unit in ("%", "percent", "percentage", "per cent", "pct"):
+    if unit in PERCENT:
         return Quantity(number, percent=True, scale=scale)
     if not unit:
         return Quantity(number, kind, scale=scale)
@@ -143,7 +144,7 @@ def is_unit_letter(word: str) -> bool:
 def is_unit(words: str) -> bool:
     """Whether words name a known unit, a percentage, or how many (million)."""
     words = words.strip().lstrip("\\").casefold()
-    if words in ("%", "percent", "percentage", "pct", "degrees") or scale_of(words)[0] != 1:
+    if words in (*PERCENT, "degrees") or scale_of(words)[0] != 1:
         return True
     last = words.split()[-1] if words else ""
     return len(last) > 1 and last != "in" and bool(_UNITS.get(last) or _UNITS.get(last.rstrip("s")))
