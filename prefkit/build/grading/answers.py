@@ -33,7 +33,8 @@ _HEADING = re.compile(  # of Markdown, with as many signs
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.I | re.DOTALL)
 _FINAL = re.compile(r"\bfinal[ \t]+answer[ \t]+is\b[ \t:*_]*(?=[$\d\\-])", re.I)
 _DROPPED = re.compile(r"<<[^<>\n]*>>|\[asy\](?:[^\[]|\[(?!/?asy\]))*\[/asy\]")
-_OPEN_END = re.compile(r"^[ \t>*_#-]*(?:the[ \t]+)?final[ \t]+answer[ \t:*_]*\s*\Z", re.I | re.M)
+_TITLE = re.compile(r"#{1,6}[ \t]+(.*)")
+_OPEN_END = re.compile(r"[ \t>*_#-]*(?:the[ \t]+)?final[ \t]+answer[ \t:*_]*\Z", re.I)
 _BOX_AND_UNIT = re.compile(r"boxed\{[^{}]{1,20}\}[\s$\\]*([A-Za-z]+)[\s,$]*(?:and[\s$]*)?\Z")
 _SHORT = 100  # characters of an answer behind ####
 
@@ -92,12 +93,20 @@ def _auto(text: str) -> Found:
         return _beside(tagged, boxed)
     if boxed:
         return boxed
-    if _OPEN_END.search(text):
-        return Found(None, "auto")  # cut off
+    if _is_cut_off(line):
+        return Found(None, "auto")
     found = stated(text) or last(text) or Found(None, "auto")
     if marks and marks.answer and found.answer and marks.answer != found.answer:
         return replace(found, others=(*found.others, marks.answer))
     return found
+
+
+def _is_cut_off(line: str) -> bool:
+    """Whether the last line is the heading of what is missing: Final Answer, Step 3."""
+    heading = _TITLE.match(line)
+    return bool(_OPEN_END.match(line) or (heading and _HEADING.match(heading[1]))) and not stated(
+        line
+    )
 
 
 def _beside(found: Found, *places: Found | None) -> Found:

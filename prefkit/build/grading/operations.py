@@ -9,14 +9,14 @@ _FRACTION = r"(?:half|halves|quarters?|thirds?|fourths?|fifths?|sixths?|sevenths
 _DIRECT = "|".join(  # behind the number itself: "5 cm squared" is a unit
     [
         r"squared|cubed|factorial|remainder|mod(?:ulo)?|out[ \t]+of",
-        r"[xX][ \t]*(?=\d)|(?:of|in|over|less)[ \t]+(?=[$\d(\\])|over[ \t]+(?=[b-z]\b)",
+        r"[xX](?=[ \t]*\d)|(?:of|in|over|less)(?=[ \t]+[$\d(\\])|over(?=[ \t]+[b-z]\b)",
         rf"[-–]?{_FRACTION}",
     ]
 )
 _ANYWHERE = "|".join(  # behind its unit as well
     [
         r"times(?=[ \t]+\S)|divided|multiplied|raised|plus|minus|to[ \t]+the[ \t]+power",
-        r"(?:more|less|fewer)[ \t]+than|(?:by|to)[ \t]+(?=[$\d(\\])",
+        r"(?:more|less|fewer)[ \t]+than|(?:by|to)(?=[ \t]+[$\d(\\])",
         rf"and[ \t]+{_FRACTION}|(?:an?|one|two|three)[ \t-]+{_FRACTION}",
     ]
 )

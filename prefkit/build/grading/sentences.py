@@ -37,6 +37,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')*]*(?:\s[A-Z#<\[]|$))|\bI hope\b")
 _LEAD = re.compile(r"[\s*_:\"'“]*")
 _LIST = re.compile(r"[,;]|\b(?:and|or)\b")
 _RESULT = re.compile(r"=[ \t]*([^\s=,;]+)")
+_GOES_ON = re.compile(r"[.!?;]\s.*\d")
 _SMALL = re.compile(r"\d|1\d")  # numbers whose factorial may be meant: 5!
 PART, TAKEN_BACK = "part", "corrected"  # of `grader.UNDECIDED`
 
@@ -75,7 +76,7 @@ def stated(text: str) -> Found | None:
     )
 
 
-def stated_in(phrase: str) -> Found | None:
+def stated_in(phrase: str) -> Found:
     """What a phrase of one line states as a whole."""
     value = _value(phrase, spans_of(phrase), 0)
     doubt = PART if value.is_part else ""
@@ -148,7 +149,8 @@ def last(text: str) -> Found | None:
     if spans and (number is None or number.end() <= spans[-1].end):
         return _last_formula(text, spans)
     before, equals, after = masked(text, spans).rstrip().rpartition("\n")[2].rpartition("=")
-    is_result = before.strip()[-1:] not in tuple("<>!:") and not _is_sentence(after)
+    is_result = before.strip()[-1:] not in tuple("<>!:") and not _GOES_ON.search(after)
+    is_result = is_result and not _is_sentence(after)
     if equals and before.strip() and is_result and (answer := shortened(after)):
         results = tuple(r for r in _RESULT.findall(before + equals) if _LIST.search(before))
         again = paragraph(text, len(text.rstrip()) - 1, spans, answer)
