@@ -33,7 +33,7 @@ def spoken(text: str) -> str:
     Returns:
         What is left, "" where nothing is. With channels: what stands in the final one.
     """
-    return _split(text)[0]
+    return parted(text)[0]
 
 
 def is_thinking(text: str) -> bool:
@@ -41,7 +41,7 @@ def is_thinking(text: str) -> bool:
 
     With channels: whether it ends in another channel than the final one.
     """
-    return _split(text)[1]
+    return parted(text)[1]
 
 
 def opening_tag(prompt: str) -> str:
@@ -53,8 +53,8 @@ def opening_tag(prompt: str) -> str:
     return match[0] if match else ""
 
 
-def _split(text: str) -> tuple[str, bool]:
-    """(what is said, whether the text ends in a thought)."""
+def parted(text: str) -> tuple[str, bool]:
+    """(what `spoken` gives, what `is_thinking` gives), from one pass over the text."""
     if "<|channel|>" in text and (channels := list(_CHANNEL.finditer(text))):
         return _final(text, channels)
     if match := _STRIPPED.match(text):

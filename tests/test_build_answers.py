@@ -15,6 +15,14 @@ MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
     [
         # marks of the last line
         ("a\n#### 72", "auto", "72"),
+        ("#### Final Answer\n\n\\boxed{7}", "auto", "7"),
+        ("#### 7. Result\nSo it is \\boxed{12}.", "auto", "12"),
+        ("It is 5.\n\n### Step 3", "auto", None),
+        ("#### 7\n\n#### Checked", "hash", "Checked"),
+        ("#### 7\n\n#### Final Answer", "hash", "7"),
+        ("<answer>5</answer>, rather <answer> $x+1$ </answer> <answer>", "auto", "x+1"),
+        ("<answer>\nWe add 3 and 4.\nThe answer is 7.\n</answer>", "auto", "7"),
+        ("5 <answer> </answer>", "auto", None),
         ("9 * 2 = $<<9*2=18>>18\nA: 18", "auto", "18"),
         ("**Answer:** 5", "auto", "5"),
         ("**Final Answer**\n\n\\[ 5 \\]", "auto", "5"),
@@ -38,7 +46,7 @@ MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
         ("\\boxed{}", "boxed", None),
         ("no box 5", "boxed", None),
         # sentences
-        ("The answer is 18 dollars a day.", "auto", "18"),
+        ("The answer is 18 dollars a day.", "auto", "18 dollars"),
         ("The answer is $\\frac{1}{2}$.", "auto", "\\frac{1}{2}"),
         ("The final answer is $(1,4)$. I hope it is correct.", "auto", "(1,4)"),
         ("Final Answer: The volume of $ABCD$ is 120. I hope it is correct.", "auto", "120"),
@@ -46,6 +54,11 @@ MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
         ("The answer is $5$ cm, the width of 3 boxes.", "auto", "5 cm"),
         ("The answer is 7 because 3+4=7 and 8 is too large.", "auto", "7"),
         ("The answer is 17.\n\nThe answer is 18.", "auto", "18"),
+        ("The answer is 1 hour 30 minutes.", "auto", "1 hour 30 minutes"),
+        ("The answer is 5 million people.", "auto", "5 million"),
+        ("The answer is 1.5 x 10^6.", "auto", "1.5 x 10^6"),
+        ("The answer is x = 5 or x = 7.", "auto", "x = 5 or x = 7"),
+        ("48 at 2 points/answer = 48 points. Hence 64.", "auto", "64"),
         ("The answer is 18.\n\nAsk if you need 2 more examples.", "auto", "18"),
         ("Answer: \\frac{3}{4}", "auto", "\\frac{3}{4}"),
         ("The correct option is (C).", "auto", "(C)"),
@@ -84,6 +97,10 @@ def test_other_readings_are_kept() -> None:
     assert find("The maximum is $12$ at $x=3$.").others == ("12",)
     assert find("\\boxed{1}, \\boxed{2}").others == ("2",)
     assert find("\\boxed{5}. The final answer is $6$.").others == ("5",)
+    assert find("\\boxed{5}. So the answer is 6.").rivals == ("6",)
+    assert find("\\boxed{5}\n#### 6").rivals == ("5",)
+    assert find("The answer is 5. No, it is 7 in $x$.").rivals == ("7", "x")
+    assert find("The answer is 5. Wait, 2+3=5, so it is 5.").rivals == ()
     assert find("The answer is 17 or so.\n\nIt is 18.").others == ("18",)
     assert find("It is 3.\nThe answer is 17.").others == ()
 
@@ -100,7 +117,8 @@ def test_formulas_are_paired_from_the_end() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["$x", "$$x", "\\(", "\\[", "[asy]", "the answer is ", "\\boxed{1} and ", "$x$ and ",
+    ["<answer>", "<answer>5</answer>", "#### 7\n", "The answer is 5. No, ", "5 feet 3 inches ",
+     "$x", "$$x", "\\(", "\\[", "[asy]", "the answer is ", "\\boxed{1} and ", "$x$ and ",
      "\\frac{1}", "1 2 3 ", "1 000 ", "####", "A: \n", "*", "\n", "x = ", "final answer is $1$ "],
 )  # fmt: skip
 def test_a_megabyte_costs_no_time(piece: str) -> None:
@@ -109,3 +127,12 @@ def test_a_megabyte_costs_no_time(piece: str) -> None:
     find(text)
     find("The answer is " + text)
     assert time.process_time() - start < 2.0
+
+
+def test_thousands_of_boxes_cost_no_time() -> None:
+    text = "".join(f"\\boxed{{{n}}}, " for n in range(8000))
+    start = time.process_time()
+    found = find(text)
+    assert time.process_time() - start < 0.5
+    assert str(found.answer).endswith("7998, 7999")
+    assert found.doubt == "part"  # there are more than `MAX_BOXES`

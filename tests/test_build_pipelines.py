@@ -110,7 +110,7 @@ def test_step_dpo_counts_every_solution_and_rectification(grader: Grader) -> Non
     def write(request: Request) -> tuple[str, str]:
         if "/solution/" in request.key:
             return [(wrong, "end"), (wrong, "end"), ("42", "end")][number(request)]
-        texts = ["5+4=9\n9+33=42", "5+4=9\n9+33=42", "5+4=8\n8+34=42", "5+4=9\n9+3", "it is 7"]
+        texts = ["5+4=9\n9+33=42", "5+4=9\n9+33=42", "5+4=8\n8+34=42", "5+4=9\n9+33=4", "it is 7"]
         ends = ["end", "end", "end", "length", "end"]
         return texts[number(request)], ends[number(request)]
 

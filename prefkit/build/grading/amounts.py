@@ -4,30 +4,46 @@ import itertools
 import re
 from fractions import Fraction
 
+from prefkit.build.grading.comparison import (
+    DIFFERENT,
+    EQUAL,
+    ROUNDED,
+    UNREAD,
+    Comparison,
+    decided,
+)
 from prefkit.build.grading.rationals import value_of
 from prefkit.build.grading.units import Quantity, quantity
 
 # A comma that is no separator of thousands may be a decimal one.
 _COMMA = re.compile(r"^([-+]?\d+),(\d{1,2}|\d{4,}|(?<=^0,)\d{3}|(?<=\d{4},)\d{3})$")
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
+_ABOUT = re.compile(r"(?:≈|\\approx(?![A-Za-z])|(?:about|approximately|roughly)\s)\s*", re.I)
+_SURE = 3  # decimals with which a number counts as rounded, without a mark that says so
 
 
-def quantities_equal(answer: str, gold: str) -> bool | None:
+def quantities_equal(answer: str, gold: str) -> Comparison | None:
     """By exact values and units; None where one of them is not a number with a unit."""
+    about = bool(_ABOUT.match(gold))
+    answer, gold = (_ABOUT.sub("", text, count=1) if about else text for text in (answer, gold))
     if _COMMA.fullmatch(answer) or _COMMA.fullmatch(gold):
         values = [value_of(_COMMA.sub(r"\1.\2", text)) for text in (answer, gold)]
         # 1,22 may be a list as well: if it is not equal as a number, that is open.
-        return True if values[0] == values[1] is not None else None
+        return EQUAL if values[0] == values[1] is not None else None
     one, other = quantity(answer), quantity(gold)
     if one is None or other is None:
         return None
     if one.kind and other.kind and one.kind != other.kind:
-        return False
+        return DIFFERENT
     converted = bool(one.kind and other.kind)
     pairs = itertools.product(
         _readings(one, converted, other.percent), _readings(other, converted, one.percent)
     )
-    return any(values_equal(*a, *b) for a, b in pairs)
+    verdicts = [values_compared(*a, *b, about) for a, b in pairs]
+    if EQUAL in verdicts or ROUNDED in verdicts:
+        return EQUAL if EQUAL in verdicts else ROUNDED
+    # 1 hour 30 minutes beside a bare 5400, which may be seconds
+    return UNREAD if (one.larger or other.larger) and not converted else DIFFERENT
 
 
 def _readings(found: Quantity, converted: bool, both_percent: bool) -> list[tuple[Fraction, str]]:
@@ -38,12 +54,15 @@ def _readings(found: Quantity, converted: bool, both_percent: bool) -> list[tupl
     if converted and found.factor != 1:
         return [(value * found.factor, "")]
     readings = [(value, found.number if found.scale == 1 else "")]
+    readings += [(value * found.factor / larger, "") for larger in found.larger]
     if found.percent and not both_percent:
         readings.append((value / 100, ""))
     return readings
 
 
-def values_equal(one: Fraction, written: str, other: Fraction, gold: str) -> bool:
+def values_compared(
+    one: Fraction, written: str, other: Fraction, gold: str, about: bool = False
+) -> Comparison:
     """Whether two values are the same, or one is the other one rounded.
 
     Args:
@@ -51,20 +70,23 @@ def values_equal(one: Fraction, written: str, other: Fraction, gold: str) -> boo
         written, gold: both as written, "" where a value is not as written. Only a plain decimal
             counts as rounded, and only with enough significant digits: 0.000 stands for nothing
             but 0.
+        about: whether the right answer is marked as rounded. Without a mark and with less than
+            three decimals it may be exact (0.25), and an answer that rounds to it is undecided.
     """
     if one == other:
-        return True
+        return EQUAL
     given, right = decimals(written), decimals(gold)
-    is_gold_rounded = right is not None and right >= 2 and significant(gold) >= 2
-    if right is not None and is_gold_rounded and (given is None or given > right):
-        return abs(one - other) <= Fraction(1, 2 * 10**right)
-    is_rounded = given is not None and given >= 3 and significant(written) >= 3
+    if right is not None and significant(gold) and (given is None or given > right):
+        is_within = abs(one - other) <= Fraction(1, 2 * 10**right)
+        is_rounded = significant(gold) >= 2 and (about or right >= _SURE)
+        return (EQUAL if is_rounded else ROUNDED) if is_within else DIFFERENT
+    is_rounded = given is not None and given >= _SURE and significant(written) >= 3
     if given is not None and is_rounded and (right is None or right > given):
         step = Fraction(1, 10**given)  # rounded, or cut off after the digits written
-        return abs(one - other) <= step / 2 or (
-            0 < abs(other) - abs(one) < step and one * other > 0
+        return decided(
+            abs(one - other) <= step / 2 or (0 < abs(other) - abs(one) < step and one * other > 0)
         )
-    return False
+    return DIFFERENT
 
 
 def decimals(written: str) -> int | None:

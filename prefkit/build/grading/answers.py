@@ -1,58 +1,42 @@
 r"""Where a solution states its answer.
 
 A solution is prose; its answer is a few characters of it. The places looked at, in this order:
-`#### 72` (GSM8K), `\boxed{…}` (MATH), a line `A: 18` or `Answer: 18` or a sentence "the answer is
-…", then whatever comes last: a formula, a number, or what follows "=". Every rule passes over the
-text once, so a megabyte of digits or braces costs milliseconds.
+`#### 72` as the last line (GSM8K), `<answer>72</answer>` (R1), `\boxed{…}` (MATH), a line `A: 18`
+or `Answer: 18` or a sentence "the answer is …", then whatever comes last: a formula, a number, or
+what follows "=". What another of these places states counts too: where they differ, that is told
+(`Found.rivals`). Every rule passes over the text once, so a megabyte of digits or braces costs
+milliseconds.
 """
 
 import re
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from prefkit.build.grading.boxes import last_boxes
+from prefkit.build.grading.boxes import MAX_BOXES, Box, last_boxes
+from prefkit.build.grading.corrections import corrected_to, is_taken_back
+from prefkit.build.grading.found import Found
 from prefkit.build.grading.normal_form import unescaped
-from prefkit.build.grading.phrases import known_unit, number_of, numbers_in, shortened, tidy
-from prefkit.build.grading.spans import Span, joined_from, joined_to, masked, spans_of
+from prefkit.build.grading.phrases import known_unit, tidy
+from prefkit.build.grading.sentences import PART, TAKEN_BACK, last, last_number, stated, stated_in
+from prefkit.build.grading.units import is_unit
 from prefkit.errors import ConfigError
 
 WAYS = ("auto", "boxed", "hash", "last_number")
 MAX_TEXT = 100_000  # characters at the end of a solution in which "auto" looks
-MAX_AGAIN = 1000  # characters of a paragraph that math-verify reads as well
 
 _HASH = re.compile(r"####[ \t]*([^\n]*)")
-_LINE = re.compile(
-    r"^[ \t>*_#-]*(?:A[ \t]*:|(?:(?:the[ \t]+)?final[ \t]+answer|answer|ans)[ \t*_]*(?:[:=]|\n))"
-    r"[ \t*_]*",
-    re.I | re.M,
+_ENUMERATED = r"\d+(?:\.\d+)*[.):]?[ \t]+[A-Z][a-z]|\d+(?:\.\d+)*[.):][ \t]+\S"
+_HEADING = re.compile(  # of Markdown, with as many signs
+    r"(?i:step|final|answer|conclusion|solution|result|summary|verification|check|case|part|note"
+    rf"|explanation)\b|{_ENUMERATED}|.*:$"
 )
-_SENTENCE = re.compile(
-    r"\b(?:answer|correct[ \t]+(?:option|choice))\b"
-    r"(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*",
-    re.I,
-)
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.I | re.DOTALL)
 _FINAL = re.compile(r"\bfinal[ \t]+answer[ \t]+is\b[ \t:*_]*(?=[$\d\\-])", re.I)
-_NAMED = re.compile(r"(?:\s(?:is|are|equals|be)|=)\s+(?=\S)")
-_SENTENCE_END = re.compile(r"[.!?](?=[\s\"')*]*(?:\s[A-Z#<\[]|$))|\bI hope\b")
-_LEAD = re.compile(r"[\s*_:\"'“]*")
 _DROPPED = re.compile(r"<<[^<>\n]*>>|\[asy\](?:[^\[]|\[(?!/?asy\]))*\[/asy\]")
-
-
-@dataclass(frozen=True)
-class Found:
-    """An answer and how it was found.
-
-    Attributes:
-        answer: as written, without surrounding white space; None = none is stated.
-        by: "hash", "boxed", "stated", "formula", "equals", "number" or "pattern".
-        others: other readings; an answer that is wrong where one of these is right is unclear.
-        again: the text in which math-verify may look for the answer too, "" where it need not.
-    """
-
-    answer: str | None
-    by: str
-    others: tuple[str, ...] = ()
-    again: str = ""
+_TITLE = re.compile(r"#{1,6}[ \t]+(.*)")
+_OPEN_END = re.compile(r"[ \t>*_#-]*(?:the[ \t]+)?final[ \t]+answer[ \t:*_]*\Z", re.I)
+_BOX_AND_UNIT = re.compile(r"boxed\{[^{}]{1,20}\}[\s$\\]*([A-Za-z]+)[\s,$]*(?:and[\s$]*)?\Z")
+_SHORT = 100  # characters of an answer behind ####
 
 
 def check_way(how: str) -> None:
@@ -94,14 +78,42 @@ def find(text: str, how: str = "auto") -> Found:
     if how.startswith("regex:"):
         return Found(_by_pattern(text, how.removeprefix("regex:")), "pattern")
     if how != "auto":
-        rule = {"boxed": _boxed, "hash": _hash, "last_number": _last_number}[how]
+        rule = {"boxed": _boxed, "hash": _hash, "last_number": last_number}[how]
         return rule(text) or Found(None, how)
-    text = unescaped(_DROPPED.sub("", text[-MAX_TEXT:]))
-    for rule in (_hash, _boxed, _stated, _last):
-        found = rule(text)
-        if found:
-            return found
-    return Found(None, "auto")
+    return _auto(unescaped(_DROPPED.sub("", text[-MAX_TEXT:])))
+
+
+def _auto(text: str) -> Found:
+    """By the first place that states an answer, beside what the others state."""
+    marks, tagged, boxed = _hash(text), _tagged(text), _boxed(text)
+    line = text.rstrip().rpartition("\n")[2]
+    if marks and "####" in line and tidy(line.rpartition("####")[2]) == marks.answer:
+        return _beside(marks, tagged, boxed, stated(text))
+    if tagged:
+        return _beside(tagged, boxed)
+    if boxed:
+        return boxed
+    if _is_cut_off(line):
+        return Found(None, "auto")
+    found = stated(text) or last(text) or Found(None, "auto")
+    if marks and marks.answer and found.answer and marks.answer != found.answer:
+        return replace(found, others=(*found.others, marks.answer))
+    return found
+
+
+def _is_cut_off(line: str) -> bool:
+    """Whether the last line is the heading of what is missing: Final Answer, Step 3."""
+    heading = _TITLE.match(line)
+    return bool(_OPEN_END.match(line) or (heading and _HEADING.match(heading[1]))) and not stated(
+        line
+    )
+
+
+def _beside(found: Found, *places: Found | None) -> Found:
+    """An answer, and those of other places that differ from it."""
+    others = [place.answer for place in places if place and place.answer != found.answer]
+    rivals = tuple(other for other in others if other and any(map(str.isalnum, other)))
+    return replace(found, rivals=found.rivals + rivals)
 
 
 def _by_pattern(text: str, pattern: str) -> str | None:
@@ -113,9 +125,23 @@ def _by_pattern(text: str, pattern: str) -> str | None:
 
 
 def _hash(text: str) -> Found | None:
-    found = _HASH.findall(text)
-    answer = tidy(found[-1]) if found else None
-    return Found(answer, "hash") if answer else None
+    """Behind the last ####, where a value stands there and not the words of a heading."""
+    values = (tidy(match[1]) for match in _HASH.finditer(text))
+    kept = deque((v for v in values if v and len(v) <= _SHORT and not _HEADING.match(v)), maxlen=1)
+    return Found(kept[0], "hash") if kept else None
+
+
+def _tagged(text: str) -> Found | None:
+    """Between the last <answer> and </answer>: all of a line, or what longer text states there."""
+    tags = deque(_TAGGED.finditer(text), maxlen=1)
+    if not tags:
+        return None
+    inner, end = tags[0][1].strip(), tags[0].end()
+    if "\n" in inner or "boxed" in inner or "answer" in inner.casefold():
+        said = _boxed(inner) or stated(inner) or last(inner) or Found(None, "tag")
+    else:
+        said = stated_in(inner)
+    return _judged(replace(said, by="tag"), text, end)
 
 
 def _boxed(text: str) -> Found | None:
@@ -124,111 +150,39 @@ def _boxed(text: str) -> Found | None:
     if not boxes:
         return None
     contents = [tidy(box.content or "") for box in boxes]
-    last = contents[-1]
-    if last is None:
+    content, end = contents[-1], boxes[-1].end
+    if content is None:
         return Found(None, "boxed")
-    unit = known_unit(text, boxes[-1].end)
-    final = _FINAL.search(text, boxes[-1].end)
-    if final and (stated := _stated(text[final.start() :])) and stated.answer != last:
-        return replace(stated, others=(last + unit,))
+    unit = known_unit(text, end)
+    final = _FINAL.search(text, end)
+    if final and (said := stated(text[final.start() :])) and said.answer != content:
+        return replace(said, others=(content + unit,))
     if len(boxes) == 1:
-        return Found(last + unit, "boxed")
-    return Found(", ".join(filter(None, contents)) + unit, "boxed", (last,))
+        found = Found(content + unit, "boxed")
+    else:
+        found = Found(", ".join(filter(None, contents)) + unit, "boxed", (content,))
+    doubt = PART if len(boxes) > MAX_BOXES or _follows_another(text, boxes[0]) else ""
+    return _judged(replace(found, doubt=doubt), text, end)
 
 
-def _stated(text: str) -> Found | None:
-    """ "A: 18" at the start of a line, or "the answer is 18"; the later one of the two."""
-    ends = [m.end() for pattern in (_LINE, _SENTENCE) for m in deque(pattern.finditer(text), 1)]
-    if not ends:
-        return None
-    spans, start = spans_of(text), _LEAD.match(text, max(ends)).end()  # type: ignore[union-attr]
-    answer = _value(text, spans, start)
-    if answer is None:
-        return None
-    last = _last(text[start:])
-    others = (last.answer,) if last and last.answer and last.answer != answer else ()
-    return Found(answer, "stated", others, _again(text, start, spans, answer))
+def _follows_another(text: str, box: Box) -> bool:
+    r"""Whether a box is the second part of a quantity: \boxed{1} hour \boxed{30} minutes."""
+    match = _BOX_AND_UNIT.search(text[max(0, box.start - 60) : box.start].rstrip("$\\ "))
+    return bool(match) and is_unit(match[1])  # type: ignore[index]
 
 
-def _value(text: str, spans: list[Span], start: int) -> str | None:
-    """What a phrase that starts at `start` states: formulas, a number with its unit, or words."""
-    place = next((n for n, span in enumerate(spans) if span.end > start), len(spans))
-    if place < len(spans) and spans[place].start == start:
-        return _joined(text, spans, place, joined_from(text, spans, place))
-    end = text.find("\n", start)
-    line = text[start : len(text) if end < 0 else end]
-    mask = masked(text[start:], [_moved(s, start) for s in spans[place:]], "x")[: len(line)]
-    stop = _SENTENCE_END.search(mask)
-    line, mask = (line[: stop.start()], mask[: stop.start()]) if stop else (line, mask)
-    number = number_of(line)
-    if number:
-        return number
-    named = deque(_NAMED.finditer(mask), maxlen=1)
-    if named:
-        return _value(text, spans, start + named[0].end())
-    inside = [n for n, span in enumerate(spans) if start < span.start < start + len(line)]
-    if inside and joined_from(text, spans, inside[0]) == inside[-1]:
-        return _joined(text, spans, inside[0], inside[-1])
-    numbers = list(numbers_in(mask))
-    if len(numbers) == 1 and _is_sentence(mask):
-        return number_of(line[numbers[0].start() :]) or numbers[0][0]
-    return shortened(line)
+def _judged(found: Found, text: str, end: int) -> Found:
+    """A marked answer, and what the text behind it says against it."""
+    if found.answer is None:
+        return found
+    rivals = (*found.rivals, *corrected_to(text, end, found.answer))
+    after = stated(text[end:])
+    if after and after.answer and after.answer != found.answer and _is_value(after.answer):
+        rivals = (*rivals, after.answer)
+    doubt = found.doubt or (TAKEN_BACK if is_taken_back(text, end) else "")
+    return replace(found, rivals=rivals, doubt=doubt)
 
 
-def _is_sentence(text: str) -> bool:
-    """Whether it is more than a number and a few words."""
-    return len(text.split(maxsplit=5)) > 4
-
-
-def _moved(span: Span, by: int) -> Span:
-    return Span(max(0, span.start - by), span.end - by, span.inner)
-
-
-def _joined(text: str, spans: list[Span], first: int, last: int) -> str | None:
-    inner = ", ".join(filter(None, (tidy(span.inner) for span in spans[first : last + 1])))
-    return tidy(inner + known_unit(text, spans[last].end)) if inner else None
-
-
-def _last(text: str) -> Found | None:
-    """The formula, the number, or the result of a calculation that comes last."""
-    spans = spans_of(text, bare=True)
-    number = next(iter(deque(numbers_in(masked(text, spans)), maxlen=1)), None)
-    if spans and (number is None or number.end() <= spans[-1].end):
-        answer = _joined(text, spans, joined_to(text, spans, len(spans) - 1), len(spans) - 1)
-        if answer is None:
-            return None
-        others = _beside(text, spans, answer)
-        return Found(answer, "formula", others, _again(text, spans[-1].start, spans, answer))
-    before, equals, after = masked(text, spans).rstrip().rpartition("\n")[2].rpartition("=")
-    if equals and before.strip() and not _is_sentence(after) and (answer := shortened(after)):
-        return Found(answer, "equals", (), _again(text, len(text.rstrip()) - 1, spans, answer))
-    return _last_number(text)
-
-
-def _beside(text: str, spans: list[Span], answer: str) -> tuple[str, ...]:
-    """The other formulas of the last sentence."""
-    before = masked(text, spans)[: spans[-1].start]
-    begin = max(before.rfind("\n"), before.rfind(". "))
-    parts = answer.split(", ")
-    inner = [tidy(span.inner) for span in spans[-9:] if span.start > begin]
-    return tuple(part for part in inner if part and part not in parts)
-
-
-def _last_number(text: str) -> Found | None:
-    matches = deque(numbers_in(text), maxlen=1)
-    if not matches:
-        return None
-    place = matches[0].start()
-    others = deque(numbers_in(text[text.rfind("\n", 0, place) + 1 :]), maxlen=9)
-    readings, answer = tuple(match[0] for match in others)[:-1], matches[0][0].strip()
-    return Found(answer, "number", readings, _again(text, place, spans_of(text), answer))
-
-
-def _again(text: str, place: int, spans: list[Span], answer: str) -> str:
-    """The paragraph around a place, where a formula stands in it that is not in the answer."""
-    begin = text.rfind("\n\n", 0, place) + 1
-    end = text.find("\n\n", place)
-    end = len(text) if end < 0 else end
-    parts = answer.split(", ")
-    others = any(begin <= s.start < end and tidy(s.inner) not in parts for s in spans)
-    return text[begin:end].strip() if others and end - begin <= MAX_AGAIN else ""
+def _is_value(answer: str) -> bool:
+    """Whether it is a number or a formula, and no prose: "the answer is correct"."""
+    return len(answer) <= 60 and any(map(str.isdigit, answer))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 _BRACES = re.compile(
     r"\\(?:boxed|fbox)\s{0,9}\{|\\(?:boxed|fbox)[ \t]{1,9}(?P<bare>[^\s\\{}$]+)|\\.|[{}]", re.DOTALL
 )
+MAX_BOXES = 50  # of one answer
 _CLOSE, _NEAR = 10, 70  # characters between boxes of one answer: no words, or a joining one
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _JOIN = re.compile(r"\b(?:and|or)\b|[,;&]")
@@ -43,18 +44,20 @@ def last_boxes(text: str) -> list[Box]:
     """The boxes at the end that are one answer: \\boxed{1} and \\boxed{2}. [] = there is no box.
 
     They stand close together, or are joined by a word or a comma; a sentence that ends between
-    them, or a repeated content, parts them.
+    them, or a repeated content, parts them. At most `MAX_BOXES` + 1: then there are more.
     """
     found = boxes_of(text)
-    kept = found[-1:]
+    kept = found[-1:]  # from the last one backwards
+    contents = {box.content for box in kept}
     for box in reversed(found[:-1]):
-        between = text[box.end : kept[0].start]
+        between = text[box.end : kept[-1].start]
         is_close = len(between) < _CLOSE and not _WORD.search(between)
         if not (is_close or (len(between) < _NEAR and _JOIN.search(between))):
             break
         if _STOP.search(between) or not (box.content or "").strip():
             break
-        if any(box.content == other.content for other in kept):
+        if box.content in contents or len(kept) > MAX_BOXES:
             break
-        kept.insert(0, box)
-    return kept
+        kept.append(box)
+        contents.add(box.content)
+    return kept[::-1]

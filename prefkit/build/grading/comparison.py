@@ -8,7 +8,8 @@ class Comparison(NamedTuple):
 
     `why`: "refused" (too long or too large to be looked at), "unread" (words or a formula that
     cannot be read, or not beside the other answer), "disagree" (math-verify says one thing, a rule
-    of this project another), "" = decided.
+    of this project another), "rounded" (it rounds to the right answer, but has other digits),
+    "" = decided.
     """
 
     equal: bool | None
@@ -17,7 +18,7 @@ class Comparison(NamedTuple):
 
 EQUAL, DIFFERENT = Comparison(True), Comparison(False)
 REFUSED, UNREAD = Comparison(None, "refused"), Comparison(None, "unread")
-DISAGREE = Comparison(None, "disagree")
+DISAGREE, ROUNDED = Comparison(None, "disagree"), Comparison(None, "rounded")
 
 
 def decided(is_equal: bool) -> Comparison:

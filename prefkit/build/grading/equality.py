@@ -21,9 +21,18 @@ from fractions import Fraction
 
 from prefkit.build.grading.amounts import quantities_equal
 from prefkit.build.grading.bounds import MAX_LENGTH, sane
-from prefkit.build.grading.comparison import DIFFERENT, EQUAL, REFUSED, Comparison, decided
+from prefkit.build.grading.choices import names_choice, value_of_choice
+from prefkit.build.grading.comparison import (
+    DIFFERENT,
+    EQUAL,
+    REFUSED,
+    UNREAD,
+    Comparison,
+    decided,
+)
 from prefkit.build.grading.formulas import formulas_equal
 from prefkit.build.grading.normal_form import normal
+from prefkit.build.grading.operations import calculates
 from prefkit.build.grading.words import squeezed, text_equal
 
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
@@ -60,12 +69,19 @@ def compare(answer: str, gold: str) -> Comparison:
 
 def _by_meaning(answer: str, gold: str) -> Comparison:
     """Of answers in normal form, by the first rule that can tell."""
+    value, choice = value_of_choice(answer), value_of_choice(gold)
+    if value and not names_choice(gold):
+        return compare(value, gold)  # (B) 7 for 7
+    if choice and not names_choice(answer):  # the value beside the letter, or another spelling
+        return EQUAL if compare(answer, choice).equal else UNREAD
     if found := text_equal(answer, gold):
         return found
-    for rule in (_bases_equal, quantities_equal):
-        if (is_equal := rule(answer, gold)) is not None:
-            return decided(is_equal)
-    return formulas_equal(answer, gold)
+    if any(calculates(text) for text in (answer, gold)):
+        return UNREAD
+    for rule in (_bases_equal, quantities_equal, formulas_equal):
+        if found := rule(answer, gold):
+            return found
+    return UNREAD
 
 
 def _as_text(answer: str, gold: str) -> Comparison:
@@ -78,13 +94,13 @@ def _as_text(answer: str, gold: str) -> Comparison:
     return REFUSED
 
 
-def _bases_equal(answer: str, gold: str) -> bool | None:
+def _bases_equal(answer: str, gold: str) -> Comparison | None:
     """Numbers in another base than ten: by their digits and base. None where neither is one, or
     where only the base is left out."""
     one, other = (_BASE.fullmatch(text.replace(" ", "")) for text in (answer, gold))
     if one and other:
-        return one.groups() == other.groups()
+        return decided(one.groups() == other.groups())
     if one or other:
         digits, plain = (one[1], gold) if one else (other[1], answer)  # type: ignore[index]
-        return None if plain == digits else False
+        return None if plain == digits else DIFFERENT
     return None

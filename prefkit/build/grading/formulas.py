@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from prefkit.build.grading.amounts import values_equal
+from prefkit.build.grading.amounts import values_compared
 from prefkit.build.grading.comparison import (
     DIFFERENT,
     DISAGREE,
     EQUAL,
+    ROUNDED,
     UNREAD,
     Comparison,
     decided,
@@ -39,7 +40,10 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _BASED = re.compile(r"\d_")  # a number in another base: math-verify reads it in base ten
 _LONG = {"sum", "binom"}  # as long as the numbers in them are large
 _EQUALS = re.compile(r"(?<![\\<>])=(?![^{}]*\})")
-_PROSE = re.compile(r"(?<![\\A-Za-z{])(?!matrix|array|infty|cases)[a-z]{4,}")
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z{])(?:(?!matrix|array|infty|cases)[a-z]{4,}"
+    r"|(?:of|at|by|not|the|for|per|are|has|is|its?)(?![A-Za-z]))"
+)
 _SET, _TUPLE = re.compile(r"\\\{[^{}]*\\\}"), re.compile(r"\([^()]*,[^()]*\)")
 _IMPLICIT = re.compile(r"[^=<>]*[a-z][^=<>]*[-+][^=<>]*=\s*0")
 _SPOTS = (Fraction(7, 5), Fraction(23, 7), Fraction(5, 11))  # values put in for unknowns
@@ -58,13 +62,15 @@ def formulas_equal(answer: str, gold: str) -> Comparison:
         return UNREAD
     verdict = verified(*sides)
     numeric = _by_numbers(sides[1][0], answer, sides[0][0], gold)
+    if numeric == ROUNDED:
+        return ROUNDED
     if verdict is None:
-        return EQUAL if numeric else UNREAD
-    if numeric is None or numeric is verdict:
+        return EQUAL if numeric == EQUAL else UNREAD
+    if numeric is None or numeric.equal is verdict:
         is_prose = not verdict and any(_is_prose(text) for text in (answer, gold))
         return UNREAD if is_prose else decided(verdict)
     free = getattr(sides[0][0], "free_symbols", ()) or getattr(sides[1][0], "free_symbols", ())
-    return DISAGREE if free else decided(numeric)
+    return DISAGREE if free else numeric
 
 
 def _is_prose(text: str) -> bool:
@@ -119,10 +125,10 @@ def verified(gold: list[Any], answer: list[Any]) -> bool | None:
         return None
 
 
-def _by_numbers(one: object, answer: str, other: object, gold: str) -> bool | None:
+def _by_numbers(one: object, answer: str, other: object, gold: str) -> Comparison | None:
     r"""Whether the values are equal, with numbers put in for unknowns; None = there are none.
 
-    A decimal may stand for the other's value (1.41421 for \sqrt{2}), see `values_equal`.
+    A decimal may stand for the other's value (1.41421 for \sqrt{2}), see `values_compared`.
     """
     import sympy
 
@@ -132,15 +138,15 @@ def _by_numbers(one: object, answer: str, other: object, gold: str) -> bool | No
     if len(symbols) > 6 or one.has(sympy.Sum) or other.has(sympy.Sum):
         return None
     if isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational):
-        return bool(one == other)
+        return decided(bool(one == other))
     verdicts: list[bool | None] = []
     for spot in _SPOTS if symbols else _SPOTS[:1]:
         given = {symbol: spot + place for place, symbol in enumerate(symbols)}
         values = [_value(side, given) for side in (one, other)]
         verdicts.append(_close(*values))
     if not symbols and verdicts == [False] and not any(value.imag for value in values):
-        return values_equal(Fraction(values[0].real), answer, Fraction(values[1].real), gold)
-    return None if None in verdicts else all(verdicts)
+        return values_compared(Fraction(values[0].real), answer, Fraction(values[1].real), gold)
+    return None if None in verdicts else decided(all(verdicts))
 
 
 def _value(side: Any, given: Mapping[Any, Fraction]) -> complex:

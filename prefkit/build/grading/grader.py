@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from prefkit.build.grading.answers import Found, check_way, find
+from prefkit.build.grading.answers import check_way, find
+from prefkit.build.grading.found import Found
 from prefkit.build.grading.verdicts import verdict_on
 from prefkit.errors import ConfigError
-from prefkit.thoughts import is_thinking, spoken
+from prefkit.thoughts import parted
 
 DEFAULT_FUNCTION = "prefkit.build.grading.equality:equal"
 MAX_ANSWER = 10_000  # characters; what is longer is no answer
@@ -33,6 +34,9 @@ UNDECIDED = {
     "none": "no answer found",
     "thought": "the thought does not end",
     "unclear": "several answers, one of them right",
+    "part": "a number that is a part of the answer, or may be",
+    "corrected": "an answer that is taken back",
+    "rounded": "a number that rounds to the right one",
     "disagree": "prefkit and math-verify disagree",
     "unread": "words or a formula that cannot be read",
     "refused": "too long or too large to be compared",
@@ -162,9 +166,9 @@ class Grader:
     def _at_once(self, solution: str, gold: str) -> Grade | Found | str:
         """The grade, where no worker is needed; else what the worker gets: an answer, or the text
         in which the user's pattern (which may take for ever) finds one."""
-        if is_thinking(solution):
+        text, is_thinking = parted(solution)
+        if is_thinking:
             return Grade(False, None, "thought")
-        text = spoken(solution)
         if self.way.startswith("regex:"):
             return text
         found = find(text, self.way)
@@ -173,7 +177,8 @@ class Grader:
         if len(found.answer) > MAX_ANSWER:
             note = f"{len(found.answer)} characters"
             return Grade(False, found.answer[:100], "refused", note)
-        if self.function == DEFAULT_FUNCTION and not found.again:
+        is_sure = not (found.again or found.doubt or found.rivals)
+        if self.function == DEFAULT_FUNCTION and is_sure:
             if found.answer == gold:
                 return Grade(True, gold, "exact")
             if _PLAIN_INTEGER.fullmatch(found.answer) and _PLAIN_INTEGER.fullmatch(gold):
@@ -226,7 +231,7 @@ def _gold(gold: str) -> str:
     """The right answer; of a solution in its place, the answer that it states."""
     gold = gold.strip()
     found = find(gold)
-    is_solution = found.by in ("hash", "boxed", "stated") or (
+    is_solution = found.by in ("hash", "tag", "boxed", "stated") or (
         found.by == "formula" and gold.startswith(("$", "\\(", "\\["))
     )
     return (found.answer if is_solution else None) or gold
@@ -269,7 +274,11 @@ def _work(path: str, way: str, task: Found | str, gold: str) -> tuple[bool, str 
     if path == DEFAULT_FUNCTION:
         is_right, how = verdict_on(found, gold)
         return is_right, found.answer, how
-    verdict = load_function(path)(found.answer, gold)
-    if not isinstance(verdict, bool):
-        raise TypeError(f"it gave {verdict!r}, not True or False")
-    return verdict, found.answer, "function"
+    judge = load_function(path)
+    verdicts = [judge(answer, gold) for answer in (found.answer, *found.rivals)]
+    for verdict in verdicts:
+        if not isinstance(verdict, bool):
+            raise TypeError(f"it gave {verdict!r}, not True or False")
+    if found.doubt or len(set(verdicts)) > 1:
+        return False, found.answer, found.doubt or "unclear"
+    return verdicts[0], found.answer, "function"

@@ -36,6 +36,8 @@ _RENAMED = (
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])"), " degrees"),
     (re.compile(r"_\{(\w+)\}"), r"_\1"),
     (re.compile(r"(?<=\d)[eE]([-+]?\d{1,3})(?!\w)"), r"*10^(\1)"),
+    # A letter for the sign: 5 x 10, 1.5x10^6; 2x3 is left alone.
+    (re.compile(r"(?<=\d)(?:\s*[xX]\s+|\s+[xX]\s*)(?=\d)|(?<=\d)[xX](?=10\s*\^)"), r"\\times "),
     (re.compile(r"√\s*(\d+|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"√\s*\("), r"\\sqrt("),
     (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from prefkit.build.grading.units import is_unit
+from prefkit.build.grading.magnitudes import scale_of
+from prefkit.build.grading.operations import sign_calculates
+from prefkit.build.grading.parts import goes_on
+from prefkit.build.grading.units import PERCENT, added_at, is_unit
 
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+|\d+,\d+|\d+(?:\.\d+)?|\.\d+"
 _VALUE = rf"[-−]?[$€£]?[-−]?(?:{_DIGITS})(?:/\d+)?\s?%?"
@@ -17,13 +20,18 @@ _AFTER = re.compile(r"[ \t})\]$\\]{0,6}(\\?%|(?:(?:square|cubic)[ \t]+)?[A-Za-z]
 
 def number_of(phrase: str) -> str | None:
     """The number that a phrase starts with, with a unit that ends it; None = it starts otherwise,
-    or holds an equation or a list."""
+    holds an equation or a list, or goes on with a calculation or a second quantity."""
     phrase = phrase.strip().strip("*_ \t")
+    if added := added_at(phrase):
+        return None if goes_on(phrase[len(added) :]) else added
     match = _LEADING.match(phrase)
     if match is None or "=" in phrase[match.end() :][:4] or _LIST.match(phrase, match.end()):
         return None
+    rest = phrase[match.end() :]
+    if sign_calculates(rest) or goes_on(rest):
+        return None
     unit = _UNIT.match(phrase, match.end())
-    return match[0].rstrip() + (unit[0] if unit else "")
+    return match[0].rstrip() + (unit[0] if unit else known_unit(phrase, match.end()))
 
 
 def shortened(phrase: str) -> str | None:
@@ -40,6 +48,13 @@ def known_unit(text: str, place: int) -> str:
     """The unit, the percent sign or the word that multiplies, which follows a formula; else ""."""
     match = _AFTER.match(text, place)
     return f" {match[1]}" if match and is_unit(match[1]) else ""
+
+
+def multiplier(text: str, place: int) -> str:
+    """The words behind a number without which it has another value: million, percent; else ""."""
+    match = _AFTER.match(text, place)
+    word = match[1].casefold() if match else ""
+    return f" {match[1]}" if match and (scale_of(word)[0] != 1 or word in PERCENT) else ""
 
 
 def tidy(answer: str) -> str | None:

@@ -1,7 +1,9 @@
 """A number with its unit: 18, $18, 18 dollars, 1.5 hours, 50 %.
 
 Units of one kind are converted to a basic one; a word that is no known unit ("18 apples") says
-nothing and is left out. A word that multiplies ("5 million") is part of the number.
+nothing and is left out. A word that multiplies ("5 million") is part of the number; behind one that
+calculates ("5 squared") no number with a unit is read. Two units of one kind are added: 1 hour 30
+minutes are 90 minutes.
 """
 
 import re
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from prefkit.build.grading.magnitudes import scale_of, spelt_out
+from prefkit.build.grading.operations import word_calculates
 from prefkit.build.grading.rationals import value_of
 
 _TABLE: dict[str, dict[str, int | Fraction]] = {
@@ -44,6 +47,8 @@ _UNITS = {
 _SIGNS = {"$": "money $", "€": "money €", "£": "money £"}
 _CODES = {"USD": "$", "EUR": "€", "GBP": "£"}
 _POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+PERCENT = ("%", "percent", "percentage", "per cent", "pct")
+_POWER_BEHIND = {"squared": 2, "cubed": 3}
 
 _UNIT = re.compile(
     r"(?P<number>[-+(]*[\d.].*?)\s*"
@@ -52,6 +57,8 @@ _UNIT = re.compile(
     r"(?:\s*\^\s*\{?[23]\}?)?(?:\s+[A-Za-z/]+){0,4})?",
     re.DOTALL,
 )
+_ONE = r"(\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+)[ \t]*([A-Za-z]+)\.?"
+_ADDED = re.compile(rf"{_ONE}(?:(?:,?[ \t]+and[ \t]+|,?[ \t]*){_ONE}){{1,3}}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Quantity:
     """A number as written, the kind of its unit (None = none known), its factor to the basic one.
 
     `percent` tells whether a percent sign (or the word) follows; `scale` is what "million" and
-    the like multiply the number by.
+    the like multiply the number by; `larger` has the factors of the other units of a sum of units,
+    whose number is its value in the smallest one.
     """
 
     number: str
@@ -67,6 +75,7 @@ class Quantity:
     factor: Fraction = Fraction(1)
     percent: bool = False
     scale: Fraction = Fraction(1)
+    larger: tuple[Fraction, ...] = ()
 
     @property
     def value(self) -> Fraction | None:
@@ -81,6 +90,8 @@ def quantity(text: str) -> Quantity | None:
     text = re.sub(r"^(USD|EUR|GBP)\s*(?=[-\d.])", lambda match: _CODES[match[1]], text)
     if text.startswith(("(", "[", "{")) and "," in text:
         return None  # (1,234) is a tuple
+    if both := added(text):
+        return both
     kind = _SIGNS.get(text[:1])
     text = spelt_out(text[1:].strip() if kind else text)
     if value_of(text.rstrip("%").strip()) is not None and not text.endswith("%"):
@@ -88,22 +99,52 @@ def quantity(text: str) -> Quantity | None:
     match = _UNIT.fullmatch(text)
     if match is None or value_of(_mixed(match["number"])) is None:
         return None
+    if match["unit"] and word_calculates(" " + match["unit"]):
+        return None
     number = _mixed(match["number"])
     scale, unit = scale_of((match["unit"] or "").strip().casefold())
-    if unit in ("%", "percent", "percentage", "per cent", "pct"):
+    if unit in PERCENT:
         return Quantity(number, percent=True, scale=scale)
     if not unit:
         return Quantity(number, kind, scale=scale)
-    if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit not in _UNITS:
-        return None  # "5x" is a formula
+    is_apart = match.end("number") < match.start("unit")
+    if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit[: 1 if is_apart else None] not in _UNITS:
+        return None  # "5x" is a formula, and 5m^2 may be one
     found, factor = _known(unit)
     return Quantity(number, found or kind, factor, scale=scale)
+
+
+def added(text: str) -> Quantity | None:
+    """Two or more numbers with known units of one kind, from the largest: 5 feet 3 inches."""
+    if not _ADDED.fullmatch(text):
+        return None
+    total, kinds, factors = Fraction(0), list[str | None](), list[Fraction]()
+    for number, word in re.findall(_ONE, text):
+        is_minute = word == "m" and kinds == ["time"]
+        kind, factor = _known("min" if is_minute else word.casefold())
+        kinds.append(kind)
+        factors.append(factor)
+        total += Fraction(number.replace(",", "")) * factor
+    if kinds[0] is None or len(set(kinds)) > 1 or factors != sorted(set(factors), reverse=True):
+        return None
+    return Quantity(str(total / factors[-1]), kinds[0], factors[-1], larger=tuple(factors[:-1]))
+
+
+def added_at(text: str) -> str | None:
+    """The sum of units that a text begins with, as written; None = it begins otherwise."""
+    match = _ADDED.match(text)
+    return match[0] if match and added(match[0]) else None
+
+
+def is_unit_letter(word: str) -> bool:
+    """Whether a word of one or two letters is a known unit: m, kg."""
+    return word.casefold() in _UNITS
 
 
 def is_unit(words: str) -> bool:
     """Whether words name a known unit, a percentage, or how many (million)."""
     words = words.strip().lstrip("\\").casefold()
-    if words in ("%", "percent", "percentage", "pct", "degrees") or scale_of(words)[0] != 1:
+    if words in (*PERCENT, "degrees") or scale_of(words)[0] != 1:
         return True
     last = words.split()[-1] if words else ""
     return len(last) > 1 and last != "in" and bool(_UNITS.get(last) or _UNITS.get(last.rstrip("s")))
@@ -116,9 +157,11 @@ def _mixed(text: str) -> str:
 
 
 def _known(unit: str) -> tuple[str | None, Fraction]:
-    words = unit.split()
+    words = re.sub(r"\s+\^", "^", unit).split()
     power = _POWER.get(words[0].rstrip("."), 1)
     words = words[1:] if power > 1 else words
+    if power == 1 and words[1:2] and words[1] in _POWER_BEHIND:
+        power = _POWER_BEHIND[words[1]]
     match = re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", " ".join(words[:1]))
     word, power = (match[1], int(match[2])) if match else (words[0] if words else "", power)
     found = _UNITS.get(word) or _UNITS.get(word.rstrip("s")) or _UNITS.get(word.removesuffix("es"))

@@ -6,11 +6,12 @@ wrong that is right in the other reading. Nor is one a clear mistake where anoth
 line, or another box, is right.
 """
 
-from prefkit.build.grading.answers import Found
 from prefkit.build.grading.bounds import bounded, sane
 from prefkit.build.grading.equality import compare
 from prefkit.build.grading.formulas import found_in, read, readable, verified
+from prefkit.build.grading.found import Found
 from prefkit.build.grading.normal_form import normal
+from prefkit.build.grading.units import quantity
 
 
 def verdict_on(found: Found, gold: str) -> tuple[bool, str]:
@@ -20,6 +21,15 @@ def verdict_on(found: Found, gold: str) -> tuple[bool, str]:
         found: with an answer.
         gold: the right answer.
     """
+    is_right, how = _by_meaning(found, gold)
+    if how == "function" and found.doubt:
+        return False, found.doubt
+    if is_right and not all(compare(rival, gold).equal for rival in found.rivals):
+        return False, "unclear"
+    return is_right, how
+
+
+def _by_meaning(found: Found, gold: str) -> tuple[bool, str]:
     is_equal, why = compare(found.answer or "", gold)
     again = second_reading(found, gold) if found.again else None
     if is_equal:
@@ -27,9 +37,20 @@ def verdict_on(found: Found, gold: str) -> tuple[bool, str]:
         return (False, "disagree") if is_contradicted else (True, "function")
     if again:
         return False, "disagree"
-    if any(compare(other, gold).equal for other in found.others):
+    if any(compare(other, gold).equal for other in (*found.others, *found.rivals)):
         return False, "unclear"
-    return False, why or "function"
+    if why:
+        return False, why
+    return False, "part" if not _is_comparable(found, gold) else "function"
+
+
+def _is_comparable(found: Found, gold: str) -> bool:
+    """Whether what was found can be called wrong: a number that nothing marks beside a number
+    only, and words behind ####, which may be a heading, beside words only."""
+    numbers = [quantity(normal(text)) is not None for text in (found.answer or "", gold)]
+    if found.is_guess:
+        return all(numbers)
+    return found.by != "hash" or numbers != [False, True] or "\\" in (found.answer or "")
 
 
 def second_reading(found: Found, gold: str) -> bool | None:
