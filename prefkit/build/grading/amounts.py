@@ -19,6 +19,7 @@ from prefkit.build.grading.units import Quantity, quantity
 _COMMA = re.compile(r"^([-+]?\d+),(\d{1,2}|\d{4,}|(?<=^0,)\d{3}|(?<=\d{4},)\d{3})$")
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
 _ABOUT = re.compile(r"(?:≈|\\approx(?![A-Za-z])|(?:about|approximately|roughly)\s)\s*", re.I)
+_LIKELY = 2  # decimals with which a right answer counts as rounded, likewise
 _SURE = 3  # decimals with which a number counts as rounded, without a mark that says so
 
 
@@ -70,15 +71,15 @@ def values_compared(
         written, gold: both as written, "" where a value is not as written. Only a plain decimal
             counts as rounded, and only with enough significant digits: 0.000 stands for nothing
             but 0.
-        about: whether the right answer is marked as rounded. Without a mark and with less than
-            three decimals it may be exact (0.25), and an answer that rounds to it is undecided.
+        about: whether the right answer is marked as rounded. Without a mark and with one decimal
+            it is taken for exact (2.5), and an answer that rounds to it is undecided.
     """
     if one == other:
         return EQUAL
     given, right = decimals(written), decimals(gold)
     if right is not None and significant(gold) and (given is None or given > right):
         is_within = abs(one - other) <= Fraction(1, 2 * 10**right)
-        is_rounded = significant(gold) >= 2 and (about or right >= _SURE)
+        is_rounded = significant(gold) >= 2 and (about or right >= _LIKELY)
         return (EQUAL if is_rounded else ROUNDED) if is_within else DIFFERENT
     is_rounded = given is not None and given >= _SURE and significant(written) >= 3
     if given is not None and is_rounded and (right is None or right > given):
