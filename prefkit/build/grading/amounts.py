@@ -42,9 +42,17 @@ def quantities_equal(answer: str, gold: str) -> Comparison | None:
     )
     verdicts = [values_compared(*a, *b, about) for a, b in pairs]
     if EQUAL in verdicts or ROUNDED in verdicts:
+        if _are_opposed(one, other):
+            return UNREAD
         return EQUAL if EQUAL in verdicts else ROUNDED
     # 1 hour 30 minutes beside a bare 5400, which may be seconds
     return UNREAD if (one.larger or other.larger) and not converted else DIFFERENT
+
+
+def _are_opposed(one: Quantity, other: Quantity) -> bool:
+    """Whether both have a unit, and others: 5 am and 5 pm, 5 m/s and 5 km/h."""
+    names = [found.telling or found.kind for found in (one, other)]
+    return bool(one.telling or other.telling) and all(names) and names[0] != names[1]
 
 
 def _readings(found: Quantity, converted: bool, both_percent: bool) -> list[tuple[Fraction, str]]:

@@ -49,6 +49,8 @@ def _number_key(text: str) -> str | None:
     found = quantity(text)
     if found is None or found.value is None:
         return None
+    if found.telling:
+        return f"number:{found.value}:{found.telling}"
     if found.kind is None or (found.kind == "money $" and found.factor == 1):
         return f"number:{found.value}"
     small = "cents:" if found.kind == "money $" else ""

@@ -17,6 +17,7 @@ _ANYWHERE = "|".join(  # behind its unit as well
     [
         r"times(?=[ \t]+\S)|divided|multiplied|raised|plus|minus|to[ \t]+the[ \t]+power",
         r"(?:more|less|fewer)[ \t]+than|(?:by|to)(?=[ \t]+[$\d(\\])",
+        r"or[ \t]+(?:more|less|fewer)|below[ \t]+zero|at[ \t]+(?:most|least)",
         rf"and[ \t]+{_FRACTION}|(?:an?|one|two|three)[ \t-]+{_FRACTION}",
     ]
 )

@@ -9,11 +9,15 @@ from prefkit.build.grading.parts import goes_on
 from prefkit.build.grading.units import PERCENT, added_at, is_unit
 
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+|\d+,\d+|\d+(?:\.\d+)?|\.\d+"
-_VALUE = rf"[-−]?[$€£]?[-−]?(?:{_DIGITS})(?:/\d+)?\s?%?"
+_MIXED = r"\d+[ \t]+\d{1,3}/\d{1,3}"  # 4 2/3
+_VALUE = rf"[-−]?[$€£]?[-−]?(?:{_MIXED}|(?:{_DIGITS})(?:/\d+)?)\s?%?"
 _NUMBER = re.compile(rf"(?<![\w.])(?<!\d,){_VALUE}(?=(?:[A-Za-z]{{1,2}}[²³]?)?(?![\w]|[.,/]\d))")
 # A number that prose may follow: "18 dollars a day" is cut there, "18x + 2" is not.
 _LEADING = re.compile(rf"{_VALUE}(?=[.,;:!?]*(?:\s+[A-Za-z(]|\s*$))")
-_UNIT = re.compile(r"[ \t]+(?:(?:square|cubic|sq\.?|cu\.?)[ \t]+)?[A-Za-z°]+(?=[.!]?\s*$)")
+_UNIT = re.compile(
+    r"[ \t]+(?:(?:square|cubic|sq\.?|cu\.?)[ \t]+)?[A-Za-z°]+(?:/[A-Za-z]+)?(?:\^\{?[23]\}?|[²³])?"
+    r"(?:[ \t]+(?:Fahrenheit|Celsius|[FC]))?(?=[.!]?\s*$)"
+)
 _LIST = re.compile(r"\s+(?:and|or|to)\b")
 _AFTER = re.compile(r"[ \t})\]$\\]{0,6}(\\?%|(?:(?:square|cubic)[ \t]+)?[A-Za-z]+)")
 

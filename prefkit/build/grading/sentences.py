@@ -28,7 +28,7 @@ _LINE = re.compile(
     re.I | re.M,
 )
 _SENTENCE = re.compile(
-    r"(?<!/)(?<!per )\b(?:answer|correct[ \t]+(?:option|choice))\b"
+    r"(?<!/)(?<!per )(?<!\bif )(?<!\bif the )\b(?:answer|correct[ \t]+(?:option|choice))\b"
     r"(?:[^\n.:=]{0,60}?[ \t](?:is|are)|[ \t]*[:=])[ \t:*_]*",
     re.I,
 )
@@ -38,6 +38,13 @@ _LEAD = re.compile(r"[\s*_:\"'“]*")
 _LIST = re.compile(r"[,;]|\b(?:and|or)\b")
 _RESULT = re.compile(r"=[ \t]*([^\s=,;]+)")
 _GOES_ON = re.compile(r"[.!?;]\s.*\d")
+_GIVES_UP = re.compile(
+    r"\b(?:(?:cannot|can't|can not|could not|couldn't)[ \t]+(?:be[ \t]+)?"
+    r"(?:determin|solv|answer|find|found)"
+    r"|(?:do not|don't)[ \t]+know|not[ \t]+enough[ \t]+information|unable[ \t]+to)",
+    re.I,
+)
+_NEAR = 80  # characters around a last number in which a text may give up
 _SMALL = re.compile(r"\d|1\d")  # numbers whose factorial may be meant: 5!
 PART, TAKEN_BACK = "part", "corrected"  # of `grader.UNDECIDED`
 
@@ -191,7 +198,9 @@ def last_number(text: str) -> Found | None:
     place, end = matches[0].span()
     others = deque(numbers_in(text[text.rfind("\n", 0, place) + 1 :]), maxlen=9)
     readings = tuple(match[0] for match in others)[:-1]
-    answer = matches[0][0].strip() + multiplier(text, end)
+    if _GIVES_UP.search(text, max(0, place - _NEAR), end + _NEAR):
+        return None
+    answer = matches[0][0].strip() + (multiplier(text, end) or known_unit(text, end))
     return Found(
         answer,
         "number",

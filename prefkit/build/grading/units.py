@@ -1,7 +1,8 @@
 """A number with its unit: 18, $18, 18 dollars, 1.5 hours, 50 %.
 
 Units of one kind are converted to a basic one; a word that is no known unit ("18 apples") says
-nothing and is left out. A word that multiplies ("5 million") is part of the number; behind one that
+nothing and is left out. What is composed (m/s, m^3) or has an opposite (am, north) is not left out
+beside another one. A word that multiplies ("5 million") is part of the number; behind one that
 calculates ("5 squared") no number with a unit is read. Two units of one kind are added: 1 hour 30
 minutes are 90 minutes.
 """
@@ -48,6 +49,11 @@ _SIGNS = {"$": "money $", "€": "money €", "£": "money £"}
 _CODES = {"USD": "$", "EUR": "€", "GBP": "£"}
 _POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 PERCENT = ("%", "percent", "percentage", "per cent", "pct")
+_OPPOSITES = {
+    *("am", "pm", "ad", "bc", "north", "south", "east", "west", "left", "right", "up", "down"),
+    *("radian", "radians"),
+}
+_DEGREES = {"fahrenheit", "f", "celsius", "c"}
 _POWER_BEHIND = {"squared": 2, "cubed": 3}
 
 _UNIT = re.compile(
@@ -67,7 +73,8 @@ class Quantity:
 
     `percent` tells whether a percent sign (or the word) follows; `scale` is what "million" and
     the like multiply the number by; `larger` has the factors of the other units of a sum of units,
-    whose number is its value in the smallest one.
+    whose number is its value in the smallest one; `telling` is the unit where it is composed or
+    has an opposite, else "".
     """
 
     number: str
@@ -76,6 +83,7 @@ class Quantity:
     percent: bool = False
     scale: Fraction = Fraction(1)
     larger: tuple[Fraction, ...] = ()
+    telling: str = ""
 
     @property
     def value(self) -> Fraction | None:
@@ -111,7 +119,9 @@ def quantity(text: str) -> Quantity | None:
     if re.fullmatch(r"[a-z](?:\^.*)?", unit) and unit[: 1 if is_apart else None] not in _UNITS:
         return None  # "5x" is a formula, and 5m^2 may be one
     found, factor = _known(unit)
-    return Quantity(number, found or kind, factor, scale=scale)
+    is_telling = found is None and (re.search(r"[/^]", unit) or _OPPOSITES & set(unit.split()))
+    telling = unit if is_telling else ""
+    return Quantity(number, found or kind, factor, scale=scale, telling=telling)
 
 
 def added(text: str) -> Quantity | None:
@@ -168,4 +178,6 @@ def _known(unit: str) -> tuple[str | None, Fraction]:
     if found is None or (len(words) > 1 and words[1] in ("per", "an", "a", "each", "every")):
         return None, Fraction(1)
     kind, factor = found
+    if kind == "angle" and len(words) > 1 and words[1] in _DEGREES:
+        kind = f"temperature {words[1][0]}"
     return (kind if power == 1 else f"{kind} ^{power}"), factor**power
