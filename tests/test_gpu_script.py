@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import wheels
+from benchmarks.gpu import kernels, wheels
 from benchmarks.gpu.__main__ import RESULTS, main
 from benchmarks.gpu.record import REHEARSAL, Record
 from benchmarks.gpu.runner import Outcome
@@ -304,3 +304,32 @@ def make_wheel(folder: Path, name: str, python: str) -> None:
             f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {python}-none-any\n"
         )
         wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_a_failing_test_is_told_when_it_fails(tmp_path: Path) -> None:
+    """Not at the end, which a run that is stopped does not reach."""
+    file = tmp_path / "test_one.py"
+    file.write_text("def test_wrong():\n    assert 1 == 2\n\n\ndef test_right():\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.failing", "-q", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    (told,) = [json.loads(line) for line in lines if line.startswith("{")]
+    assert told["test"].endswith("test_one.py::test_wrong")
+    assert "assert 1 == 2" in told["why"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("gradient_kernel", "rows of logits"),
+        ("nvjet_sm90_tst_128x256_64x4_2x1_v_bz_coopA_TNN", "products"),
+        ("multi_tensor_apply_kernel<FusedOptimizerTensorListMetadata<4>>", "optimiser, clipping"),
+        ("vectorized_elementwise_kernel<8, bfloat16_copy_kernel_cuda>", "copies, casts"),
+        ("elementwise_kernel<128, 2, MulFunctor<float>>", "elementwise"),
+        ("made_up", "other"),
+    ],
+)
+def test_kernels_are_counted_by_what_they_do(name: str, kind: str) -> None:
+    assert kernels.kind(name) == kind

@@ -21,9 +21,8 @@ from benchmarks import memory
 from benchmarks.gpu.telling import device, median_ms, row, seconds_left, tell, wait
 from benchmarks.problems import Case, Problem, build
 from benchmarks.questions import tiny
-from benchmarks.ways.base import objective
+from benchmarks.ways.ours import run
 from benchmarks.whole_step import Kernels
-from prefkit import fused_preference_loss
 from prefkit_kernels import rows_small, small_head, token_stats
 from prefkit_kernels.logits import LogitTransform
 from prefkit_kernels.small_head import Tile
@@ -45,36 +44,20 @@ _TILES = (
 
 def step(problem: Problem, budget: int | None = None) -> Callable[[], None]:
     """Forward and backward of a case's loss, its gradients starting from nothing."""
-    known = problem.ref_logp is not None
-    reference = (
-        {"ref_logp": problem.ref_logp}
-        if known
-        else {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
-    )
 
-    def run() -> None:
+    def once() -> None:
         problem.clear()
-        fused_preference_loss(
-            problem.hidden,
-            problem.weight,
-            problem.targets,
-            problem.segments,
-            objective(problem.case),
-            pairs_in_call=problem.case.pairs,
-            num_scored=problem.case.scored,
-            memory_budget=budget,
-            **reference,  # type: ignore[arg-type]
-        ).loss.backward()
+        run(problem, memory_budget=budget).loss.backward()
 
-    return run
+    return once
 
 
-def measured(run: Callable[[], object], where: str, milliseconds: float) -> dict[str, object]:
+def measured(once: Callable[[], object], where: str, milliseconds: float) -> dict[str, object]:
     """Median time and peak of a call; memory that is not enough is told, not raised."""
     try:
-        run()
-        added = memory.on_gpu(run) / 1e6 if where != "cpu" else None
-        found = {"ms": round(median_ms(run, where, milliseconds), 2)}
+        once()
+        added = memory.on_gpu(once) / 1e6 if where != "cpu" else None
+        found = {"ms": round(median_ms(once, where, milliseconds), 2)}
         return {**found, "MB added": None if added is None else round(added)}
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
@@ -97,11 +80,10 @@ def budgets(where: str) -> None:
                 loss=loss, tokens=16_384, dim=dim, vocab=vocab, dtype="bfloat16", frozen=frozen
             )
             problem = build(tiny(case) if where == "cpu" else case, where)
-            for budget in (None, 1024, 512, 256):
+            for budget in (None, 2048, 1024, 512):
                 if over():
                     return
-                run = step(problem, budget and budget * MIB)
-                found = measured(run, where, 200)
+                found = measured(step(problem, budget and budget * MIB), where, 200)
                 kind = "frozen" if frozen else "trainable"
                 row(f"Budgets, {name}: {loss} {kind}", MiB=budget or "default", **found)
 
@@ -130,21 +112,19 @@ def small(where: str) -> None:
             for keep in (True, False):
                 if over():
                     return
-                run = step(problem)
-                if name == "log-probabilities":
-                    run = _scores(problem)
+                once = _scores(problem) if name == "log-probabilities" else step(problem)
                 with logits_kept(keep or where == "cpu"):
-                    found = measured(run, where, 200)
+                    found = measured(once, where, 200)
                 way = "logits kept" if keep else "made again"
                 row(f"Small heads: D {dim}, V 49152, {name}", way=way, **found)
 
 
 def _scores(problem: Problem) -> Callable[[], None]:
-    def run() -> None:
+    def once() -> None:
         with torch.no_grad():
             token_stats(problem.hidden, problem.weight, problem.targets, outputs=("logp",))
 
-    return run
+    return once
 
 
 def tiles(where: str) -> None:
@@ -180,13 +160,13 @@ def _tile(where: str, dim: int, how: Tile) -> dict[str, object]:
         small_head.gradient(head, None, ("logp",), targets, plain, 0, whole, ones, dz, None, how)
 
     found: dict[str, object] = {}
-    for run in (normalisers, gradient):
+    for kernel in (normalisers, gradient):
         try:
-            run()
-            rate: object = round(2 * count * dim * vocab / median_ms(run, where, 60) / 1e9)
+            kernel()
+            rate: object = round(2 * count * dim * vocab / median_ms(kernel, where, 60) / 1e9)
         except Exception as error:  # whatever a compiler says: the next tile may do
             rate = (str(error).splitlines() or ["?"])[0][:60]
-        found[f"{run.__name__} TFLOP/s"] = rate
+        found[f"{kernel.__name__} TFLOP/s"] = rate
     return found
 
 
@@ -194,13 +174,13 @@ def kernels(where: str) -> None:
     """What one loss spends its time on: at a small head in both ways, at one of Qwen's."""
     for dim, vocab, keep in ((576, 49_152, False), (576, 49_152, True), (2048, 151_936, True)):
         case = Case(loss="dpo", tokens=16_384, dim=dim, vocab=vocab, dtype="bfloat16")
-        run = step(build(tiny(case) if where == "cpu" else case, where))
+        once = step(build(tiny(case) if where == "cpu" else case, where))
         with logits_kept(keep or where == "cpu"):
             for _ in range(3):
-                run()
+                once()
             wait(where)
             start, found = time.perf_counter(), Kernels()
-            run()
+            once()
             wait(where)
             took = 1e3 * (time.perf_counter() - start)
         title = f"Kernels of a DPO loss, D {dim}, logits {'kept' if keep else 'made again'}"

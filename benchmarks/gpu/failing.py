@@ -3,16 +3,29 @@
 pytest -p benchmarks.gpu.failing
 """
 
-import os
+import json
 from typing import Any
 
-from benchmarks.gpu.telling import row
+
+def pytest_configure(config: Any) -> None:
+    """Called by pytest; workers of xdist leave the telling to the process that collects from
+    them."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Failing(config), "failing")
 
 
-def pytest_runtest_logreport(report: Any) -> None:
-    """Called by pytest, of several workers in the process that collects from them."""
-    if not report.failed or "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    crash = getattr(report.longrepr, "reprcrash", None)
-    why = str(crash.message if crash is not None else report.longrepr)
-    row("Tests that failed", test=report.nodeid, when=report.when, why=" ".join(why.split())[:400])
+class _Failing:
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if not report.failed:
+            return
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = " ".join(str(crash.message if crash is not None else report.longrepr).split())[:400]
+        found = {"row": "Tests that failed", "test": report.nodeid, "when": report.when, "why": why}
+        # By pytest's own writer: what is printed here is captured, and dots may stand in its line.
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write("\n")
+        reporter.write_line(json.dumps(found, ensure_ascii=False))
+        reporter.flush()

@@ -12,7 +12,12 @@ from benchmarks.ways.base import Outcome, Unavailable, Way, objective
 from prefkit import fused_preference_loss
 
 
-def _run(problem: Problem, schedule: str) -> Outcome:
+def run(problem: Problem, schedule: str = "auto", memory_budget: int | None = None) -> Outcome:
+    """The forward of a case's loss.
+
+    Raises:
+        Unavailable: the case cannot have that schedule.
+    """
     if schedule == "one_pass" and not problem.case.frozen and problem.case.pairs > 1:
         raise Unavailable("one pass with a trainable head is for one pair")
     if schedule == "keep_dz" and problem.case.frozen:
@@ -27,6 +32,7 @@ def _run(problem: Problem, schedule: str) -> Outcome:
         problem.segments,
         objective(problem.case),
         schedule=schedule,
+        memory_budget=memory_budget,
         pairs_in_call=problem.case.pairs,
         num_scored=problem.case.scored,
         **reference,
@@ -35,8 +41,8 @@ def _run(problem: Problem, schedule: str) -> Outcome:
 
 
 OURS = (
-    Way("prefkit", "prefkit", partial(_run, schedule="auto")),
-    Way("one_pass", "prefkit, one pass forced", partial(_run, schedule="one_pass")),
-    Way("keep_dz", "prefkit, dz kept", partial(_run, schedule="keep_dz")),
-    Way("two_pass", "prefkit, two passes forced", partial(_run, schedule="two_pass")),
+    Way("prefkit", "prefkit", partial(run, schedule="auto")),
+    Way("one_pass", "prefkit, one pass forced", partial(run, schedule="one_pass")),
+    Way("keep_dz", "prefkit, dz kept", partial(run, schedule="keep_dz")),
+    Way("two_pass", "prefkit, two passes forced", partial(run, schedule="two_pass")),
 )

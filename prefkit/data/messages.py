@@ -89,7 +89,7 @@ def _message(row: Row, message: Any, field: str) -> Message:
         return _from_sharegpt(row, message, field)
     if not isinstance(message["role"], str):
         raise row.error(field, "is not a message with a role", _REMEDY)
-    return _without_marks(row, message, field)
+    return _without_training(row, message, field)
 
 
 def _check_trained(row: Row, field: str, messages: list[Any]) -> None:
@@ -105,7 +105,7 @@ def _check_trained(row: Row, field: str, messages: list[Any]) -> None:
                 raise row.error(f"{field}[{place}]", problem, remedy)
 
 
-def _without_marks(row: Row, message: Message, field: str) -> Message:
+def _without_training(row: Row, message: Message, field: str) -> Message:
     """The message without what others say of its training: yes is taken for granted."""
     calls = message.get("tool_calls") or []
     if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):

@@ -19,8 +19,8 @@ from prefkit.build.grading.units import Quantity, quantity
 _COMMA = re.compile(r"^([-+]?\d+),(\d{1,2}|\d{4,}|(?<=^0,)\d{3}|(?<=\d{4},)\d{3})$")
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
 _ABOUT = re.compile(r"(?:≈|\\approx(?![A-Za-z])|(?:about|approximately|roughly)\s)\s*", re.I)
-_LIKELY = 2  # decimals with which a right answer counts as rounded, likewise
-_SURE = 3  # decimals with which a number counts as rounded, without a mark that says so
+_LIKELY = 2  # decimals with which a right answer counts as rounded, without a mark that says so
+_SURE = 3  # decimals with which an answer does
 
 
 def quantities_equal(answer: str, gold: str) -> Comparison | None:
