@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.localiser_gsm8k import read
-from prefkit.build.grading.grader import Grade, Grader
+from prefkit.pairs.grading.grader import Grade, Grader
 
 FORMS: dict[str, Callable[[str], str]] = {
     "boxed": lambda a: f"Therefore, $x = \\boxed{{{a}}}.$",

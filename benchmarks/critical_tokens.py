@@ -27,13 +27,13 @@ import numpy as np
 from benchmarks.critical_tokens_measure import Found, Solution, marked, measure
 from benchmarks.critical_tokens_plot import plot
 from benchmarks.machine import facts
-from prefkit.build.attempts import Attempt
-from prefkit.build.cdpo import by_answer, half_of
-from prefkit.build.contrast import ContrastModels, ContrastSettings, train_two_models
+from prefkit.critical_tokens import ScoreFields, score_pairs
+from prefkit.critical_tokens.contrast import ContrastModels, ContrastSettings, train_two_models
 from prefkit.demo import arithmetic as world
 from prefkit.demo.lines import split_lines
 from prefkit.demo.run import MODEL
-from prefkit.score import ScoreFields, score_pairs
+from prefkit.pairs.pipelines.attempts import Attempt
+from prefkit.pairs.pipelines.cdpo import by_answer, half_of
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 SETTINGS = {

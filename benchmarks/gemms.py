@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.no_rows import NoRows
 from benchmarks.problems import IGNORE, Problem
 from benchmarks.ways.base import Unavailable, Way, objective
-from prefkit.schedule import choose
+from prefkit.loss.passes import choose
 from prefkit_kernels import backward, forward, kept, one_pass
 from prefkit_kernels import problem as schedule_problem
 from prefkit_kernels.logits import LogitTransform

@@ -32,7 +32,7 @@ def chats(tokenizer: Any, path: Path, count: int) -> list[str]:
 
 def ours(engine: Any, texts: list[str], samples: int, tokens: int, top_p: float) -> int:
     """One batch by the engine; returns the tokens written."""
-    from prefkit.build.engines.base import Request, seed_of
+    from prefkit.pairs.engines.base import Request, seed_of
 
     requests = []
     for number, text in enumerate(texts):
@@ -86,8 +86,8 @@ class Clock:
 
 
 def main() -> None:
-    from prefkit.build.engines.local import LocalEngine
-    from prefkit.build.engines.row_sampling import RowEnds, RowSampler
+    from prefkit.pairs.engines.local import LocalEngine
+    from prefkit.pairs.engines.row_sampling import RowEnds, RowSampler
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")

@@ -8,15 +8,15 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 
-from prefkit.build.engines.base import Completion, Request, seed_of
-from prefkit.build.engines.local import LocalEngine
-from prefkit.build.grading.grader import Grader
-from prefkit.build.localise.program import locate
-from prefkit.build.localise.rollouts import first_hopeless
-from prefkit.build.pipeline import Asking, together
-from prefkit.build.steps import split_steps
 from prefkit.demo import arithmetic as world
 from prefkit.demo.run import MODEL
+from prefkit.pairs.engines.base import Completion, Request, seed_of
+from prefkit.pairs.engines.local import LocalEngine
+from prefkit.pairs.grading.grader import Grader
+from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.rollouts import first_hopeless
+from prefkit.pairs.pipelines.pipeline import Asking, together
+from prefkit.pairs.pipelines.steps import split_steps
 
 Case = tuple[world.Problem, list[str], int]  # problem, steps of a wrong solution, first wrong step
 

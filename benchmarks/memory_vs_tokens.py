@@ -25,7 +25,7 @@ from benchmarks.problems import LOSSES, Case, Problem, build
 from benchmarks.questions import EVERY, FUSED, MAIN, Group, Question
 from benchmarks.ways.base import objective
 from prefkit import fused_preference_loss
-from prefkit.schedule import SCHEDULES
+from prefkit.loss.passes import SCHEDULES
 
 VOCAB, DIM = 128_256, 256
 _SMALL: dict[str, Any] = {"dim": 256, "vocab": 32_000}

@@ -120,8 +120,8 @@ def _arguments(case: Case, folder: str) -> list[str]:
 
 def predict(case: Case) -> Any:
     """The plan of a case."""
+    from prefkit.options.parse import load_options
     from prefkit.plan import given_lengths, load_config, make_plan, read_setting
-    from prefkit.train.options import load_options
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
@@ -161,9 +161,9 @@ def _child(case: Case, folder: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from prefkit.cli.train import _lora
     from prefkit.data.dataset import PairDataset
-    from prefkit.train.options import load_options
-    from prefkit.train.script import _lora
+    from prefkit.options.parse import load_options
     from prefkit.train.trainer import PreferenceTrainer
 
     script, config, _ = load_options(_arguments(case, folder))

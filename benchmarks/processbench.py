@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.localisers import ask
-from prefkit.build.engines.base import Engine, Request
-from prefkit.build.engines.connect import connect
-from prefkit.build.evaluate import wilson
-from prefkit.build.localise.judge import judge
-from prefkit.build.localise.program import locate
-from prefkit.build.localise.verdict import Verdict
-from prefkit.build.pipeline import Asking, together
-from prefkit.build.questions import read_questions
+from prefkit.pairs.engines.base import Engine, Request
+from prefkit.pairs.engines.connect import connect
+from prefkit.pairs.localise.judge import judge
+from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.verdict import Verdict
+from prefkit.pairs.pipelines.evaluate import wilson
+from prefkit.pairs.pipelines.pipeline import Asking, together
+from prefkit.pairs.run.questions import read_questions
 
 
 class Case(NamedTuple):

@@ -28,18 +28,18 @@ __all__ = [
 
 if TYPE_CHECKING:
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
-    from prefkit.loss import fused_preference_loss
-    from prefkit.objectives import DPO, TDPO, SimPO
+    from prefkit.loss.fused import fused_preference_loss
+    from prefkit.loss.objectives import DPO, TDPO, SimPO
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
 
 _HOMES = {
     **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
-    "DPO": "prefkit.objectives",
-    "TDPO": "prefkit.objectives",
-    "SimPO": "prefkit.objectives",
-    "fused_preference_loss": "prefkit.loss",
+    "DPO": "prefkit.loss.objectives",
+    "TDPO": "prefkit.loss.objectives",
+    "SimPO": "prefkit.loss.objectives",
+    "fused_preference_loss": "prefkit.loss.fused",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",

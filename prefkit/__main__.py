@@ -2,6 +2,6 @@
 
 import sys
 
-from prefkit.cli import main
+from prefkit.cli.main import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.runner import FAILED, OK, Outcome
-from prefkit.atomic import write_text
+from prefkit.files.atomic import write_text
 
 REHEARSAL = "Rehearsal on a CPU: not measured on a GPU"
 _SAME = ("hardware", "commit", "source")  # a table of two of these would be a mixture

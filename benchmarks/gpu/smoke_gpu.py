@@ -14,10 +14,10 @@ from torch import Tensor
 from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
-from prefkit.data.stream import Stream, Tree
-from prefkit.model.blockwise_attention import Blockwise
-from prefkit.model.stream_attention import attend
-from prefkit.model.varlen_attention import varlen_kernel
+from prefkit.data.batch.stream import Stream, Tree
+from prefkit.model.attention.blockwise import Blockwise
+from prefkit.model.attention.stream import attend
+from prefkit.model.attention.varlen import varlen_kernel
 from prefkit_kernels import ops_pairs
 
 Check = Callable[[], dict[str, Any]]

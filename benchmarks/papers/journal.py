@@ -5,7 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from prefkit import journal as lines
+from prefkit.files import journal as lines
 
 
 class Journal:

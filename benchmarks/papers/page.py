@@ -14,7 +14,7 @@ from benchmarks.papers.runs import Comparison
 from benchmarks.papers.schedule import Clock
 from benchmarks.papers.settings import settings
 from benchmarks.papers.words import INTRO, LIMITS, SEEN_BEFORE, SMALL_RUN, TRIALS
-from prefkit.atomic import write_text
+from prefkit.files.atomic import write_text
 
 
 def write_page(

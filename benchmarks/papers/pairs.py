@@ -66,7 +66,7 @@ def build_pairs(method: str, regime: Regime, questions: Path, model: Path, out: 
     Raises:
         PrefkitError: fewer rows came out than the regime needs.
     """
-    from prefkit.build.run import build
+    from prefkit.pairs.run.build import build
 
     options = {**_SAMPLING, **BUILDS[method]}
     if regime.grader is not None:

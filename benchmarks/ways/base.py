@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.problems import Case, Problem
 from benchmarks.truth import ALPHA, BETA
 from prefkit import DPO, TDPO
-from prefkit.objectives import Objective
-from prefkit.sides import Sides
+from prefkit.loss.objectives import Objective
+from prefkit.loss.sides import Sides
 from prefkit_kernels import TokenStats
 
 

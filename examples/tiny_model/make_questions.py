@@ -8,8 +8,8 @@
 import json
 from pathlib import Path
 
-from prefkit.atomic import write_text
 from prefkit.demo import arithmetic as world
+from prefkit.files.atomic import write_text
 
 HERE = Path(__file__).parent
 FILES = (("questions/a.jsonl", "train", 0, 250), ("questions/b.jsonl", "train", 250, 500))

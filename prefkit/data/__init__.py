@@ -1,14 +1,14 @@
 """Preference data: rows in any published format → pairs → token ids and weights → batches."""
 
-from prefkit.data.batch import PairCollator, SolutionCollator
+from prefkit.data.batch.collators import PairCollator, SolutionCollator
 from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.files import Rows, load_rows
-from prefkit.data.formats import read_pairs
+from prefkit.data.formats.detect import read_pairs
 from prefkit.data.pair import Pair, PairBatch, Side, TokenizedPair, TokenizedSide, TokenWeights
-from prefkit.data.render import TokenizeOptions
 from prefkit.data.report import DataReport
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
-from prefkit.data.tokenize import TooLongError, tokenize_pair
+from prefkit.data.sources.files import Rows, load_rows
+from prefkit.data.tokens.render import TokenizeOptions
+from prefkit.data.tokens.tokenize import TooLongError, tokenize_pair
 
 __all__ = [
     "DataReport",

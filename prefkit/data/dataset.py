@@ -16,16 +16,16 @@ import numpy as np
 import torch.utils.data
 from tqdm.auto import tqdm
 
-from prefkit.atomic import check_writable
-from prefkit.data.files import Rows, load_rows
-from prefkit.data.formats import ReadOptions, iter_pairs
-from prefkit.data.layouts import Columns
+from prefkit.data.formats.detect import ReadOptions, iter_pairs
+from prefkit.data.formats.layouts import Columns
 from prefkit.data.pair import Pair, TokenizedPair
-from prefkit.data.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.report import DataReport, Incident, write_incidents
-from prefkit.data.template_used import template_used
-from prefkit.data.tokenize import TooLongError, tokenize_pairs
+from prefkit.data.sources.files import Rows, load_rows
+from prefkit.data.tokens.render import Renderer, TokenizeOptions, is_chat
+from prefkit.data.tokens.template_used import template_used
+from prefkit.data.tokens.tokenize import TooLongError, tokenize_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.files.atomic import check_writable
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # pairs a call of the tokenizer: enough to keep its threads busy

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefkit.atomic import replace_file
 from prefkit.data.pair import TokenizedPair
 from prefkit.errors import RowError
+from prefkit.files.atomic import replace_file
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,18 @@ from typing import Any, Literal
 
 import torch.utils.data
 
-from prefkit.atomic import check_writable
-from prefkit.data.encode import encode
-from prefkit.data.files import load_rows
-from prefkit.data.layouts import Columns, check_columns
+from prefkit.data.formats.layouts import Columns, check_columns
+from prefkit.data.formats.row import Row
+from prefkit.data.formats.solution_rows import SOLUTION_FIELDS, read_solution
 from prefkit.data.pair import Solution, TokenizedSide
-from prefkit.data.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.report import Incident, two_forms, write_incidents
-from prefkit.data.row import Row
-from prefkit.data.sequence import Texts, TooLongError, finish_side, try_write
-from prefkit.data.solution_rows import SOLUTION_FIELDS, read_solution
-from prefkit.data.template_used import template_used
+from prefkit.data.sources.files import load_rows
+from prefkit.data.tokens.encode import encode
+from prefkit.data.tokens.render import Renderer, TokenizeOptions, is_chat
+from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
+from prefkit.data.tokens.template_used import template_used
 from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.files.atomic import check_writable
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # sequences a call of the tokenizer

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from prefkit.data.encode import Encoded
 from prefkit.data.pair import Pair, Rendered, TokenizedPair, TokenizedSide
-from prefkit.data.render import Renderer
-from prefkit.data.sequence import Texts
-from prefkit.data.tokenize import encode_pairs, write_pairs
+from prefkit.data.tokens.encode import Encoded
+from prefkit.data.tokens.render import Renderer
+from prefkit.data.tokens.sequence import Texts
+from prefkit.data.tokens.tokenize import encode_pairs, write_pairs
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefkit.atomic import check_writable
 from prefkit.demo import arithmetic as world
 from prefkit.demo.lines import split_lines
 from prefkit.errors import ConfigError
+from prefkit.files.atomic import check_writable
 
 if TYPE_CHECKING:
     from prefkit.demo.evaluate import Evaluation
@@ -113,7 +113,7 @@ def run(
     }
     _report(result, example)
     if folder:
-        from prefkit.atomic import write_json
+        from prefkit.files.atomic import write_json
 
         write_json(folder / "demo.json", result)
     return result

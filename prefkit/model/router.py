@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from prefkit.errors import ModelError
-from prefkit.model.head import unwrap
-from prefkit.model.sharded import only_first_loads
+from prefkit.model.fsdp_units import only_first_loads
+from prefkit.model.head.fused import unwrap
 from prefkit.model.small_copy import small_copy
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import ConfigError
-from prefkit.model.head import unwrap
-from prefkit.model.sharded import adapter_off, release, unit_of
+from prefkit.model.fsdp_units import adapter_off, release, unit_of
+from prefkit.model.head.fused import unwrap
 from prefkit.plan.head import HeadBytes, head_bytes, reading_bytes
 from prefkit.plan.lengths import Load
 from prefkit.plan.model import ModelShape, build, decoder_layers
@@ -175,7 +175,9 @@ def _sharded(
         for place, layer in enumerate(stack):
             wrapped = parts.checkpoint(layer, preserve_rng_state=False)
             stack[place] = _Offloaded(wrapped) if setting.offload else wrapped
-    reduced = None if setting.mixed is None else torch.float32  # as prefkit.train.sharding sets it
+    reduced = (
+        None if setting.mixed is None else torch.float32
+    )  # as prefkit.train.sharding.fsdp2 sets it
     policy = MixedPrecisionPolicy(param_dtype=setting.mixed, reduce_dtype=reduced)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
     inner: Any = unwrap(model)

@@ -104,7 +104,7 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
 
 
 def schedule_of(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> str:
-    """The schedule of a batch of so many pairs, as `prefkit.schedule` chooses it.
+    """The schedule of a batch of so many pairs, as `prefkit.loss.passes` chooses it.
 
     "one_pass", "keep_dz" (by the bytes of `prefkit_kernels.kept.fits`) or "two_pass".
     """

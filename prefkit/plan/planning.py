@@ -6,8 +6,8 @@ from typing import Any
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.plan.advice import Advice, advise
-from prefkit.plan.command import command_of, machines_of
 from prefkit.plan.flops import Work, work_of
+from prefkit.plan.launch_command import command_of, machines_of
 from prefkit.plan.lengths import Lengths, Load, batches
 from prefkit.plan.memory import Memory, memory_of, states_of
 from prefkit.plan.model import Lora, ModelShape, read_shape

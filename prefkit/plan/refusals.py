@@ -9,14 +9,14 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.plan.lengths import Lengths
 from prefkit.plan.setting import Setting
-from prefkit.train.checks import check_schedule
+from prefkit.train.checks.options import check_schedule
 
 
 def check_start(options: Any, setting: Setting, model_config: Any, launched: bool) -> None:
     """What options, processes and model's config tell, before anything is counted.
 
     Args:
-        options: of `prefkit.train.options.load_options`.
+        options: of `prefkit.options.parse.load_options`.
         setting: of `read_setting`.
         model_config: of `prefkit.plan.model.load_config`.
         launched: an accelerate config starts the run.
@@ -45,7 +45,7 @@ def check_start(options: Any, setting: Setting, model_config: Any, launched: boo
             "sequence_parallel_size and deepspeed: its engine takes an optimiser step after each "
             "backward, and a group has several in a batch. Shard with fsdp: true instead."
         )
-    from prefkit.train.sequence_parallel import check_shared_model
+    from prefkit.train.sharding.sequence_parallel import check_shared_model
 
     check_shared_model(setting.sequence_parallel, model_config)
 

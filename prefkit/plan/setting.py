@@ -26,7 +26,7 @@ class Setting:
     Attributes:
         method: for the tables.
         needs_reference, needs_kl: of the loss; `one_pass` whether its gradient can be made in the
-            forward (see `prefkit.schedule`).
+            forward (see `prefkit.loss.passes`).
         precomputed: reference log-probabilities come from disk; `cached_hidden` its hidden states,
             and its head is kept.
         own_reference: the reference is another model than the policy without its adapter.
@@ -141,7 +141,7 @@ def read_setting(
     """The setting of a run.
 
     Args:
-        options: of `prefkit.train.options.load_options`.
+        options: of `prefkit.options.parse.load_options`.
         gpus: processes; None = the launcher's, or 1.
         launcher: of `prefkit.plan.launcher.read_launcher`.
         dtype: the dtype in the model's own config, for `dtype: auto`.

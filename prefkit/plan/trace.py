@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from prefkit.errors import ModelError
-from prefkit.model.head import unwrap
+from prefkit.model.head.fused import unwrap
 from prefkit.plan.model import Lora, build, experts_of
 
 _DEPTHS = (1, 2)

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from prefkit.errors import ModelError
-from prefkit.model.attention import reading
-from prefkit.model.head import Balance, Head, Request, RequestOutput
+from prefkit.model.attention.install import reading
+from prefkit.model.head.fused import Balance, Head, Request, RequestOutput
 
 
 def ask_head(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import ConfigError
-from prefkit.model.head import Balance, unwrap
+from prefkit.model.head.fused import Balance, unwrap
 from prefkit.model.router import Router, experts_of, find_router, load_balancing_loss
 
 logger = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ An option that the chosen method would ignore is an error, not a silent no-op.
 from dataclasses import dataclass
 
 from prefkit.errors import ConfigError
-from prefkit.objectives import DPO, TDPO, Objective, SimPO
-from prefkit.schedule import SCHEDULES
+from prefkit.loss.objectives import DPO, TDPO, Objective, SimPO
+from prefkit.loss.passes import SCHEDULES
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, CHOICES, NUMBERS, POSITIVE, RunConfig
-from prefkit.train.sequence_parallel import check_sequence_parallel
+from prefkit.train.sharding.sequence_parallel import check_sequence_parallel
 
 _CHOICES = {
     **CHOICES,

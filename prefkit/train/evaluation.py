@@ -9,18 +9,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from prefkit.data.batch import Layout
+from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError
-from prefkit.model.head import Head, Request, RequestOutput
+from prefkit.model.head.fused import Head, Request, RequestOutput
 from prefkit.model.router import Router
 from prefkit.train.asking import ask_head
 from prefkit.train.balancing import balance_of
-from prefkit.train.best_metric import check_best_metric
-from prefkit.train.datasets import plain
-from prefkit.train.layout import check_lengths
+from prefkit.train.checks.best_metric import check_best_metric
 from prefkit.train.logs import LoggingTrainer
 from prefkit.train.metrics import MetricWindow, RewardWatch, TokenClock
-from prefkit.train.templates import refuse_other_template
+from prefkit.train.rows.datasets import plain
+from prefkit.train.rows.layout import check_lengths
+from prefkit.train.rows.templates import refuse_other_template
 
 
 class EvaluatingTrainer(LoggingTrainer, ABC):

@@ -12,7 +12,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prefkit.prompt_fields import PromptFields
+from prefkit.options.prompt import PromptFields
 
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo", "tdpo1", "tdpo2", "simpo")
 

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefkit.train import checkpoint
+from prefkit.train.checkpointing import checkpoint
+from prefkit.train.checkpointing.resume import ResumableTrainer
 from prefkit.train.metrics import MetricWindow, NotFiniteError, RewardWatch, peak_memory_mb
-from prefkit.train.resume import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
-from prefkit.data.sharded import cut, gather_batches
 from prefkit.errors import ConfigError
-from prefkit.loss import fused_preference_loss
-from prefkit.model.reference import Reference
-from prefkit.model.reference_head import ReferenceHead
-from prefkit.objectives import Objective
+from prefkit.loss.fused import fused_preference_loss
+from prefkit.loss.objectives import Objective
+from prefkit.model.reference.head import ReferenceHead
+from prefkit.model.reference.policy import Reference
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.evaluation import EvaluatingTrainer
-from prefkit.train.even_evaluation import counted_pairs
+from prefkit.train.sharding.even_evaluation import counted_pairs
 
 
 class LossTrainer(EvaluatingTrainer):

@@ -8,10 +8,10 @@ import torch
 from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
-from prefkit.train.best_metric import check_evaluation_options
-from prefkit.train.checks import check_loggers, check_numbers, check_packages, check_types
+from prefkit.train.checks.best_metric import check_evaluation_options
+from prefkit.train.checks.options import check_loggers, check_numbers, check_packages, check_types
+from prefkit.train.checks.sharding import check_sharding
 from prefkit.train.fields import RunFields
-from prefkit.train.sharding_checks import check_sharding
 
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 NUMBERS: dict[str, type] = {

@@ -12,30 +12,30 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.formats import ReadOptions
-from prefkit.data.iterable_pairs import stream_pairs
-from prefkit.data.iterable_rows import StreamedRows
-from prefkit.data.iterable_source import stream_of
-from prefkit.data.render import TokenizeOptions
+from prefkit.data.formats.detect import ReadOptions
+from prefkit.data.sources.iterable import stream_of
+from prefkit.data.streamed.prepare import stream_pairs
+from prefkit.data.streamed.rows import StreamedRows
+from prefkit.data.tokens.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.head import install, unwrap
-from prefkit.model.reference import (
+from prefkit.loss.objectives import Objective
+from prefkit.model.fsdp_units import copy_without_weights, weights_elsewhere
+from prefkit.model.head.fused import install, unwrap
+from prefkit.model.reference.logp_cache import fingerprint_model
+from prefkit.model.reference.policy import (
     Reference,
     check_adapter,
     check_tokenizers,
     check_transforms,
     check_vocabularies,
 )
-from prefkit.model.reference_cache import fingerprint_model
-from prefkit.model.sharded import copy_without_weights, weights_elsewhere
-from prefkit.objectives import Objective
-from prefkit.train.checks import check_precision
+from prefkit.train.checks.options import check_precision
+from prefkit.train.checks.sharding import asks_for_fsdp, check_model
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.datasets import CachedDataset
-from prefkit.train.sharding import loading_whole
-from prefkit.train.sharding_checks import asks_for_fsdp, check_model
-from prefkit.train.streaming import refuse_eval_stream
-from prefkit.train.templates import with_padding
+from prefkit.train.rows.datasets import CachedDataset
+from prefkit.train.rows.streaming import refuse_eval_stream
+from prefkit.train.rows.templates import with_padding
+from prefkit.train.sharding.fsdp2 import loading_whole
 
 logger = logging.getLogger(__name__)
 

@@ -21,24 +21,24 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from prefkit.data.batch import Layout, SolutionCollator
-from prefkit.data.iterable_pairs import stream_solutions
-from prefkit.data.iterable_rows import StreamedRows
-from prefkit.data.iterable_source import stream_of
+from prefkit.data.batch.collators import Layout, SolutionCollator
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
+from prefkit.data.sources.iterable import stream_of
+from prefkit.data.streamed.prepare import stream_solutions
+from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
-from prefkit.model.head import install
-from prefkit.train.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
+from prefkit.model.head.fused import install
 from prefkit.train.balancing import router_of_run
-from prefkit.train.checks import check_machine
-from prefkit.train.datasets import UnwrappingCollator
+from prefkit.train.checks.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
+from prefkit.train.checks.options import check_machine
 from prefkit.train.evaluation import EvaluatingTrainer
 from prefkit.train.fields import SupervisedFields
-from prefkit.train.layout import choose_layout
+from prefkit.train.rows.datasets import UnwrappingCollator
+from prefkit.train.rows.layout import choose_layout
+from prefkit.train.rows.streaming import refuse_eval_stream, refuse_streams
+from prefkit.train.rows.templates import with_trained_template
 from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
 from prefkit.train.setup import prepare_policy, tokenize_options
-from prefkit.train.streaming import refuse_eval_stream, refuse_streams
-from prefkit.train.templates import with_trained_template
 from prefkit_kernels import token_stats
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 What it adds to Trainer is little: a batch is pairs, the loss is computed on the head's operands
 inside the model's own forward, the mean over pairs runs over the whole accumulation window, the
-reference is one of `prefkit.model.reference`, and checkpoints are complete or refused.
+reference is one of `prefkit.model.reference.policy`, and checkpoints are complete or refused.
 """
 
 import math
@@ -13,31 +13,35 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from prefkit.data.batch import Layout, PairCollator
+from prefkit.data.batch.collators import Layout, PairCollator
 from prefkit.data.pair import PairBatch
-from prefkit.model.head import install, unwrap
-from prefkit.train.arguments import refuse_data_parallel, refuse_missing_eval, refuse_unusable
+from prefkit.model.head.fused import install, unwrap
 from prefkit.train.balancing import router_of_run
-from prefkit.train.best_metric import objective_metrics
-from prefkit.train.caches import attach_cache, kept_head
-from prefkit.train.checks import check_machine, check_schedule
-from prefkit.train.config import PreferenceConfig
-from prefkit.train.datasets import UnwrappingCollator, packed, plain
-from prefkit.train.layout import choose_layout, longest_sequence
-from prefkit.train.loss_step import LossTrainer
-from prefkit.train.sequence_parallel import (
-    check_shared_layout,
-    check_shared_model,
-    join_group,
+from prefkit.train.checks.arguments import (
+    refuse_data_parallel,
+    refuse_missing_eval,
+    refuse_unusable,
 )
+from prefkit.train.checks.best_metric import objective_metrics
+from prefkit.train.checks.options import check_machine, check_schedule
+from prefkit.train.config import PreferenceConfig
+from prefkit.train.loss_step import LossTrainer
+from prefkit.train.rows.caches import attach_cache, kept_head
+from prefkit.train.rows.datasets import UnwrappingCollator, packed, plain
+from prefkit.train.rows.layout import choose_layout, longest_sequence
+from prefkit.train.rows.streaming import refuse_streams
+from prefkit.train.rows.templates import with_trained_template
 from prefkit.train.setup import (
     make_reference,
     prepare_dataset,
     prepare_policy,
     reference_fingerprint,
 )
-from prefkit.train.streaming import refuse_streams
-from prefkit.train.templates import with_trained_template
+from prefkit.train.sharding.sequence_parallel import (
+    check_shared_layout,
+    check_shared_model,
+    join_group,
+)
 
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 

@@ -1,0 +1,151 @@
+"""Raw rows of the published formats → Pair. The only place that knows whose row looks how.
+
+    prefkit    prompt, chosen, rejected, optional prefix, weights, spans, append_eos
+    trl        the same three fields; the prompt may be implicit; strings or messages
+    step-dpo   Math-Step-DPO-10K (arXiv 2406.18629): initial_reason_steps, full_chosen, …
+    scdpo      role lists with an `assistant_correct` front and typed blocks (arXiv 2407.00782)
+    cdpo       scored files with prob_result (arXiv 2411.19943); unscored ones are trl rows
+    tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
+
+A row tells its format by its fields, so one source may mix several. Rows of other trainers are
+brought into these (layouts.py), and no text column is passed over. Other fields are ignored if they
+hold no text, or their name says that they tell about the row; a name that is nearly that of an
+optional field was meant, and the row is refused.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefkit.data.formats import readers
+from prefkit.data.formats.blocks import check_block_style
+from prefkit.data.formats.conversations import read_conversation
+from prefkit.data.formats.layouts import Columns, check_columns, known, renamed
+from prefkit.data.formats.messages import has_blocks
+from prefkit.data.formats.row import Row
+from prefkit.data.formats.speech import is_conversational
+from prefkit.data.pair import Pair
+from prefkit.data.sources.files import Rows, load_rows
+from prefkit.errors import ConfigError, RowError
+
+LEVELS = ("auto", "step", "solution")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How rows are read.
+
+    Attributes:
+        level: "step" = a row with a prefix ends after one step (no end-of-sequence token) and
+            Math-Step-DPO rows give their single steps; "solution" = responses run to the end of
+            the solution, and rows with full_chosen and full_rejected give those; "auto" = solution,
+            but a row with a prefix that leaves open where its responses end is an error.
+        mask_tool_output: execution blocks are context, not scored.
+        format: one of FORMATS, or "auto" to tell each row by its fields.
+        block_style: how typed blocks become text (blocks.py).
+        columns: prefkit's field → the column that holds it; a column → None leaves it out.
+    """
+
+    level: str = "step"
+    mask_tool_output: bool = True
+    format: str = "auto"
+    block_style: str = "plain"
+    columns: Columns = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ConfigError(f"level is {self.level!r}. Choose one of: {', '.join(LEVELS)}.")
+        if self.format != "auto" and self.format not in FORMATS:
+            names = ", ".join(["auto", *FORMATS])
+            raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
+        check_block_style(self.block_style)
+        check_columns(self.columns)
+
+
+def read_pairs(
+    source: Any,
+    *,
+    level: str = "step",
+    mask_tool_output: bool = True,
+    format: str = "auto",
+    split: str = "train",
+    block_style: str = "plain",
+    columns: Columns | None = None,
+) -> list[Pair]:
+    """Read every pair of a source (anything `load_rows` takes), in order.
+
+    Args:
+        level, mask_tool_output, format, block_style, columns: see `ReadOptions`.
+        split: which split of a dataset with several.
+
+    Raises:
+        RowError: the first row that cannot be read.
+        PrefkitError: the source itself cannot be read.
+    """
+    options = ReadOptions(
+        level=level,
+        mask_tool_output=mask_tool_output,
+        format=format,
+        block_style=block_style,
+        columns={} if columns is None else columns,
+    )
+    pairs = []
+    for item in iter_pairs(load_rows(source, split=split), options):
+        if isinstance(item, RowError):
+            raise item
+        pairs.append(item)
+    return pairs
+
+
+def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
+    """The pairs of loaded rows; a bad row yields its `RowError` and reading goes on."""
+    for index, data in enumerate(rows):
+        if isinstance(data, RowError):
+            yield data
+            continue
+        yield from read_row(Row(rows.source, index, data), options)
+
+
+def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
+    """The pairs of one row (one, but for rows of the TDPO layout), or its `RowError`."""
+    try:
+        row = renamed(row, options.columns)
+        row.check_names()
+        row = known(row)
+        name = detect_format(row) if options.format == "auto" else options.format
+        yield from FORMATS[name](row, options)
+    except RowError as error:
+        yield error
+
+
+def detect_format(row: Row) -> str:
+    """The format a row's fields speak of."""
+    if "responses" in row and "pairs" in row:
+        return "tdpo"
+    if "prob_result" in row:
+        return "cdpo"
+    if "initial_reason_steps" in row or ("prefix" in row and "full_chosen" in row):
+        return "step-dpo"
+    if is_conversational(row.get("chosen")):
+        return "scdpo" if _is_scdpo(row) else "trl"
+    return "prefkit"
+
+
+def _is_scdpo(row: Row) -> bool:
+    sides = (row.get(name) or [] for name in ("chosen", "rejected"))
+    messages = [m for side in sides for m in (side if isinstance(side, list) else [side])]
+    return any(
+        isinstance(m, dict)
+        and (m.get("role") == "assistant_correct" or has_blocks(m.get("content")))
+        for m in messages
+    )
+
+
+FORMATS: dict[str, Callable[[Row, ReadOptions], Iterator[Pair | RowError]]] = {
+    "prefkit": readers.read_strings,
+    "trl": readers.read_strings,
+    "step-dpo": readers.read_step_dpo,
+    "scdpo": read_conversation,
+    "cdpo": readers.read_cdpo,
+    "tdpo": readers.read_tdpo,
+}

@@ -1,0 +1,1 @@
+"""Rows of a stream, read, checked and tokenised as they are needed."""

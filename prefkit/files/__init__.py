@@ -1,0 +1,1 @@
+"""Files that are whole or absent, journals that survive a kill, and progress that is told."""

@@ -1,0 +1,1 @@
+"""Preference losses: objectives on per-token quantities, and the fused call that computes them."""

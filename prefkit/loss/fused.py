@@ -1,0 +1,213 @@
+"""`fused_preference_loss`: hidden states in, preference loss out, for anybody's training loop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prefkit.loss.objectives import DPO, TDPO, Objective
+from prefkit.loss.passes import choose
+from prefkit.loss.sequence_group import check_group, together
+from prefkit.loss.sides import Sides, check_segments
+from prefkit_kernels import TokenStats, pair_scores, token_stats
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """What `fused_preference_loss` returns.
+
+    Attributes:
+        loss: scalar, differentiable in hidden and weight.
+        metrics: detached scalars under TRL's names.
+        stats: the per-token quantities, detached, (T,) each; for analysis.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    stats: TokenStats
+
+
+def fused_preference_loss(
+    hidden: Tensor,  # (T, D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (T,)
+    segments: Tensor,  # (T,)
+    objective: Objective,
+    weights: Tensor | None = None,  # (T,)
+    ref_hidden: Tensor | None = None,  # (T, D')
+    ref_weight: Tensor | None = None,  # (V', D')
+    ref_logp: Tensor | None = None,  # (T,)
+    num_pairs: int | Tensor | None = None,
+    schedule: str = "auto",
+    pairs_in_call: int | None = None,
+    sequence_group: dist.ProcessGroup | None = None,
+    **options: Any,
+) -> PreferenceLoss:
+    """Preference loss of a flat stream of tokens, without ever holding (T, V) logits.
+
+    Args:
+        hidden: (T, D) fp32 | bf16 | fp16 final hidden states of the policy.
+        weight: (V, D) the policy's head.
+        targets: (T,) int64, the token that hidden[t] predicts (already shifted).
+        segments: (T,) int64, aligned with targets: 2i for a scored chosen token of pair i, 2i + 1
+            for a rejected one, −1 for everything else (prompt, shared prefix, padding). A pair
+            with one scored side only compares that side with 0.
+        objective: `DPO(…)`, `TDPO(…)` or `SimPO(…)`.
+        weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
+        ref_hidden, ref_weight: (T, D'), (V', D'): the reference as hidden states, or
+        ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
+        num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
+            the whole optimiser step when you accumulate gradients.
+        schedule: "one_pass", "keep_dz", "two_pass" or "auto"; see `prefkit.loss.passes`.
+        pairs_in_call: number of pairs in this call, if you know it: segments < 2·pairs_in_call.
+            None counts them, which costs a GPU a synchronisation, and breaks a compiled graph.
+        sequence_group: processes that share the tokens of the same pairs (sequence or context
+            parallelism). Each gives its own tokens, in any split, as few as none: hidden, targets
+            (shifted before they were split), segments with pair numbers of the whole group,
+            weights, ref_hidden or ref_logp; the same objective, num_pairs and pairs_in_call, which
+            is needed. Loss and metrics are those of the whole pairs, equal on every rank. The
+            backward gives each rank the gradient by its own hidden states, and its part of the
+            head's: *summed* over the group they are a single process's. Where a data-parallel mean
+            over all ranks follows, multiply the loss by the group's size (`sequence_group`).
+        options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
+            memory_budget, backend, num_scored, vocab_shard.
+    Returns:
+        PreferenceLoss: `.loss`, `.metrics`, `.stats`.
+    Raises:
+        ValueError: shapes, references or options that do not fit; no scored token at all; a
+            schedule that cannot compute this loss; with a group also what it cannot compute
+            (reduction="position"), and what another rank of it refused.
+    """
+    if not isinstance(objective, DPO | TDPO):
+        raise ValueError(
+            f"objective is {objective!r}; give an instance such as DPO(beta=0.1) or TDPO(beta=0.1)"
+        )
+    if "outputs" in options:
+        raise ValueError("outputs is set by the objective; use token_stats for other quantities")
+    _check_counts(num_pairs, pairs_in_call)
+    if sequence_group is not None:
+        check_group(sequence_group, pairs_in_call)
+        _check_reduction(objective)
+    ignore_index = options.setdefault("ignore_index", -100)
+
+    def check() -> Tensor:
+        _check_vectors(targets, segments, weights, ref_logp)
+        _check_reference(objective, ref_hidden, ref_weight, ref_logp)
+        scored = segments >= 0
+        if weights is not None:  # such a token keeps its segment: a position is still a position
+            scored = scored & (weights != 0)
+        _check_scored(targets, scored, weights, ignore_index)
+        if sequence_group is not None and pairs_in_call is not None:
+            check_segments(segments, pairs_in_call)
+        return scored
+
+    scored = together(sequence_group, targets.device, pairs_in_call, check)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    like = targets.new_empty(targets.shape, dtype=dtype)
+    sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
+    _check_any(sides.present)
+    outputs = objective.outputs
+    if ref_logp is not None:
+        outputs = tuple(name for name in outputs if name != "ref_logp")
+    heads = (hidden, weight, torch.where(scored, targets, ignore_index))
+    options |= {"outputs": outputs}
+    if objective.needs_reference:
+        options |= {"ref_hidden": ref_hidden, "ref_weight": ref_weight}
+
+    def compute() -> tuple[Tensor | None, TokenStats]:
+        one_pass = choose(schedule, objective, sides.count, heads, options, weights)
+        if one_pass is not None:
+            assert objective.linear is not None, "choose has looked"
+            coefficients = objective.linear.coefficients(sides)
+            pairs = (segments // 2, sides.count, coefficients)
+            return pair_scores(*heads, *pairs, schedule=one_pass, **options)
+        if schedule == "two_pass":
+            options["schedule"] = schedule
+        return None, token_stats(*heads, **options)
+
+    scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)
+    if ref_logp is not None:
+        cached = torch.where(scored, ref_logp.detach(), 0).to(sides.weights.dtype)
+        stats = stats._replace(ref_logp=cached)
+    result = objective(stats, segments, weights, num_pairs, sides, scores)
+    detached = TokenStats(*(None if x is None else x.detach() for x in stats))
+    return PreferenceLoss(result.loss, result.metrics, detached)
+
+
+def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> None:
+    if num_pairs is not None and not isinstance(num_pairs, Tensor) and not num_pairs > 0:
+        raise ValueError(f"num_pairs is the divisor of the mean and must be > 0, got {num_pairs}")
+    whole = isinstance(pairs_in_call, int) and not isinstance(pairs_in_call, bool)
+    if pairs_in_call is not None and not (whole and pairs_in_call > 0):
+        raise ValueError(f"pairs_in_call must be a whole number > 0, got {pairs_in_call!r}")
+
+
+def _check_vectors(
+    targets: Tensor, segments: Tensor, weights: Tensor | None, ref_logp: Tensor | None
+) -> None:
+    for name, vector in (("segments", segments), ("weights", weights), ("ref_logp", ref_logp)):
+        if vector is not None and vector.shape != targets.shape:
+            raise ValueError(
+                f"{name} must have the shape of targets, {tuple(targets.shape)}, got "
+                f"{tuple(vector.shape)}; all are aligned with the predicting position"
+            )
+    if segments.dtype != torch.int64:
+        raise ValueError(f"segments must be int64, got {segments.dtype}")
+
+
+def _check_reference(
+    objective: Objective,
+    ref_hidden: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_logp: Tensor | None,
+) -> None:
+    name = type(objective).__name__
+    if (ref_hidden is None) != (ref_weight is None):
+        raise ValueError("ref_hidden and ref_weight go together: give both or neither")
+    if ref_hidden is not None and ref_logp is not None:
+        raise ValueError("give the reference once: either ref_hidden and ref_weight, or ref_logp")
+    if objective.needs_kl and ref_logp is not None:
+        raise ValueError(
+            f"{name} differentiates the KL to the reference and needs its whole distribution: "
+            "give ref_hidden and ref_weight; cached ref_logp cannot replace them"
+        )
+    if objective.needs_reference and ref_hidden is None and ref_logp is None:
+        raise ValueError(f"{name} needs a reference: give ref_hidden and ref_weight, or ref_logp")
+
+
+def _check_scored(
+    targets: Tensor, scored: Tensor, weights: Tensor | None, ignore_index: int
+) -> None:
+    """What would silently give another loss; looked at on a CPU only (no GPU host sync)."""
+    if targets.is_cuda or torch.compiler.is_compiling():
+        return
+    if weights is not None:
+        wrong = scored & ~((weights >= 0) & torch.isfinite(weights))
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"weights[{place}] = {float(weights[place])}: weights must be finite and ≥ 0"
+            )
+    ignored = scored & (targets == ignore_index)
+    if bool(ignored.any()):
+        place = int(ignored.nonzero()[0])
+        raise ValueError(
+            f"targets[{place}] is ignore_index = {ignore_index}, but segments[{place}] scores it"
+        )
+
+
+def _check_any(present: Tensor) -> None:
+    """What would silently give a loss of nothing; looked at on a CPU only."""
+    if not present.is_cuda and not torch.compiler.is_compiling() and not bool(present.any()):
+        raise ValueError("no scored token: every segment is −1 or every weight is 0")
+
+
+def _check_reduction(objective: Objective) -> None:
+    if isinstance(objective, DPO) and objective.reduction == "position":
+        raise ValueError(
+            "reduction='position' sets token j of the chosen side against token j of the rejected "
+            "one, which may be on different ranks of a sequence_group: use reduction='sequence', "
+            "or leave sequence_group out"
+        )

@@ -1,0 +1,104 @@
+"""Which schedule computes a preference loss: one pass over the logits, or two.
+
+- One pass: the gradient is made in the forward, chunk by chunk, and scaled in the backward. `auto`
+  takes it where the loss of a pair is a function of its linear margin (all but
+  reduction="position" and nll_weight) and the head is frozen or the call holds one pair.
+- One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head:
+  for several pairs too. `auto` takes it where dz is small (`prefkit_kernels.kept.allowed_bytes`).
+- Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
+
+One pass takes 3 products of the head's size with a frozen head and 4 with a trainable one, the
+reference included; two passes take 4 or 5, 6 with a KL. For a trainable head one pass holds the
+weight's gradient in fp32 between forward and backward: that is the gradient itself where the weight
+is fp32, and beside it, twice its size, where the weight is bf16; dz takes N × V numbers instead.
+`schedule="two_pass"` avoids both. One pass refuses a second backward through the same graph
+(`retain_graph=True`), unless dz is kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefkit.loss.objectives import DPO, TDPO, Objective
+from prefkit_kernels.checks import SCHEDULES, autocast_operands
+from prefkit_kernels.pair_scores import keeps_dz
+
+
+def choose(
+    schedule: str,
+    objective: Objective,
+    pairs: int,
+    heads: tuple[Tensor, Tensor, Tensor],  # hidden (T, D), weight (V, D), targets (T,)
+    options: Mapping[str, Any],
+    weights: Tensor | None = None,  # (T,)
+) -> str | None:
+    """The schedule of `pair_scores` to compute this call with; None: `token_stats`.
+
+    Args:
+        schedule: what the user asked for.
+        objective: the loss.
+        pairs: number of pairs in the call.
+        heads, options: arguments of `token_stats`.
+        weights: of the tokens.
+    Returns:
+        "one_pass", "keep_dz" or None.
+    Raises:
+        ValueError: an unknown schedule; one by name that cannot compute the loss.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
+    hidden, weight, _ = heads
+    bias = options.get("bias")
+    trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or trainable)):
+        return None  # no gradient, no schedule
+    several = pairs if trainable and schedule == "one_pass" else 1
+    obstacle = obstacle_to_one_pass(objective, several, trainable, options.get("backend", "auto"))
+    if weights is not None and weights.requires_grad:
+        obstacle = "weights that require a gradient are no coefficients known beforehand"
+    if schedule in ("one_pass", "keep_dz") and obstacle:
+        raise ValueError(
+            f"schedule='{schedule}' cannot compute this loss: {obstacle}; leave schedule at 'auto'"
+        )
+    if schedule != "auto" or obstacle:
+        return schedule if schedule in ("one_pass", "keep_dz") else None
+    if not trainable:
+        return "one_pass"
+    # The operands as autocast makes them; the weight's gradient stays in the weight's own dtype.
+    operand, _ = autocast_operands(hidden, weight)
+    if keeps_dz(
+        (operand, heads[2]),
+        weight,
+        pairs,
+        options.get("num_scored"),
+        options.get("memory_budget"),
+        options.get("vocab_shard"),
+    ):
+        return "keep_dz"
+    return "one_pass" if pairs == 1 else None
+
+
+def obstacle_to_one_pass(
+    objective: Objective, pairs: int, trainable_head: bool, backend: str
+) -> str | None:
+    """Why a loss takes two passes over the logits, in words; None if one will do.
+
+    Args:
+        pairs: pairs of a call, of which a trainable head takes one; 1 where dz is kept.
+    """
+    if type(objective) not in (DPO, TDPO):
+        return f"{type(objective).__name__} is a class of its own and may add terms to the loss"
+    if objective.linear is None:
+        if isinstance(objective, DPO) and objective.reduction == "position":
+            return "reduction='position' has a margin for every position, not one for a pair"
+        return "nll_weight adds a term to the loss that is no function of a pair's margin"
+    if pairs != 1 and trainable_head:
+        return (
+            f"a trainable head takes one pair a call, this one holds {pairs} (pairs are numbered "
+            "from 0); schedule='keep_dz' takes several"
+        )
+    if backend == "reference":
+        return "backend='reference' is the unfused definition"
+    return None

@@ -1,0 +1,121 @@
+"""Sums over the two sides of each pair of a flat stream of tokens.
+
+Segments say which side a token belongs to; everything an objective needs of a stream is a sum or a
+mean over a side. The accumulation is sorted, so that a GPU gives the same bits every time. Where
+the tokens are spread over the processes of a group, the sums are those of the group
+(`prefkit.loss.sequence_group`), and no objective notices.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prefkit.loss.sequence_group import sum_over
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Sums over the tokens of each side, and which pairs exist.
+
+    Attributes:
+        count: number of pair slots P.
+        bucket: (T,) int64, side of each token; 2P for tokens that belong to none.
+        weights: (T,) weight of each token, 0 outside all sides.
+        totals: (P, 2) Σ w.
+        present: (P,) 1.0 for pairs that have a token of positive weight.
+        group: processes that hold the other tokens of these pairs, or None. `count`, `totals`,
+            `present` and all sums are then the group's, and every sum is a collective call.
+    """
+
+    count: int
+    bucket: Tensor
+    weights: Tensor
+    totals: Tensor
+    present: Tensor
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def of(
+        cls,
+        segments: Tensor,
+        weights: Tensor | None,
+        like: Tensor,
+        pairs_in_call: int | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> "Sides":
+        """From segments (T,) and weights (T,) or None; like gives the dtype of sums.
+
+        Without `pairs_in_call` the pairs are counted, which is a synchronisation on a GPU. A
+        segment beyond it is refused (by a device-side assertion on a GPU). With a group it is
+        needed, and the segments have been looked at before (`check_segments`, through `together`).
+        """
+        count = pairs_in_call
+        if count is None:
+            count = int(segments.max()) // 2 + 1 if segments.numel() else 0
+        elif group is None:
+            check_segments(segments, count)
+        scored = segments >= 0
+        bucket = torch.where(scored, segments, 2 * count)
+        weights = torch.ones_like(like) if weights is None else weights.to(like.dtype)
+        weights = torch.where(scored, weights, 0)
+        tokens = _sums(bucket, (weights > 0).to(like.dtype), count)
+        # One message for both, and none later: how many there are must not depend on what a rank's
+        # schedule asks for.
+        sums = sum_over(group, torch.stack([tokens, _sums(bucket, weights, count)]))
+        present = (sums[0].sum(1) > 0).to(like.dtype)
+        return cls(count, bucket, weights, sums[1], present, group)
+
+    def by_token(self, chosen: float, rejected: float) -> Tensor:
+        """(T,) weight times the coefficient of the token's side, 0 outside all sides."""
+        return torch.where(self.bucket % 2 == 0, chosen * self.weights, rejected * self.weights)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted."""
+        return sum_over(self.group, _sums(self.bucket, values, self.count))
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """(P, 2) Σ w·values."""
+        return self.sum(self.weights * values)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(P, 2) Σ w·values / Σ w, 0 for an empty side."""
+        return self.weighted(values) / torch.where(self.totals > 0, self.totals, 1)
+
+    def average(self, per_pair: Tensor) -> Tensor:
+        """Scalar mean of (P,) over the pairs that exist."""
+        return (per_pair * self.present).sum() / self.present.sum().clamp(min=1)
+
+
+def _sums(bucket: Tensor, values: Tensor, count: int) -> Tensor:
+    """(P, 2) sums of this process's values (T,) by bucket.
+
+    A sorted accumulation, so that a GPU gives the same bits every time.
+    """
+    total = values.new_zeros(2 * count + 1)
+    total = total.index_put((bucket,), values, accumulate=True)
+    return total[:-1].view(count, 2)
+
+
+def check_segments(segments: Tensor, count: int) -> None:
+    """Refuses a segment of a pair beyond `count` (by a device-side assertion on a GPU).
+
+    Raises:
+        ValueError: there is one.
+    """
+    right = (segments < 2 * count).all()
+    message = f"pairs_in_call is {count}: segments must be below {2 * count}"
+    if right.is_cuda:
+        torch._assert_async(right, message)
+    elif not torch.compiler.is_compiling() and not bool(right):
+        raise ValueError(message)
+
+
+def ranks(bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
+    """For each token its place among the tokens of its bucket (T,), and the buckets' sizes."""
+    sizes = torch.bincount(bucket, minlength=buckets)
+    order = torch.argsort(bucket, stable=True)
+    starts = sizes.cumsum(0) - sizes
+    place = torch.arange(len(bucket), device=bucket.device) - starts[bucket[order]]
+    return torch.empty_like(place).index_copy_(0, order, place), sizes

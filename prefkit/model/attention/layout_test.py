@@ -1,0 +1,284 @@
+"""Whether a model computes in a row of several sequences what it computes in each alone.
+
+A tree of two sequences and a third sequence in one row, against the three one by one under the
+attention that the model had before `install_attention` (under ours, a model that looks at the name
+of its attention would be compared with itself). In this order:
+
+1. every layer attended to the row;
+2. what the first layer is given is the same (position embeddings);
+3. every layer, given the same numbers in fp32, adds the same
+(`prefkit.model.attention.forced_layers`);
+4. the logits differ by no more than ten times what one rounding after every layer does to them.
+
+The third tells rounding from mistakes; the last sees what lies between and behind the layers.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefkit.data.batch.stream import Stream, Tree
+from prefkit.errors import ModelError
+from prefkit.model.attention.forced_layers import (
+    DRAWS,
+    Call,
+    Off,
+    Sides,
+    Unrunnable,
+    layer_off,
+    layers_of,
+    recording,
+)
+from prefkit.model.attention.install import as_before, counting, reading
+from prefkit.model.evaluating import evaluating
+from prefkit.model.head.fused import unwrap
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 32  # tokens of the longest sequence of the test; fewer where the data has fewer
+
+
+@dataclass(frozen=True)
+class Row:
+    """The test's row.
+
+    Attributes:
+        ids: (1, N) int64.
+        stream: its trees.
+        places: where the tokens of each of the three sequences lie.
+    """
+
+    ids: Tensor
+    stream: Stream
+    places: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, config: Any, longest: int, device: torch.device) -> "Row":
+        """No sequence longer than the data's longest, as far as 9 tokens allow."""
+        size = max(9, min(longest, _LONGEST))
+        trunk = size // 2 + 1
+        first, second, single = size - trunk, size - trunk - 1, size // 2
+        start = size + second  # of the third sequence
+        spans = (range(size), [*range(trunk), *range(size, start)], range(start, start + single))
+        return cls(
+            ids=spread_ids(config, start + single).to(device)[None],
+            stream=Stream((Tree(0, trunk, (first, second)), Tree(start, single))),
+            places=tuple(torch.tensor([*span], device=device) for span in spans),
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """The row as a batch."""
+        positions = self.stream.position_ids().to(self.ids.device)[None]
+        return {"input_ids": self.ids, "stream": self.stream, "position_ids": positions}
+
+
+def spread_ids(config: Any, count: int, draw: int = 0) -> Tensor:
+    """(count,) int64 ids from all over the vocabulary but its ends, without special tokens.
+
+    Special tokens lie at the ends, and a model's numbers for them may be so large that their
+    rounding is tens of times that of text (SmolLM2's first 17).
+
+    Args:
+        config: of the text model; `vocab_size` and whatever is named `…_token_id` is read.
+        count: how many.
+        draw: others for each number.
+    """
+    vocab = int(config.vocab_size)
+    named = [v for k, v in vars(config).items() if k.endswith(("_token_id", "_token_index"))]
+    special = {i for v in named for i in (v if isinstance(v, list | tuple) else [v])}
+    inner = [i for i in range(vocab // 8, vocab - vocab // 8) if i not in special]
+    usable = inner or list(range(vocab))
+    golden = 0.6180339887498949  # its multiples, modulo 1, lie as evenly as a sequence can
+    steps = range(1 + draw * count, 1 + (draw + 1) * count)
+    return torch.tensor([usable[int(j * golden % 1 * len(usable))] for j in steps])
+
+
+def mismatch(model: nn.Module, longest: int) -> str | None:
+    """What the model computes otherwise in a row of several sequences, in words, or None.
+
+    Args:
+        model: `install_attention` must have run. It is left as it was, random state included.
+        longest: tokens of the longest sequence of the data.
+    """
+    owner = unwrap(model)
+    name = type(owner).__name__
+    device = next(owner.parameters()).device
+    with evaluating(owner), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            return _mismatch(model, owner, longest, device)
+        except ModelError as error:
+            return str(error).rstrip(".")
+        except (
+            AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
+            ValueError,
+        ) as error:  # fmt: skip
+            words = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"{name} does not run rows without padding ({words})"
+
+
+def _mismatch(model: nn.Module, owner: nn.Module, longest: int, device: torch.device) -> str | None:
+    name, config = type(owner).__name__, owner.config.get_text_config()  # type: ignore[union-attr, operator]
+    row = Row.of(config, longest, device)
+    layers = layers_of(owner)
+    with reading(row.inputs()) as inputs, counting() as attended, recording(layers) as calls:
+        together = model(**inputs).logits
+    if len(attended) < config.num_hidden_layers:
+        return (
+            f"{len(attended)} of the {config.num_hidden_layers} layers of {name} attend through "
+            "transformers' AttentionInterface"
+        )
+    alone = [_alone(model, row.ids[:, places], layers) for places in row.places]
+    what = f"{name} computes something else in rows without padding"
+    untried = None
+    try:
+        if reason := _layers(calls, [seen for _, seen in alone], row, attended, owner):
+            return f"{what} ({reason})"
+    except Unrunnable as error:
+        untried = f"its layers cannot be tried one by one: {error}"
+    off = _logits_off(model, together, [logits for logits, _ in alone], row, layers, untried)
+    if off.good:
+        if untried is not None:
+            logger.info("The layout of %s was tested on the whole model only; %s.", name, untried)
+        return None
+    said = f"what its head returns {off.words('the largest logit')}"
+    return f"{what} ({said}{'; ' + untried if untried else ''})"
+
+
+def _alone(model: nn.Module, ids: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, list[Call]]:
+    """(n, V) logits of a sequence under the attention that was replaced, and the layers' calls."""
+    with as_before(model), recording(layers) as calls:
+        return model(input_ids=ids, use_cache=False).logits[0], calls
+
+
+def _layers(
+    calls: list[Call],
+    alone: list[list[Call]],
+    row: Row,
+    attended: set[nn.Module],
+    owner: nn.Module,
+) -> str | None:
+    """Which layer is off, by how much and how much is allowed; None: none is.
+
+    Raises:
+        Unrunnable: there are no layers to be found or to be run alone.
+    """
+
+    def attending(some: list[Call]) -> list[Call]:
+        return [call for call in some if attended & {*call.layer.modules()}]
+
+    calls, alone = attending(calls), [attending(some) for some in alone]
+    order = [call.layer for call in calls]
+    if attended - {part for layer in order for part in layer.modules()}:
+        raise Unrunnable("some attention is in no list of layers")
+    if any([call.layer for call in some] != order for some in alone):
+        raise Unrunnable("a sequence alone takes other layers")
+    plain = layer_implementation(owner)
+    for index, call in enumerate(calls):
+        sides = Sides(
+            call, [some[index] for some in alone], row.places, lambda: as_before(owner, plain)
+        )
+        if index == 0 and not (off := _inputs_off(sides)).good:
+            return f"what its first layer is given {off.words('its largest value')}"
+        off = layer_off(sides)
+        if not off.good:
+            return f"layer {index} {off.words('the largest value it adds to a token')}"
+    return None
+
+
+def layer_implementation(owner: nn.Module) -> str | None:
+    """What fp32 layers attend with by themselves, as far as it is not the model's own.
+
+    FlashAttention knows no fp32; without padding, sdpa computes what it computes.
+    """
+    base = owner.config.get_text_config()._attn_implementation  # type: ignore[union-attr, operator]
+    return "sdpa" if "flash_attention" in base or "/" in base else None
+
+
+def _inputs_off(sides: Sides) -> Off:
+    """How far apart the first layer's inputs are: sums and norms of embeddings, token by token."""
+    dim, given = sides.token_dim(), sides.row.hidden
+    worst = []
+    for places, call in zip(sides.places, sides.alone, strict=True):
+        want = call.hidden.movedim(dim, 0).flatten(1).float()
+        got = given.index_select(dim, places).movedim(dim, 0).flatten(1).float()
+        worst.append(_by_token(got, want).max())
+    return Off(float(torch.stack(worst).max()), max(1e-4, 4 * torch.finfo(given.dtype).eps))
+
+
+def _by_token(got: Tensor, want: Tensor) -> Tensor:
+    """(n, C), (n, C) → (n,): the largest difference as a share of the token's largest value."""
+    got, want = got.float(), want.float()
+    return (got - want).abs().amax(1) / want.abs().amax(1).clamp_min(1e-6)
+
+
+def _logits_off(
+    model: nn.Module,
+    together: Tensor,  # (1, N, V)
+    alone: list[Tensor],  # (n, V) each
+    row: Row,
+    layers: Sequence[nn.Module],
+    untried: str | None,
+) -> Off:
+    """How far the logits are apart; less noise is excused where no layer could be tried alone.
+
+    The worst token counts, but only if it is off with other ids as well: a router near a tie sends
+    some tokens elsewhere by rounding, and other ones each time.
+    """
+
+    def by_token(got: list[Tensor]) -> Tensor:
+        return torch.cat([_by_token(a, b) for a, b in zip(got, alone, strict=True)])
+
+    loose = together.dtype.itemsize < 4
+    floor = 5e-2 if loose else 1e-4
+    most = (0.2 if loose else 2e-2) if untried else 0.5
+    error = by_token([together[0, places] for places in row.places])
+    off = Off(float(error.max()), floor)
+    if off.good:
+        return off
+    with _one_rounding_more([unwrap(model).get_input_embeddings(), *layers]):  # type: ignore[operator]
+        nudged = [_alone(model, row.ids[:, places], [])[0] for places in row.places]
+    noise = float(by_token(nudged).max())
+    limit = max(min(10 * noise, most), floor)
+    if untried is None:  # a router of one expert makes noise of 0.5 in bf16: its layers are right
+        limit = max(limit, 2 * noise)
+    config = unwrap(model).config.get_text_config()  # type: ignore[union-attr, operator]
+    for draw in range(1, DRAWS + 1):
+        if (off := Off(float(error.max()), limit)).good or draw == DRAWS:
+            break
+        ids = spread_ids(config, row.ids.shape[1], draw).to(row.ids.device)[None]
+        row = replace(row, ids=ids)
+        with reading(row.inputs()) as inputs:
+            together = model(**inputs).logits
+        alone = [_alone(model, row.ids[:, places], [])[0] for places in row.places]
+        error = torch.minimum(error, by_token([together[0, places] for places in row.places]))
+    return off
+
+
+@contextlib.contextmanager
+def _one_rounding_more(modules: list[nn.Module]) -> Iterator[None]:
+    """What these modules return is changed by one unit in the last place, up or down at random.
+
+    The model's response is its own noise: what rounding alone, in any order of the same sums on any
+    machine, may do to its logits.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def nudge(_: nn.Module, __: Any, out: Any) -> Any:
+        first = out[0] if isinstance(out, tuple) else out
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return out
+        signs = (torch.randint(0, 2, first.shape, generator=draw) * 2 - 1).to(first.device)
+        moved = (first.float() * (1 + torch.finfo(first.dtype).eps * signs)).to(first.dtype)
+        return (moved, *out[1:]) if isinstance(out, tuple) else moved
+
+    handles = [module.register_forward_hook(nudge) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""The language-model head, fused inside the model's own forward."""

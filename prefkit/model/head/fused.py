@@ -1,0 +1,205 @@
+"""The language-model head: found, checked by numbers, and fused inside the model's own forward.
+
+A preference loss needs a few numbers a token, not the (tokens, vocabulary) logits. So the head is
+asked for those numbers instead: `install` gives the model's `forward` one extra keyword,
+`prefkit_request`. While a request is set, the head hands it `(hidden, weight, bias)` and returns an
+empty `(..., 0)` tensor in place of the logits. The head is still *called as a module* inside the
+wrapped forward, and the result depends on what that call returned, so that hooks of FSDP2, ZeRO-3,
+PEFT and autocast see what they always see, forward and backward.
+
+What the model does to its logits afterwards is found and proved in `prefkit.model.head.transform`.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.utils import ModelOutput
+
+from prefkit.errors import ModelError
+from prefkit.model.fsdp_units import release, weights_elsewhere
+from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
+
+# (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
+Request = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
+# A router's output a layer, (R·L, E) each → (what is added to the value, further tensors by name)
+Balance = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head that can be fused.
+
+    Attributes:
+        owner: the causal LM that holds the head (inside any PEFT wrapper).
+        module: the linear layer itself.
+        transform: what the model does to its logits.
+    """
+
+    owner: nn.Module
+    module: nn.Module
+    transform: LogitTransform
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, padding of the vocabulary included."""
+        weight: Any = self.module.weight
+        return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves shape (0,)
+
+
+@dataclass
+class RequestOutput(ModelOutput):
+    """What a forward with a request returns: the request's own result.
+
+    A model output and not a tuple, because the hooks of FSDP2 and DDP and the casts of accelerate
+    look through those for the tensors they must see.
+    """
+
+    value: Tensor | None = None
+    extras: dict[str, Tensor] | None = None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The causal LM inside distributed, compile and PEFT wrappers."""
+    while True:
+        if hasattr(model, "get_base_model"):  # PEFT
+            model = model.get_base_model()  # type: ignore[operator]
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model
+
+
+def find_head(model: nn.Module) -> Head:
+    """Finds the head and proves that it and the logit transform are what they seem.
+
+    Args:
+        model: a causal LM, possibly inside a PEFT or distributed wrapper.
+
+    Raises:
+        ModelError: no output embeddings; a head that is not one plain linear layer (adapter on the
+            head, quantised weights, extra layers); logits that are not scale and softcap of it.
+    """
+    owner = unwrap(model)
+    name = type(owner).__name__
+    getter = getattr(owner, "get_output_embeddings", None)
+    module = getter() if getter is not None else None
+    if module is None:
+        raise ModelError(
+            f"{name} has no output embeddings: only causal language models with a linear head can "
+            "be trained. Load it with AutoModelForCausalLM."
+        )
+    _refuse_odd_head(module, name)
+    if module.weight.is_meta or hasattr(module.weight, "ds_id") or weights_elsewhere():
+        # Nothing to compute with here: the config must be believed.
+        return Head(owner, module, next(candidates(owner.config)))
+    sharded = isinstance(module.weight, DTensor)
+    # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
+    transform = proved_transform(model if sharded else owner, owner, module)
+    if sharded:  # as they were: whoever reads the parameters next expects shards
+        release(model)
+    return Head(owner, module, transform)
+
+
+def _refuse_odd_head(module: nn.Module, name: str) -> None:
+    kind = type(module).__name__
+    if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
+        raise ModelError(
+            f"{name}: the head is wrapped by an adapter ({kind}), which the fused head cannot see. "
+            "Remove the head (usually 'lm_head') from target_modules and modules_to_save."
+        )
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ModelError(
+            f"{name}: the head is a {kind}, not a linear layer with one (vocabulary, width) weight."
+            " Only linear heads can be fused; use a trainer that forms the logits instead."
+        )
+    if not weight.is_floating_point():
+        raise ModelError(
+            f"{name}: the head is quantised ({kind}, {weight.dtype}). Keep the head out of the "
+            "quantisation (llm_int8_skip_modules=['lm_head']) or load the model unquantised."
+        )
+
+
+def _as_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward that `install` replaced."""
+    inner = module.__dict__.get("_prefkit_inner_forward")
+    if inner is not None:
+        return inner(*args, **kwargs)
+    return type(module).forward(module, *args, **kwargs)
+
+
+def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        request: Request | None = kwargs.pop("prefkit_request", None)
+        balance: Balance | None = kwargs.pop("prefkit_balance", None)
+        if request is None:
+            return _as_before(self, *args, **kwargs)
+        head = self.get_output_embeddings()  # type: ignore[operator]
+        slot: dict[str, Any] = {"request": request}
+        head._prefkit_slot = slot
+        try:
+            output = _as_before(self, *args, **kwargs)
+        finally:
+            del head._prefkit_slot
+        if "result" not in slot:
+            raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
+        value, extras = slot["result"]
+        if balance is not None:  # in here, so that wrappers see its gradient with the value's
+            more, named = balance(getattr(output, "router_logits", None))
+            value, extras = value + more, {**extras, **named}
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        # + 0: the second half of the way through the head's output, see `_requesting_head`.
+        return RequestOutput(value=value + logits.sum().to(value), extras=extras)
+
+    # The signature for whoever inspects it, but no __wrapped__: accelerate unwraps along that to
+    # the innermost function and would silently take the fused head off again.
+    forward.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
+    return forward
+
+
+def _requesting_head(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    slot = self.__dict__.get("_prefkit_slot")
+    if slot is None:
+        return _as_before(self, hidden, *args, **kwargs)
+    value, extras = slot["request"](hidden, self.weight, getattr(self, "bias", None))
+    slot["result"] = value, extras
+    # The value leaves by the slot, but its gradient must also come in through this output: FSDP2
+    # (as ZeRO-3) gathers the weight for the backward in a hook on the *output* of the module, and
+    # a backward that goes round it reads freed memory. So the empty logits depend on the value,
+    # and the forward adds their sum, 0, to it. Autograd runs no node before all who use its result
+    # have run, hence never the loss's backward before that hook. (hidden[..., :0] would also be a
+    # view, which FSDP2 warns of.)
+    return hidden.new_empty((*hidden.shape[:-1], 0)) + value.sum()
+
+
+def install(model: nn.Module) -> Head:
+    """Lets `model(..., prefkit_request=f)` compute on the head's operands instead of on logits.
+
+    With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
+    (R, L, D), `weight` (V, D), `bias` (V,) or None. `prefkit_balance=g` beside it (and
+    `output_router_logits=True`) adds what g makes of the routers' outputs. Without a request the
+    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it twice
+    changes nothing. It may be called before `fully_shard` or after it, then with the root and in
+    every process at once.
+
+    Raises:
+        ModelError: see `find_head`.
+    """
+    head = find_head(model)
+    if "_prefkit_installed" not in head.owner.__dict__:
+        for module in (head.owner, head.module):
+            # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
+            if (before := module.__dict__.get("forward")) is not None:
+                module._prefkit_inner_forward = before
+        outer = _requesting_forward(type(head.owner).forward)
+        head.owner.forward = MethodType(outer, head.owner)
+        head.module.forward = MethodType(_requesting_head, head.module)
+        head.owner._prefkit_installed = True  # type: ignore[assignment]
+    return head

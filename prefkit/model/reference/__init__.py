@@ -1,0 +1,1 @@
+"""The frozen reference: live, as cached log-probabilities, or as cached hidden states."""

@@ -1,0 +1,1 @@
+"""What options are made of: fields, checks, help, YAML and flags. Imports nothing heavy."""

@@ -1,0 +1,252 @@
+"""A whole build: from questions to a file of pairs and a manifest.
+
+    from prefkit.pairs.run.build import build
+
+    build("step-dpo", "questions.jsonl", model="MODEL", out="pairs")    # → pairs/pairs.jsonl
+
+`prefkit build` calls the same. A folder that holds the same build, killed at whatever moment, is
+taken up where it stands.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefkit.errors import ConfigError, ModelError, PrefkitError
+from prefkit.files.atomic import check_writable, write_text
+from prefkit.files.journal import read_lines
+from prefkit.pairs.localise.judge import CUT
+from prefkit.pairs.pipelines.choosing import chosen
+from prefkit.pairs.run.fields import EVALUATE, METHODS, BuildFields
+from prefkit.pairs.run.manifest import Manifest
+from prefkit.pairs.run.options import check_ignored, resolve
+from prefkit.pairs.run.questions import Questions, read_questions
+from prefkit.pairs.run.shards import join, missing
+from prefkit.pairs.run.verdicts import FILE as VERDICTS
+from prefkit.pairs.run.verdicts import LOCALISED, REMOVED, Drawn, as_text, drawn
+
+PAIRS, SOLUTIONS, TRAIN = "pairs.jsonl", "solutions.jsonl", "train.yaml"
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build left.
+
+    Attributes:
+        rows: the file of rows: pairs, or an evaluation's solutions.
+        count: how many it holds.
+        manifest: the manifest's content.
+        verdicts: up to ten verdicts on steps, to be looked at, of one kind.
+    """
+
+    rows: Path
+    count: int
+    manifest: dict[str, Any]
+    verdicts: Drawn | None = None
+
+
+def build(method: str, questions: str, *, model: str, out: str, **options: Any) -> BuildResult:
+    """Builds preference pairs from questions and a model's own mistakes.
+
+    Args:
+        method: "dpo", "step-dpo", "scdpo" or "cdpo".
+        questions: file, folder or dataset (`questions.read_questions`).
+        model: folder or name of the model that samples.
+        out: folder of the result.
+        options: any other field of `BuildFields`.
+
+    Returns:
+        The file of pairs and the manifest.
+
+    Raises:
+        ConfigError: an option that is wrong, or belongs to another method.
+        RowError: a question that cannot be read.
+        PrefkitError: the model or the server gave up, or not one pair came out.
+    """
+    _check_names(options)
+    check_method(method)
+    check_ignored(options, method)
+    given = BuildFields(questions=questions, model=model, out=out, **options)
+    return run(method, resolve(given, method))
+
+
+def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[str, Any]:
+    """Lets a model solve questions and grades what it writes; greedy unless told otherwise.
+
+    Args:
+        questions, model, out, options: as `build` takes them.
+
+    Returns:
+        {"accuracy", "interval", "wrong", "undecided", "solved"}, see
+        `prefkit.pairs.pipelines.evaluate.summary`.
+
+    Raises:
+        PrefkitError: as `build` does.
+    """
+    _check_names(options)
+    check_ignored(options, EVALUATE)
+    given = BuildFields(questions=questions, model=model, out=out, **options)
+    return dict(run(EVALUATE, resolve(given, EVALUATE)).manifest["evaluation"])
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    unknown = sorted(set(options) - set(BuildFields.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
+
+
+def check_method(method: str) -> None:
+    """Raises ConfigError for a method that is none of `METHODS`."""
+    if method not in METHODS:
+        raise ConfigError(
+            f"'{method}' is no method of building. Choose one of: {', '.join(METHODS)} (tdpo "
+            "trains on the pairs of dpo)."
+        )
+
+
+def run(method: str, options: BuildFields) -> BuildResult:
+    """Builds with resolved options; see `build`."""
+    check_models(options, method)
+    questions = _read(options)
+    folder = Path(options.out)
+    check_writable(folder, "out")
+    with ExitStack() as stack:
+        manifest = stack.enter_context(closing(Manifest(folder, method, options, questions)))
+        if not manifest.is_done:
+            names = [question.id for question in questions]
+            if options.join:
+                join(folder, manifest, options.join, names)
+            elif missing(folder, names):
+                from prefkit.pairs.run.sampling import sample  # torch and transformers
+
+                sample(method, options, questions, manifest, stack)
+            else:
+                manifest.begin("none: nothing was left to sample")
+            _finish(method, options, folder, manifest, questions)
+    name = SOLUTIONS if method == EVALUATE else PAIRS
+    verdicts = None
+    if set(chosen(vars(options), method)) != {"none"}:
+        kind = LOCALISED if method == "step-dpo" else REMOVED
+        verdicts = drawn(_outcomes(folder, questions), kind, options.seed)
+    return BuildResult(folder / name, manifest.content["rows"], manifest.content, verdicts)
+
+
+def check_models(options: BuildFields, method: str) -> None:
+    """Refuses models that are not there, before anything else is done.
+
+    Raises:
+        ModelError: a folder that is missing or holds no model.
+        ConfigError: cdpo by a server, with a `model` that cannot be trained here.
+    """
+    from prefkit.model.loading import check_model_folder, load_config
+
+    if options.server is None:
+        check_model_folder("model", options.model, adapters=True)
+    if options.judge_model and options.judge_server is None:
+        check_model_folder("judge_model", options.judge_model, adapters=True)
+    if method == "cdpo" and options.server and options.weigh and options.shard is None:
+        try:
+            load_config(options.model)
+        except ModelError as error:
+            raise ConfigError(
+                f"cdpo trains two models from `model`, which cannot be loaded here ({error}) Name "
+                "its folder or Hub name as model, its name on the server as server_model; or say "
+                "weigh: false to stop after the selection."
+            ) from error
+
+
+def _read(options: BuildFields) -> Questions:
+    return read_questions(
+        options.questions,
+        prompt_field=options.prompt_field,
+        answer_field=options.answer_field,
+        solution_field=options.solution_field,
+        columns=options.columns,  # type: ignore[arg-type]
+        split=options.split,
+        shard=options.shard,
+        max_questions=options.max_questions,
+    )
+
+
+def _finish(
+    method: str, options: BuildFields, folder: Path, manifest: Manifest, questions: Questions
+) -> None:
+    """The rows in the order of the questions, written at once; for cdpo with their weights."""
+    ordered = _outcomes(folder, questions)
+    rows = [row for outcome in ordered for row in outcome["rows"]]
+    more: dict[str, Any] = {}
+    if not rows:
+        raise PrefkitError(
+            f"{folder}: not one pair came out of {len(questions)} questions. Why: "
+            f"{_why(ordered)}. Take other questions, more samples, or another temperature"
+            f"{_more_tokens(ordered, options)}{_more_for_the_judge(ordered)}."
+        )
+    if method == EVALUATE:
+        from prefkit.pairs.pipelines.evaluate import summary
+
+        more = {"evaluation": summary(rows)}
+    if method == "cdpo":
+        from prefkit.critical_tokens.weighing import weigh
+
+        rows, more = weigh(rows, ordered, options, folder)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), lines)
+    if method != EVALUATE and more.get("weighted") is not False:
+        write_text(folder / TRAIN, training_options(method, options, folder))
+    if text := as_text(ordered, options.seed):
+        write_text(folder / VERDICTS, text)
+    manifest.end(ordered, len(rows), further_drops=more.pop("drops", {}), **more)
+
+
+def training_options(method: str, options: BuildFields, folder: Path) -> str:
+    """A config of `prefkit train` and `prefkit inspect`: the pairs, put as the build put them."""
+    found = {"model": options.model, "train_data": str(folder / PAIRS), "method": method}
+    for name, value in {"tokenizer": options.tokenizer, **options.prompt_options()}.items():
+        if value != getattr(BuildFields, name):
+            found[name] = value
+    head = "# Written by prefkit build; add what else the run needs (output_dir, learning_rate).\n"
+    return head + yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+
+
+def outcome_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """What became of each finished question of a build, in the order they finished."""
+    from prefkit.pairs.run.driver import QUESTIONS
+
+    return read_lines(folder / QUESTIONS)
+
+
+def _outcomes(folder: Path, questions: Questions) -> list[dict[str, Any]]:
+    """What became of each question, in their order."""
+    found = {line["id"]: line for line in outcome_lines(folder)}
+    return [found[question.id] for question in questions]
+
+
+def _more_tokens(outcomes: list[dict[str, Any]], options: BuildFields) -> str:
+    """The remedy where most solutions were cut off."""
+    counts = sum((Counter(o["counts"]) for o in outcomes), Counter[str]())
+    cut, whole = (
+        counts["solutions unfinished"],
+        counts["solutions right"] + counts["solutions wrong"],
+    )
+    return f", or raise max_tokens ({options.max_tokens})" if cut > whole else ""
+
+
+def _more_for_the_judge(outcomes: list[dict[str, Any]]) -> str:
+    """The remedy where the judge's answers were cut off."""
+    cut = any(f"judge answers: {why}" in o["drops"] for o in outcomes for why in CUT)
+    return ", or raise judge_max_tokens" if cut else ""
+
+
+def _why(outcomes: list[dict[str, Any]]) -> str:
+    reasons: dict[str, int] = {}
+    for outcome in outcomes:
+        for name, count in outcome["drops"].items():
+            reasons[name] = reasons.get(name, 0) + count
+    told = sorted(((n, name) for name, n in reasons.items() if n), reverse=True)
+    return "; ".join(f"{name} ({count})" for count, name in told[:4]) or "no solution was sampled"

@@ -1,0 +1,1 @@
+"""Checkpoints that are complete or refused, and runs that go on from them exactly."""

@@ -1,0 +1,1 @@
+"""What of a run cannot work, told before anything is loaded."""

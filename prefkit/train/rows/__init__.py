@@ -1,0 +1,1 @@
+"""The rows of a run: layouts, packing, streams, templates, cached references."""

@@ -1,0 +1,101 @@
+"""The reference computed before training: its log-probabilities or its hidden states, on disk."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.model.head.fused import Head
+from prefkit.model.reference.head import ReferenceHead
+from prefkit.model.reference.hidden_cache import build_hidden_cache
+from prefkit.model.reference.logp_cache import build_cache
+from prefkit.model.reference.policy import Reference
+from prefkit.train.config import PreferenceConfig
+from prefkit.train.rows.datasets import CachedDataset, pair_of
+
+logger = logging.getLogger(__name__)
+
+BySide = list[tuple[Tensor, Tensor]]
+
+
+def attach_cache(
+    dataset: Any,
+    name: str,
+    reference: Reference,
+    collator: Any,
+    args: PreferenceConfig,
+    model_fingerprint: str | None,
+) -> CachedDataset:
+    """Completes or loads the cache of what the options ask for, and puts it beside each pair.
+
+    Args:
+        dataset: tokenised pairs.
+        name: "train", "eval" or "eval_NAME": the cache's folder in `ref_cache_dir`.
+        reference: computes what is missing.
+        collator: makes a `PairBatch` of pairs.
+        args: `precompute_ref_hidden` asks for hidden states, otherwise log-probabilities.
+        model_fingerprint: of the reference and its precision.
+
+    Raises:
+        ConfigError: the folder holds the cache of another model or of other rows, or its disk
+            cannot hold the hidden states.
+    """
+    if isinstance(dataset, CachedDataset):
+        return dataset
+    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
+    device = next(reference.model.parameters()).device
+    # Rows of any length may follow one another here: the layout's own padding and packing serve.
+    options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
+    transform, vocab = reference.head.transform, reference.head.vocab_size
+
+    def logp(batch: PairBatch) -> Tensor:
+        return reference.logp(batch, batch["rows"], batch["targets"], **options).float()
+
+    def hidden(batch: PairBatch) -> Tensor:
+        operands = reference.operands(batch, batch["rows"], transform, vocab)
+        assert operands["ref_hidden"] is not None
+        return operands["ref_hidden"]
+
+    def by_side(compute: Callable[[PairBatch], Tensor]) -> Callable[..., BySide]:
+        def sides(pairs: Sequence[TokenizedPair]) -> BySide:
+            batch = send_to_device(collator(pairs), device)
+            sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
+            found = compute(batch).cpu().split(sizes)
+            return list(zip(found[::2], found[1::2], strict=True))
+
+        return sides
+
+    pairs = [pair_of(dataset[i]) for i in range(len(dataset))]
+    common: dict[str, Any] = {
+        "model_fingerprint": model_fingerprint or "",
+        "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
+        "say": logger.warning,
+    }
+    if not args.precompute_ref_hidden:
+        return CachedDataset(dataset, build_cache(root / name, pairs, by_side(logp), **common))
+    weight: Tensor = reference.head.module.weight  # type: ignore[assignment]
+    cache = build_hidden_cache(
+        root / f"{name}_hidden",
+        pairs,
+        by_side(hidden),
+        width=weight.shape[1],
+        dtype=torch.bfloat16 if args.bf16 else weight.dtype,  # what the head multiplies in
+        **common,
+    )
+    return CachedDataset(dataset, cache)
+
+
+def kept_head(reference: Reference, policy: Head) -> ReferenceHead:
+    """The reference's head, to stay when the rest of it is freed."""
+    module = reference.head.module
+    own = reference.head.module is policy.module and policy.module.weight.requires_grad
+    # The policy as it is before training is the reference: its head is about to change.
+    weight = module.weight.detach().clone() if own else None  # type: ignore[operator]
+    bias = getattr(module, "bias", None)
+    bias = bias.detach().clone() if own and bias is not None else bias
+    return ReferenceHead.of(reference.head, policy.transform, policy.vocab_size, weight, bias)

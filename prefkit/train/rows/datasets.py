@@ -1,0 +1,94 @@
+"""What is put around tokenised pairs before training, and the collator that takes it off again."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from prefkit.data.batch.collators import Layout
+from prefkit.data.batch.packing import PackedDataset
+from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.data.streamed.rows import PASSED
+from prefkit.model.reference.hidden_cache import HiddenCache
+from prefkit.model.reference.logp_cache import ReferenceCache
+from prefkit.train.sharding.even_evaluation import without_fillers
+
+
+class CachedDataset(Dataset):
+    """Tokenised pairs, each with what is kept of its reference: items (item, (chosen, rejected)).
+
+    Args:
+        dataset: tokenised pairs.
+        cache: the complete cache of that very dataset: log-probabilities or hidden states.
+    """
+
+    def __init__(self, dataset: Any, cache: ReferenceCache | HiddenCache) -> None:
+        self.dataset, self.cache = dataset, cache
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, tuple[Tensor, Tensor]]:
+        return self.dataset[index], self.cache[index]
+
+
+def _is_cached(item: Any) -> bool:
+    return isinstance(item, tuple) and isinstance(item[1], tuple)
+
+
+def pair_of(item: Any) -> TokenizedPair:
+    """The pair of a plain, indexed or cached item."""
+    item = item[0] if _is_cached(item) else item
+    return item[1] if isinstance(item, tuple) else item
+
+
+def plain(dataset: Any) -> Any:
+    """The tokenised pairs inside what was put around them."""
+    while isinstance(dataset, CachedDataset | PackedDataset):
+        dataset = dataset.dataset
+    return dataset
+
+
+class UnwrappingCollator:
+    """Collates packed, cached and plain items; cached ones bring `ref_logp` or `ref_hidden`.
+
+    Args:
+        collator: makes a `PairBatch` of plain items.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, items: list) -> PairBatch:
+        if items[0] is PASSED:  # of a resumed stream: the loader drops the batch
+            return PairBatch()
+        real, counts = without_fillers(items)
+        batch = self._collate(real)
+        if not counts:
+            batch["filler"] = True
+        return batch
+
+    def _collate(self, items: list) -> PairBatch:
+        items = [one for item in items for one in (item if isinstance(item, list) else [item])]
+        if not _is_cached(items[0]):
+            return self.collator(items)
+        batch: PairBatch = self.collator([item for item, _ in items])
+        # Pair by pair, chosen first: the order of the scored tokens, and of the cache.
+        kept = torch.cat([side for _, sides in items for side in sides])
+        batch["ref_logp" if kept.dim() == 1 else "ref_hidden"] = kept
+        return batch
+
+
+def packed(dataset: Any, budget: int, layout: Layout, seed: int | None) -> Any:
+    """The dataset in rows of `budget` tokens; None and packed datasets pass through.
+
+    Raises:
+        ConfigError: a pair that does not fit a row.
+    """
+    if dataset is None or isinstance(dataset, PackedDataset):
+        return dataset
+    pairs = plain(dataset)  # what is cached beside them may lie on a disk: it is not read here
+    return PackedDataset(
+        dataset, [pair_of(pairs[i]) for i in range(len(pairs))], budget, layout, seed
+    )

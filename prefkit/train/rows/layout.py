@@ -1,0 +1,117 @@
+"""Which layout a run's batches have: what was asked for, as far as its models can read it."""
+
+import logging
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from prefkit.data.batch.collators import Layout
+from prefkit.data.batch.packing import PackedDataset, row_tokens
+from prefkit.data.streamed.rows import StreamedRows
+from prefkit.errors import ConfigError, ModelError
+from prefkit.model.attention.install import (
+    install_attention,
+    remove_attention,
+    too_long_for,
+    why_not,
+)
+from prefkit.train.rows.datasets import pair_of, plain
+
+logger = logging.getLogger(__name__)
+
+
+def longest_sequence(datasets: list[Any]) -> int:
+    """Tokens of the longest side of any pair, or that one of a stream may have; 0 without pairs."""
+    longest = 0
+    for dataset in map(plain, datasets):
+        if isinstance(dataset, StreamedRows):
+            longest = max(longest, dataset.longest)
+            continue
+        for i in range(len(dataset)):
+            pair = pair_of(dataset[i])
+            longest = max(longest, len(pair.chosen.ids), len(pair.rejected.ids))
+    return longest
+
+
+def describe_rows(layout: Layout, dataset: Any) -> str:
+    """What the model reads of the pairs, in words: the layout, tokens saved, rows packed.
+
+    Args:
+        layout: of the collator.
+        dataset: pairs as they are trained on, packed or not.
+    """
+    pairs = [pair for _, pair in plain(dataset)]
+    full = row_tokens(pairs, "separate")
+    if layout == "padded":
+        text = f"padded, {full:,} tokens and what pads them"
+    elif layout == "separate":
+        text = f"without padding, {full:,} tokens"
+    else:
+        read = row_tokens(pairs, "shared")
+        saved = 1 - read / full
+        text = f"common prefixes read once, {read:,} of {full:,} tokens ({saved:.0%} saved)"
+    if isinstance(dataset, PackedDataset):
+        text += f"; packed into {len(dataset)} rows, {dataset.fill:.0%} full"
+    return text
+
+
+def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
+    """Prepares the models for rows without padding, or says why they get padded ones.
+
+    Args:
+        args: `layout` and `disable_dropout` are read.
+        models: the policy and, if it is another model, the reference.
+        longest: tokens of the longest sequence of the data.
+
+    Returns:
+        "shared" or "separate" (one row without padding), or "padded".
+
+    Raises:
+        ModelError: layout is "shared", and a model cannot read shared prefixes.
+    """
+    for model in models:
+        install_attention(model)
+    reasons = [reason for model in models if (reason := why_not(model, longest))]
+    if not args.disable_dropout:
+        reasons.append("disable_dropout is off, and attention without padding has no dropout")
+    reasons = _of_all_processes(reasons)
+    if not reasons:
+        return "separate" if args.layout == "separate" else "shared"
+    for model in models:
+        remove_attention(model)
+    if args.layout == "shared":
+        raise ModelError(
+            f"layout: shared cannot be had: {reasons[0]}. Leave layout at auto, which gives each "
+            "side a padded row of its own here."
+        )
+    logger.warning("Layout: each side is a padded row of its own, because %s.", reasons[0])
+    return "padded"
+
+
+def check_lengths(layout: Layout, model: nn.Module, longest: int) -> None:
+    """Refuses sequences that the layout, chosen for those of the beginning, cannot hold.
+
+    Args:
+        layout: of the run.
+        model: the causal LM that reads the rows.
+        longest: tokens of the longest sequence of rows that came later.
+
+    Raises:
+        ConfigError: see above.
+    """
+    reason = None if layout == "padded" else too_long_for(model, longest)
+    if reason is not None:
+        raise ConfigError(
+            f"This dataset has longer sequences than those the layout was chosen for: {reason}."
+            " Give it to the trainer as eval_dataset from the start, and padded rows are taken."
+        )
+
+
+def _of_all_processes(reasons: list[str]) -> list[str]:
+    """What any process found: all must lay their rows out alike, and one may hold no weights."""
+    if not dist.is_initialized():
+        return reasons
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, reasons)
+    return [reason for of_one in found for reason in of_one]

@@ -1,0 +1,97 @@
+"""The page docs/data_layouts.md: a row of every layout, and what `prefkit inspect` shows of it.
+
+python -m tests.data.layout_examples > docs/data_layouts.md
+"""
+
+import io
+import json
+import logging
+from typing import Any
+
+from prefkit.cli import inspect
+from prefkit.data import TokenizeOptions
+from tests.data.chat_cases import tokenizer_for
+from tests.data.data_cases import CONVERSATION_ROW, STANDARD_ROW, TDPO_FILE, scdpo_row
+from tests.data.test_layouts import LAYOUTS, OTHER_KINDS, REFUSED
+
+_HEAD = """\
+# Rows of other trainers, as they are read
+
+Made by `python -m tests.data.layout_examples` from the rows of the tests. Every row is read as it
+is: no option says what it is. Each block is a row and what `prefkit inspect FILE --model MODEL`
+shows of it, with Qwen3's chat template: `⟦scored⟧`, the rest is context. Plain prompts are read as
+they are unless `string_prompts: chat` puts them into the template.
+
+Columns of other names are told with `columns`, in a config of `train`, `inspect`, `plan` and
+`score`, and likewise for the questions of `build` and `evaluate`:
+
+```yaml
+columns: {prompt: ask, chosen: good, rejected: bad, notes: null}   # null leaves a column out
+```
+
+A text column that nobody reads is an error that names it. Names that tell about a row (`id`,
+`source`, `model`, `score_…`, `…_model`, `answer`, …) need not be told.
+"""
+_OWN: dict[str, Any] = {
+    "TRL, standard": STANDARD_ROW,
+    "TRL, conversational": CONVERSATION_ROW,
+    "SCDPO": scdpo_row(),
+    "TDPO": {"prompt": "Q:", **next(iter(TDPO_FILE.values()))},
+}
+_NAMES = {
+    "alpaca": "LLaMA-Factory, alpaca",
+    "alpaca with system": "LLaMA-Factory, alpaca with a system text",
+    "alpaca with history": "LLaMA-Factory, alpaca with earlier turns",
+    "sharegpt": "LLaMA-Factory, sharegpt",
+    "axolotl": "axolotl, `chat_template.default`",
+    "orca": "axolotl, `chatml.intel` (Orca)",
+    "argilla": "axolotl, `chatml.argilla`",
+    "openrlhf": "OpenRLHF, and TRL with an implicit prompt",
+    "ultrafeedback": "UltraFeedback, binarized",
+}
+_TITLES = {
+    "UltraFeedback": "UltraFeedback, as it was published",
+    "unpaired": "TRL and KTO, unpaired",
+}
+_UNREAD = "an unknown question"
+
+
+def page() -> str:
+    """The whole page, Markdown."""
+    rows = _OWN | {title: LAYOUTS[name][0] for name, title in _NAMES.items()}
+    parts = [_HEAD, *(_section(title, row) for title, row in rows.items()), "## Refused\n"]
+    refused = {_TITLES.get(name, name): row for name, row in OTHER_KINDS.items()}
+    refused["A column that nobody reads"] = REFUSED[_UNREAD][0]
+    for title, row in refused.items():
+        parts.append(f"{title}:\n\n```text\n{_shown(row)}\n\nerror: {_error(row)}\n```\n")
+    return "\n".join(parts)
+
+
+def _section(title: str, row: dict[str, Any]) -> str:
+    return f"## {title}\n\n```text\n{_shown(row)}\n\n{_inspected(row)}\n```\n"
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """The row as JSON, a field a line."""
+    fields = (f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in row.items())
+    return "{" + ",\n ".join(fields) + "}"
+
+
+def _inspected(row: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    inspect.run([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=stream)
+    pair = stream.getvalue().split("┌")[0].splitlines()[2:]  # without legend, rule and summary
+    return "\n".join(line.rstrip() for line in pair if "──" not in line).strip("\n")
+
+
+def _error(row: dict[str, Any]) -> str:
+    try:
+        inspect.run([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=io.StringIO())
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("this row was to be refused")
+
+
+if __name__ == "__main__":
+    logging.getLogger("prefkit").setLevel(logging.ERROR)
+    print(page(), end="")

@@ -1,0 +1,57 @@
+"""The README's loop runs as it is printed, on a real model, and does what it says."""
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefkit.data import PairCollator, prepare_pairs
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "prefkit" / "demo" / "assets" / "model"
+PAIRS = ROOT / "prefkit" / "demo" / "assets" / "pairs.jsonl"
+
+
+def test_the_rows_of_the_page_on_long_context_are_read() -> None:
+    page = (ROOT / "docs" / "long_context.md").read_text("utf-8")
+    (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "reading" in x]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(MODEL).float()
+    pairs = prepare_pairs(str(PAIRS), tokenizer, level="step")
+    names = {"model": model, "tokenizer": tokenizer, "pairs": pairs}
+    exec(compile(lines.replace("longest=1024", "longest=64"), "long_context.md", "exec"), names)
+    shared = names["hidden"]
+    batch = PairCollator(tokenizer.pad_token_id)([pairs[0], pairs[1]])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    padded = model.base_model(**inputs).last_hidden_state.flatten(0, 1)[batch["rows"]]
+    torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loop_of_the_readme_trains() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (loop,) = [block for block in blocks if "fused_preference_loss" in block]
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 14
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
+    model, reference = model.float().train(), reference.float().requires_grad_(False)
+    pairs = prepare_pairs(str(PAIRS), tokenizer, level="step")
+    batch = PairCollator(tokenizer.pad_token_id)([pairs[i] for i in range(8)])
+    margins: list[float] = []
+
+    def batches():  # the same pairs again: their margin has to grow
+        for _ in range(6):
+            yield batch
+            margins.append(float(names["out"].metrics["rewards/margins"]))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    names = {
+        "torch": torch,
+        "model": model,
+        "reference": reference,
+        "optimizer": optimizer,
+        "batches": batches(),
+    }
+    exec(compile(loop, "README.md", "exec"), names)
+    assert margins == sorted(margins)
+    assert margins[-1] > margins[0] + 0.01

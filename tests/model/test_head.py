@@ -1,0 +1,294 @@
+"""The fused head computes on the operands of the model's own logits, or refuses the model."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.llama import LlamaForCausalLM, LlamaModel
+
+from prefkit.errors import ModelError
+from prefkit.model.head.fused import LogitTransform, find_head, install
+from prefkit_kernels import token_stats
+from tests.train.trainer_cases import CONFIGS, SHAPE, VOCAB, tiny_model
+
+IDS = torch.tensor([[5, 9, 200, 31, 7], [1, 2, 3, 4, 5]])
+TRANSFORMS = {
+    "gemma2": LogitTransform(softcap=3.0),
+    "cohere": LogitTransform(logit_scale=0.0625),
+    "granite": LogitTransform(logit_scale=1 / 8),
+}
+
+
+def request_logp(model: Any, head: Any) -> torch.Tensor:
+    """(R·(L − 1),) log-probs of the next tokens through a request."""
+
+    def request(hidden: Any, weight: Any, bias: Any) -> Any:
+        flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        stats = token_stats(
+            flat,
+            weight,
+            IDS[:, 1:].reshape(-1),
+            bias=bias,
+            logit_scale=head.transform.logit_scale,
+            softcap=head.transform.softcap,
+        )
+        return stats.logp, {}
+
+    return model(input_ids=IDS, use_cache=False, prefkit_request=request).value
+
+
+def direct_logp(model: Any) -> torch.Tensor:
+    """The same from the model's logits."""
+    logp = model(input_ids=IDS, use_cache=False).logits[:, :-1].log_softmax(-1)
+    return logp.gather(-1, IDS[:, 1:, None]).reshape(-1)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_request_equals_logits_with_gradients(family: str) -> None:
+    model = tiny_model(family, scale=4.0).double().eval()
+    plain = copy.deepcopy(model)
+    head = install(model)
+    assert head.transform == TRANSFORMS.get(family, LogitTransform())
+    got, want = request_logp(model, head), direct_logp(plain)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    got.cos().sum().backward()
+    want.cos().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
+def test_low_precision_heads_are_recognised(family: str, dtype: torch.dtype) -> None:
+    head = find_head(tiny_model(family).to(dtype))
+    assert head.transform == TRANSFORMS.get(family, LogitTransform())
+
+
+def test_without_a_request_nothing_changes(tmp_path: Path) -> None:
+    model = tiny_model("gemma2").eval()
+    before, keys = model(input_ids=IDS).logits, list(model.state_dict())
+    install(model)
+    install(model)
+    assert torch.equal(model(input_ids=IDS).logits, before)
+    assert list(model.state_dict()) == keys
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architectures"] == ["Gemma2ForCausalLM"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(input_ids=IDS).logits, before)
+
+
+def test_generation_still_works() -> None:
+    model = tiny_model().eval()
+    before = model.generate(IDS[:1], max_new_tokens=4, do_sample=False)
+    install(model)
+    assert torch.equal(model.generate(IDS[:1], max_new_tokens=4, do_sample=False), before)
+
+
+def test_a_copy_answers_from_its_own_weights() -> None:
+    model = tiny_model().eval()
+    head = install(model)
+    twin = copy.deepcopy(model)
+    before = request_logp(twin, head)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert torch.equal(request_logp(twin, head), before)
+
+
+def test_head_is_called_as_a_module_once() -> None:
+    model = tiny_model().eval()
+    head = install(model)
+    seen: list[Any] = []
+    head.module.register_forward_hook(lambda *_: seen.append("hook"))
+    request_logp(model, head)
+    assert seen == ["hook"]
+
+
+class Passing(torch.autograd.Function):
+    """Returns its input and notes when the gradient comes back, as ZeRO-3 wraps outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, seen: list[str]) -> torch.Tensor:
+        ctx.seen = seen
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        ctx.seen.append("wrapped output")
+        return grads[0], None
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_backward_passes_the_output_of_the_head_first(family: str, return_dict: bool) -> None:
+    """Sharding gathers the weight in hooks on the head's output; the loss's backward reads it."""
+    model = tiny_model(family).eval()
+    head, seen = install(model), []
+
+    def on_output(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        assert output._base is None  # a view could lose its hooks
+        output.register_hook(lambda _: seen.append("output"))
+        return Passing.apply(output, seen)
+
+    def request(hidden: Any, weight: Any, bias: Any) -> Any:
+        hidden.register_hook(lambda _: seen.append("hidden"))
+        return (hidden @ weight.T).square().mean(), {}
+
+    head.module.register_forward_hook(on_output)
+    model(input_ids=IDS, prefkit_request=request, return_dict=return_dict).value.backward()
+    assert seen == ["wrapped output", "output", "hidden"]
+
+
+def test_a_compiled_model_is_one_graph_with_its_head() -> None:
+    model = tiny_model(scale=3.0).eval()
+    head = install(model)
+    want = request_logp(model, head)
+    want.sum().backward()
+    grad, model.lm_head.weight.grad = model.lm_head.weight.grad, None
+    got = request_logp(torch.compile(model, fullgraph=True, backend="aot_eager"), head)
+    got.sum().backward()
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(model.lm_head.weight.grad, grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_value_of_any_shape_and_dtype_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
+    model = tiny_model().to(torch.bfloat16)
+    value = torch.randn(3, 2, dtype=dtype)
+    install(model)
+    output = model(input_ids=IDS, prefkit_request=lambda *_: (value, {"extra": value}))
+    assert output.value.dtype == dtype
+    assert torch.equal(output.value, value)
+    assert output.extras["extra"] is value
+
+
+def test_a_failing_request_leaves_the_model_usable() -> None:
+    model = tiny_model().eval()
+    before = model(input_ids=IDS).logits
+    install(model)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        model(input_ids=IDS, prefkit_request=fails)
+    assert torch.equal(model(input_ids=IDS).logits, before)
+
+
+def test_through_lora_gradient_checkpointing_and_autocast() -> None:
+    base = tiny_model()
+    peft = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    head = install(peft)
+    peft.enable_input_require_grads()
+    peft.gradient_checkpointing_enable()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = request_logp(peft.train(), head)
+    got.sum().backward()
+    assert got.dtype == torch.float32
+    trained = [name for name, p in peft.named_parameters() if p.grad is not None]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    torch.testing.assert_close(got, direct_logp(peft.eval()), rtol=0.02, atol=0.05)
+
+
+def test_accelerate_does_not_take_the_head_off() -> None:
+    from types import MethodType
+
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    model = tiny_model().eval()
+    head = install(model)
+    before = request_logp(model, head)
+    # What Accelerator.prepare_model does for mixed precision, then what unwrap_model undoes.
+    model._original_forward = model.forward
+    wrapped = torch.autocast("cpu", torch.bfloat16)(model.forward.__func__)
+    model.forward = MethodType(convert_outputs_to_fp32(wrapped), model)
+    assert request_logp(model, head).dtype == torch.float32
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    assert torch.equal(request_logp(model, head), before)
+
+
+class Shifted(LlamaForCausalLM):
+    """Changes its logits in a way no config tells."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + 1.5 * torch.arange(output.logits.shape[-1])
+        return output
+
+
+class HiddenCap(LlamaForCausalLM):
+    """Caps its logits; invisible on small logits, so only known ones can show it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = 30 * torch.tanh(output.logits / 30)
+        return output
+
+
+class TwoLayerHead(nn.Linear):
+    """A linear layer that is not only linear."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden).relu()
+
+
+def adapted(**where: Any) -> Any:
+    return get_peft_model(tiny_model(), LoraConfig(task_type="CAUSAL_LM", **where))
+
+
+def with_head(head: nn.Module) -> Any:
+    model = tiny_model()
+    model.set_output_embeddings(head)
+    return model
+
+
+def int8_head() -> Any:
+    head = nn.Linear(16, VOCAB, bias=False)
+    head.weight = nn.Parameter(torch.zeros(VOCAB, 16, dtype=torch.int8), requires_grad=False)
+    return with_head(head)
+
+
+REFUSED = {
+    "adapter on the head": (
+        lambda: adapted(target_modules=["q_proj", "lm_head"]),
+        ["adapter", "lm_head", "target_modules"],
+    ),
+    "head in modules_to_save": (
+        lambda: adapted(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        ["adapter", "modules_to_save"],
+    ),
+    "no head": (lambda: LlamaModel(CONFIGS["llama"]()), ["LlamaModel", "AutoModelForCausalLM"]),
+    "logits shifted": (lambda: Shifted(CONFIGS["llama"]()), ["Shifted", "config"]),
+    "logits capped": (lambda: HiddenCap(CONFIGS["llama"]()), ["HiddenCap", "softcap"]),
+    "a stack of layers": (
+        lambda: with_head(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, VOCAB))),
+        ["Sequential", "linear"],
+    ),
+    "not only linear": (lambda: with_head(TwoLayerHead(16, VOCAB)), ["TwoLayerHead"]),
+    "quantised head": (int8_head, ["quantised", "int8"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_odd_heads_are_refused_by_name(case: str) -> None:
+    make, words = REFUSED[case]
+    with pytest.raises(ModelError) as error:
+        install(make())
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_bias_and_training_mode_are_kept() -> None:
+    model = tiny_model()
+    model.set_output_embeddings(nn.Linear(SHAPE["hidden_size"], VOCAB, bias=True))
+    model.train()
+    head = install(model)
+    assert model.training
+    torch.testing.assert_close(request_logp(model, head), direct_logp(model), rtol=0, atol=1e-5)

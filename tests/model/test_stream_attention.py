@@ -1,0 +1,329 @@
+"""Attention over trees equals dense attention under an explicit mask, whichever way it is made."""
+
+import re
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.memory import resident_peak
+from prefkit.data.batch.stream import Packed, Stream, Tree
+from prefkit.model.attention import blockwise as blockwise_attention
+from prefkit.model.attention import stream as stream_attention
+from prefkit.model.attention import varlen as varlen_attention
+from prefkit.model.attention.gathered_keys import gathered
+from prefkit.model.attention.stream import attend
+from prefkit.model.attention.varlen import agrees
+
+STREAMS = {
+    "shared": Stream((Tree(0, 7, (3, 5)),)),
+    "separate": Stream((Tree(0, 9), Tree(9, 4))),
+    "packed": Stream((Tree(0, 7, (3, 5)), Tree(15, 4), Tree(19, 1, (0, 6)), Tree(26, 2, (4, 0)))),
+    "three tails": Stream((Tree(0, 5, (2, 3, 4)),)),
+    "over a block": Stream((Tree(0, 300, (40, 270)), Tree(610, 3))),
+}
+CPU, BLOCKWISE = stream_attention._FlashCPU, blockwise_attention.Blockwise
+
+
+def allowed(stream: Stream) -> Tensor:
+    """(N, N) bool: who sees whom, read off the trees one token at a time."""
+    mask = torch.zeros(len(stream), len(stream), dtype=torch.bool)
+    for tree in stream.trees:
+        trunk = list(range(tree.start, tree.start + tree.trunk))
+        tails = zip(tree.tail_starts(), tree.tails, strict=True)
+        for sequence in [trunk, *(trunk + list(range(s, s + n)) for s, n in tails)]:
+            for place, token in enumerate(sequence):
+                mask[token, sequence[: place + 1]] = True
+    return mask
+
+
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, stream: Stream, scale: float, cap: float | None
+) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(-1, -2) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    return scores.masked_fill(~allowed(stream), -torch.inf).softmax(-1) @ v
+
+
+def operands(stream: Stream, dtype: torch.dtype = torch.float64, groups: int = 2) -> list[Tensor]:
+    torch.manual_seed(0)
+    shapes = ((1, 2 * groups, len(stream), 8), *2 * ((1, 2, len(stream), 8),))
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def check(got: Tensor, want: Tensor, inputs: list[Tensor], bound: float) -> None:
+    assert (got - want).abs().max() < bound
+    direction = torch.randn_like(want)
+    mine = torch.autograd.grad(got, inputs, direction)
+    theirs = torch.autograd.grad(want, inputs, direction)
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a - b).abs().max() < 10 * bound
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_blockwise_equals_the_definition(name: str, cap: float | None) -> None:
+    inputs = operands(STREAMS[name])
+    got = BLOCKWISE.apply(*inputs, STREAMS[name], 0.3, cap)
+    check(got, dense(*inputs, STREAMS[name], 0.3, cap), inputs, 1e-13)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_cpu_kernel_equals_the_definition(name: str, groups: int) -> None:
+    inputs = operands(STREAMS[name], groups=groups)
+    got = CPU.apply(*inputs, STREAMS[name], 0.3)
+    check(got, dense(*inputs, STREAMS[name], 0.3, None), inputs, 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_stays_near_fp64(dtype: torch.dtype) -> None:
+    stream = STREAMS["packed"]
+    inputs = operands(stream, dtype)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    want = dense(*exact, stream, 8**-0.5, None)  # type: ignore[arg-type]
+    for got in (attend(*inputs, stream), attend(*inputs, stream, softcap=1e6)):  # type: ignore[misc]
+        assert got.dtype == dtype
+        assert (got.double() - want).abs().max() < (2e-2 if dtype == torch.bfloat16 else 2e-6)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_variable_length_call(name: str) -> None:
+    """What a GPU's kernel is handed gives the same numbers, aligned at the bottom right."""
+    stream = STREAMS[name]
+    inputs = operands(stream)
+    got = varlen_attention.varlen(_variable_length, *inputs, stream, 0.3, 2.0)  # type: ignore[misc]
+    check(got, dense(*inputs, stream, 0.3, 2.0), inputs, 1e-13)  # type: ignore[misc]
+
+
+def _variable_length(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, cap: float | None
+) -> Tensor:
+    """The documented meaning of flash-attn's variable-length function: (N, H, d) → (N, H, d)."""
+    outs = []
+    assert packed.cu_queries.dtype == packed.cu_keys.dtype == torch.int32
+    starts, ends = packed.cu_queries.tolist(), packed.cu_keys.tolist()
+    for i in range(len(starts) - 1):
+        queries = q[starts[i] : starts[i + 1]].transpose(0, 1)
+        keys, values = (x[ends[i] : ends[i + 1]].transpose(0, 1) for x in (k, v))
+        groups = queries.shape[0] // keys.shape[0]
+        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
+        assert queries.shape[1] <= packed.max_queries
+        assert keys.shape[1] <= packed.max_keys
+        scores = queries @ keys.transpose(-1, -2) * scale
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        late = torch.ones(scores.shape[1:], dtype=torch.bool)
+        late = late.triu(keys.shape[1] - queries.shape[1] + 1)
+        outs.append(scores.masked_fill(late, -torch.inf).softmax(-1) @ values)
+    return torch.cat(outs, 1).transpose(0, 1)
+
+
+def test_a_kernel_is_tried_before_it_is_believed(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong alignment, a wrong scale or a kernel that fails: left aside, with the reason."""
+
+    def top_left(q: Tensor, k: Tensor, v: Tensor, p: Packed, *more: Any) -> Tensor:
+        # Aligned at the other end, a tail of 40 sees 40 of its 57 keys.
+        counts = torch.minimum(p.cu_keys.diff(), p.cu_queries.diff())
+        starts = p.cu_keys[:-1].tolist()
+        pairs = zip(starts, counts.tolist(), strict=True)
+        kept = torch.cat([torch.arange(a, a + n) for a, n in pairs])
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+        packed = Packed(kept, p.cu_queries, ends, p.max_queries, int(counts.max()))
+        return _variable_length(q, k[kept], v[kept], packed, *more)
+
+    def failing(*operands: Any) -> Tensor:
+        raise RuntimeError("no such kernel\non this GPU")
+
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert agrees(_variable_length, cpu, dtype, 4, 2, 8, None)
+        assert agrees(_variable_length, cpu, dtype, 4, 4, 16, 3.0)
+        assert not agrees(top_left, cpu, dtype, 4, 2, 8, None)
+    with caplog.at_level("WARNING"):
+        assert not agrees(failing, cpu, torch.float32, 4, 2, 8, None)
+    assert "is left aside (no such kernel)" in caplog.text
+
+
+def test_a_kernel_with_a_wrong_gradient_is_left_aside(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason names the gradient, how far it is off and how far it might be."""
+
+    def without_last_key(q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
+        last = torch.arange(len(v)) == len(v) - 1
+        return _variable_length(q, k, torch.where(last[:, None, None], v.detach(), v), *more)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        with caplog.at_level("WARNING"):
+            assert not agrees(without_last_key, torch.device("cpu"), dtype, 4, 2, 8, None)
+        assert re.search(r"gradient of v off by \S+ of its largest value, limit \S+\)", caplog.text)
+
+
+def test_trying_a_kernel_leaves_no_trace_in_the_forward_around_it() -> None:
+    """Not in a checkpoint that counts tensors, nor where no gradients are recorded."""
+    saved = []
+
+    def fresh() -> Any:
+        return lambda *operands: _variable_length(*operands)
+
+    cpu = torch.device("cpu")
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        assert agrees(fresh(), cpu, torch.float32, 4, 2, 8, None)
+    assert not saved
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert agrees(fresh(), cpu, torch.float32, 4, 2, 8, None)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_grouped_heads_are_first_tried_as_they_are(
+    takes: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A version without a word for grouped heads, whose kernel takes them or does not."""
+    from torch.nn.attention import varlen
+
+    seen = []
+
+    def old(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int,
+            is_causal: bool = False) -> Tensor:  # fmt: skip
+        seen.append(k.shape[1])
+        if k.shape[1] != q.shape[1] and not takes:
+            raise RuntimeError("Number of heads must be the same")
+        packed = Packed(cu_q, cu_q, cu_k, max_q, max_k)
+        return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
+
+    monkeypatch.setattr(varlen, "varlen_attn", old)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
+        cached.cache_clear()
+    with caplog.at_level("WARNING"):
+        kernel = varlen_attention.believed(torch.device("cpu"), torch.float32, 4, 2, 8, None)
+    assert kernel is not None
+    assert seen == ([2] if takes else [2, 4])
+    assert ("keys and values are repeated" in caplog.text) != takes
+    assert ("Number of heads must be the same" in caplog.text) != takes
+    for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gathered_keys_add_their_gradients_in_order(name: str, dtype: torch.dtype) -> None:
+    """Own place first, then tail after tail, to the bit."""
+    stream = STREAMS[name]
+    keys = stream.packed(torch.device("cpu")).keys
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(len(stream), 2, 4, generator=draw).to(dtype).requires_grad_()
+    grad = torch.randn(len(keys), 2, 4, generator=draw).to(dtype)
+    out = gathered(x, stream)
+    assert torch.equal(out, x[keys])
+    (got,) = torch.autograd.grad(out, x, grad)
+    own = {place for one in _places_of_queries(stream) for place in one}
+    for token in range(len(stream)):
+        places = (keys == token).nonzero()[:, 0].tolist()
+        places.sort(key=lambda place: (place not in own, place))
+        kind = torch.promote_types(dtype, torch.float32)
+        want = torch.zeros(2, 4, dtype=kind)
+        for place in places:
+            want = want + grad[place].to(kind)
+        assert torch.equal(got[token], want.to(dtype))
+
+
+def _places_of_queries(stream: Stream) -> list[range]:
+    """Where each attention's own tokens lie among the gathered keys: at its end."""
+    ends, counts = 0, []
+    for one in stream.attends():
+        ends += one.key_count
+        counts.append(range(ends - len(one.queries), ends))
+    return counts
+
+
+def test_blocks_are_larger_on_a_gpu() -> None:
+    """By bytes there; in both cases the scores of a block stay within what is set."""
+    size = blockwise_attention.block_size
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert size(8, 4096, gpu) == 512
+    assert size(8, 4096, cpu) == 64
+    assert size(32, 8192, gpu) * 32 * 8192 * 4 == blockwise_attention.GPU_SCORE_BYTES
+    assert size(1, 10, gpu) == 1024
+    assert size(64, 1 << 20, gpu) == 16
+
+
+@pytest.mark.parametrize("known", ["new", "old"])
+def test_torch_varlen_is_called_by_the_names_it_knows(
+    known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Causal from the bottom right, our scale, grouped heads: whatever the version calls them."""
+    from torch.nn.attention import varlen
+
+    def new(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, *,
+            scale: float, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:  # fmt: skip
+        assert window_size == (-1, 0)
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        return _variable_length(q, k, v, Packed(cu_q, cu_q, cu_k, max_q, max_k), scale, None)
+
+    def old(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int,
+            is_causal: bool = False) -> Tensor:  # fmt: skip
+        assert is_causal
+        assert q.shape[1] == k.shape[1]
+        packed = Packed(cu_q, cu_q, cu_k, max_q, max_k)
+        return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
+
+    monkeypatch.setattr(varlen, "varlen_attn", {"new": new, "old": old}[known])
+    kernel = varlen_attention._torch_varlen()
+    assert kernel is not None
+    stream = STREAMS["packed"]
+    inputs = operands(stream)
+    got = varlen_attention.varlen(kernel, *inputs, stream, 0.3, None)  # type: ignore[misc]
+    check(got, dense(*inputs, stream, 0.3, None), inputs, 1e-13)  # type: ignore[misc]
+
+
+def test_blockwise_keeps_fp32_under_autocast_and_in_its_sums() -> None:
+    stream = STREAMS["over a block"]
+    inputs = operands(stream, torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = BLOCKWISE.apply(*inputs, stream, 0.3, 2.0)
+    assert (got.double() - dense(*exact, stream, 0.3, 2.0)).abs().max() < 1e-5  # type: ignore[misc]
+
+
+def test_many_blocks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 operands: the gradient of a key is as good with 60 blocks as with one."""
+    stream = Stream((Tree(0, 960),))
+    errors = {}
+    for scores in (1 << 30, 1):  # one block of 256, or blocks of 16
+        monkeypatch.setattr(blockwise_attention, "SCORES", scores)
+        inputs = operands(stream, torch.bfloat16)
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        direction = torch.ones(1, 4, 960, 8)
+        got = BLOCKWISE.apply(*inputs, stream, 0.3, 2.0)
+        mine = torch.autograd.grad(got, inputs, direction.bfloat16())[1].float()
+        want = torch.autograd.grad(BLOCKWISE.apply(*exact, stream, 0.3, 2.0), exact, direction)[1]
+        errors[scores] = float((mine - want).norm() / want.norm())
+    assert errors[1] < 1.2 * errors[1 << 30]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda q, k, v: (q[:, :, :-1], k, v), "13 tokens of the stream"),
+        (lambda q, k, v: (q, k, v[:, :1]), "1 value heads"),
+        (lambda q, k, v: (q[:, :3], k, v), "3 query heads cannot share 2"),
+        (lambda q, k, v: (q.expand(2, -1, -1, -1), k, v), r"must be \(1, heads"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        attend(*change(*operands(STREAMS["separate"])), STREAMS["separate"])
+
+
+def test_no_memory_of_queries_times_keys() -> None:
+    """At 4096 + 2 × 2048 tokens the scores of one head alone would be 268 MB."""
+    stream = Stream((Tree(0, 4096, (2048, 2048)),))
+    q, k, v = (torch.randn(1, 2, 8192, 16, requires_grad=True) for _ in range(3))
+    attend(q[:, :, :64], k[:, :, :64], v[:, :, :64], Stream((Tree(0, 64),))).sum().backward()
+    for cap, bound in ((None, 30e6), (3.0, 268e6)):
+        peak = resident_peak(lambda c=cap: attend(q, k, v, stream, softcap=c).sum().backward())
+        assert peak < bound, cap

@@ -1,0 +1,266 @@
+"""Options: what they build, how YAML and flags become them, and every mistake in them."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefkit import DPO, TDPO, PreferenceConfig, SimPO
+from prefkit.errors import ConfigError
+from prefkit.options.parse import coerce, load_options, split_flags
+from prefkit.train.config import _CHOICES
+from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments, field_docs
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+NEEDED = ["--model", "m", "--train_data", "d.jsonl"]
+
+
+def test_objectives() -> None:
+    assert PreferenceConfig(method="dpo").build_objective() == DPO(beta=0.1)
+    assert PreferenceConfig(method="step-dpo").build_objective() == DPO(beta=0.4)
+    assert PreferenceConfig(method="scdpo", beta=0.5).build_objective() == DPO(beta=0.5)
+    assert PreferenceConfig(method="cdpo").build_objective() == DPO(beta=1.0)
+    position = PreferenceConfig(method="cdpo", reduction="position", positions_per_pair=9)
+    assert position.build_objective() == DPO(beta=0.1, reduction="position", positions_per_pair=9)
+    assert PreferenceConfig(method="tdpo1").build_objective() == TDPO(beta=0.1, variant="tdpo1")
+    tdpo = PreferenceConfig(method="tdpo2", alpha=0.7, beta=0.2).build_objective()
+    assert tdpo == TDPO(beta=0.2, alpha=0.7, variant="tdpo2")
+    simpo = PreferenceConfig(method="simpo", margin=0.3).build_objective()
+    assert simpo == SimPO(beta=2.0, margin=0.3)
+    full = PreferenceConfig(link="robust", label_smoothing=0.1, nll_weight=0.2, margin=0.3)
+    assert full.build_objective() == DPO(
+        link="robust", label_smoothing=0.1, nll_weight=0.2, margin=0.3
+    )
+
+
+def test_levels_and_defaults() -> None:
+    assert PreferenceConfig(method="step-dpo").resolved_level == "step"
+    assert PreferenceConfig(method="scdpo").resolved_level == "solution"
+    assert PreferenceConfig(method="scdpo", level="step").resolved_level == "step"
+    plain = PreferenceConfig()
+    assert plain.output_dir == "prefkit-output/dpo"
+    assert plain.learning_rate == 1e-6
+    assert not plain.bf16
+    assert plain.report_to == []
+    assert not plain.remove_unused_columns
+
+
+def test_liger_serves_the_body_and_leaves_the_head_alone(tmp_path: Path) -> None:
+    """Its fused loss replaces the forward that the fused head lives in."""
+    options = {"output_dir": str(tmp_path), "use_liger_kernel": True}
+    config = PreferenceConfig(**options, liger_kernel_config={"rms_norm": True})
+    off = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+    assert config.liger_kernel_config == {"rms_norm": True, **off}
+    with pytest.raises(ConfigError, match="replaces the head"):
+        PreferenceConfig(**options, liger_kernel_config={"fused_linear_cross_entropy": True})
+
+
+def test_every_own_field_is_documented() -> None:
+    for cls in (PreferenceFields, ScriptArguments):
+        docs = field_docs(cls)
+        for field in fields(cls):
+            assert len(docs.get(field.name, "")) > 10, field.name
+    assert set(_CHOICES["method"]) == set(METHODS)
+
+
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "method": ({"method": "ddpo"}, ["method", "tdpo2"]),
+    "beta zero": ({"beta": 0.0}, ["beta", "positive"]),
+    "beta nan": ({"beta": float("nan")}, ["beta"]),
+    "alpha negative": ({"method": "tdpo2", "alpha": -1.0}, ["alpha"]),
+    "alpha without tdpo2": ({"alpha": 0.5}, ["alpha", "no effect", "dpo"]),
+    "alpha with tdpo1": ({"method": "tdpo1", "alpha": 0.5}, ["alpha", "tdpo1"]),
+    "link with tdpo": ({"method": "tdpo2", "link": "ipo"}, ["link", "no effect"]),
+    "margin with tdpo": ({"method": "tdpo2", "margin": 1.0}, ["margin"]),
+    "nll with simpo": ({"method": "simpo", "nll_weight": 1.0}, ["nll_weight"]),
+    "label smoothing 0.5": ({"label_smoothing": 0.5}, ["label_smoothing", "0.5"]),
+    "smoothing with hinge": ({"link": "hinge", "label_smoothing": 0.1}, ["hinge"]),
+    "ipo with margin": ({"link": "ipo", "margin": 1.0}, ["margin"]),
+    "position with ipo": ({"link": "ipo", "reduction": "position"}, ["position"]),
+    "positions of a sequence": ({"positions_per_pair": 3}, ["positions_per_pair", "sequence"]),
+    "cache with KL": (
+        {"method": "tdpo2", "precompute_ref_log_probs": True},
+        ["precompute_ref_log_probs", "tdpo2", "distribution"],
+    ),
+    "cache without reference": (
+        {"method": "simpo", "precompute_ref_log_probs": True},
+        ["precompute_ref_log_probs"],
+    ),
+    "max_length": ({"max_length": 0}, ["max_length"]),
+    "memory budget": ({"memory_budget": -5}, ["memory_budget"]),
+    "level": ({"level": "steps"}, ["level", "solution"]),
+    "too_long": ({"too_long": "truncate"}, ["too_long", "truncate_end"]),
+    "token label smoothing": ({"label_smoothing_factor": 0.1}, ["label_smoothing"]),
+    "bf16 and fp16": ({"bf16": True, "fp16": True}, ["fp16"]),
+    "unknown logger": ({"report_to": "wandbb"}, ["report_to", "wandb"]),
+    "fsdp 1": ({"fsdp": True, "fsdp_config": {"version": 1}}, ["fsdp_config", "FSDP2"]),
+    "cache in a file": ({"ref_cache_dir": __file__}, ["ref_cache_dir", "file"]),
+    "eval without steps": ({"save_strategy": "sometimes"}, ["sometimes"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(case: str) -> None:
+    options, words = BAD_OPTIONS[case]
+    with pytest.raises(ConfigError) as error:
+        PreferenceConfig(**options)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+# -- values and flags ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "want"),
+    [
+        ("1e-6", float, 1e-6),
+        (3, float, 3),
+        ("3", int, 3),
+        (4.0, int, 4),
+        ("true", bool, True),
+        ("No", bool, False),
+        (False, str, "no"),
+        (False, str | None, "no"),
+        (7, str, "7"),
+        ("null", int | None, None),
+        ("none", str | None, None),
+        ("[a, b]", list[str] | None, ["a", "b"]),
+        ("a", list[str], ["a"]),
+        ("a.jsonl", str | list[str], "a.jsonl"),
+        (["a", "b"], str | list[str], ["a", "b"]),
+        ('{"num_cycles": 1}', dict | str | None, {"num_cycles": 1}),
+        ("", str, ""),
+    ],
+)
+def test_coerce(value: Any, hint: Any, want: Any) -> None:
+    got = coerce("field", value, hint)
+    assert got == want
+    assert type(got) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("x", float), ("1.5", int), (2.5, int), ("maybe", bool), (3, bool), (None, float), ([1], int)],
+)
+def test_coerce_refuses(value: Any, hint: Any) -> None:
+    with pytest.raises(ConfigError, match="field"):
+        coerce("field", value, hint)
+
+
+def test_flags() -> None:
+    words, flags = split_flags(
+        ["c.yaml", "--bf16", "--learning-rate=1e-3", "--train_data", "a", "b", "--beta", "-1"]
+    )
+    assert words == ["c.yaml"]
+    assert flags == {
+        "bf16": [],
+        "learning_rate": ["1e-3"],
+        "train_data": ["a", "b"],
+        "beta": ["-1"],
+    }
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: m\ntrain_data: [a.jsonl]\nbeta: 0.3\nlearning_rate: 1e-5\nlevel: step")
+    script, config, _ = load_options([str(path), "--beta", "0.2", "--eval_strategy", "no"])
+    assert (script.model, script.train_data) == ("m", ["a.jsonl"])
+    assert (config.beta, config.learning_rate, config.level) == (0.2, 1e-5, "step")
+
+
+def test_resolved_options_read_back(tmp_path: Path) -> None:
+    flags = ["--method", "tdpo2", "--alpha", "0.3", "--adapter", "lora", "--lora_r", "4"]
+    options = load_options([*NEEDED, *flags, "--lr_scheduler_type", "cosine"])
+    path = tmp_path / "again.yaml"
+    path.write_text(options.as_yaml())
+    again = load_options([str(path)])
+    assert again.script == options.script
+    assert again.config.to_dict() == options.config.to_dict()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_sound(path: Path) -> None:
+    script, config, _ = load_options([str(path)])
+    assert script.model
+    assert config.method.replace("-", "_") == path.stem or path.stem in ("lora", "quickstart")
+    assert set(yaml.safe_load(path.read_text())) > {"model", "train_data", "method", "beta"}
+
+
+BAD_FILES = {
+    "not a mapping": ("- a\n- b\n", ["option: value"]),
+    "broken yaml": ("beta: [1\n", ["not valid YAML", "line"]),
+    "twice": ("beta: 1\nbeta: 2\n", ["beta", "twice", "line 2"]),
+    "unknown key": ("betta: 1\n", ["betta", "beta"]),
+    "not text": (b"\xff\xfe\x00beta", ["cannot be read"]),
+    "wrong type": ("learning_rate: fast\n", ["learning_rate", "fast", "number"]),
+    "wrong choice": ("method: dppo\n", ["method", "dppo", "tdpo2"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files(case: str, tmp_path: Path) -> None:
+    content, words = BAD_FILES[case]
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as error:
+        load_options([str(path), *NEEDED])
+    assert all(word in str(error.value) for word in ["run.yaml", *words]), str(error.value)
+
+
+BAD_FLAGS = {
+    "unknown": (["--modle", "x"], ["modle", "model"]),
+    "single dash": (["-beta", "1"], ["--beta"]),
+    "twice": (["--beta", "1", "--beta", "2"], ["beta", "twice"]),
+    "two files": (["a.yaml", "b.yaml"], ["One config file"]),
+    "no such file": (["missing.yaml"], ["missing.yaml"]),
+    "lora without adapter": (["--lora_r", "8", *NEEDED], ["lora_r", "adapter: lora"]),
+    "no model": (["--train_data", "x"], ["model is missing"]),
+    "no data": (["--model", "x"], ["train_data is missing"]),
+    "loss_type": (["--loss_type", "ipo"], ["loss_type", "method", "link"]),
+    "forgotten data": (["--model", "m", "--train_data"], ["train_data needs a value"]),
+    "forgotten number": ([*NEEDED, "--beta"], ["beta needs a value"]),
+    "forgotten choice": ([*NEEDED, "--method"], ["method needs a value"]),
+    "eval without data": ([*NEEDED, "--eval_strategy", "epoch"], ["eval_strategy", "eval_data"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags(case: str) -> None:
+    argv, words = BAD_FLAGS[case]
+    with pytest.raises(ConfigError) as error:
+        load_options(argv)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+BAD_NUMBERS: dict[str, Any] = {
+    "learning_rate": [-1e-5, float("nan")],
+    "per_device_train_batch_size": [0],
+    "per_device_eval_batch_size": [0],
+    "gradient_accumulation_steps": [0],
+    "seed": [-1, 2**32],
+    "max_steps": [0, -2],
+    "num_train_epochs": [0, -1.0],
+    "save_steps": [0],
+    "beta": ["0.1"],
+    "max_length": [1.5],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, v) for k, vs in BAD_NUMBERS.items() for v in vs])
+def test_bad_numbers_are_named(name: str, value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^{name} is {str(value).replace('.', '[.]')}|^{name} is '"
+    ):
+        PreferenceConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["none", "null", None, [None], [], ["none"]])
+def test_no_logger(value: Any, tmp_path: Path) -> None:
+    assert PreferenceConfig(report_to=value).report_to == []
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"report_to": value}))
+    assert load_options([str(path), *NEEDED]).config.report_to == []
+    if isinstance(value, str):
+        assert load_options(["--report_to", value, *NEEDED]).config.report_to == []

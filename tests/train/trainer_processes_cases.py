@@ -1,0 +1,88 @@
+"""Runs of the real Trainer, the same in one process and in several."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.train.trainer_cases import ROWS, logs_of, tiny_model, trainer
+
+STEPS, SAVED = 3, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run of four rows a batch over all processes, two batches a step.
+
+    Attributes:
+        options: of `PreferenceConfig`, in one process and in several.
+        alone: of the one process only.
+        together: of the several only.
+        processes: how many these are.
+        lora: train an adapter; the reference is the model without it.
+        family: of `trainer_cases.tiny_model`.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    alone: dict[str, Any] = field(default_factory=dict)
+    together: dict[str, Any] = field(default_factory=dict)
+    processes: int = 2
+    lora: bool = False
+    family: str = "llama"
+
+
+SHARED = {"sequence_parallel_size": 2, "ddp_find_unused_parameters": False}
+SAVING = {"save_strategy": "steps", "save_steps": SAVED}
+# The routers' loss is one of a batch: two pairs in each, however many processes there are.
+BALANCED: dict[str, Any] = {
+    "options": {"router_aux_loss_coef": 0.5, "pad_to_multiple_of": 16},
+    "alone": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    "family": "mixtral",
+}
+CASES = {
+    "tdpo2": Case(options={"method": "tdpo2", **SAVING}),
+    "cached log-probs": Case(options={"precompute_ref_log_probs": True, **SAVING}),
+    "shared rows, tdpo2": Case(options={"method": "tdpo2"}, together=SHARED),
+    "shared rows, lora": Case(options={"gradient_checkpointing": True}, together=SHARED, lora=True),
+    "shared rows, cached hidden states": Case(
+        options={"method": "tdpo2", "layout": "separate", "precompute_ref_hidden": True},
+        together=SHARED,
+    ),
+    "experts": Case(**BALANCED),
+    "shared rows, experts": Case(**BALANCED, together=SHARED),
+    # Two groups of two processes read four packed rows a step, of 12: three steps, no row twice.
+    "two groups, packed rows": Case(
+        options={"method": "tdpo2", "tokens_per_batch": 40},
+        alone={"gradient_accumulation_steps": 4},
+        together={**SHARED, "gradient_accumulation_steps": 1},
+        processes=4,
+    ),
+}
+
+
+def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
+    """Trains and evaluates.
+
+    Returns:
+        logs: the lines of training; eval: that of evaluation; weights: the sum of each parameter's
+        absolute values, by name.
+    """
+    options: dict[str, Any] = {"gradient_accumulation_steps": 2, **case.options}
+    options |= case.alone if processes == 1 else case.together
+    if "tokens_per_batch" not in options:
+        options.setdefault("per_device_train_batch_size", 4 // processes)
+    if case.lora:
+        from peft import LoraConfig
+
+        targets = ["q_proj", "v_proj"]
+        options["peft_config"] = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    model = tiny_model(case.family, scale=3.0)
+    trained = trainer(
+        folder, model, max_steps=STEPS, eval_dataset=ROWS[:7], use_cpu=True, **options
+    )
+    trained.train()
+    evaluation = trained.evaluate()
+    weights = {
+        name.removeprefix("module."): parameter.detach().double().abs().sum().item()
+        for name, parameter in trained.model.named_parameters()
+    }
+    return {"logs": logs_of(trained), "eval": evaluation, "weights": weights}
