@@ -20,7 +20,7 @@ from prefkit.train.arguments import refuse_data_parallel, refuse_missing_eval, r
 from prefkit.train.balancing import router_of_run
 from prefkit.train.best_metric import objective_metrics
 from prefkit.train.caches import attach_cache, kept_head
-from prefkit.train.checks import check_machine, check_schedule
+from prefkit.train.checks import check_machine, check_passes
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.datasets import UnwrappingCollator, packed, plain
 from prefkit.train.layout import choose_layout, longest_sequence
@@ -91,7 +91,7 @@ class PreferenceTrainer(LossTrainer):
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         head = self.head.module.parameters()
-        check_schedule(args, self.objective, any(parameter.requires_grad for parameter in head))
+        check_passes(args, self.objective, any(parameter.requires_grad for parameter in head))
         self._reference_id = reference_fingerprint(self.reference, args)
         self._start_counting()
         self._tokenizer = tokenizer
