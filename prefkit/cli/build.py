@@ -139,7 +139,7 @@ def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
 
 def _help(usage: str, method: str | None = None) -> str:
     from prefkit.options.help import groups, write_help
-    from prefkit.train.fields import field_docs
+    from prefkit.options.option import field_docs
 
     docs = field_docs(BuildFields)
     hidden = {*_NOT_FLAGS, *(n for n in docs if method is not None and not used_by(n, method))}

@@ -14,7 +14,8 @@ from prefkit.data.formats.blocks import BLOCK_STYLES
 from prefkit.data.formats.detect import FORMATS
 from prefkit.data.tokens.render import TokenizeOptions
 from prefkit.errors import ConfigError
-from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments
+from prefkit.loss.objectives import METHODS
+from prefkit.train.fields import PreferenceFields, ScriptArguments
 
 OPTIONS = tuple(field.name for field in fields(TokenizeOptions))
 READING = ("mask_tool_output", "format", "block_style", "columns", "on_bad_row")

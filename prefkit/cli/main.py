@@ -64,7 +64,8 @@ _COMMON = {
 
 def _train_help() -> str:
     from prefkit.options.help import groups, write_help
-    from prefkit.train.fields import PreferenceFields, ScriptArguments, field_docs
+    from prefkit.options.option import field_docs
+    from prefkit.train.fields import PreferenceFields, ScriptArguments
 
     sections: list[tuple[str, dict[str, str]]] = [("what to load", field_docs(ScriptArguments))]
     docs = field_docs(PreferenceFields)

@@ -23,8 +23,8 @@ from typing import Any
 from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.errors import ConfigError
 from prefkit.files.atomic import check_writable, write_text
+from prefkit.options.option import field_docs
 from prefkit.options.parse import coerce, split_flags
-from prefkit.train.fields import field_docs
 
 _OWN = {
     "positive": "Model tuned on right solutions (required).",

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, Union
 import yaml
 
 from prefkit.errors import ConfigError
-from prefkit.train.fields import ScriptArguments
+from prefkit.options.check import check_option
+from prefkit.train.fields import PreferenceFields, ScriptArguments
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NONE = ("none", "null", "~", "")
@@ -244,6 +245,7 @@ def load_options(argv: Sequence[str]) -> Options:
 
     hints = {**typing.get_type_hints(PreferenceConfig), **typing.get_type_hints(ScriptArguments)}
     known = [field.name for cls in (PreferenceConfig, ScriptArguments) for field in fields(cls)]
+    own_fields = {f.name: f for cls in (PreferenceFields, ScriptArguments) for f in fields(cls)}
     values: dict[str, Any] = {}
     given: list[tuple[str, str, Any]] = [(words[0], key, value) for key, value in content.items()]
     for key, words_given in flags.items():
@@ -255,6 +257,8 @@ def load_options(argv: Sequence[str]) -> Options:
             refuse_bare(key, hints[key])
         try:
             values[key] = coerce(key, value, hints[key])
+            if key in own_fields:
+                check_option(own_fields[key], hints[key], values[key])
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     own = {field.name for field in fields(ScriptArguments)}

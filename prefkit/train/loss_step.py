@@ -10,7 +10,7 @@ from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.fused import fused_preference_loss
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit.model.reference.head import ReferenceHead
 from prefkit.model.reference.policy import Reference
 from prefkit.train.config import PreferenceConfig

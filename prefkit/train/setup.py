@@ -18,7 +18,7 @@ from prefkit.data.streamed.prepare import stream_pairs
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.data.tokens.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit.model.fsdp_units import copy_without_weights, weights_elsewhere
 from prefkit.model.head.fused import install, unwrap
 from prefkit.model.reference.logp_cache import fingerprint_model
@@ -86,16 +86,7 @@ def tokenize_options(args: Any, text_config: Any) -> TokenizeOptions:
         args: has the fields of `prefkit.train.fields.TextFields`.
         text_config: of the model: how long a sequence it can read, where `max_length` is None.
     """
-    return TokenizeOptions(
-        max_length=args.max_length or getattr(text_config, "max_position_embeddings", None),
-        too_long=args.too_long,
-        string_prompts=args.string_prompts,
-        prompt_template=args.prompt_template,
-        joiner=args.joiner,
-        system_prompt=args.system_prompt,
-        chat_template=args.chat_template,
-        chat_template_kwargs=args.chat_template_kwargs or {},
-    )
+    return TokenizeOptions.of(args, getattr(text_config, "max_position_embeddings", None))
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from prefkit.data.streamed.prepare import stream_solutions
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
 from prefkit.model.head.fused import install
+from prefkit.options.check import check_options
 from prefkit.train.balancing import router_of_run
 from prefkit.train.checks.arguments import refuse_data_parallel, refuse_kinds, refuse_missing_eval
 from prefkit.train.checks.options import check_machine
@@ -37,7 +38,7 @@ from prefkit.train.rows.datasets import UnwrappingCollator
 from prefkit.train.rows.layout import choose_layout
 from prefkit.train.rows.streaming import refuse_eval_stream, refuse_streams
 from prefkit.train.rows.templates import with_trained_template
-from prefkit.train.run_config import CHOICES, NUMBERS, POSITIVE, RunConfig
+from prefkit.train.run_config import RunConfig
 from prefkit.train.setup import prepare_policy, tokenize_options
 from prefkit_kernels import token_stats
 
@@ -54,8 +55,7 @@ class SupervisedConfig(SupervisedFields, RunConfig):
     """
 
     def __post_init__(self) -> None:
-        self._check_choices({**CHOICES, "layout": ("auto", "padded")})
-        self._check_numbers(NUMBERS, POSITIVE)
+        check_options(self, [SupervisedFields])
         if self.output_dir is None:
             self.output_dir = "prefkit-output/sft"
         super().__post_init__()

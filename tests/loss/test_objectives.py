@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit_kernels import TokenStats
 
 # Pair 0 with a prompt before it and a masked token inside; pair 1 with sides of unequal length.
@@ -243,17 +243,20 @@ def test_an_objective_says_what_it_lacks() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPO(beta=0), "beta must be"),
-        (lambda: DPO(beta=float("nan")), "beta must be"),
-        (lambda: DPO(link="logistic"), "link must be one of sigmoid, robust, hinge, ipo"),
-        (lambda: DPO(label_smoothing=0.5), "label_smoothing must be in"),
-        (lambda: DPO(link="hinge", label_smoothing=0.1), "sigmoid and robust"),
+        (lambda: DPO(beta=0), "beta is 0; it must be a positive"),
+        (lambda: DPO(beta=float("nan")), "beta is nan; it must be"),
+        (lambda: DPO(link="logistic"), "link is .*; it must be one of sigmoid, robust, hinge, ipo"),
+        (lambda: DPO(label_smoothing=0.5), "label_smoothing is 0.5; it must be in"),
+        (
+            lambda: DPO(link="hinge", label_smoothing=0.1),
+            "with link 'hinge'. Use sigmoid or robust",
+        ),
         (lambda: DPO(link="ipo", margin=1.0), "its own margin"),
         (lambda: DPO(reduction="position", link="ipo"), "excludes"),
         (lambda: DPO(positions_per_pair=3), "goes with reduction='position'"),
-        (lambda: DPO(nll_weight=-1.0), "nll_weight must be"),
-        (lambda: TDPO(alpha=-0.1), "alpha must be"),
-        (lambda: TDPO(variant="tdpo3"), "variant must be one of"),
+        (lambda: DPO(nll_weight=-1.0), "nll_weight is -1.0; it must be"),
+        (lambda: TDPO(alpha=-0.1), "alpha is -0.1; it must be"),
+        (lambda: TDPO(variant="tdpo3"), "variant is .*; it must be one of"),
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:

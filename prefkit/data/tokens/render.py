@@ -6,8 +6,8 @@ what sampling would show, and then what the row itself began.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any
 
 from prefkit.data.pair import Front, Message, Rendered
 from prefkit.data.tokens.chat import ChatTemplate, common_start, extra_fields, say_once
@@ -16,39 +16,23 @@ from prefkit.data.tokens.marks import repeated_opening
 from prefkit.data.tokens.tokenizers import check_tokenizer, leading_ids, untrimmed
 from prefkit.data.tokens.turn_starts import TurnStarts, check_begun_thought
 from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.options.check import check_options
+from prefkit.options.prompt import LengthFields, PromptFields
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizeOptions:
-    """How pairs become token ids.
+@dataclass(kw_only=True)
+class TokenizeOptions(PromptFields, LengthFields):
+    """How pairs become token ids: the fields of `prefkit.options.prompt`, where they are explained.
 
-    Attributes:
-        max_length: most tokens of a full sequence, end-of-sequence token included; None = no limit.
-        too_long: "error" = refuse the row, "skip" = leave it out and list it, "truncate_end" = cut
-            the end of whole solutions. Prompt, prefix and single steps are never cut: a row that
-            would need it is refused, or skipped with "skip".
-        string_prompts: "raw" = a string prompt is the text itself; "chat" = it is a user message.
-        prompt_template: wraps string prompts, e.g. "Question: {prompt}\\nAnswer:".
-        joiner: put between a raw string prompt and what follows it (Step-DPO's alpaca template
-            uses "\\n", its deepseek-math template " ").
-        system_prompt: system message put before string prompts read as chat.
-        chat_template: a Jinja template in place of the tokenizer's own, the path of a file that
-            holds one, or "plain".
-        chat_template_kwargs: extra variables of the template, e.g. {"enable_thinking": False}.
+    max_length None sets no limit; chat_template_kwargs may be any mapping.
+
+    Raises:
+        ConfigError: a value that no row could be read with.
     """
 
-    max_length: int | None = None
-    too_long: Literal["error", "skip", "truncate_end"] = "error"
-    string_prompts: Literal["raw", "chat"] = "raw"
-    prompt_template: str = "{prompt}"
-    joiner: str = ""
-    system_prompt: str | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
     def __post_init__(self) -> None:
-        _check_choice("too_long", self.too_long, ("error", "skip", "truncate_end"))
-        _check_choice("string_prompts", self.string_prompts, ("raw", "chat"))
+        self.chat_template_kwargs = self.chat_template_kwargs or {}
+        check_options(self)
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length}. Give at least 2, or null.")
         if "{prompt}" not in self.prompt_template:
@@ -61,6 +45,23 @@ class TokenizeOptions:
                 f"chat_template_kwargs is {self.chat_template_kwargs!r}. Write an object of "
                 'variables, such as {"enable_thinking": false}.'
             )
+
+    @property
+    def template_variables(self) -> Mapping[str, Any]:
+        """chat_template_kwargs as they are after the checks: a mapping."""
+        assert isinstance(self.chat_template_kwargs, Mapping)
+        return self.chat_template_kwargs
+
+    @classmethod
+    def of(cls, options: Any, longest: int | None = None) -> "TokenizeOptions":
+        """From an object that has the same fields, as the options of a run do.
+
+        Args:
+            options: of a run, a build, a scoring.
+            longest: tokens of the longest sequence, where the options leave max_length open.
+        """
+        values = {field.name: getattr(options, field.name) for field in fields(cls)}
+        return cls(**{**values, "max_length": values["max_length"] or longest})
 
 
 def is_chat(front: Front, options: TokenizeOptions) -> bool:
@@ -93,7 +94,7 @@ class Renderer:
         self.bos = leading_ids(tokenizer)
         others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
-        self.template = ChatTemplate(tokenizer, options.chat_template, options.chat_template_kwargs)
+        self.template = ChatTemplate(tokenizer, options.chat_template, options.template_variables)
         self.kept = Kept(self.template, self.write)
         self._openings: set[str] = set()
         self.starts = TurnStarts(self.write)
@@ -219,8 +220,3 @@ class Renderer:
                 "Prompts that are plain text are read as they are, although the tokenizer has a "
                 "chat template. string_prompts: chat puts them into it."
             )
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}. Choose one of: {', '.join(choices)}.")

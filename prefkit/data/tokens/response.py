@@ -127,7 +127,7 @@ def _check_thoughts(
 def _switch(front: Front, rendered: Rendered, renderer: Renderer, *states: str) -> str:
     """The remedy of a variable with which the generation prompt leaves a thought in one of the
     states; "" where no known one does."""
-    set_already = {**renderer.options.chat_template_kwargs, **front.variables}
+    set_already = {**renderer.options.template_variables, **front.variables}
     for variables in SWITCHES:
         if variables.items() <= set_already.items():
             continue

@@ -149,11 +149,4 @@ class Context:
 
 def tokenize_options(options: BuildFields) -> TokenizeOptions:
     """How prompts are written, as training reads it."""
-    return TokenizeOptions(
-        string_prompts=options.string_prompts,
-        prompt_template=options.prompt_template,
-        joiner=options.joiner,
-        system_prompt=options.system_prompt,
-        chat_template=options.chat_template,
-        chat_template_kwargs=options.chat_template_kwargs or {},  # type: ignore[arg-type]
-    )
+    return TokenizeOptions(**options.prompt_options())

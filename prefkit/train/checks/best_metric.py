@@ -12,7 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from prefkit.errors import ConfigError
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit_kernels import TokenStats
 
 # Metrics that may be wanted high or low: what transformers would take for granted is no answer.

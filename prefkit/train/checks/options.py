@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prefkit.errors import ConfigError, ModelError, PrefkitError
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit.loss.passes import obstacle_to_one_pass
 from prefkit.train.checks.sharding import check_processes
 
