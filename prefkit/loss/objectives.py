@@ -314,7 +314,9 @@ METHODS: dict[str, Method] = {
     "step-dpo": Method(DPO, "2406.18629", unset={"beta": 0.4}, level="step"),  # section 4.1
     "scdpo": Method(DPO, "2407.00782", level="solution"),
     "cdpo": Method(DPO, "2411.19943", unset={"beta": _cdpo_beta}),
-    "dpop": Method(DPOP, "2402.13228"),
+    "dpop": Method(
+        DPOP, "2402.13228", refused=("reduction", "positions_per_pair", "reference_free")
+    ),
     "tdpo1": Method(TDPO, "2404.11999", fixed={"variant": "tdpo1"}, refused=("alpha",)),
     "tdpo2": Method(TDPO, "2404.11999", fixed={"variant": "tdpo2"}),
     "simpo": Method(SimPO, "2405.14734", refused=("nll_weight",)),

@@ -136,9 +136,9 @@ class ScriptArguments:
     """lora trains a low-rank adapter; the model without it is the reference."""
     lora_r: int = option(16, at_least=1)
     """Rank of the adapter."""
-    lora_alpha: int = 32
+    lora_alpha: int = option(32, at_least=1)
     """Scale of the adapter (over its rank)."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = option(0.0, at_least=0, below=1)
     """Dropout in front of the adapter."""
     lora_target_modules: str | list[str] = "all-linear"
     """Layers that get an adapter; the head can never be one of them."""
