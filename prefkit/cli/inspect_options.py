@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from prefkit.data.formats.blocks import BLOCK_STYLES
 from prefkit.data.formats.detect import FORMATS
+from prefkit.data.formats.fields.blocks import BLOCK_STYLES
 from prefkit.data.tokens.render import TokenizeOptions
 from prefkit.errors import ConfigError
 from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments

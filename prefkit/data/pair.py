@@ -16,6 +16,16 @@ from torch import Tensor
 Message = dict[str, Any]
 
 
+def is_message(value: Any) -> bool:
+    """Whether a value is one message, of either form."""
+    return isinstance(value, dict) and ("role" in value or {"from", "value"} <= set(value))
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether a field holds messages, or a single one, rather than text."""
+    return is_message(value) or (isinstance(value, list) and bool(value) and is_message(value[0]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenWeights:
     """One weight a response token, bound to the tokens it was computed for.

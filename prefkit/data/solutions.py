@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import torch.utils.data
 
+from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.layouts import Columns, check_columns
-from prefkit.data.formats.row import Row
 from prefkit.data.formats.solution_rows import SOLUTION_FIELDS, read_solution
 from prefkit.data.pair import Solution, TokenizedSide
 from prefkit.data.report import Incident, two_forms, write_incidents

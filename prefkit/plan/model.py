@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from prefkit.errors import ModelError
-from prefkit.model.attention.row_limits import window_of
+from prefkit.model.attention.limits import window_of
 
 
 @dataclass(frozen=True)

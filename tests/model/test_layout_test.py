@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prefkit.model.attention import forced_layers
+from prefkit.model.attention import forced_layers, limits
 from prefkit.model.attention import install as attention
 from prefkit.model.attention.forced_layers import Call, Sides, layer_off
 from prefkit.model.attention.install import (
     as_before,
     install_attention,
     reading,
-    why_not,
 )
 from prefkit.model.attention.layout_test import Row, spread_ids
+from prefkit.model.attention.limits import why_not
 from tests.train.trainer_cases import SHAPE, VOCAB, tiny_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -209,7 +209,7 @@ def test_kinds_of_models_that_compute_otherwise() -> None:
 
 def test_a_name_is_found_by_numbers_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """MiniMax-M3 builds its mask of blocks only for attentions that it knows by name."""
-    monkeypatch.setattr(attention, "window_of", lambda config: None)
+    monkeypatch.setattr(limits, "window_of", lambda config: None)
     sparse = tiny(
         "minimax_m3_vl_text", dense_intermediate_size=16, rotary_dim=4, index_n_heads=1,
         index_head_dim=8, index_block_size=4, index_topk_blocks=3, index_local_blocks=1,

@@ -17,48 +17,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefkit.data.formats import readers
-from prefkit.data.formats.blocks import check_block_style
 from prefkit.data.formats.conversations import read_conversation
+from prefkit.data.formats.fields.messages import has_blocks
+from prefkit.data.formats.fields.responses import RowOptions
+from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.layouts import Columns, check_columns, known, renamed
-from prefkit.data.formats.messages import has_blocks
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.speech import is_conversational
-from prefkit.data.pair import Pair
+from prefkit.data.formats.papers import read_cdpo, read_step_dpo, read_tdpo
+from prefkit.data.formats.strings import read_strings
+from prefkit.data.pair import Pair, is_conversational
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.errors import ConfigError, RowError
 
-LEVELS = ("auto", "step", "solution")
+# A format: its reader, in a file of this folder, and its mark in `detect_format`.
+FORMATS: dict[str, Callable[[Row, RowOptions], Iterator[Pair | RowError]]] = {
+    "prefkit": read_strings,
+    "trl": read_strings,
+    "step-dpo": read_step_dpo,
+    "scdpo": read_conversation,
+    "cdpo": read_cdpo,
+    "tdpo": read_tdpo,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
+class ReadOptions(RowOptions):
     """How rows are read.
 
     Attributes:
-        level: "step" = a row with a prefix ends after one step (no end-of-sequence token) and
-            Math-Step-DPO rows give their single steps; "solution" = responses run to the end of
-            the solution, and rows with full_chosen and full_rejected give those; "auto" = solution,
-            but a row with a prefix that leaves open where its responses end is an error.
-        mask_tool_output: execution blocks are context, not scored.
+        level, mask_tool_output, block_style: see `RowOptions`.
         format: one of FORMATS, or "auto" to tell each row by its fields.
-        block_style: how typed blocks become text (blocks.py).
         columns: prefkit's field → the column that holds it; a column → None leaves it out.
     """
 
-    level: str = "step"
-    mask_tool_output: bool = True
     format: str = "auto"
-    block_style: str = "plain"
     columns: Columns = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ConfigError(f"level is {self.level!r}. Choose one of: {', '.join(LEVELS)}.")
+        super().__post_init__()
         if self.format != "auto" and self.format not in FORMATS:
             names = ", ".join(["auto", *FORMATS])
             raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
-        check_block_style(self.block_style)
         check_columns(self.columns)
 
 
@@ -139,13 +137,3 @@ def _is_scdpo(row: Row) -> bool:
         and (m.get("role") == "assistant_correct" or has_blocks(m.get("content")))
         for m in messages
     )
-
-
-FORMATS: dict[str, Callable[[Row, ReadOptions], Iterator[Pair | RowError]]] = {
-    "prefkit": readers.read_strings,
-    "trl": readers.read_strings,
-    "step-dpo": readers.read_step_dpo,
-    "scdpo": read_conversation,
-    "cdpo": readers.read_cdpo,
-    "tdpo": readers.read_tdpo,
-}

@@ -17,10 +17,10 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from prefkit.data.formats.messages import read_messages_field
+from prefkit.data.formats.fields.messages import read_messages_field
+from prefkit.data.formats.fields.row import OPTIONAL, OURS, Row
 from prefkit.data.formats.other_kinds import refuse_other_kinds
-from prefkit.data.formats.row import OPTIONAL, OURS, Row
-from prefkit.data.formats.speech import is_conversational
+from prefkit.data.pair import is_conversational
 from prefkit.errors import ConfigError
 
 Columns = Mapping[str, str | None]

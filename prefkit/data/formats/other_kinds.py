@@ -6,7 +6,7 @@ learnt. So each kind is refused with the lines of Python that make pairs of it.
 
 from dataclasses import dataclass
 
-from prefkit.data.formats.row import Row
+from prefkit.data.formats.fields.row import Row
 
 
 @dataclass(frozen=True)

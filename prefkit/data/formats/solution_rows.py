@@ -1,11 +1,10 @@
 """One row of a single solution → Solution: what stands before it, and what is learnt."""
 
+from prefkit.data.formats.fields.messages import plain_message, read_messages_field, says_nothing
+from prefkit.data.formats.fields.prompt import front_fields, read_prompt, refuse_media
+from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.layouts import Columns, known, renamed
-from prefkit.data.formats.messages import plain_message, read_messages_field, says_nothing
-from prefkit.data.formats.readers import front_fields, read_prompt, refuse_media
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.speech import is_conversational
-from prefkit.data.pair import Side, Solution
+from prefkit.data.pair import Side, Solution, is_conversational
 from prefkit.data.tokens.chat import texts_of
 from prefkit.errors import RowError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.formats.speech import is_conversational
+from prefkit.data.pair import is_conversational
 from prefkit.data.sources.iterable import refuse_stream
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 

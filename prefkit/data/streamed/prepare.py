@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from prefkit.data.dataset import Keeper
 from prefkit.data.formats.detect import ReadOptions, read_row
+from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.layouts import Columns, check_columns
-from prefkit.data.formats.row import Row
 from prefkit.data.formats.solution_rows import SOLUTION_FIELDS
 from prefkit.data.pair import Pair
 from prefkit.data.report import DataReport, Incident

@@ -5,15 +5,13 @@ compared with the ids one by one, and all others by their number.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from prefkit.data.pair import Front, Side, TokenWeights
+from prefkit.data.tokens.encode import Encoded
 from prefkit.errors import RowError
-
-if TYPE_CHECKING:
-    from prefkit.data.tokens.sequence import Encoded
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Tokens:
 
     ids: np.ndarray
     in_response: np.ndarray
-    encoded: "Encoded"
+    encoded: Encoded
     has_end: bool
     tokenizer: Any
 
@@ -65,7 +63,7 @@ def end_is_implied(side: Side, tokens: Tokens) -> bool:
     return len(given.weights) < int(tokens.in_response.sum())
 
 
-def _span_weights(side: Side, encoded: "Encoded") -> np.ndarray:
+def _span_weights(side: Side, encoded: Encoded) -> np.ndarray:
     """The weight of the span that holds a token's first character that is not white space."""
     text = side.text
     of_character = np.ones(len(text) + 1)

@@ -10,10 +10,9 @@ is no text at all is refused, and typed blocks become text, as no template knows
 import json
 from typing import Any
 
-from prefkit.data.formats.blocks import render_content
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.speech import is_message
-from prefkit.data.pair import Message
+from prefkit.data.formats.fields.blocks import render_content
+from prefkit.data.formats.fields.row import Row
+from prefkit.data.pair import Message, is_message
 
 _REMEDY = 'Write a list of {"role": …, "content": …} objects.'
 _ROLES = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefkit.data.formats.row import Row
+from prefkit.data.formats.fields.row import Row
 from prefkit.errors import ConfigError
 
 # How a block is written: what stands before and after its content. "plain" adds only a line break

@@ -8,7 +8,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from prefkit.data.formats.row import Row
+from prefkit.data.formats.fields.row import Row
 from prefkit.data.pair import TokenWeights
 
 Spans = tuple[tuple[int, int, float], ...]
