@@ -12,7 +12,7 @@ from typing import Any
 
 from prefkit.data.formats.detect import FORMATS
 from prefkit.data.formats.fields.blocks import BLOCK_STYLES
-from prefkit.data.tokens.render import TokenizeOptions
+from prefkit.data.text.render import TokenizeOptions
 from prefkit.errors import ConfigError
 from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments
 

@@ -56,7 +56,7 @@ class Side:
             output).
         token_weights: weights by token instead of by character, or None.
         messages: the response as chat messages, the last of them the assistant's; the chat template
-            writes them (response.py), and `text` only holds what the last one says until then.
+            writes them (text/response.py), and `text` only holds what the last one says until then.
             () = there is `text` alone.
         masks_tools: tool results between the assistant's messages are context.
     """

@@ -13,7 +13,7 @@ from prefkit.data.formats.fields.responses import RowOptions, make_pair, open_en
 from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.fields.weights import read_token_weights
 from prefkit.data.pair import Message, Pair, Side
-from prefkit.data.tokens.chat import texts_of
+from prefkit.data.text.thoughts import texts_of
 
 Messages = tuple[Message, ...]
 _CORRECT = "assistant_correct"  # SCDPO's role of the correct steps that both sides share

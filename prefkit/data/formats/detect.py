@@ -1,4 +1,4 @@
-"""Raw rows of the published formats → Pair. The only place that knows whose row looks how.
+"""Raw rows of the published formats → Pair: which format a row has, and who reads it.
 
     prefkit    prompt, chosen, rejected, optional prefix, weights, spans, append_eos
     trl        the same three fields; the prompt may be implicit; strings or messages
@@ -8,20 +8,21 @@
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
 
 A row tells its format by its fields, so one source may mix several. Rows of other trainers are
-brought into these (layouts.py), and no text column is passed over. Other fields are ignored if they
-hold no text, or their name says that they tell about the row; a name that is nearly that of an
-optional field was meant, and the row is refused.
+brought into these (other_trainers.py), and no text column is passed over. Other fields are ignored
+if they hold no text, or if their name says that they describe the row. A name that is nearly that
+of an optional field is taken for a spelling mistake, and the row is refused.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from prefkit.data.formats.conversations import read_conversation
 from prefkit.data.formats.fields.messages import has_blocks
 from prefkit.data.formats.fields.responses import RowOptions
-from prefkit.data.formats.fields.row import Row
-from prefkit.data.formats.layouts import Columns, check_columns, known, renamed
+from prefkit.data.formats.fields.row import Row, iter_rows
+from prefkit.data.formats.other_trainers import Columns, check_columns, known, renamed
 from prefkit.data.formats.papers import read_cdpo, read_step_dpo, read_tdpo
 from prefkit.data.formats.strings import read_strings
 from prefkit.data.pair import Pair, is_conversational
@@ -41,16 +42,20 @@ FORMATS: dict[str, Callable[[Row, RowOptions], Iterator[Pair | RowError]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions(RowOptions):
-    """How rows are read.
+    """How rows are read, and what becomes of bad ones.
 
     Attributes:
         level, mask_tool_output, block_style: see `RowOptions`.
         format: one of FORMATS, or "auto" to tell each row by its fields.
         columns: prefkit's field → the column that holds it; a column → None leaves it out.
+        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
+        skipped_file: JSON Lines file for skipped and cut rows, or None.
     """
 
     format: str = "auto"
     columns: Columns = field(default_factory=dict)
+    on_bad_row: Literal["error", "skip"] = "error"
+    skipped_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +63,13 @@ class ReadOptions(RowOptions):
             names = ", ".join(["auto", *FORMATS])
             raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
         check_columns(self.columns)
+        check_on_bad_row(self.on_bad_row)
+
+
+def check_on_bad_row(given: str) -> None:
+    """Raises ConfigError for anything but "error" and "skip"."""
+    if given not in ("error", "skip"):
+        raise ConfigError(f"on_bad_row is {given!r}. Choose one of: error, skip.")
 
 
 def read_pairs(
@@ -97,11 +109,8 @@ def read_pairs(
 
 def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
     """The pairs of loaded rows; a bad row yields its `RowError` and reading goes on."""
-    for index, data in enumerate(rows):
-        if isinstance(data, RowError):
-            yield data
-            continue
-        yield from read_row(Row(rows.source, index, data), options)
+    for row in iter_rows(rows):
+        yield from [row] if isinstance(row, RowError) else read_row(row, options)
 
 
 def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:

@@ -3,7 +3,7 @@
 `install_attention` gives the model an attention implementation of its own name, `prefkit_sdpa` over
 `sdpa` and so on, through transformers' `AttentionInterface`. Given a stream (the keyword
 `prefkit_stream`, which a model hands down to its attention like any keyword it does not know) it is
-`prefkit.model.attention.stream`; without one it is what it replaced, mask and all.
+`prefkit.model.attention.compute.attend`; without one it is what it replaced, mask and all.
 
 Which models can read such rows is found by `prefkit.model.attention.limits.why_not`.
 """
@@ -25,8 +25,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefkit.data.batch.spread import ShardedStream
 from prefkit.data.batch.stream import Stream
 from prefkit.errors import ModelError
-from prefkit.model.attention.stream import attend
-from prefkit.model.attention.ulysses import ulysses_attention
+from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.ulysses import ulysses_attention
 from prefkit.model.head.fused import unwrap
 
 PREFIX = "prefkit_"

@@ -3,8 +3,8 @@
     {"role": "assistant", "content": "4", "reasoning_content": "2 + 2 is four."}
     {"from": "gpt", "value": "4"}
 
-Whatever a message holds goes on to the chat template, which has to write it (kept.py). Only what
-is no text at all is refused, and typed blocks become text, as no template knows them.
+Whatever a message holds goes on to the chat template, which has to write it (text/kept.py). Only
+what is no text at all is refused, and typed blocks become text, as no template knows them.
 """
 
 import json

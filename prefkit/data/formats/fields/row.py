@@ -1,16 +1,16 @@
 """One raw row, read with checks: every access that can fail names the row and the field.
 
-The format readers (formats.py) say what a row means; this file only knows how to take a text, a
+The format readers (formats/) say what a row means; this file only knows how to take a text, a
 list of messages or a flag out of it, or to refuse with a remedy.
 """
 
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefkit.data.sources.files import RawRow
+from prefkit.data.sources.files import RawRow, Rows
 from prefkit.errors import RowError
 
 NEEDED = "Give every row prompt, chosen and rejected."
@@ -76,7 +76,8 @@ class Row:
         return self.data[field]
 
     def check_names(self, optional: tuple[str, ...] = OPTIONAL) -> None:
-        """Raises RowError for a misspelt optional field; others are the business of layouts.py."""
+        """Raises RowError for a misspelt optional field; others are the business of
+        other_trainers.py."""
         near = _misspelt(tuple(map(str, self.data)), optional)
         if near is not None:
             name, meant = near
@@ -108,6 +109,12 @@ class Row:
             problem = f"is {value!r}"
             raise self.error("append_eos", problem, 'Write true, false or "auto".')
         return default
+
+
+def iter_rows(rows: Rows) -> Iterator[Row | RowError]:
+    """Loaded rows with their places; what could not be read stays its `RowError`."""
+    for index, data in enumerate(rows):
+        yield data if isinstance(data, RowError) else Row(rows.source, index, data)
 
 
 @functools.lru_cache(maxsize=256)

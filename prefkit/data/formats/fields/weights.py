@@ -1,7 +1,7 @@
 """Token weights as rows carry them: by token, by character span, or as cDPO's scored files.
 
 Reading checks shape and values (finite, ≥ 0, lengths that agree). Whether the weights belong to
-the tokens of this tokenizer is checked where the tokens are made (tokenize.py).
+the tokens of this tokenizer is checked where the tokens are made (tokens/weights.py).
 """
 
 import math

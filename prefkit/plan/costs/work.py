@@ -9,10 +9,10 @@ matrix product is left out.
 
 from dataclasses import dataclass
 
-from prefkit.plan.head import schedule_of
-from prefkit.plan.lengths import Load
-from prefkit.plan.model import ModelShape
-from prefkit.plan.setting import Setting
+from prefkit.plan.costs.head import schedule_of
+from prefkit.plan.inputs.lengths import Load
+from prefkit.plan.inputs.setting import Setting
+from prefkit.plan.inputs.shape import ModelShape
 
 
 @dataclass(frozen=True)

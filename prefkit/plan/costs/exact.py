@@ -7,7 +7,8 @@ nor the memory is needed. The optimiser is AdamW (or RMSprop) with foreach=False
 counted as the shards they are.
 
 The fused head's operators hide their buffers from a tracker, so a stand-in allocates what
-`prefkit.plan.head` says, at the same places. That part is this project's arithmetic, not torch's.
+`prefkit.plan.costs.head` says, at the same places. That part is this project's arithmetic, not
+torch's.
 """
 
 import contextlib
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from prefkit.errors import ConfigError
 from prefkit.model.fsdp_units import adapter_off, release, unit_of
 from prefkit.model.head.fused import unwrap
-from prefkit.plan.head import HeadBytes, head_bytes, reading_bytes
-from prefkit.plan.lengths import Load
-from prefkit.plan.model import ModelShape, build, decoder_layers
-from prefkit.plan.setting import Setting
-from prefkit.plan.trace import ATTENTION, materialise, register_attention, silent
+from prefkit.plan.costs.exact_model import Parts, import_parts, sharded_model
+from prefkit.plan.costs.fake import silent
+from prefkit.plan.costs.head import HeadBytes, head_bytes, reading_bytes
+from prefkit.plan.inputs.lengths import Load
+from prefkit.plan.inputs.setting import Setting
+from prefkit.plan.inputs.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def exact_memory(
     """The tracker's figure for a run under FSDP2.
 
     Args:
-        config: of `prefkit.plan.model.load_config`.
-        shape, setting, load: as for `prefkit.plan.memory.memory_of`.
+        config: of `prefkit.plan.inputs.shape.load_config`.
+        shape, setting, load: as for `prefkit.plan.costs.memory.memory_of`.
         depths: none = the model's own depth (80 layers take a minute or two of one core); two =
             run these depths and continue the straight line through them.
 
@@ -70,7 +72,7 @@ def exact_memory(
             "--exact follows FSDP2. Name an accelerate config with fsdp_version 2 "
             "(--accelerate_config), or set fsdp: true."
         )
-    parts = _import_parts()
+    parts = import_parts()
     if not depths:
         return _run(parts, config, shape, setting, load, shape.layers)
     low, high = (_run(parts, config, shape, setting, load, depth) for depth in depths)
@@ -83,32 +85,8 @@ def exact_memory(
     return Exact(line(low.peak, high.peak), found, shape.layers, True)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What is private to torch or may be missing."""
-
-    tracker: Any
-    fake_mode: Any
-    store: Any
-    checkpoint: Any
-
-
-def _import_parts() -> _Parts:
-    try:
-        from torch._subclasses.fake_tensor import FakeTensorMode
-        from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-        from torch.testing._internal.distributed.fake_pg import FakeStore
-    except ImportError as error:
-        raise ConfigError(
-            f"--exact needs torch's FSDP memory tracker, which torch {torch.__version__} does not "
-            f"have here ({error}). Leave --exact out, or use torch 2.11 to 2.13."
-        ) from error
-    return _Parts(FSDPMemTracker, FakeTensorMode, FakeStore, checkpoint_wrapper)
-
-
 @contextlib.contextmanager
-def _group(parts: _Parts, size: int) -> Iterator[Any]:
+def _group(parts: Parts, size: int) -> Iterator[Any]:
     """A mesh of processes that are not there."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -126,16 +104,16 @@ def _group(parts: _Parts, size: int) -> Iterator[Any]:
 
 
 def _run(
-    parts: _Parts, config: Any, shape: ModelShape, setting: Setting, load: Load, layers: int
+    parts: Parts, config: Any, shape: ModelShape, setting: Setting, load: Load, layers: int
 ) -> Exact:
     tokens, scored = load.worst_piece(setting.sequence_parallel)
     head = head_bytes(shape, setting, scored, load.pairs)
     reading = reading_bytes(shape, setting, scored)
     with _group(parts, setting.gpus) as mesh, silent(), parts.fake_mode():
-        policy = _sharded(parts, config, setting, layers, mesh, trainable=True)
+        policy = sharded_model(parts, config, setting, layers, mesh, trainable=True)
         reference = None
         if setting.keeps_reference:
-            reference = _sharded(parts, config, setting, layers, mesh, trainable=False)
+            reference = sharded_model(parts, config, setting, layers, mesh, trainable=False)
         step = _Step(setting, policy, reference, head, reading)
         optimizer = _optimizer(setting, policy)
         tracker = parts.tracker(policy, optimizer)
@@ -153,94 +131,6 @@ def _run(
     total = names.pop("Total")
     names = {name: size for name, size in names.items() if size}
     return Exact(total + added, names | ({"Reference (added)": added} if added else {}), layers)
-
-
-def _sharded(
-    parts: _Parts, config: Any, setting: Setting, layers: int, mesh: Any, trainable: bool
-) -> Any:
-    """A model without data in the units that accelerate's `fsdp2_prepare_model` makes."""
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
-    register_attention()
-    lora = setting.lora if trainable else None
-    model = build(config, layers=layers, dtype=setting.weights, attention=ATTENTION, lora=lora)
-    if not trainable:
-        model.requires_grad_(False)
-    model.train(trainable)
-    if trainable and setting.mixed is not None:
-        _raise_trainable(model)
-    materialise(model)
-    stack = decoder_layers(model)
-    if trainable and setting.checkpointing:
-        for place, layer in enumerate(stack):
-            wrapped = parts.checkpoint(layer, preserve_rng_state=False)
-            stack[place] = _Offloaded(wrapped) if setting.offload else wrapped
-    reduced = (
-        None if setting.mixed is None else torch.float32
-    )  # as prefkit.train.sharding.fsdp2 sets it
-    policy = MixedPrecisionPolicy(param_dtype=setting.mixed, reduce_dtype=reduced)
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
-    inner: Any = unwrap(model)
-    for layer in stack:
-        fully_shard(layer, **options)
-    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
-    norms = [m for m in inner.base_model.children() if "norm" in type(m).__name__.lower()]
-    tail = [*norms[-1:], head]
-    if head.weight is embedding.weight:
-        tail.insert(0, embedding)
-    else:
-        fully_shard(embedding, **options)
-    fully_shard(tail, **options, reshard_after_forward=False)
-    fully_shard(model, **options)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.unshard()  # what is made at first use is not part of a step
-            module.reshard()
-    return model
-
-
-def _raise_trainable(model: nn.Module) -> None:
-    """accelerate keeps what trains in fp32 under mixed precision."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad:
-                module._parameters[name] = nn.Parameter(parameter.data.float())
-
-
-@contextlib.contextmanager
-def _offloading() -> Iterator[None]:
-    """What autograd saves is elsewhere: only its shape stays, as `save_on_cpu` does on a GPU."""
-
-    def pack(tensor: Tensor) -> Any:
-        if isinstance(tensor, nn.Parameter):
-            return tensor
-        return tensor.shape, tensor.dtype
-
-    def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        return torch.empty(packed[0], dtype=packed[1])
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
-class _Offloaded(nn.Module):
-    """What the wrapped layer's checkpoint saves is elsewhere."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def __getattr__(self, name: str) -> Any:  # models ask their layers for attributes
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _offloading():
-            return self.layer(*args, **kwargs)
 
 
 def _optimizer(setting: Setting, policy: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prefkit.errors import ConfigError
-from prefkit.plan.setting import Setting
+from prefkit.plan.inputs.setting import Setting
 
 
 class PairLength(NamedTuple):

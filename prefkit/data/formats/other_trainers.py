@@ -19,7 +19,7 @@ from typing import Any
 
 from prefkit.data.formats.fields.messages import read_messages_field
 from prefkit.data.formats.fields.row import OPTIONAL, OURS, Row
-from prefkit.data.formats.other_kinds import refuse_other_kinds
+from prefkit.data.formats.not_pairs import refuse_other_kinds
 from prefkit.data.pair import is_conversational
 from prefkit.errors import ConfigError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from prefkit.errors import ConfigError
-from prefkit.plan.setting import Setting
+from prefkit.plan.inputs.setting import Setting
 
 PER_MACHINE = 8  # GPUs of the usual machine
 

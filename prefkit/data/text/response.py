@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from prefkit.data.pair import Front, Message, Rendered, Side
-from prefkit.data.tokens.chat import common_start, extra_fields
-from prefkit.data.tokens.marks import closes_nothing, marks_after, repeated_opening, state_of
-from prefkit.data.tokens.render import Renderer
-from prefkit.data.tokens.turns import SWITCHES, Written, by_template, words_of
+from prefkit.data.text.render import Renderer
+from prefkit.data.text.template import common_start, extra_fields
+from prefkit.data.text.thoughts import closes_nothing, marks_after, repeated_opening, state_of
+from prefkit.data.text.turns import SWITCHES, Written, by_template, words_of
 from prefkit.errors import RowError
 
 

@@ -8,14 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefkit.data.pair import Front, Message
-from prefkit.data.tokens.chat import (
-    PROBE,
-    THOUGHT_FIELDS,
-    ChatTemplate,
-    extra_fields,
-    is_written,
-    texts_of,
-)
+from prefkit.data.text.template import PROBE, THOUGHT_FIELDS, ChatTemplate, extra_fields, is_written
+from prefkit.data.text.thoughts import texts_of
 from prefkit.errors import RowError
 
 ONE_STRING = "Write the content as one string, or set chat_template to one that reads parts."

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from prefkit.data.batch.stream import Span, Stream
-from prefkit.model.attention.blockwise import Blockwise, slice_of
-from prefkit.model.attention.varlen import believed, varlen
+from prefkit.model.attention.compute.blockwise import Blockwise, slice_of
+from prefkit.model.attention.compute.varlen import believed, varlen
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Any
 
 from prefkit.data.pair import Front, Message, Rendered, Side
-from prefkit.data.tokens.chat import PROBE, common_end, common_start, extra_fields, texts_of
-from prefkit.data.tokens.marks import closes_nothing, marks_after, state_of
-from prefkit.data.tokens.render import Renderer
+from prefkit.data.text.render import Renderer
+from prefkit.data.text.template import PROBE, common_end, common_start, extra_fields
+from prefkit.data.text.thoughts import closes_nothing, marks_after, state_of, texts_of
 from prefkit.errors import RowError
 
 # Variables by which templates switch thoughts on and off.

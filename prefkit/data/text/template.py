@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.data.pair import Message
-from prefkit.data.tokens.marks import marks_of
 from prefkit.errors import ConfigError, PrefkitError
 
 logger = logging.getLogger(__name__)
@@ -253,22 +252,6 @@ def _put_arguments(messages: list[Message], form: str) -> None:
 def extra_fields(message: Message) -> list[str]:
     """The fields of a message beside role and content that hold something."""
     return [name for name, value in message.items() if name not in ("role", "content") and value]
-
-
-def texts_of(content: Any) -> list[str]:
-    """The texts of a message's content, a string or a list of parts; thoughts apart from the rest.
-
-    A template may write a thought in its own way, but it has to write all of these somewhere.
-    """
-    if content is None:
-        return []
-    if isinstance(content, str):
-        pieces, at = [], 0
-        for mark in marks_of(content):
-            pieces.append(content[at : mark.start])
-            at = mark.end
-        return [piece.strip() for piece in (*pieces, content[at:]) if piece.strip()]
-    return [text for part in content for text in texts_of(part.get("text"))]
 
 
 def is_written(piece: str, text: str) -> bool:

@@ -1,18 +1,19 @@
 """Bytes of one process, component by component, at the moment of a step that takes the most.
 
-Everything here is arithmetic on the model's sizes, on what its body keeps (`prefkit.plan.trace`)
-and on what the head holds (`prefkit.plan.head`). A step has up to seven moments that can be the
-peak; each is a list of components, and the peak is the moment with the largest sum.
+Everything here is arithmetic on the model's sizes, on what its body keeps
+(`prefkit.plan.costs.body`) and on what the head holds (`prefkit.plan.costs.head`). A step has up to
+seven moments that can be the peak; each is a list of components, and the peak is the moment with
+the largest sum.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefkit.plan.head import HeadBytes, head_bytes, reading_bytes
-from prefkit.plan.lengths import Load
-from prefkit.plan.model import ModelShape
-from prefkit.plan.setting import Setting
-from prefkit.plan.trace import Body
+from prefkit.plan.costs.body import Body
+from prefkit.plan.costs.head import HeadBytes, head_bytes, reading_bytes
+from prefkit.plan.inputs.lengths import Load
+from prefkit.plan.inputs.setting import Setting
+from prefkit.plan.inputs.shape import ModelShape
 
 # Assumed, not measured on a GPU: what the caching allocator holds beyond the live tensors.
 ALLOCATOR = 0.05

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 
 from prefkit.data.pair import Front, Rendered
-from prefkit.data.tokens.chat import PROBE, say_once
-from prefkit.data.tokens.marks import closes_nothing, marks_after, marks_of, state_of
+from prefkit.data.text.template import PROBE, say_once
+from prefkit.data.text.thoughts import closes_nothing, marks_after, marks_of, state_of
 from prefkit.errors import RowError
 
 _TOLD = 12  # characters from which a beginning that is said twice is no chance

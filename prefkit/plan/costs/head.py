@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from prefkit.plan.model import ModelShape
-from prefkit.plan.setting import Setting
+from prefkit.plan.inputs.setting import Setting
+from prefkit.plan.inputs.shape import ModelShape
 from prefkit_kernels.chunking import (
     row_tile,
     slice_budget,

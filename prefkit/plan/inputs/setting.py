@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from prefkit.errors import ConfigError
-from prefkit.plan.launcher import zero_stage
-from prefkit.plan.model import Lora
+from prefkit.plan.inputs.launcher import zero_stage
+from prefkit.plan.inputs.meta_model import Lora
 
 Sharding = Literal["none", "ddp", "fsdp2", "zero3"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -143,7 +143,7 @@ def read_setting(
     Args:
         options: of `prefkit.options.parse.load_options`.
         gpus: processes; None = the launcher's, or 1.
-        launcher: of `prefkit.plan.launcher.read_launcher`.
+        launcher: of `prefkit.plan.inputs.launcher.read_launcher`.
         dtype: the dtype in the model's own config, for `dtype: auto`.
         sequence_parallel: processes that share a row.
 
@@ -155,17 +155,9 @@ def read_setting(
     count = gpus or launcher.get("num_processes") or 1
     fsdp = _fsdp(config, launcher)
     objective = config.build_objective()
-    if count % sequence_parallel:
-        raise ConfigError(
-            f"sequence_parallel_size is {sequence_parallel}, which does not divide {count} "
-            "processes. Set --gpus, or another size."
-        )
+    _check_divides(sequence_parallel, count)
     checkpointing, offload = _checkpointing(config, fsdp)
-    lora = None
-    if script.adapter == "lora":
-        lora = Lora(
-            script.lora_r, script.lora_alpha, script.lora_dropout, script.lora_target_modules
-        )
+    lora = _lora(script)
     return Setting(
         method=config.method,
         needs_reference=objective.needs_reference,
@@ -189,14 +181,30 @@ def read_setting(
         gpus=count,
         sequence_parallel=sequence_parallel,
         sharding=_sharding(config, launcher, fsdp, count),
-        offload_params=any(
-            _true((fsdp or {}).get(key)) for key in ("offload_params", "cpu_offload")
-        ),
+        offload_params=_offloads_params(fsdp),
         on_cpu=bool(given.get("use_cpu")),
         memory_budget=config.memory_budget,
         schedule=config.head_schedule,
         optimizer=str(getattr(config.optim, "value", config.optim)),
     )
+
+
+def _check_divides(sequence_parallel: int, gpus: int) -> None:
+    if gpus % sequence_parallel:
+        raise ConfigError(
+            f"sequence_parallel_size is {sequence_parallel}, which does not divide {gpus} "
+            "processes. Set --gpus, or another size."
+        )
+
+
+def _lora(script: Any) -> Lora | None:
+    if script.adapter != "lora":
+        return None
+    return Lora(script.lora_r, script.lora_alpha, script.lora_dropout, script.lora_target_modules)
+
+
+def _offloads_params(fsdp: Mapping[str, Any] | None) -> bool:
+    return any(_true((fsdp or {}).get(key)) for key in ("offload_params", "cpu_offload"))
 
 
 def _true(value: Any) -> bool:

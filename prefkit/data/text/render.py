@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefkit.data.pair import Front, Message, Rendered
-from prefkit.data.tokens.chat import ChatTemplate, common_start, extra_fields, say_once
-from prefkit.data.tokens.kept import ONE_STRING, Kept
-from prefkit.data.tokens.marks import repeated_opening
-from prefkit.data.tokens.tokenizers import check_tokenizer, leading_ids, untrimmed
-from prefkit.data.tokens.turn_starts import TurnStarts, check_begun_thought
+from prefkit.data.text.kept import ONE_STRING, Kept
+from prefkit.data.text.template import (
+    ChatTemplate,
+    common_start,
+    extra_fields,
+    read_template,
+    say_once,
+)
+from prefkit.data.text.thoughts import repeated_opening
+from prefkit.data.text.tokenizers import check_tokenizer, leading_ids, untrimmed
+from prefkit.data.text.turn_starts import TurnStarts, check_begun_thought
 from prefkit.errors import ConfigError, PrefkitError, RowError
 
 
@@ -219,6 +225,18 @@ class Renderer:
                 "Prompts that are plain text are read as they are, although the tokenizer has a "
                 "chat template. string_prompts: chat puts them into it."
             )
+
+
+def template_used(renderer: Renderer, chats: int) -> Any:
+    """The template that wrote `chats` rows: its text, or the tokenizer's several; None for none."""
+    if not chats:
+        return None
+    given, tokenizer = renderer.options.chat_template, renderer.tokenizer
+    return (
+        tokenizer.chat_template
+        if given is None
+        else tokenizer.get_chat_template(read_template(given))
+    )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -3,9 +3,9 @@
 from prefkit.data.formats.fields.messages import plain_message, read_messages_field, says_nothing
 from prefkit.data.formats.fields.prompt import front_fields, read_prompt, refuse_media
 from prefkit.data.formats.fields.row import Row
-from prefkit.data.formats.layouts import Columns, known, renamed
+from prefkit.data.formats.other_trainers import Columns, known, renamed
 from prefkit.data.pair import Side, Solution, is_conversational
-from prefkit.data.tokens.chat import texts_of
+from prefkit.data.text.thoughts import texts_of
 from prefkit.errors import RowError
 
 _NEEDED = "Give every row prompt and response."

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from prefkit.data.batch.stream import Packed, Stream, Tree
-from prefkit.model.attention.blockwise import Blockwise
-from prefkit.model.attention.gathered_keys import gathered
+from prefkit.model.attention.compute.blockwise import Blockwise
+from prefkit.model.attention.compute.gathered_keys import gathered
 
 logger = logging.getLogger(__name__)
 
