@@ -15,9 +15,9 @@ from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
 from prefkit.data.batch.stream import Stream, Tree
-from prefkit.model.attention.blockwise import Blockwise
-from prefkit.model.attention.stream import attend
-from prefkit.model.attention.varlen import varlen_kernel
+from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.blockwise import Blockwise
+from prefkit.model.attention.compute.varlen import varlen_kernel
 from prefkit_kernels import ops_pairs
 
 Check = Callable[[], dict[str, Any]]

@@ -19,9 +19,10 @@ from rich.text import Text
 
 from prefkit.cli.inspect_options import add_arguments, resolve
 from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.formats.layouts import Columns
+from prefkit.data.formats.detect import ReadOptions
+from prefkit.data.formats.other_trainers import Columns
 from prefkit.data.report import two_forms
-from prefkit.data.tokens.render import Renderer, TokenizeOptions
+from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.data.view import TokenView, view_pair
 from prefkit.errors import ConfigError, ModelError
 
@@ -84,14 +85,16 @@ def run(
         source,
         tokenizer,
         options,
-        level=level,
-        mask_tool_output=mask_tool_output,
-        format=format,
+        ReadOptions(
+            level=level,
+            mask_tool_output=mask_tool_output,
+            format=format,
+            block_style=block_style,
+            columns={} if columns is None else columns,
+            on_bad_row=on_bad_row,  # type: ignore[arg-type]
+            skipped_file=skipped_file,
+        ),
         split=split,
-        block_style=block_style,
-        columns=columns,
-        on_bad_row=on_bad_row,  # type: ignore[arg-type]
-        skipped_file=skipped_file,
         vocab_size=vocab_size,
         keep_text=True,
     )

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from prefkit.data.formats.blocks import BLOCK_STYLES
 from prefkit.data.formats.detect import FORMATS
-from prefkit.data.tokens.render import TokenizeOptions
+from prefkit.data.formats.fields.blocks import BLOCK_STYLES
+from prefkit.data.text.render import TokenizeOptions
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import METHODS
 from prefkit.train.fields import PreferenceFields, ScriptArguments

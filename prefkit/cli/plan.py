@@ -25,9 +25,9 @@ from typing import Any
 
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.options.parse import load_options, read_yaml, split_flags
-from prefkit.plan.launch_command import OWN
-from prefkit.plan.launcher import read_launcher
-from prefkit.plan.setting import DTYPES, parse_bytes, read_setting
+from prefkit.plan.command import OWN
+from prefkit.plan.inputs.launcher import read_launcher
+from prefkit.plan.inputs.setting import DTYPES, parse_bytes, read_setting
 
 _DEFAULT_ROOM = "80GB"
 
@@ -57,8 +57,9 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     parallel, options_words = _shared_rows(words)
     options = _options(options_words, "lengths" in own)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    from prefkit.plan.lengths import given_lengths
-    from prefkit.plan.model import load_config
+    from prefkit.plan.inputs.lengths import given_lengths
+    from prefkit.plan.inputs.shape import load_config
+    from prefkit.plan.planner import Planner
     from prefkit.plan.planning import make_plan
     from prefkit.plan.refusals import check_lengths, check_start
 
@@ -80,10 +81,8 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
         lengths = _data_lengths(options, config)
     room, supposed = _room(own, setting.on_cpu)
     plan = make_plan(
-        options.script.model,
-        config,
+        Planner(options.script.model, config, lengths),
         setting,
-        lengths,
         room,
         words=_with_data(_with_weights(words, options.script.model)),
         launcher=own.get("accelerate_config"),
@@ -92,7 +91,7 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     )
     if not own.get("exact"):
         return plan, None
-    from prefkit.plan.exact import exact_memory
+    from prefkit.plan.costs.exact import exact_memory
 
     gc.enable()  # garbage would be counted as held
     return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
@@ -222,7 +221,7 @@ def _room(own: dict[str, Any], on_cpu: bool) -> tuple[int, bool]:
 def _data_lengths(options: Any, model_config: Any) -> Any:
     """Tokenises the training data as `prefkit train` will, writing nothing to its folders."""
     from prefkit.model.loading import load_tokenizer
-    from prefkit.plan.lengths import data_lengths
+    from prefkit.plan.inputs.lengths import data_lengths
     from prefkit.train.checks.options import one_line_errors
     from prefkit.train.setup import prepare_dataset
 

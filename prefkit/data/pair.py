@@ -16,6 +16,16 @@ from torch import Tensor
 Message = dict[str, Any]
 
 
+def is_message(value: Any) -> bool:
+    """Whether a value is one message, of either form."""
+    return isinstance(value, dict) and ("role" in value or {"from", "value"} <= set(value))
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether a field holds messages, or a single one, rather than text."""
+    return is_message(value) or (isinstance(value, list) and bool(value) and is_message(value[0]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenWeights:
     """One weight a response token, bound to the tokens it was computed for.
@@ -46,7 +56,7 @@ class Side:
             output).
         token_weights: weights by token instead of by character, or None.
         messages: the response as chat messages, the last of them the assistant's; the chat template
-            writes them (response.py), and `text` only holds what the last one says until then.
+            writes them (text/response.py), and `text` only holds what the last one says until then.
             () = there is `text` alone.
         masks_tools: tool results between the assistant's messages are context.
     """

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.data.pair import Pair, Rendered, TokenizedPair, TokenizedSide
+from prefkit.data.text.render import Renderer
 from prefkit.data.tokens.encode import Encoded
-from prefkit.data.tokens.render import Renderer
 from prefkit.data.tokens.sequence import Texts
 from prefkit.data.tokens.tokenize import encode_pairs, write_pairs
 

@@ -7,9 +7,9 @@ loads the other, so they are made here of what a plan knows.
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.plan.lengths import Lengths
-from prefkit.plan.setting import Setting
-from prefkit.train.checks.options import check_passes
+from prefkit.plan.inputs.lengths import Lengths
+from prefkit.plan.inputs.setting import Setting
+from prefkit.train.checks.options.options import check_passes
 
 
 def check_start(options: Any, setting: Setting, model_config: Any, launched: bool) -> None:
@@ -18,7 +18,7 @@ def check_start(options: Any, setting: Setting, model_config: Any, launched: boo
     Args:
         options: of `prefkit.options.parse.load_options`.
         setting: of `read_setting`.
-        model_config: of `prefkit.plan.model.load_config`.
+        model_config: of `prefkit.plan.inputs.shape.load_config`.
         launched: an accelerate config starts the run.
 
     Raises:

@@ -16,7 +16,7 @@ from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.sources.iterable import stream_of
 from prefkit.data.streamed.prepare import stream_pairs
 from prefkit.data.streamed.rows import StreamedRows
-from prefkit.data.tokens.render import TokenizeOptions
+from prefkit.data.text.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError
 from prefkit.loss.objective import Objective
 from prefkit.model.fsdp_units import copy_without_weights, weights_elsewhere
@@ -237,24 +237,22 @@ def prepare_dataset(
         return rows
     text_config = model_config.get_text_config()
     options = tokenize_options(args, text_config)
-    checks: dict[str, Any] = {
-        "vocab_size": text_config.vocab_size,
-        "on_bad_row": args.on_bad_row,
-        "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
-    }
-    reading: dict[str, Any] = {
-        "level": args.resolved_level,
-        "mask_tool_output": args.mask_tool_output,
-        "format": args.format,
-        "block_style": args.block_style,
-        "columns": {} if args.columns is None else args.columns,
-    }
+    vocab_size = text_config.vocab_size
+    reading = ReadOptions(
+        level=args.resolved_level,
+        mask_tool_output=args.mask_tool_output,
+        format=args.format,
+        block_style=args.block_style,
+        columns={} if args.columns is None else args.columns,  # type: ignore[arg-type]
+        on_bad_row=args.on_bad_row,
+        skipped_file=Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+    )
     if (stream := stream_of(rows, split)) is not None:
         if name != "train":
             refuse_eval_stream(stream, name)
         part = (args.process_index, args.world_size)
-        return stream_pairs(stream, tokenizer, options, ReadOptions(**reading), part=part, **checks)
-    dataset = prepare_pairs(rows, tokenizer, options, split=split, **reading, **checks)
+        return stream_pairs(stream, tokenizer, options, reading, vocab_size=vocab_size, part=part)
+    dataset = prepare_pairs(rows, tokenizer, options, reading, split=split, vocab_size=vocab_size)
     if not len(dataset):
         raise ConfigError(
             f"The {name} data hold no usable pair. Look at the rows that were skipped."

@@ -10,8 +10,8 @@ import pytest
 from prefkit.cli.main import main
 from prefkit.cli.plan import plan_arguments
 from prefkit.errors import ConfigError, ModelError
-from prefkit.plan.launcher import read_launcher, zero_stage
-from prefkit.plan.setting import parse_bytes
+from prefkit.plan.inputs.launcher import read_launcher, zero_stage
+from prefkit.plan.inputs.setting import parse_bytes
 from tests.plan.test_plan import small
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

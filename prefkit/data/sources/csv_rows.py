@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.formats.speech import is_conversational
+from prefkit.data.pair import is_conversational
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 # Fields that are never plain text; an empty cell means that the row has none.

@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from prefkit.data.pair import Rendered
-from prefkit.data.tokens.render import Renderer
-from prefkit.data.tokens.response import Written
+from prefkit.data.text.render import Renderer
+from prefkit.data.text.response import Written
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from prefkit.data.pair import Pair, TokenizedPair
+from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.data.tokens.encode import Encoded, encode
-from prefkit.data.tokens.render import Renderer, TokenizeOptions
 from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
 from prefkit.errors import RowError
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefkit.data.pair import Front, Message
-from prefkit.data.tokens.render import TokenizeOptions
-from prefkit.data.tokens.thoughts import is_thinking, opening_tag
+from prefkit.data.text.render import TokenizeOptions
+from prefkit.data.text.thoughts import is_thinking, opening_tag
 from prefkit.errors import PrefkitError
 from prefkit.pairs.code.blocks import split_code_steps
 from prefkit.pairs.engines.base import Request, seed_of
@@ -15,7 +15,7 @@ from prefkit.pairs.run.fields import BuildFields
 from prefkit.pairs.run.questions import Question
 
 if TYPE_CHECKING:
-    from prefkit.data.tokens.render import Renderer
+    from prefkit.data.text.render import Renderer
     from prefkit.pairs.code.interpreter import Interpreter
     from prefkit.pairs.grading.grader import Grade, Grader
     from prefkit.pairs.pipelines.finding import Finder

@@ -8,7 +8,7 @@ import copy
 import logging
 from typing import Any
 
-from prefkit.data.tokens.chat import read_template
+from prefkit.data.text.template import read_template
 from prefkit.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.attention.ulysses import check_heads
+from prefkit.model.attention.compute.ulysses import check_heads
 
 
 def check_sequence_parallel(config: Any) -> None:
