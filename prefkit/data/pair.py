@@ -124,10 +124,15 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Front):
-    """One preference pair as text: a front that both sides share, and two responses."""
+    """One preference pair as text: a front that both sides share, and two responses.
+
+    Attributes:
+        margin: by how much the chosen response is better (`ReadOptions.margins`), or None.
+    """
 
     chosen: Side
     rejected: Side
+    margin: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +168,7 @@ class TokenizedPair:
     shared: int
     source: str
     row: int
+    margin: float | None = None
 
 
 class PairBatch(TypedDict, total=False):
@@ -184,6 +190,7 @@ class PairBatch(TypedDict, total=False):
     ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
     ref_hidden: Tensor  # (T, D') cached hidden states of the reference; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
+    margins: Tensor  # (B,) float32, what each row asks for; only where all bring one
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked
     num_tokens: int  # real tokens that the model reads

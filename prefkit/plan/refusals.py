@@ -9,7 +9,7 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.plan.inputs.lengths import Lengths
 from prefkit.plan.inputs.setting import Setting
-from prefkit.train.checks.options.options import check_passes
+from prefkit.train.checks.options import check_passes
 
 
 def check_start(options: Any, setting: Setting, model_config: Any, launched: bool) -> None:

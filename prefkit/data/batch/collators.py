@@ -106,6 +106,9 @@ class PairCollator(_Collator):
         batch, places = self._padded_rows(sides) if padded else self._one_row(self._grow(pairs))
         _score(batch, sides, places)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
+        margins = [pair.margin for pair in pairs if pair.margin is not None]
+        if len(margins) == len(pairs):
+            batch["margins"] = torch.tensor(margins, dtype=torch.float32)
         return batch
 
     def _grow(self, pairs: Sequence[TokenizedPair]) -> Iterator[Grown]:

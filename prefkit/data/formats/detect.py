@@ -15,7 +15,7 @@ of an optional field is taken for a spelling mistake, and the row is refused.
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefkit.data.formats.conversations import read_conversation
@@ -50,12 +50,14 @@ class ReadOptions(RowOptions):
         columns: prefkit's field → the column that holds it; a column → None leaves it out.
         on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
         skipped_file: JSON Lines file for skipped and cut rows, or None.
+        margins: read each row's `margin`, a number: by how much its chosen response is better.
     """
 
     format: str = "auto"
     columns: Columns = field(default_factory=dict)
     on_bad_row: Literal["error", "skip"] = "error"
     skipped_file: str | os.PathLike[str] | None = None
+    margins: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,9 @@ class ReadOptions(RowOptions):
             raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
         check_columns(self.columns)
         check_on_bad_row(self.on_bad_row)
+
+
+MARGIN = "Give every row a margin, or leave margin_weight out."
 
 
 def check_on_bad_row(given: str) -> None:
@@ -120,7 +125,9 @@ def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
         row.check_names()
         row = known(row)
         name = detect_format(row) if options.format == "auto" else options.format
-        yield from FORMATS[name](row, options)
+        margin = row.number("margin", MARGIN) if options.margins else None
+        for pair in FORMATS[name](row, options):
+            yield pair if isinstance(pair, RowError) else replace(pair, margin=margin)
     except RowError as error:
         yield error
 

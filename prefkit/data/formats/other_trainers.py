@@ -29,7 +29,7 @@ CONVERSATIONS = ("conversations", "conversation", "messages")
 ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected"}
 _READ = frozenset(
     (
-        *("prompt", "chosen", "rejected", "responses", "pairs", "sft_target"),
+        *("prompt", "chosen", "rejected", "margin", "responses", "pairs", "sft_target"),
         *("system", "tools", "chat_template_kwargs", "images", "image", "videos", "audio"),
         *OPTIONAL,
         *OURS,

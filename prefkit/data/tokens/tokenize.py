@@ -96,7 +96,12 @@ def _finish_pair(
         remedy += "tokenizer that tells the two apart."
         raise RowError(pair.source, pair.row, "rejected", problem, remedy)
     return TokenizedPair(
-        chosen=chosen, rejected=rejected, shared=shared, source=pair.source, row=pair.row
+        chosen=chosen,
+        rejected=rejected,
+        shared=shared,
+        source=pair.source,
+        row=pair.row,
+        margin=pair.margin,
     )
 
 

@@ -8,6 +8,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from prefkit.data.sources.files import RawRow, Rows
@@ -99,6 +100,13 @@ class Row:
             problem = f"holds a broken character at position {error.start} (a lone surrogate)"
             raise self.error(field, problem, "Write the text as valid Unicode.") from error
         return value
+
+    def number(self, field: str, remedy: str) -> float:
+        """A finite number. Raises RowError when it is missing or anything else."""
+        value = self.require(field, remedy)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise self.error(field, f"is {value!r}, not a finite number", remedy)
+        return float(value)
 
     def eos(self, default: bool) -> bool:
         """The row's `append_eos`: true, false, or "auto" (= `default`)."""
