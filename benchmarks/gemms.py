@@ -4,7 +4,7 @@ Two limits. The products as the loss cuts them into chunks say what the rest cos
 of the whole size a unit, in the inputs' own dtype, says what the cutting and the fp32 results cost
 as well, and is what a loss could at best be.
 
-The loss itself is run once, with row kernels that do nothing, and every matrix product it asks
+The loss itself is run once, with kernels that do nothing, and every matrix product it asks
 torch for is written down: operands, buffers, order. What is timed afterwards is these products
 and nothing else, so the limit follows the loss when it changes. On a GPU with bf16 inputs
 the gradient by the logits is a rounded copy of the logits: zeros would multiply faster than data.
@@ -114,7 +114,7 @@ def whole_products(problem: Problem, passes: str) -> Products:
 
 
 def _of_head(problem: Problem) -> head_problem.Problem:
-    """The problem as the head's code takes it, with silent row kernels."""
+    """The problem as the head's code takes it, with silent kernels."""
     head = head_problem.HeadInputs(problem.hidden.detach(), problem.weight.detach(), None)
     reference = None
     outputs: tuple[str, ...] = ("logp",)

@@ -4,8 +4,8 @@
     python -m benchmarks.head_bytes --dim 4096 --tokens 8192 64
 
 Counted, not measured: the passes run on tensors without data, with the sizes of a GPU's chunks,
-with matrix products and row kernels that do nothing, and every block of memory is added up while it
-is alive. So it counts what the passes ask torch for, in their own code, without an allocator's
+with matrix products and kernels that do nothing, and every block of memory is added up while it is
+alive. So it counts what the passes ask torch for, in their own code, without an allocator's
 rounding or a library's workspace. Inputs and the gradient of the head, which each of them owes,
 are not counted.
 """

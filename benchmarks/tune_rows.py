@@ -1,4 +1,4 @@
-"""Sweeps the Triton row kernels' launches on a GPU: GB/s of every block size and number of warps.
+"""Sweeps the Triton kernels' launches on a GPU: GB/s of every block size and number of warps.
 
     python -m benchmarks.tune_rows                       # the vocabularies and kernels that matter
     python -m benchmarks.tune_rows --vocab 50257 --rows 16
@@ -146,7 +146,7 @@ def sweep(vocab: int, rows: int | None, device: str, rehearsal: bool) -> None:
         best = max(measured, key=lambda how: measured[how])
         chosen = measured.get(launch(vocab, kernel.heads))
         tell(
-            row=f"GB/s of the row kernels, V {vocab}",
+            row=f"GB/s of the kernels over logits, V {vocab}",
             kernel=kernel.name,
             best=f"{best.block} × {best.warps} warps",
             **{"GB/s": round(measured[best]), "of the project's choice": chosen and round(chosen)},

@@ -1,4 +1,4 @@
-"""Rows of logits and what the row functions must make of them, by definition and autograd.
+"""Blocks of logits and what the kernels must make of them, by definition and autograd.
 
 `define` is independent of the kernels: softmaxes of whole rows, plain formulas, autograd for the
 gradient. In fp64 it is the truth; in fp32 it is the plain computation whose error is the yardstick.

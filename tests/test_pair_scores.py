@@ -82,7 +82,7 @@ def test_coefficients_are_the_derivatives_of_the_margin(name: str) -> None:
         torch.testing.assert_close(found["kl"], wanted[1], rtol=1e-12, atol=0)
 
 
-# Shapes and options that take different ways through the row functions: (Case, token_stats).
+# Shapes and options that take different ways through the kernels: (Case, token_stats).
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"bias": False, "near": 0.1}, {}),
     "bias": ({}, {}),

@@ -1,4 +1,4 @@
-"""The row functions of both backends, directly, against definitions in fp64."""
+"""The kernels over logits of both backends, directly, against definitions in fp64."""
 
 from dataclasses import replace
 from functools import partial
