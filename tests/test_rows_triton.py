@@ -1,4 +1,4 @@
-"""The Triton kernels over logits against the definition: interpreted on a CPU, compiled on a GPU."""
+"""The Triton kernels against the definition: interpreted on a CPU, compiled on a GPU."""
 
 import importlib
 from dataclasses import replace
