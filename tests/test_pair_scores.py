@@ -271,7 +271,7 @@ def test_bytes_decide_whether_dz_is_kept(
         ({"weights": torch.ones(19, requires_grad=True)}, "weights that require a gradient"),
         ({"passes": "both"}, "passes must be one of auto, one_pass, keep_dz, two_pass"),
         ({"pairs_in_call": 0}, "pairs_in_call must be a whole number > 0, got 0"),
-        ({"num_scored": 3}, "num_scored is 3, not the number of rows"),
+        ({"num_scored": 3}, "num_scored is 3, not the number of positions"),
         ({"num_scored": 19}, "num_scored is 19, every position"),
     ],
 )
