@@ -4,7 +4,7 @@
   takes it where the loss of a pair is a function of its linear margin (all but
   reduction="position" and nll_weight) and the head is frozen or the call holds one pair.
 - One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head:
-  for several pairs too. `auto` takes it where dz is small (`prefkit_kernels.kept.allowed_bytes`).
+  for several pairs too. `auto` takes it where dz is small (`keep_dz.allowed_bytes`).
 - Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
 
 One pass takes 3 products of the head's size with a frozen head and 4 with a trainable one, the
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from prefkit.loss.objective import Objective
-from prefkit_kernels.checks import PASSES, autocast_operands
-from prefkit_kernels.pair_scores import keeps_dz
+from prefkit_kernels.core.checks import PASSES, autocast_operands
+from prefkit_kernels.pair_scores.keep_dz import keeps_dz
 
 
 def choose(

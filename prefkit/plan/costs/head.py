@@ -10,14 +10,14 @@ import torch
 
 from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.inputs.shape import ModelShape
-from prefkit_kernels.chunking import (
-    row_tile,
+from prefkit_kernels.core.buffers import (
     slice_budget,
     token_budget,
     token_chunks,
+    token_tile,
     vocab_slices,
 )
-from prefkit_kernels.one_pass import GROUP
+from prefkit_kernels.pair_scores.one_pass import GROUP
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
 def passes_of(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> str:
     """The passes of a batch of so many pairs, as `prefkit.loss.passes` chooses it.
 
-    "one_pass", "keep_dz" (by the bytes of `prefkit_kernels.kept.fits`) or "two_pass".
+    "one_pass", "keep_dz" (by the bytes of `keep_dz.fits` in `prefkit_kernels`) or "two_pass".
     """
     trainable = setting.lora is None
     if not setting.one_pass or setting.passes == "two_pass":
@@ -162,7 +162,7 @@ def _read_bytes(setting: Setting) -> int:
 def _rows(setting: Setting, row_bytes: float, scored: float, trained: bool = False) -> int:
     device = _device(setting)
     budget = setting.memory_budget or token_budget(device, round(row_bytes), trained)
-    chunks = token_chunks(round(scored), round(row_bytes), round(budget), row_tile(device))
+    chunks = token_chunks(round(scored), round(row_bytes), round(budget), token_tile(device))
     return max((stop - start for start, stop in chunks), default=0)
 
 
