@@ -131,9 +131,9 @@ def _lora(script: ScriptArguments) -> Any:
 
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
     from prefkit.train.checks.best_metric import check_best_metric, objective_metrics
-    from prefkit.train.setup import prepare_dataset
-    from prefkit.train.sharding.fsdp2 import loading_whole
+    from prefkit.train.rows.pairs import prepare_dataset
     from prefkit.train.sharding.sequence_parallel import check_shared_model
+    from prefkit.train.sharding.zero3 import loading_whole
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.

@@ -40,6 +40,26 @@ class EvenDataset(Dataset):
         return self.dataset[index] if index < self.real else Filler(self.dataset[0])
 
 
+def evened(kept: Any, asked: Any, size: int) -> tuple[Any, Any]:
+    """A trainer's evaluation sets and the one that is asked for, filled up with `EvenDataset`.
+
+    Args:
+        kept: `eval_dataset` of a trainer: a dataset, a dict of them or None.
+        asked: the argument of `get_eval_dataloader`: a dataset, a key of `kept`, or None for it.
+        size: items in one batch of all processes.
+
+    Returns:
+        Both, where asked by name, because Trainer keeps persistent loaders by name, with the set
+        of that name filled up in `kept`; as they were where there is no single set to fill up.
+    """
+    if isinstance(asked, str):
+        return {**kept, asked: EvenDataset(kept[asked], size)}, asked
+    given = kept if asked is None else asked
+    if given is None or isinstance(given, dict):
+        return kept, asked  # Trainer says what is wrong
+    return kept, EvenDataset(given, size)
+
+
 def without_fillers(items: list) -> tuple[list, bool]:
     """The real items of a batch and True, or one stand-in and False where there are none."""
     real = [item for item in items if not isinstance(item, Filler)]
