@@ -17,7 +17,7 @@ from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_missing_eval, refuse_unusable
 from prefkit.train.checks.best_metric import check_best_metric, expected_metrics, objective_metrics
-from prefkit.train.checks.options import check_machine, check_schedule
+from prefkit.train.checks.options import check_machine, check_passes
 from prefkit.train.checks.streams import refuse_streams
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.models.policy import prepare_policy
@@ -137,7 +137,7 @@ def _models_of(
     reference = make_reference(policy, ref_model, objective, tokenizer, args)
     head = install(policy)
     trainable = any(parameter.requires_grad for parameter in head.module.parameters())
-    check_schedule(args, objective, trainable)
+    check_passes(args, objective, trainable)
     identity = reference_fingerprint(reference, args)
     return RunModels(policy, head, router, reference, identity)
 

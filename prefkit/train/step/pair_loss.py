@@ -24,7 +24,7 @@ class PairLoss:
     """The objective over batches of pairs.
 
     Args:
-        args: `memory_budget`, `head_backend`, `head_schedule` and `sequence_parallel_size` are
+        args: `memory_budget`, `head_backend`, `head_passes` and `sequence_parallel_size` are
             read.
         objective: on the pairs' per-token quantities.
         models: of the run; the reference may be replaced by its cache later.
@@ -102,7 +102,7 @@ class PairLoss:
                 pairs_in_call=len(inputs["pair_index"]),
                 sequence_group=self.sequence_group,
                 num_scored=inputs.get("num_scored"),
-                schedule=self.args.head_schedule,
+                passes=self.args.head_passes,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
