@@ -148,18 +148,13 @@ def read_setting(
         sequence_parallel: processes that share a row.
 
     Raises:
-        ConfigError: sequence_parallel_size does not divide the processes; see `zero_stage`.
+        ConfigError: see `zero_stage`.
     """
     script, config, given = options
     launcher = launcher or {}
     count = gpus or launcher.get("num_processes") or 1
     fsdp = _fsdp(config, launcher)
     objective = config.build_objective()
-    if count % sequence_parallel:
-        raise ConfigError(
-            f"sequence_parallel_size is {sequence_parallel}, which does not divide {count} "
-            "processes. Set --gpus, or another size."
-        )
     checkpointing, offload = _checkpointing(config, fsdp)
     lora = None
     if script.adapter == "lora":

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import DPO, TDPO, Objective, SimPO
 from prefkit.loss.passes import PASSES
+from prefkit.train.checks.shared_rows import check_sequence_parallel
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, CHOICES, NUMBERS, POSITIVE, RunConfig
-from prefkit.train.sharding.sequence_parallel import check_sequence_parallel
 
 _CHOICES = {
     **CHOICES,

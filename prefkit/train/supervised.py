@@ -19,10 +19,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from prefkit.errors import ConfigError
 from prefkit.model.head.fused import install
 from prefkit.train.base import PrefkitTrainer
-from prefkit.train.checks.arguments import refuse_kinds, refuse_missing_eval
-from prefkit.train.checks.best_metric import check_best_metric, expected_metrics
-from prefkit.train.checks.options import check_machine
-from prefkit.train.checks.streams import refuse_streams
+from prefkit.train.checks.arguments import refuse_kinds
+from prefkit.train.checks.entry import Given, check_run
 from prefkit.train.fields import SupervisedFields
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.run_models import RunModels
@@ -86,11 +84,8 @@ class SupervisedTrainer(PrefkitTrainer):
         if not isinstance(args, SupervisedConfig):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
-        refuse_missing_eval(args, eval_dataset)
-        refuse_streams(args, train_dataset, eval_dataset)
-        if type(self).evaluate is PrefkitTrainer.evaluate:  # another one may add metrics
-            check_best_metric(args, expected_metrics(["loss"], args), eval_dataset, callbacks)
-        check_machine(args)
+        adds_metrics = type(self).evaluate is not PrefkitTrainer.evaluate  # it may
+        check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         router = router_of_run(policy, args)
         models = RunModels(policy, install(policy), router)

@@ -15,10 +15,10 @@ from prefkit.data.pair import PairBatch
 from prefkit.loss.objectives import Objective
 from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
-from prefkit.train.checks.arguments import refuse_missing_eval, refuse_unusable
-from prefkit.train.checks.best_metric import check_best_metric, expected_metrics, objective_metrics
-from prefkit.train.checks.options import check_machine, check_passes
-from prefkit.train.checks.streams import refuse_streams
+from prefkit.train.checks.arguments import refuse_unusable
+from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.options import check_passes
+from prefkit.train.checks.shared_rows import check_shared_model
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.reference import make_reference, reference_fingerprint
@@ -26,7 +26,7 @@ from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows.caches import attach_cache, kept_head
 from prefkit.train.rows.pairs import PairRows
 from prefkit.train.sharding.fsdp2 import shard_reference
-from prefkit.train.sharding.sequence_parallel import check_shared_model, join_group
+from prefkit.train.sharding.sequence_parallel import join_group
 from prefkit.train.step.balancing import router_of_run
 from prefkit.train.step.pair_loss import PairLoss
 
@@ -72,13 +72,9 @@ class PreferenceTrainer(PrefkitTrainer):
         refuse_unusable(
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
-        refuse_missing_eval(args, eval_dataset)
-        refuse_streams(args, train_dataset, eval_dataset)
+        adds_metrics = type(self).evaluate is not PrefkitTrainer.evaluate  # it may
+        check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
         self.objective: Objective = args.build_objective()
-        if type(self).evaluate is PrefkitTrainer.evaluate:  # another one may add metrics
-            names = expected_metrics(objective_metrics(self.objective), args)
-            check_best_metric(args, names, eval_dataset, callbacks)
-        check_machine(args)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
         models = _models_of(policy, ref_model, self.objective, tokenizer, args)
         rows = PairRows(args, tokenizer, models.head.owner, data_collator)
@@ -131,8 +127,7 @@ def _models_of(
     policy: Any, ref_model: Any, objective: Objective, tokenizer: Any, args: PreferenceConfig
 ) -> RunModels:
     """The policy with its head fused, and its reference; see `make_reference` for the errors."""
-    if (shared_by := args.sequence_parallel_size) > 1:
-        check_shared_model(shared_by, policy.config)
+    check_shared_model(args.sequence_parallel_size, policy.config)
     router = router_of_run(policy, args)
     reference = make_reference(policy, ref_model, objective, tokenizer, args)
     head = install(policy)

@@ -15,12 +15,12 @@ from prefkit.data.sources.iterable import stream_of
 from prefkit.data.streamed.prepare import stream_pairs
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
+from prefkit.train.checks.shared_rows import check_shared_layout
 from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.rows.datasets import CachedDataset, packed
 from prefkit.train.rows.layout import choose_layout, longest_sequence
 from prefkit.train.rows.run_rows import RunRows, datasets_of, tokenize_options
-from prefkit.train.sharding.sequence_parallel import check_shared_layout
 
 logger = logging.getLogger(__name__)
 
