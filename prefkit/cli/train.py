@@ -130,8 +130,8 @@ def _lora(script: ScriptArguments) -> Any:
 
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
     from prefkit.train.checks.entry import check_run
+    from prefkit.train.models.policy import loading_whole
     from prefkit.train.rows.pairs import prepare_dataset
-    from prefkit.train.sharding.zero3 import loading_whole
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.

@@ -5,7 +5,6 @@ checkpoints. This class makes the parts known to one another and to Trainer, and
 Trainer would do differently; it decides nothing itself.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ from prefkit.train.meter import Meter
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows import streaming
 from prefkit.train.rows.datasets import UnwrappingCollator
+from prefkit.train.rows.even_evaluation import evened
 from prefkit.train.rows.run_rows import RunRows
 from prefkit.train.sharding import fsdp2
-from prefkit.train.sharding.even_evaluation import evened
 from prefkit.train.step.batch_loss import StepLoss, items_of_window
 
 
@@ -122,7 +121,10 @@ class PrefkitTrainer(Trainer):
                 metric for the best model that no evaluation makes.
             ModelError: the checkpoint was trained against another reference.
         """
-        self._check_best_metric()
+        if type(self).evaluate is PrefkitTrainer.evaluate:  # another one may add metrics
+            names = self.loss.metrics + ([] if self.router is None else ["aux_loss"])
+            callbacks = self.callback_handler.callbacks
+            check_best_metric(self.args, names, self.eval_dataset, callbacks)
         rows, size = self.train_dataset, self._train_batch_size
         folder = self.checkpoints.resume(resume_from_checkpoint, rows, size)
         if folder is not None and self.checkpoints.is_finished(rows, size):
@@ -166,11 +168,7 @@ class PrefkitTrainer(Trainer):
         return torch.stack(losses).mean()  # each is the same on every process of the group
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch, or (loss, `RequestOutput`); see `StepLoss` for the arguments."""
         steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
@@ -187,17 +185,8 @@ class PrefkitTrainer(Trainer):
         self.meter.complete(logs, self.state.global_step, self.accelerator)
         super().log(logs, start_time)
 
-    def _check_best_metric(self) -> None:
-        if type(self).evaluate is PrefkitTrainer.evaluate:  # another one may add metrics
-            names = self.loss.metrics + ([] if self.router is None else ["aux_loss"])
-            callbacks = self.callback_handler.callbacks
-            check_best_metric(self.args, names, self.eval_dataset, callbacks)
-
     def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As in Trainer; rows of any format are prepared first.
 
@@ -233,11 +222,7 @@ class PrefkitTrainer(Trainer):
         return output._replace(num_samples=real)
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """The loss of a batch, without gradient; logits do not exist."""
         inputs = self._prepare_inputs(inputs)

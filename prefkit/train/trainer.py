@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefkit.data.pair import PairBatch
+from prefkit.errors import ConfigError
 from prefkit.loss.objectives import Objective
 from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
@@ -69,6 +70,8 @@ class PreferenceTrainer(PrefkitTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
+        if not isinstance(args, PreferenceConfig):
+            raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
         refuse_unusable(
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )

@@ -1,16 +1,18 @@
 """The model that trains, checked and with its adapter, and its tokenizer."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
-from prefkit.train.rows.templates import with_padding
-from prefkit.train.sharding.zero3 import loading_whole
 
 
 def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
@@ -30,6 +32,38 @@ def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
         model.config.name_or_path, trust_remote_code=False
     )
     return model, with_padding(found, given=tokenizer is not None)
+
+
+@contextmanager
+def loading_whole(args: Any) -> Iterator[None]:
+    """Models loaded inside the block are whole in every process, under ZeRO-3 as well.
+
+    Partitioned while they are loaded, as transformers does as soon as the options ask for ZeRO-3,
+    neither the head nor an adapter could be proved, nor the reference be copied.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
+
+
+def with_padding(tokenizer: Any, given: bool) -> Any:
+    """The tokenizer with a padding token: where the user's own has none, a copy of it.
+
+    Args:
+        tokenizer: of transformers.
+        given: whether it is the user's object, which stays as it is.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer) if given else tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> tuple[Any, Any]:

@@ -1,11 +1,8 @@
-"""DeepSpeed's ZeRO: models loaded whole, and a reference in an engine of its own."""
+"""DeepSpeed's ZeRO: the frozen reference in an engine of its own."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 
 def engine_of_reference(model: nn.Module, plugin: Any) -> nn.Module:
@@ -24,21 +21,3 @@ def engine_of_reference(model: nn.Module, plugin: Any) -> nn.Module:
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()  # returns nothing
     return engine
-
-
-@contextmanager
-def loading_whole(args: Any) -> Iterator[None]:
-    """Models loaded inside the block are whole in every process, under ZeRO-3 as well.
-
-    Partitioned while they are loaded, as transformers does as soon as the options ask for ZeRO-3,
-    neither the head nor an adapter could be proved, nor the reference be copied.
-    """
-    config = getattr(args, "hf_deepspeed_config", None)
-    if config is None:
-        yield
-        return
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(config)

@@ -14,7 +14,7 @@ from prefkit.loss.objectives import Objective
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.models.run_models import RunModels
-from prefkit.train.sharding.even_evaluation import counted_pairs
+from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
 from prefkit.train.step.forward import ask_head
