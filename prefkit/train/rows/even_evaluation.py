@@ -52,12 +52,12 @@ def evened(kept: Any, asked: Any, size: int) -> tuple[Any, Any]:
         Both, where asked by name, because Trainer keeps persistent loaders by name, with the set
         of that name filled up in `kept`; as they were where there is no single set to fill up.
     """
-    if isinstance(asked, str):
-        return {**kept, asked: EvenDataset(kept[asked], size)}, asked
-    given = kept if asked is None else asked
+    named = isinstance(asked, str)
+    given = kept[asked] if named else kept if asked is None else asked
     if given is None or isinstance(given, dict):
         return kept, asked  # Trainer says what is wrong
-    return kept, EvenDataset(given, size)
+    even = EvenDataset(given, size)
+    return ({**kept, asked: even}, asked) if named else (kept, even)
 
 
 def without_fillers(items: list) -> tuple[list, bool]:

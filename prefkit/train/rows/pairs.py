@@ -2,7 +2,6 @@
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,7 +19,7 @@ from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.rows.datasets import CachedDataset, packed
 from prefkit.train.rows.layout import choose_layout, longest_sequence
-from prefkit.train.rows.run_rows import RunRows, datasets_of, tokenize_options
+from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +86,7 @@ def prepare_dataset(
         return rows
     text_config = model_config.get_text_config()
     options = tokenize_options(args, text_config)
-    checks: dict[str, Any] = {
-        "vocab_size": text_config.vocab_size,
-        "on_bad_row": args.on_bad_row,
-        "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
-    }
+    checks = row_options(args, text_config, name)
     reading: dict[str, Any] = {
         "level": args.resolved_level,
         "mask_tool_output": args.mask_tool_output,

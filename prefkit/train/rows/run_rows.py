@@ -1,6 +1,7 @@
 """Rows as a run reads them: prepared, checked against what trains, and laid out into batches."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -90,6 +91,21 @@ def datasets_of(train: Any, evaluation: Any) -> list[Any]:
     """The datasets that are there, of training and evaluation."""
     several = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
     return [dataset for dataset in (train, *several) if dataset is not None]
+
+
+def row_options(args: Any, text_config: Any, name: str) -> dict[str, Any]:
+    """How rows of any kind are checked, as keywords of `prepare_pairs` and its like.
+
+    Args:
+        args: the run's options.
+        text_config: of the model: its vocabulary bounds the ids.
+        name: of the rows; names the file of those that are skipped.
+    """
+    return {
+        "vocab_size": text_config.vocab_size,
+        "on_bad_row": args.on_bad_row,
+        "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
+    }
 
 
 def tokenize_options(args: Any, text_config: Any) -> TokenizeOptions:

@@ -1,6 +1,5 @@
 """Rows of solutions as a run reads them."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,7 @@ from prefkit.data.streamed.prepare import stream_solutions
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.rows.layout import choose_layout
-from prefkit.train.rows.run_rows import RunRows, datasets_of, tokenize_options
+from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
 
 
 class SolutionRows(RunRows):
@@ -30,12 +29,8 @@ class SolutionRows(RunRows):
         args, config = self.args, self.model.config
         text: Any = config.get_text_config()  # type: ignore[union-attr, operator]
         options = tokenize_options(args, text)
-        checks: dict[str, Any] = {
-            "vocab_size": text.vocab_size,
-            "on_bad_row": args.on_bad_row,
-            "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
-            "columns": {} if args.columns is None else args.columns,
-        }
+        checks = row_options(args, text, name)
+        checks["columns"] = {} if args.columns is None else args.columns
         if (stream := stream_of(rows, "train")) is not None:
             if name != "train":
                 refuse_eval_stream(stream, name)
