@@ -49,8 +49,8 @@ def evened(kept: Any, asked: Any, size: int) -> tuple[Any, Any]:
         size: items in one batch of all processes.
 
     Returns:
-        Both, where asked by name, because Trainer keeps persistent loaders by name, with the set
-        of that name filled up in `kept`; as they were where there is no single set to fill up.
+        Both. A set that is asked for by name is filled up inside `kept`, because Trainer keeps
+        persistent loaders by name. Where there is no single set, both are as they were.
     """
     named = isinstance(asked, str)
     given = kept[asked] if named else kept if asked is None else asked
