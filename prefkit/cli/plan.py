@@ -223,7 +223,7 @@ def _data_lengths(options: Any, model_config: Any) -> Any:
     from prefkit.model.loading import load_tokenizer
     from prefkit.plan.inputs.lengths import data_lengths
     from prefkit.train.checks.options import one_line_errors
-    from prefkit.train.setup import prepare_dataset
+    from prefkit.train.rows.pairs import prepare_dataset
 
     script, config, _ = options
     name = script.tokenizer or script.model

@@ -15,7 +15,7 @@ from prefkit.train.checkpointing import checkpoint
 from prefkit.train.checkpointing.leaving import leave_group
 from prefkit.train.checkpointing.lost_process import lost_processes_told
 from prefkit.train.checkpointing.same_run import CONFIG_FILE, check_same_run
-from prefkit.train.checks.options import check_machine, one_line_errors
+from prefkit.train.checks.options import one_line_errors
 from prefkit.train.fields import ScriptArguments
 
 _DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".csv", ".jsonlines", ".ndjson")
@@ -69,7 +69,6 @@ def run(options: Options, argv_hint: str = "") -> int:
     """
     script, config, _ = options
     check_paths(script, config.output_dir, config.resume_from_checkpoint)
-    check_machine(config)
     check_same_run(options, _say)
     started = time.perf_counter()
     with one_line_errors():
@@ -130,21 +129,18 @@ def _lora(script: ScriptArguments) -> Any:
 
 
 def _make_trainer(script: ScriptArguments, config: Any) -> Any:
-    from prefkit.train.checks.best_metric import check_best_metric, objective_metrics
-    from prefkit.train.setup import prepare_dataset
-    from prefkit.train.sharding.fsdp2 import loading_whole
-    from prefkit.train.sharding.sequence_parallel import check_shared_model
+    from prefkit.train.checks.entry import check_run
+    from prefkit.train.models.policy import loading_whole
+    from prefkit.train.rows.pairs import prepare_dataset
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
-    names = [*objective_metrics(config.build_objective()), "aux_loss"]  # the trainer knows better
-    check_best_metric(config, names, None, None)
     model_config = load_config(script.model)
+    trains = script.adapter == "none"
+    check_run(config, model_config=model_config, trainable_head=trains)
     tokenizer = load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:
         _check_tokenizer(script, tokenizer)
-    if config.sequence_parallel_size > 1:
-        check_shared_model(config.sequence_parallel_size, model_config)
     adapter = _lora(script)
     train = prepare_dataset(
         script.train_data, tokenizer, config, model_config, "train", split=script.train_split

@@ -26,7 +26,7 @@ from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, load_rows
 from prefkit.data.text.render import Renderer
 from prefkit.errors import ConfigError, PrefkitError, RowError
-from prefkit.train.setup import tokenize_options
+from prefkit.train.rows.run_rows import tokenize_options
 
 
 @dataclass(frozen=True)

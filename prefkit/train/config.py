@@ -9,9 +9,9 @@ from prefkit.errors import ConfigError
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import METHODS, LossOptions
 from prefkit.options.check import check_options, check_read
+from prefkit.train.checks.shared_rows import check_sequence_parallel
 from prefkit.train.fields import PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, RunConfig
-from prefkit.train.sharding.sequence_parallel import check_sequence_parallel
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from prefkit.cli import inspect
 from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs
 from prefkit.errors import ConfigError, ModelError
 from prefkit.options.parse import load_options
-from prefkit.train.setup import prepare_dataset
+from prefkit.train.rows.pairs import prepare_dataset
 from tests.data.data_cases import (
     CONVERSATION_ROW,
     IMPLICIT_ROW,

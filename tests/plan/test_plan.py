@@ -371,7 +371,7 @@ def test_processes_that_share_rows_hold_a_piece_each(tmp_path: Path) -> None:
         for p in (plan, alone)
     ]
     assert kept[0] == pytest.approx(kept[1] / 4, rel=0.01)
-    with pytest.raises(ConfigError, match="does not divide 6"):
+    with pytest.raises(ConfigError, match="and this run has 6 process"):
         plan_arguments({**own, "gpus": 6}, [str(file)])
 
 

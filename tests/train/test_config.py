@@ -95,7 +95,6 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "bf16 and fp16": ({"bf16": True, "fp16": True}, ["fp16"]),
     "unknown logger": ({"report_to": "wandbb"}, ["report_to", "wandb"]),
     "fsdp 1": ({"fsdp": True, "fsdp_config": {"version": 1}}, ["fsdp_config", "FSDP2"]),
-    "cache in a file": ({"ref_cache_dir": __file__}, ["ref_cache_dir", "file"]),
     "eval without steps": ({"save_strategy": "sometimes"}, ["sometimes"]),
 }
 

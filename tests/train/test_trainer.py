@@ -17,7 +17,7 @@ from prefkit.data.dataset import prepare_pairs
 from prefkit.data.formats.detect import ReadOptions
 from prefkit.errors import ConfigError, ModelError, RowError
 from prefkit.train.metrics import RewardWatch
-from prefkit.train.setup import disable_dropout
+from prefkit.train.models.policy import disable_dropout
 from tests.train.trainer_cases import (
     CONFIGS,
     ROWS,
@@ -312,7 +312,7 @@ def test_falling_chosen_reward_reaches_the_log(tmp_path: Path, caplog: Any) -> N
     with caplog.at_level(logging.WARNING):
         trained = trainer(tmp_path, rows=rows, max_steps=1)
         for step in range(6):
-            trained._explain({"rewards/chosen": -0.1 * step, "rewards/margins": 0.1 * step})
+            trained.meter.explain({"rewards/chosen": -0.1 * step, "rewards/margins": 0.1 * step})
     assert sum("chosen answers is falling" in record.message for record in caplog.records) == 1
 
 

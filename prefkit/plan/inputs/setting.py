@@ -148,14 +148,13 @@ def read_setting(
         sequence_parallel: processes that share a row.
 
     Raises:
-        ConfigError: sequence_parallel_size does not divide the processes; see `zero_stage`.
+        ConfigError: see `zero_stage`.
     """
     script, config, given = options
     launcher = launcher or {}
     count = gpus or launcher.get("num_processes") or 1
     fsdp = _fsdp(config, launcher)
     objective = config.build_objective()
-    _check_divides(sequence_parallel, count)
     checkpointing, offload = _checkpointing(config, fsdp)
     lora = _lora(script)
     return Setting(
@@ -187,14 +186,6 @@ def read_setting(
         passes=config.head_passes,
         optimizer=str(getattr(config.optim, "value", config.optim)),
     )
-
-
-def _check_divides(sequence_parallel: int, gpus: int) -> None:
-    if gpus % sequence_parallel:
-        raise ConfigError(
-            f"sequence_parallel_size is {sequence_parallel}, which does not divide {gpus} "
-            "processes. Set --gpus, or another size."
-        )
 
 
 def _lora(script: Any) -> Lora | None:

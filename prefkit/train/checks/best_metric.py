@@ -34,6 +34,18 @@ def objective_metrics(objective: Objective) -> list[str]:
     return ["loss", *result.metrics, "active_weight_fraction"]
 
 
+def expected_metrics(own: list[str], config: Any) -> list[str]:
+    """Names under which an evaluation may report, before the model is there.
+
+    Args:
+        own: of the loss.
+        config: whether the model has routers whose balance is trained shows when it is loaded;
+            until then `aux_loss` counts where it is asked for.
+    """
+    asked = str(config.metric_for_best_model).endswith("aux_loss")
+    return [*own, "aux_loss"] if asked and config.router_aux_loss_coef != 0 else own
+
+
 def check_evaluation_options(config: Any) -> None:
     """Refuses options that only an evaluation reads, where none is made.
 

@@ -14,20 +14,6 @@ from prefkit.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def with_padding(tokenizer: Any, given: bool) -> Any:
-    """The tokenizer with a padding token: where the user's own has none, a copy of it.
-
-    Args:
-        tokenizer: of transformers.
-        given: whether it is the user's object, which stays as it is.
-    """
-    if tokenizer.pad_token_id is not None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer) if given else tokenizer
-    tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def with_trained_template(tokenizer: Any, args: Any, dataset: Any) -> Any:
     """The tokenizer to save: a copy where its template is not the one that trains.
 

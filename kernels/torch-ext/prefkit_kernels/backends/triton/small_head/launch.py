@@ -100,11 +100,11 @@ def tile(
 
     The first alone is timed: 530 (normalisers) and 429 TFLOP/s (DPO) at D 576 on an H200.
 
-    The largest that compiles without a spill by Triton 3.6 and 3.9 (tests/kernels/compile_small_head.py): a
-    tile of 128 × 256 does 85 operations a byte of the second cache, one of 128 × 128 does 64, and
-    an H100 has about 6 TB/s of that for its 798 TFLOP/s. Options take registers, a softcap most,
-    and so do tensor cores that leave their sums in them (before Hopper); fp32 operands take the
-    place of two.
+    The largest that compiles without a spill by Triton 3.6 and 3.9
+    (tests/kernels/compile_small_head.py): a tile of 128 × 256 does 85 operations a byte of the
+    second cache, one of 128 × 128 does 64, and an H100 has about 6 TB/s of that for its 798
+    TFLOP/s. Options take registers, a softcap most, and so do tensor cores that leave their sums in
+    them (before Hopper); fp32 operands take the place of two.
 
     Args:
         itemsize: bytes of an operand's element.

@@ -40,6 +40,26 @@ class EvenDataset(Dataset):
         return self.dataset[index] if index < self.real else Filler(self.dataset[0])
 
 
+def evened(kept: Any, asked: Any, size: int) -> tuple[Any, Any]:
+    """A trainer's evaluation sets and the one that is asked for, filled up with `EvenDataset`.
+
+    Args:
+        kept: `eval_dataset` of a trainer: a dataset, a dict of them or None.
+        asked: the argument of `get_eval_dataloader`: a dataset, a key of `kept`, or None for it.
+        size: items in one batch of all processes.
+
+    Returns:
+        Both. A set that is asked for by name is filled up inside `kept`, because Trainer keeps
+        persistent loaders by name. Where there is no single set, both are as they were.
+    """
+    named = isinstance(asked, str)
+    given = kept[asked] if named else kept if asked is None else asked
+    if given is None or isinstance(given, dict):
+        return kept, asked  # Trainer says what is wrong
+    even = EvenDataset(given, size)
+    return ({**kept, asked: even}, asked) if named else (kept, even)
+
+
 def without_fillers(items: list) -> tuple[list, bool]:
     """The real items of a batch and True, or one stand-in and False where there are none."""
     real = [item for item in items if not isinstance(item, Filler)]
