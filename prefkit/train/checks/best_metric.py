@@ -30,7 +30,8 @@ def objective_metrics(objective: Objective) -> list[str]:
     """The names under which an evaluation of pairs reports, without `eval_`: those of one pair."""
     nothing = torch.zeros(2)
     stats = TokenStats(logp=nothing, ref_logp=nothing, kl=nothing)
-    result = objective(stats, torch.tensor([0, 1]))
+    margins = torch.zeros(1) if objective.needs_margins else None
+    result = objective(stats, torch.tensor([0, 1]), margins=margins)
     return ["loss", *result.metrics, "active_weight_fraction"]
 
 

@@ -82,24 +82,30 @@ def prepare_dataset(
     Raises:
         RowError, PrefkitError: see `prepare_pairs`.
     """
+    margins = args.build_objective().needs_margins
     if isinstance(rows, PairDataset | CachedDataset | StreamedRows):
+        if margins and isinstance(rows, PairDataset):
+            _check_margins(rows, name)
         return rows
     text_config = model_config.get_text_config()
     options = tokenize_options(args, text_config)
     checks = row_options(args, text_config, name)
-    reading: dict[str, Any] = {
-        "level": args.resolved_level,
-        "mask_tool_output": args.mask_tool_output,
-        "format": args.format,
-        "block_style": args.block_style,
-        "columns": {} if args.columns is None else args.columns,
-    }
+    vocab_size = checks.pop("vocab_size")
+    reading = ReadOptions(
+        level=args.resolved_level,
+        mask_tool_output=args.mask_tool_output,
+        format=args.format,
+        block_style=args.block_style,
+        columns={} if args.columns is None else args.columns,  # type: ignore[arg-type]
+        margins=margins,
+        **checks,
+    )
     if (stream := stream_of(rows, split)) is not None:
         if name != "train":
             refuse_eval_stream(stream, name)
         part = (args.process_index, args.world_size)
-        return stream_pairs(stream, tokenizer, options, ReadOptions(**reading), part=part, **checks)
-    dataset = prepare_pairs(rows, tokenizer, options, split=split, **reading, **checks)
+        return stream_pairs(stream, tokenizer, options, reading, vocab_size=vocab_size, part=part)
+    dataset = prepare_pairs(rows, tokenizer, options, reading, split=split, vocab_size=vocab_size)
     if not len(dataset):
         raise ConfigError(
             f"The {name} data hold no usable pair. Look at the rows that were skipped."
@@ -111,3 +117,14 @@ def prepare_dataset(
             name,
         )
     return dataset
+
+
+def _check_margins(dataset: PairDataset, name: str) -> None:
+    """Pairs that were prepared before have the margins that the loss reads."""
+    missing = next((pair for pair in dataset.pairs if pair.margin is None), None)
+    if missing is not None:
+        raise ConfigError(
+            f"margin_weight is set, but {missing.source}, row {missing.row} of the {name} data was "
+            "prepared without its margin. Prepare the pairs with ReadOptions(margins=True), or "
+            "leave margin_weight out."
+        )

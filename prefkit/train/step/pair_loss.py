@@ -103,6 +103,7 @@ class PairLoss:
                 sequence_group=self.sequence_group,
                 num_scored=inputs.get("num_scored"),
                 passes=self.args.head_passes,
+                margins=inputs["margins"] if self.objective.needs_margins else None,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
