@@ -71,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """What stands before a response, and where it came from.
+    """The context of a response (prompt and prefix), and the row that it came from.
 
     Attributes:
         prompt: the question, as raw text or as chat messages.
@@ -81,7 +81,7 @@ class Front:
         source, row: where the row came from (for messages); `row` is 0-based.
         system: the row's own system text, of a prompt that is raw text; it makes it a chat, also
             where it is "".
-        tools: schemas of the tools that the chat template is told of.
+        tools: schemas of the tools that the chat template gets.
         variables: the row's own variables of the chat template (`chat_template_kwargs`).
     """
 
@@ -97,7 +97,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A front as text.
+    """The context of a response as text.
 
     Attributes:
         prompt: everything before the prefix.
@@ -124,7 +124,7 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Front):
-    """One preference pair as text: a front that both sides share, and two responses.
+    """One preference pair as text: a context, and two responses that follow it.
 
     Attributes:
         margin: by how much the chosen response is better (`ReadOptions.margins`), or None.
@@ -161,7 +161,8 @@ class TokenizedSide:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedPair:
-    """A pair as ids. `shared` is the length of the longest common token prefix of both sides."""
+    """A pair as ids. `shared` is the length of the longest common token prefix of both
+    sequences."""
 
     chosen: TokenizedSide
     rejected: TokenizedSide

@@ -162,7 +162,7 @@ def read_solutions(
     """Rows as text and as tokens, in order; what is left out or cut is in the report.
 
     Args:
-        rows: a few rows, or what stands where one could not be read.
+        rows: a few rows, each a `RowError` where it could not be read.
         renderer: writes prompts and knows the tokenizer.
         report: is added to.
         vocab_size, on_bad_row, columns: as in `prepare_solutions`.

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: memory, work, and the command that runs it.
+"""What a run will take, computed before it starts: memory, work, and the command that runs it.
 
     from prefkit.plan import Planner, make_plan, load_config, given_lengths, read_setting
 

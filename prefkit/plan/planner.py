@@ -32,7 +32,7 @@ class Planner:
         return self._shapes[key]
 
     def layout(self, setting: Setting) -> str:
-        """The layout that a run will have, short of what only the weights can tell."""
+        """The layout that a run will have, as far as the config decides it."""
         if self.why_padded(setting) is not None:
             return "padded"
         return "separate" if setting.layout == "separate" else "shared"

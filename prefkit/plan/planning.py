@@ -20,7 +20,7 @@ class Plan:
 
     Attributes:
         shape, setting, lengths: what was planned.
-        layout: "shared", "separate" or "padded", as far as it can be told before the weights.
+        layout: "shared", "separate" or "padded", as far as it is known without the weights.
         heaviest, mean: batches of a device.
         memory: of one process at its heaviest batch.
         work: of an optimiser step of mean batches.

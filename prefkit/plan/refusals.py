@@ -10,7 +10,7 @@ from prefkit.train.checks.start import Start
 
 
 def check_start(options: Any, setting: Setting, model_config: Any, launched: bool) -> None:
-    """What options, processes and model's config tell, before anything is counted.
+    """Checks of options, processes and the model's config, before anything is counted.
 
     A plan supposes the machine and never loads the weights: it asks `check_run` about the rest.
 
@@ -40,7 +40,7 @@ def check_lengths(lengths: Lengths, max_length: int | None) -> None:
     """Refuses given lengths that the run would cut, skip or refuse.
 
     Raises:
-        ConfigError: a side is longer than `max_length`.
+        ConfigError: a sequence is longer than `max_length`.
     """
     if max_length is not None and lengths.longest > max_length:
         raise ConfigError(

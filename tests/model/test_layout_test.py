@@ -22,7 +22,7 @@ from prefkit.model.attention.install import (
     install_attention,
     reading,
 )
-from prefkit.model.attention.layer_test import Call, Sides, layer_off
+from prefkit.model.attention.layer_test import Call, LayerCalls, layer_off
 from prefkit.model.attention.layout_row import LayoutRow, spread_ids
 from prefkit.model.attention.limits import why_not
 from tests.train.trainer_cases import SHAPE, VOCAB, tiny_model
@@ -95,7 +95,7 @@ def test_a_router_at_a_tie_gets_a_second_chance(monkeypatch: pytest.MonkeyPatch)
     row[0, 2] = torch.tensor([1.0, -1.0, 0.5, -0.5])
     places = [torch.arange(5), torch.arange(5, 9)]
     alone = [Call(layer, (row[:, some],), {}) for some in places]
-    sides = Sides(Call(layer, (row,), {}), alone, places, lambda: torch.no_grad())
+    sides = LayerCalls(Call(layer, (row,), {}), alone, places, lambda: torch.no_grad())
     assert layer_off(sides).good
     monkeypatch.setattr(layer_test, "DRAWS", 1)
     assert not layer_off(sides).good

@@ -1,7 +1,7 @@
 """Rows whose responses are chat messages: TRL's conversational rows, and SCDPO's role lists.
 
-What the prompt holds, or without one what both sides begin with, is the front. The rest of each
-side is its response: one message of the assistant's, or several with tool results between them.
+The context is the prompt, or without one the messages that both fields begin with. The rest of each
+field is its response: one message of the assistant's, or several with tool results between them.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def read_conversation(row: Row, options: RowOptions) -> Iterator[Pair]:
     """A pair of conversations.
 
     Raises:
-        RowError: sides that do not end with the assistant, or that begin in different ways.
+        RowError: a field that does not end with the assistant, or two that begin differently.
     """
     refuse_media(row)
     for field in ("chosen_spans", "rejected_spans"):

@@ -3,14 +3,14 @@
     prefkit    prompt, chosen, rejected, optional prefix, weights, spans, append_eos
     trl        the same three fields; the prompt may be implicit; strings or messages
     step-dpo   Math-Step-DPO-10K (arXiv 2406.18629): initial_reason_steps, full_chosen, …
-    scdpo      role lists with an `assistant_correct` front and typed blocks (arXiv 2407.00782)
+    scdpo      role lists with `assistant_correct` steps and typed blocks (arXiv 2407.00782)
     cdpo       scored files with prob_result (arXiv 2411.19943); unscored ones are trl rows
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
 
-A row tells its format by its fields, so one source may mix several. Rows of other trainers are
-brought into these (other_trainers.py), and no text column is passed over. Other fields are ignored
-if they hold no text, or if their name says that they describe the row. A name that is nearly that
-of an optional field is taken for a spelling mistake, and the row is refused.
+The format of a row is detected from its fields, so one source may mix several. Rows of other
+trainers are brought into these (other_trainers.py), and no text column is passed over. Other fields
+are ignored if they hold no text, or if their name says that they describe the row. A name that is
+nearly that of an optional field is taken for a spelling mistake, and the row is refused.
 """
 
 import os
@@ -46,7 +46,7 @@ class ReadOptions(RowOptions):
 
     Attributes:
         level, mask_tool_output, block_style: see `RowOptions`.
-        format: one of FORMATS, or "auto" to tell each row by its fields.
+        format: one of FORMATS, or "auto" to detect it from the fields of each row.
         columns: prefkit's field → the column that holds it; a column → None leaves it out.
         on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
         skipped_file: JSON Lines file for skipped and cut rows, or None.

@@ -86,8 +86,8 @@ _LISTS = ("completions", "answers", "generations")
 
 
 def refuse_other_kinds(row: Row) -> None:
-    """Raises RowError for a row of one of these kinds; one with a chosen or a rejected side passes,
-    whatever else it has."""
+    """Raises RowError for a row of one of these kinds; one with a chosen or a rejected response
+    passes, whatever else it has."""
     if "chosen" in row or "rejected" in row:
         return
     for kind in KINDS:

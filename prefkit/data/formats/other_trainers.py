@@ -6,9 +6,9 @@
     chat           conversations (or messages, conversation), chosen, rejected: one message each
     ultrafeedback  prompt as text, chosen and rejected as whole conversations, messages
 
-A column that holds text and that nobody reads would be missed by nobody: a question, say, that is
-spelt in another way. So it is refused, unless its name is one of those that tell about a row.
-`columns` says what is what: {"prompt": "query", "notes": null} reads one and leaves one out.
+A text column that is not read would go unnoticed: for example a question under another name. So it
+is refused, unless its name is one of those that describe a row. `columns` maps names:
+{"prompt": "query", "notes": null} reads one column and ignores another.
 """
 
 import difflib
@@ -111,7 +111,7 @@ def known(row: Row, also: tuple[str, ...] = ()) -> Row:
         also: fields that are read beside those of pairs.
 
     Raises:
-        RowError: a layout that holds no pair, or a text column that nobody reads.
+        RowError: a layout that holds no pair, or a text column that is not read.
     """
     data, shown = dict(row.data), dict(row.shown)
     refuse_other_kinds(row)

@@ -21,7 +21,7 @@ from prefkit.errors import RowError
 
 def read_step_dpo(row: Row, options: RowOptions) -> Iterator[Pair]:
     """Math-Step-DPO-10K, and own rows with full_chosen: single steps, or the two solutions after
-    the shared front."""
+    the shared steps."""
     if is_conversational(row.get("chosen")):
         raise row.error("chosen", "holds messages", "Write the step as a string.")
     refuse_media(row)
@@ -51,7 +51,7 @@ def read_step_dpo(row: Row, options: RowOptions) -> Iterator[Pair]:
 
 
 def read_cdpo(row: Row, options: RowOptions) -> Iterator[Pair]:
-    """A scored file: weight 1 on the chosen side, 1 − s_t on the rejected side."""
+    """A scored file: weight 1 on the chosen response, 1 − s_t on the rejected one."""
     chosen, rejected = row.text("chosen"), row.text("rejected")
     yield make_pair(
         row,

@@ -1,4 +1,4 @@
-"""One row of a single solution → Solution: what stands before it, and what is learnt."""
+"""One row of a single solution → Solution: its context, and the response that is trained."""
 
 from prefkit.data.formats.fields.messages import plain_message, read_messages_field, says_nothing
 from prefkit.data.formats.fields.prompt import front_fields, read_prompt, refuse_media

@@ -1,6 +1,6 @@
 """Rows from wherever they lie: files, folders, `datasets` objects, lists, hub names.
 
-A broken line does not hide the lines after it: it becomes a `RowError` in its place, so that the
+A broken line does not hide the lines after it: it becomes a `RowError` at its index, so that the
 caller can stop at the first one or skip and list them all. Nothing here looks inside a row.
 """
 
@@ -30,7 +30,7 @@ class Rows:
 
     Attributes:
         source: the name that messages use.
-        items: one dict a row, or the `RowError` that stands where a row could not be read.
+        items: one dict a row, or a `RowError` where a row could not be read.
     """
 
     source: str
@@ -53,7 +53,7 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
         split: which split of a dataset with several.
 
     Returns:
-        The rows; unreadable ones are `RowError` items, raised by nobody yet.
+        The rows; unreadable ones are `RowError` items, not raised yet.
 
     Raises:
         PrefkitError: the source as a whole is missing, empty, a stream, or of an unknown kind.

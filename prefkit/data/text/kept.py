@@ -64,9 +64,9 @@ class Kept:
         """One message of a response, which the template wrote within `text`.
 
         Args:
-            front: for messages.
+            front: the row's context; names the row in messages.
             messages: the whole conversation.
-            place: of the message in it.
+            place: index of the message in it.
             field: of the row, for messages.
             text: what was written of this turn.
             whole: what was written of all.

@@ -77,7 +77,7 @@ def is_chat(front: Front, options: TokenizeOptions) -> bool:
 
 
 class Renderer:
-    """Renders fronts and knows the special tokens around them.
+    """Writes prompt and prefix as text, and knows the special tokens around them.
 
     Args:
         tokenizer: a fast transformers tokenizer.
@@ -148,7 +148,7 @@ class Renderer:
         """What the chat template writes for messages of a row.
 
         Args:
-            front: whose tools and variables the template gets.
+            front: the row's context; the template gets its tools and variables.
             messages: what is written.
             field: of the row, for messages to the user.
             how: `begin`, `go_on`, `variables`: as `ChatTemplate.write` takes them.

@@ -1,6 +1,6 @@
-"""A response as the text that follows its front, and the token that ends it.
+"""A response as the text that follows its context, and the token that ends it.
 
-    a string        is what the model writes after the front, character by character
+    a string        is what the model writes after the context, character by character
     messages        are written by the chat template: thoughts, channels and calls in its own form,
                     tool results (masked) between two turns of the assistant's
     one message     whose turn the row has begun, or which the template cannot write after the
@@ -25,13 +25,13 @@ from prefkit.errors import RowError
 def write_response(
     front: Front, name: str, side: Side, rendered: Rendered, renderer: Renderer
 ) -> Written:
-    """The response as the text that follows its front.
+    """The response as the text that follows its context.
 
     Args:
-        front: of the row.
+        front: the row's context.
         name: the response's field, such as "chosen".
-        side: the response as it was read.
-        rendered: the front as text.
+        side: the response as read from the row.
+        rendered: the context as text.
         renderer: knows the template.
 
     Raises:

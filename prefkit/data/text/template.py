@@ -30,7 +30,7 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # three names o
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, or one in its place.
+    """The chat template of a tokenizer, or one that replaces it.
 
     Args:
         tokenizer: a fast transformers tokenizer.
@@ -213,7 +213,7 @@ def say_once(line: str) -> None:
 
 
 def read_template(given: str | None) -> str | None:
-    """The template itself: what the name "plain" or the file stands for, or the text as it is.
+    """The text of a template: of the name "plain", of a file, or the given text itself.
 
     Raises:
         ConfigError: a file that cannot be read.
@@ -255,7 +255,7 @@ def extra_fields(message: Message) -> list[str]:
 
 
 def is_written(piece: str, text: str) -> bool:
-    """Whether a text stands in what a template wrote, as it is or as a JSON string."""
+    """Whether a template wrote this text, as it is or as a JSON string."""
     if piece in text:
         return True
     return any(json.dumps(piece, ensure_ascii=a)[1:-1] in text for a in (True, False))

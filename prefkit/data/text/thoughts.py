@@ -1,10 +1,11 @@
 r"""Thoughts in a model's text: their marks, and what is said without them.
 
-Reasoning models think before they speak, and mark the thought: by a pair of tags
-(`<think>…</think>` and its kin), or by channels (gpt-oss: `<|channel|>analysis<|message|>…<|end|>`,
-the answer in `<|channel|>final<|message|>`). An answer, a verdict, a step that stands in a thought
-is not said yet. Chat templates write one or both marks by themselves. A thought that is opened
-twice, or an answer inside an open one, is text that the model never meets when it is sampled.
+Reasoning models write a thought before their answer, and mark it: by a pair of tags
+(`<think>…</think>` and similar ones), or by channels (gpt-oss: `<|channel|>analysis<|message|>…`
+`<|end|>`, the answer in `<|channel|>final<|message|>`). An answer, a verdict or a step inside a
+thought does not count as given. Chat templates write one or both marks by themselves. A thought
+that is opened twice, or an answer inside an open one, is text that the model never meets when it is
+sampled.
 """
 
 import re
@@ -36,10 +37,10 @@ def spoken(text: str) -> str:
 
     Args:
         text: what a model wrote. A thought that is not closed runs to the end; one whose opening
-            tag stands in the prompt begins with the text.
+            tag is in the prompt begins with the text.
 
     Returns:
-        What is left, "" where nothing is. With channels: what stands in the final one.
+        What is left, "" where nothing is. With channels: the content of the final one.
     """
     return parted(text)[0]
 
@@ -115,8 +116,8 @@ def marks_of(text: str) -> list[Mark]:
 
 
 def marks_after(before: str, text: str) -> list[Mark]:
-    """The marks of a text that follows another, their places in `text`. What closes a thought may
-    depend on how it was opened: gpt-oss ends every channel by one token."""
+    """The marks of a text that follows another, their positions in `text`. What closes a thought
+    may depend on how it was opened: gpt-oss ends every channel by one token."""
     start = len(before)
     return [
         Mark(mark.start - start, mark.end - start, mark.opens)
@@ -169,7 +170,7 @@ def repeated_opening(before: str, text: str) -> int:
 def texts_of(content: Any) -> list[str]:
     """The texts of a message's content, a string or a list of parts; thoughts apart from the rest.
 
-    A template may write a thought in its own way, but it has to write all of these somewhere.
+    A template may write a thought in its own form, but it has to write all of these somewhere.
     """
     if content is None:
         return []

@@ -1,8 +1,8 @@
 """Text → ids, each with the characters that it holds.
 
-Front and response are tokenised as *one* string, the way the model meets it: for most tokenizers,
-pieces that are tokenised apart are another sequence. But what sampling shows is tokenised before
-the model writes anything, so in chat form the ids of the generation prompt stay what they are.
+Context and response are tokenised as *one* string, as the model reads it: for most tokenizers,
+pieces that are tokenised separately are another sequence. But in sampling, the generation prompt
+is tokenised before the model writes anything, so in chat form its ids stay as they are.
 """
 
 from collections.abc import Sequence

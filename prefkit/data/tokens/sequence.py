@@ -30,7 +30,7 @@ class Texts:
     """A row as text.
 
     Attributes:
-        front: what its responses follow.
+        front: the context of its responses.
         sides: name → the response.
     """
 
@@ -62,10 +62,10 @@ def finish_side(
     """Flags, weights and the end token of one sequence.
 
     Args:
-        front: what the sequence begins with, and its place for messages.
+        front: the context of the response; names the row in messages.
         name: the response's field, such as "chosen".
         written: the response.
-        encoded: the sequence of front and response.
+        encoded: the sequence of context and response.
         renderer: knows the tokenizer and the options.
         vocab_size: rows of the model's embedding; ids beyond it are refused.
 

@@ -56,7 +56,8 @@ def bind_weights(front: Front, name: str, side: Side, tokens: Tokens) -> np.ndar
 
 
 def end_is_implied(side: Side, tokens: Tokens) -> bool:
-    """Whether the end token's weight 1 is nobody's choice: appended, and not among the weights."""
+    """Whether the end token has weight 1 by default: it was appended, and no given weight is its
+    own."""
     given = side.token_weights
     if not tokens.has_end or given is None or given.context is not None:
         return tokens.has_end

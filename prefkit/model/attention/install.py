@@ -77,7 +77,7 @@ def reading(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def text_config(model: nn.Module) -> Any:
     """The config of the text model inside all wrappers."""
-    return unwrap(model).config.gettext_config()  # type: ignore[union-attr, operator]
+    return unwrap(model).config.get_text_config()  # type: ignore[union-attr, operator]
 
 
 def _mask(base: str, *args: Any, **kwargs: Any) -> Any:

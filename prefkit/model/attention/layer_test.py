@@ -1,7 +1,7 @@
 """Each layer of a model by itself: one row of several sequences against each sequence alone.
 
-Rounding grows from layer to layer, and how much is the model's affair: a limit for the whole model
-either refuses good ones or passes bad ones. So every layer gets the same numbers on both sides
+Rounding grows from layer to layer, and how much depends on the model: one limit for whole models
+either refuses good ones or passes bad ones. So every layer gets the same numbers in both cases
 (what it read in the row, and the slices of that), in a copy of this one layer in fp32. What is left
 is one layer's rounding, below 1e-5 of what it adds in right models of any depth and dtype; layers
 that compute something else were off by 5e-2 or more.
@@ -56,7 +56,7 @@ class Call:
 
     @property
     def hidden(self) -> Tensor:
-        """The hidden states: the first argument, by place or by name."""
+        """The hidden states: the first argument, positional or by name."""
         found = self.args[0] if self.args else self.kwargs.get("hidden_states")
         if not isinstance(found, Tensor) or not found.is_floating_point():
             raise Unrunnable(f"{type(self.layer).__name__} is not given hidden states first")
@@ -90,13 +90,13 @@ def recording(layers: Sequence[nn.Module]) -> Iterator[list[Call]]:
 
 
 @dataclass(frozen=True)
-class Sides:
+class LayerCalls:
     """One layer's call in the row and in each sequence alone, in the order of the model.
 
     Attributes:
         row: the call in the row.
         alone: the call in each sequence.
-        places: where the tokens of each sequence lie in the row.
+        places: the positions of each sequence's tokens in the row.
         as_before: a block in which the model attends as it did before anything was installed.
     """
 
@@ -114,7 +114,7 @@ class Sides:
         return differ[0]
 
 
-def layer_off(sides: Sides) -> Off:
+def layer_off(sides: LayerCalls) -> Off:
     """How far a layer in the row is from itself in each sequence alone, given the same numbers.
 
     Returns:
@@ -134,7 +134,7 @@ def layer_off(sides: Sides) -> Off:
         raise Unrunnable(f"{type(sides.row.layer).__name__} alone: {reason}") from error
 
 
-def _layer_off(sides: Sides) -> Off:
+def _layer_off(sides: LayerCalls) -> Off:
     dim = sides.token_dim()
     layer = _in_fp32(sides.row.layer)
     given = sides.row.hidden.float()

@@ -18,7 +18,7 @@ class LayoutRow:
     Attributes:
         ids: (1, N) int64.
         stream: its trees.
-        places: where the tokens of each of the three sequences lie.
+        places: the positions of the tokens of each of the three sequences.
     """
 
     ids: Tensor

@@ -10,7 +10,8 @@ of its attention would be compared with itself). In this order:
 (`prefkit.model.attention.layer_test`);
 4. the logits differ by no more than ten times what one rounding after every layer does to them.
 
-The third tells rounding from mistakes; the last sees what lies between and behind the layers.
+The third distinguishes rounding from mistakes; the last covers what is between and after the
+layers.
 """
 
 import contextlib
@@ -27,8 +28,8 @@ from prefkit.model.attention.install import as_before, counting, reading
 from prefkit.model.attention.layer_test import (
     DRAWS,
     Call,
+    LayerCalls,
     Off,
-    Sides,
     Unrunnable,
     layer_off,
     layers_of,
@@ -122,7 +123,7 @@ def _layers(
         raise Unrunnable("a sequence alone takes other layers")
     plain = layer_implementation(owner)
     for index, call in enumerate(calls):
-        sides = Sides(
+        sides = LayerCalls(
             call, [some[index] for some in alone], row.places, lambda: as_before(owner, plain)
         )
         if index == 0 and not (off := _inputs_off(sides)).good:
@@ -142,7 +143,7 @@ def layer_implementation(owner: nn.Module) -> str | None:
     return "sdpa" if "flash_attention" in base or "/" in base else None
 
 
-def _inputs_off(sides: Sides) -> Off:
+def _inputs_off(sides: LayerCalls) -> Off:
     """How far apart the first layer's inputs are: sums and norms of embeddings, token by token."""
     dim, given = sides.token_dim(), sides.row.hidden
     worst = []

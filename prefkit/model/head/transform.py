@@ -1,6 +1,6 @@
 """What a model does to its logits after the head: read from the config, then proved by numbers.
 
-Known numbers are sent through the model in the head's place, and what comes out must be the
+Known numbers replace the output of the head, and what the model makes of them must be the
 transform that was read (Gemma's softcap, Cohere's and Granite's scale). A model that does anything
 else is refused.
 """

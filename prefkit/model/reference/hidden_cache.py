@@ -51,13 +51,13 @@ _KEY = "hidden"
 
 @dataclass(frozen=True)
 class HiddenCache:
-    """A complete cache on disk: `cache[i]` reads the two sides of pair i, each (tokens, D).
+    """A complete cache on disk: `cache[i]` reads both responses of pair i, each (tokens, D).
 
     It holds no open file and no values, so workers of a data loader may have copies.
 
     Attributes:
         folder: where the shards are.
-        starts: 2 · pairs + 1 numbers: the row at which each side begins, over all shards.
+        starts: 2 · pairs + 1 numbers: the token at which each response begins, over all shards.
         first_pairs: the first pair of each shard.
         width: D.
         dtype: of what is stored and read.

@@ -2,9 +2,9 @@
 
 `torch`'s fake tensors carry shapes and types only, so layers of a 70B model run here in a tenth of
 a second and in no memory, with every operation of the real run: autocast's copies, an adapter's,
-the recomputation of a checkpointed layer. Depth is linear, so one and two layers tell of any number
-of them. Attention is torch's flash kernel: what it keeps (queries, keys, values, the result and one
-number a query and head) is what every attention without a matrix of scores keeps.
+the recomputation of a checkpointed layer. Depth is linear, so one and two layers give the result
+for any number of them. Attention is torch's flash kernel: what it keeps (queries, keys, values, the
+result and one number a query and head) is what every attention without a matrix of scores keeps.
 """
 
 import contextlib

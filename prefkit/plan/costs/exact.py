@@ -7,7 +7,7 @@ nor the memory is needed. The optimiser is AdamW (or RMSprop) with foreach=False
 counted as the shards they are.
 
 The fused head's operators hide their buffers from a tracker, so a stand-in allocates what
-`prefkit.plan.costs.head` says, at the same places. That part is this project's arithmetic, not
+`prefkit.plan.costs.head` says, at the same points. That part is this project's arithmetic, not
 torch's.
 """
 

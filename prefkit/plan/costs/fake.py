@@ -17,7 +17,7 @@ ATTENTION = "prefkit_plan"  # implementation that `register_attention` registers
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Without torch's log lines of operations that cannot run without data: the error tells."""
+    """Without torch's log lines of operations that cannot run without data: the error says it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:

@@ -1,7 +1,7 @@
 """How long the data are: tokens of pairs, and of the batches that a run makes of them.
 
-A pair is its longest common prefix P and what follows on each side, C and R. Side by side it is
-2P + C + R tokens, with the prefix shared P + C + R.
+A pair is its longest common prefix P and the rest of each sequence, C and R. In the separate layout
+it is 2P + C + R tokens, with the prefix shared P + C + R.
 """
 
 import math
@@ -25,7 +25,7 @@ class PairLength(NamedTuple):
 
     @property
     def separate(self) -> int:
-        """Tokens of both sides."""
+        """Tokens of both sequences."""
         return 2 * self.prefix + self.chosen + self.rejected
 
     @property
@@ -35,7 +35,7 @@ class PairLength(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer side."""
+        """Tokens of the longer sequence."""
         return self.prefix + max(self.chosen, self.rejected)
 
     def attention(self, shared: bool) -> float:
@@ -99,7 +99,7 @@ class Lengths:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest side."""
+        """Tokens of the longest sequence."""
         return max(pair.longest for pair in self.pairs)
 
 

@@ -34,7 +34,7 @@ def build(
 
     Args:
         config: of `load_config`; left as it is.
-        layers: depth in place of the config's own.
+        layers: depth, overriding the config's own.
         dtype: of the weights.
         attention: `attn_implementation`; None = the model's default.
         lora: adapter to put on, by PEFT.

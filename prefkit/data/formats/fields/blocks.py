@@ -66,7 +66,7 @@ def render_content(row: Row, content: Any, field: str, style: str = "plain") -> 
 
 
 def join_front(front: Content, continuation: Content, style: str = "plain") -> str:
-    """The shared front, ended so that the continuation can follow it directly."""
+    """The shared steps, ended so that the continuation can follow them directly."""
     if not front.text:
         return ""
     return front.text + _separator(front.text, continuation.text, style)

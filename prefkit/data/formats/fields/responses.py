@@ -38,10 +38,10 @@ class RowOptions:
 
 
 def make_pair(row: Row, *, prompt: Prompt, chosen: Side, rejected: Side, **fields: Any) -> Pair:
-    """A pair with what a row says of its front, both sides checked against each other.
+    """A pair of a row's context and its two responses, which are compared with each other.
 
     Raises:
-        RowError: a side that says nothing, or two that say the same.
+        RowError: an empty response, or two that are the same.
     """
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if says_nothing(side.messages[-1]) if side.messages else not side.text.strip():
@@ -52,7 +52,7 @@ def make_pair(row: Row, *, prompt: Prompt, chosen: Side, rejected: Side, **field
 
 
 def weighted_side(row: Row, name: str, text: str, plain: bool = False) -> Side:
-    """A side with the row's weights; `plain` where the text is not the one they were made for."""
+    """A response with the row's weights; `plain` where they were made for another text."""
     spans_field, weights_field = f"{name}_spans", f"{name}_weights"
     if spans_field in row and weights_field in row:
         problem = f"is given together with '{weights_field}'"
@@ -70,7 +70,7 @@ def weighted_side(row: Row, name: str, text: str, plain: bool = False) -> Side:
 
 
 def open_end(row: Row, front: str) -> RowError:
-    """The error of a row with a front that does not say where its responses end."""
+    """The error of a row with a prefix that leaves open where its responses end."""
     return row.error(
         front,
         "leaves open where chosen and rejected end: after one step, or with the solution",

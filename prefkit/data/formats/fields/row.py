@@ -37,12 +37,12 @@ _NEAR = 0.85  # chosen_wieghts is 0.93 like chosen_weights, rejected_lengths 0.8
 
 
 class Row:
-    """A raw row with its place, for messages.
+    """A raw row with its source and index, for messages.
 
     Args:
         source, index: where the row came from; `index` is 0-based.
         data: the row. A field that is None counts as absent, as columns of a table do.
-        shown: field → the column that it stands in, where they have other names.
+        shown: field → the column that it comes from, where that has another name.
 
     Attributes:
         names: of all columns, those that are None included.
@@ -120,7 +120,7 @@ class Row:
 
 
 def iter_rows(rows: Rows) -> Iterator[Row | RowError]:
-    """Loaded rows with their places; what could not be read stays its `RowError`."""
+    """Loaded rows with their indices; what could not be read stays its `RowError`."""
     for index, data in enumerate(rows):
         yield data if isinstance(data, RowError) else Row(rows.source, index, data)
 

@@ -74,7 +74,7 @@ def read_spans(row: Row, field: str, text: str) -> Spans:
 
 
 def read_scored_side(row: Row, side: str, response: str) -> TokenWeights:
-    """1 − s_t for the tokens of one side of a cDPO scored file (arXiv 2411.19943, §4).
+    """1 − s_t for the tokens of one response of a cDPO scored file (arXiv 2411.19943, §4).
 
     `prob_result[side]` holds `ce_prob`, s_t for every token but the first of prompt + response,
     `response_start_idx`, how many of them speak of the prompt, and the response's `text`.

@@ -1,6 +1,6 @@
 """Causal attention over a stream of trees, in memory that grows with its tokens alone.
 
-No mask of queries × keys exists anywhere. Three ways to the same numbers:
+No mask of queries × keys exists anywhere. Three implementations of the same result:
 
 - one variable-length call on a GPU (`varlen_attention`);
 - torch's CPU flash kernel, here: a tail attends to its trunk in full and to itself causally, in two

@@ -1,7 +1,7 @@
 """Attention over a stream in plain torch, a block of queries at a time, recomputed in the backward.
 
-Any device and dtype, and the only way here with a softcap (Gemma-2) on a CPU. In fp32 or better
-whatever the operands are; what other kernels are compared with.
+Any device and dtype, and the only implementation here with a softcap (Gemma-2) on a CPU. In fp32 or
+better whatever the operands are; what other kernels are compared with.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """The keys of a stream once for each attention that reads them, with a gradient of the same bits.
 
 The gradient of `index_select` adds the parts of a key that is read three times or more in whatever
-order a GPU's threads come. Here the order is that of the row: a token's own place, then tail after
-tail of its tree.
+order a GPU's threads come. Here the order is that of the row: a token's own position, then tail
+after tail of its tree.
 """
 
 from dataclasses import dataclass

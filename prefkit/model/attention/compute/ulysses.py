@@ -61,7 +61,7 @@ def ulysses_attention(
     Args:
         attend: local attention on the whole sequence, given H / S query heads and the key and
             value heads that they read, in order; a number of them that divides H / S.
-        q, k, v: of this process's tokens, already rotated by their places in the whole sequence.
+        q, k, v: of this process's tokens, already rotated by their positions in the whole sequence.
             Process r holds the r-th piece of the sequence.
         group: the S processes of the sequence.
         lengths: tokens of each process, the same list everywhere; None = as many as here on each.

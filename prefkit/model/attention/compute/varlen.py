@@ -1,7 +1,7 @@
-"""Attention over a stream as one variable-length call on a GPU, tried before it is believed.
+"""Attention over a stream as one variable-length call on a GPU, tested before it is used.
 
 flash-attn where it is installed, else torch's own; before torch has `enable_gqa`, first with
-grouped heads as they are, then with keys and values repeated. Each way is believed after its output
+grouped heads as they are, then with keys and values repeated. Each form is used after its output
 and its gradients have been compared with plain torch's. The keys of a trunk are gathered once for
 each tail; the causal alignment is at the bottom right.
 """
@@ -51,7 +51,7 @@ def varlen_kernels(softcap: bool, grouped: bool) -> tuple[Kernel, ...]:
 
 
 def varlen_kernel(softcap: bool) -> Kernel | None:
-    """The best way for as many key heads as query heads, not yet tried; None: there is none."""
+    """The best form for as many key heads as query heads, not yet tried; None: there is none."""
     return next(iter(varlen_kernels(softcap, False)), None)
 
 
@@ -100,7 +100,7 @@ def believed(
     width: int,
     softcap: float | None,
 ) -> Kernel | None:
-    """The first way that agrees with plain torch on this device, or None; tried once.
+    """The first form that agrees with plain torch on this device, or None; tried once.
 
     Args:
         heads, groups, width: query heads, key heads, and numbers of each.
