@@ -84,7 +84,7 @@ class TwoModels:
         if self._adapters:
             model.set_adapter(name)
         reference = Reference(model, self.heads[name])
-        return reference.run(batch, batch["rows"], lambda *operands: operands)
+        return reference.run(batch, batch["positions"], lambda *operands: operands)
 
 
 @dataclass(frozen=True)

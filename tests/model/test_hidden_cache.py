@@ -257,7 +257,7 @@ def live_and_cached(tmp_path: Path, family: str, **changes: Any) -> tuple[Any, A
 
     def compute(pairs: Sequence[TokenizedPair]) -> list[tuple[Tensor, Tensor]]:
         batch = collate(pairs)
-        found = reference.operands(batch, batch["rows"], own.transform, own.vocab_size)
+        found = reference.operands(batch, batch["positions"], own.transform, own.vocab_size)
         sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
         assert found["ref_hidden"] is not None
         sides = found["ref_hidden"].split(sizes)
@@ -265,7 +265,7 @@ def live_and_cached(tmp_path: Path, family: str, **changes: Any) -> tuple[Any, A
 
     cache = build(tmp_path, compute, width=16)
     batch = collate([(index, PAIRS[index]) for index in (3, 1)])
-    live = reference.operands(batch, batch["rows"], head.transform, head.vocab_size - 2)
+    live = reference.operands(batch, batch["positions"], head.transform, head.vocab_size - 2)
     kept = ReferenceHead.of(own, head.transform, head.vocab_size - 2)
     return live, kept.of_cached(cache.read(batch["pair_index"]))
 

@@ -88,7 +88,7 @@ def loss_and_gradients(
     reference = torch.randn(vocab, width, generator=generator)
 
     def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        flat = hidden.reshape(-1, width)[batch["rows"]]
+        flat = hidden.reshape(-1, width)[batch["positions"]]
         out = fused_preference_loss(
             flat,
             weight,

@@ -75,10 +75,10 @@ def _kept_of(reference: Reference, args: PreferenceConfig) -> Callable[[PairBatc
 
     def logp(batch: PairBatch) -> Tensor:
         options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
-        return reference.logp(batch, batch["rows"], batch["targets"], **options).float()
+        return reference.logp(batch, batch["positions"], batch["targets"], **options).float()
 
     def hidden(batch: PairBatch) -> Tensor:
-        operands = reference.operands(batch, batch["rows"], transform, vocab)
+        operands = reference.operands(batch, batch["positions"], transform, vocab)
         assert operands["ref_hidden"] is not None
         return operands["ref_hidden"]
 
