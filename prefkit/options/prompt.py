@@ -9,7 +9,7 @@ from typing import Any, Literal
 class PromptFields:
     """How a prompt becomes the text a model reads. The text under a field is its `--help` line."""
 
-    # -- how a prompt is put --------------------------------------------------------------------
+    # -- prompt -----------------------------------------------------------------------------------
     string_prompts: Literal["raw", "chat"] = "raw"
     """Prompts given as plain strings: used as they are, or put into the chat template."""
     prompt_template: str = "{prompt}"

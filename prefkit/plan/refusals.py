@@ -16,7 +16,7 @@ def check_start(options: Any, setting: Setting, model_config: Any, launched: boo
     """What options, processes and model's config tell, before anything is counted.
 
     Args:
-        options: of `prefkit.options.parse.load_options`.
+        options: of `prefkit.train.options.make_options`.
         setting: of `read_setting`.
         model_config: of `prefkit.plan.model.load_config`.
         launched: an accelerate config starts the run.
@@ -35,18 +35,10 @@ def check_start(options: Any, setting: Setting, model_config: Any, launched: boo
         )
     if setting.sequence_parallel == 1:
         return
-    if config.reduction == "position":
-        raise ConfigError(
-            "sequence_parallel_size and reduction 'position': that loss pairs the i-th tokens of "
-            "both sides, which lie on different processes. Use reduction: sequence."
-        )
-    if setting.sharding == "zero3":
-        raise ConfigError(
-            "sequence_parallel_size and deepspeed: its engine takes an optimiser step after each "
-            "backward, and a group has several in a batch. Shard with fsdp: true instead."
-        )
-    from prefkit.train.sharding.sequence_parallel import check_shared_model
+    from prefkit.train.sharding.sequence_parallel import WITH_DEEPSPEED, check_shared_model
 
+    if setting.sharding == "zero3":
+        raise ConfigError(WITH_DEEPSPEED)
     check_shared_model(setting.sequence_parallel, model_config)
 
 

@@ -136,16 +136,14 @@ def read_setting(
     gpus: int | None = None,
     launcher: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    sequence_parallel: int = 1,
 ) -> Setting:
     """The setting of a run.
 
     Args:
-        options: of `prefkit.options.parse.load_options`.
+        options: of `prefkit.train.options.make_options`.
         gpus: processes; None = the launcher's, or 1.
         launcher: of `prefkit.plan.launcher.read_launcher`.
         dtype: the dtype in the model's own config, for `dtype: auto`.
-        sequence_parallel: processes that share a row.
 
     Raises:
         ConfigError: sequence_parallel_size does not divide the processes; see `zero_stage`.
@@ -155,7 +153,7 @@ def read_setting(
     count = gpus or launcher.get("num_processes") or 1
     fsdp = _fsdp(config, launcher)
     objective = config.build_objective()
-    if count % sequence_parallel:
+    if count % (sequence_parallel := config.sequence_parallel_size):
         raise ConfigError(
             f"sequence_parallel_size is {sequence_parallel}, which does not divide {count} "
             "processes. Set --gpus, or another size."

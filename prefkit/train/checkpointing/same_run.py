@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.options.parse import Options, read_yaml
+from prefkit.options.yaml_file import read_yaml
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.fields import (
     CDPO_POSITION_BETA,
@@ -18,6 +18,7 @@ from prefkit.train.fields import (
     PreferenceFields,
     ScriptArguments,
 )
+from prefkit.train.options import Options
 
 CONFIG_FILE = "prefkit_config.yaml"
 _FREE = (  # prefkit's own fields that do not change what is learnt

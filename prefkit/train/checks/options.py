@@ -19,6 +19,7 @@ from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.loss.objectives import Objective
 from prefkit.loss.passes import obstacle_to_one_pass
 from prefkit.train.checks.sharding import check_processes
+from prefkit.train.sharding.sequence_parallel import check_sharing_processes
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +150,10 @@ def check_machine(config: Any) -> None:
 
     Raises:
         ConfigError: Triton without a GPU, Liger that is not installed, a Hub out of reach; see
-            `check_processes`.
+            `check_processes` and `check_sharing_processes`.
     """
     check_processes(config)
+    check_sharing_processes(config)
     if config.head_backend == "triton":
         _need("triton", "head_backend triton")
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -15,27 +15,39 @@ from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.attention.ulysses import check_heads
 
+WITH_DEEPSPEED = (
+    "sequence_parallel_size and deepspeed: its engine takes an optimiser step after each backward, "
+    "and a group has several in a batch. Shard with fsdp: true instead."
+)
+
 
 def check_sequence_parallel(config: Any) -> None:
     """What the options alone tell.
 
     Raises:
-        ConfigError: a loss that aligns positions over the pieces, or processes that cannot be
-            divided into groups.
+        ConfigError: a loss that aligns positions over the pieces, or DeepSpeed.
     """
-    size = config.sequence_parallel_size
-    if size == 1:
+    if config.sequence_parallel_size == 1:
         return
     if config.reduction == "position":
         raise ConfigError(
             "sequence_parallel_size and reduction 'position': that loss pairs the i-th tokens of "
             "both sides, which lie on different processes. Use reduction: sequence."
         )
-    if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise ConfigError(
-            "sequence_parallel_size and deepspeed: its engine takes an optimiser step after each "
-            "backward, and a group has several in a batch. Shard with fsdp: true instead."
-        )
+    if config.deepspeed:
+        raise ConfigError(WITH_DEEPSPEED)
+
+
+def check_sharing_processes(config: Any) -> None:
+    """What the launcher's variables tell, when a run starts.
+
+    Raises:
+        ConfigError: processes that cannot be divided into groups, or DeepSpeed.
+    """
+    if (size := getattr(config, "sequence_parallel_size", 1)) == 1:
+        return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ConfigError(WITH_DEEPSPEED)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes % size:
         raise ConfigError(
