@@ -7,7 +7,7 @@ they mean is read in one place for flags and files, `prefkit.options.values`.
 import contextlib
 import textwrap
 from collections.abc import Sequence
-from dataclasses import MISSING, field, is_dataclass, make_dataclass
+from dataclasses import field, is_dataclass, make_dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -73,7 +73,7 @@ def _page(command: Command, hidden: frozenset[str]) -> type:
     }
     made = [_flag(command, name) for name in groups.pop("", [])]
     if command.words:
-        words = tyro.conf.Positional[_argument(*command.words)]  # type: ignore[valid-type]
+        words = tyro.conf.Positional[_argument(*command.words)]  # type: ignore[misc, valid-type]
         made.insert(0, (_WORDS, words, field(default=None)))
     for number, (title, names) in enumerate(groups.items()):  # tyro leaves out empty ones
         group = make_dataclass(f"Group{number}", [_flag(command, name) for name in names])
@@ -91,13 +91,19 @@ def _page(command: Command, hidden: frozenset[str]) -> type:
 def _flag(command: Command, name: str) -> tuple[str, Any, Any]:
     """A field as `make_dataclass` takes it."""
     option, hint, cls = command.fields[name]
-    default = default_of(option)
-    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-    if isinstance(default, bool):
-        shown = shown.lower()
-    text = f"(default: {shown})" if shown and default not in (None, MISSING) else ""
+    text = field_docs(cls).get(name, "")
     values = metavar(hint, choices_of(option, hint))
-    return name, _argument(values, field_docs(cls).get(name, ""), text), field(default=None)
+    shown = "" if "None = " in text or "(required)" in text else _shown(default_of(option))
+    return name, _argument(values, text, shown), field(default=None)
+
+
+def _shown(default: Any) -> str:
+    """A default as a user would write it."""
+    if isinstance(default, list):
+        default = " ".join(map(str, default)) or None
+    if default is None or isinstance(default, bool):
+        default = str(default).lower()
+    return f"(default: {default})" if default != "" else '(default: "")'
 
 
 def _argument(values: str, text: str = "", default: str = "") -> Any:

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit.demo import arithmetic as world
 from prefkit.demo.evaluate import Evaluation, Transcript, evaluate
-from prefkit.demo.run import MODEL, find_example, main, run
+from prefkit.cli.demo import run as main
+from prefkit.demo.run import MODEL, find_example, run
 from prefkit.errors import ConfigError
 
 

@@ -9,7 +9,9 @@ import yaml
 
 from prefkit import DPO, TDPO, PreferenceConfig, SimPO
 from prefkit.errors import ConfigError
-from prefkit.options.parse import coerce, load_options, split_flags
+from prefkit.cli.train import COMMAND, load_options
+from prefkit.options.parse import split
+from prefkit.options.values import coerce
 from prefkit.train.config import _CHOICES
 from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments, field_docs
 
@@ -150,8 +152,9 @@ def test_coerce_refuses(value: Any, hint: Any) -> None:
 
 
 def test_flags() -> None:
-    words, flags = split_flags(
-        ["c.yaml", "--bf16", "--learning-rate=1e-3", "--train_data", "a", "b", "--beta", "-1"]
+    words, flags = split(
+        COMMAND,
+        ["c.yaml", "--bf16", "--learning-rate=1e-3", "--train_data", "a", "b", "--beta", "-1"],
     )
     assert words == ["c.yaml"]
     assert flags == {
