@@ -161,9 +161,9 @@ def _child(case: Case, folder: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from prefkit.train.launch import make_adapter
-    from prefkit.data.dataset import PairDataset
     from prefkit.cli.train import load_options
+    from prefkit.data.dataset import PairDataset
+    from prefkit.train.launch import make_adapter
     from prefkit.train.trainer import PreferenceTrainer
 
     script, config, _ = load_options(_arguments(case, folder))

@@ -10,11 +10,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from prefkit.errors import PrefkitError
 
 # Each is prefkit.cli.NAME, with COMMAND and run(argv); in the order of the work.
 COMMANDS = ("build", "score", "inspect", "plan", "train", "evaluate", "demo", "env")
+_FLAGS = """\
+  --version           print the version
+  --completion SHELL  print a script that completes commands and flags in bash, zsh or fish
+  --help              this text; `prefkit COMMAND --help` tells more"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prefkit {__version__}")
         return 0
     try:
-        code = _run(argv[0], argv[1:])
+        code = _complete(argv[1:]) if argv[0] == "--completion" else _run(argv[0], argv[1:])
         sys.stdout.flush()  # a full disk shows here
         return code
     except PrefkitError as error:
@@ -70,15 +75,21 @@ def _run(name: str, argv: Sequence[str]) -> int:
     return int(module.run(argv))
 
 
+def _complete(shells: Sequence[str]) -> int:
+    from prefkit.options.page import completion
+
+    print(completion(_commands(), " ".join(shells)))
+    return 0
+
+
+def _commands() -> list[Any]:
+    return [import_module(f"prefkit.cli.{name}").COMMAND for name in COMMANDS]
+
+
 def overview() -> str:
     """The list of all commands."""
-    lines = ["usage: prefkit COMMAND …", ""]
-    for name in COMMANDS:
-        words, text = import_module(f"prefkit.cli.{name}").COMMAND.line
-        lines.append(f"  {f'{name} {words}':45} {text}")
-    lines += ["", "  --version    print the version"]
-    lines += ["  --help       this text; `prefkit COMMAND --help` tells more"]
-    return "\n".join(lines) + "\n"
+    lines = [f"  {f'{one.name} {one.line[0]}':45} {one.line[1]}" for one in _commands()]
+    return "\n".join(["usage: prefkit COMMAND …", "", *lines, "", _FLAGS]) + "\n"
 
 
 if __name__ == "__main__":

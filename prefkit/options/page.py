@@ -5,14 +5,17 @@ they mean is read in one place for flags and files, `prefkit.options.values`.
 """
 
 import contextlib
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import field, is_dataclass, make_dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Union, cast
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from prefkit.errors import ConfigError
 from prefkit.options.command import Command
 from prefkit.options.option import choices_of, default_of, field_docs
 from prefkit.options.values import metavar
@@ -48,6 +51,32 @@ def show_help(command: Command) -> None:
         print(command.tail)
 
 
+def completion(commands: Sequence[Command], shell: str) -> str:
+    """A script by which a shell completes the commands and their flags.
+
+    Raises:
+        ConfigError: a shell that tyro writes none for.
+    """
+    if shell not in _SHELLS:
+        raise ConfigError(f"completion is {shell!r}; it must be one of: {', '.join(_SHELLS)}.")
+    pages = [
+        Annotated[_page(one, one.hidden), tyro.conf.subcommand(one.name, description=one.line[1])]
+        for one in commands
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "script")
+        with contextlib.suppress(SystemExit):
+            tyro.cli(
+                cast(Any, Union[tuple(pages)]),
+                args=["--tyro-write-completion", shell, str(file)],
+                prog="prefkit",
+                use_underscores=True,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+        return file.read_text(encoding="utf-8")
+
+
+_SHELLS = ("bash", "zsh", "fish")
 _WORDS, _WIDTH = "words_", 80  # the width of tyro's boxes
 
 

@@ -13,11 +13,10 @@ import yaml
 from transformers import AutoConfig
 
 from prefkit.cli.inspect import COMMAND, run
-from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs
-from prefkit.data import show
+from prefkit.cli.train import load_options
+from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs, show
 from prefkit.data.show import show_pairs
 from prefkit.errors import ConfigError, ModelError
-from prefkit.cli.train import load_options
 from prefkit.options.page import show_help
 from prefkit.train.setup import prepare_dataset
 from tests.data.data_cases import (

@@ -140,3 +140,12 @@ def test_the_overview_has_every_command_and_imports_nothing_heavy() -> None:
         assert f"\n  {name} " in done.stdout
     heavy = {"torch", "transformers", "numpy", "datasets", "rich", "openai"}
     assert not heavy & {*done.stderr.split()}
+
+
+def test_a_shell_completes_commands_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "complete -F" in script
+    assert all(word in script for word in (*COMMANDS, "--judge_max_tokens", "--score_tool_output"))
+    assert main(["--completion", "cmd"]) == 2
+    assert "one of: bash, zsh, fish" in capsys.readouterr().err

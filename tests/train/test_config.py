@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from prefkit import DPO, TDPO, PreferenceConfig, SimPO
-from prefkit.errors import ConfigError
 from prefkit.cli.train import COMMAND, load_options
+from prefkit.errors import ConfigError
 from prefkit.options.parse import split
 from prefkit.options.values import coerce
 from prefkit.train.config import _CHOICES
