@@ -67,7 +67,7 @@ def completion(commands: Sequence[Command], shell: str) -> str:
         file = Path(folder, "script")
         with contextlib.suppress(SystemExit):
             tyro.cli(
-                cast(Any, Union[tuple(pages)]),
+                cast(Any, Union[tuple(pages)]),  # noqa: UP007  # made at run time
                 args=["--tyro-write-completion", shell, str(file)],
                 prog="prefkit",
                 use_underscores=True,

@@ -54,7 +54,7 @@ class CommonFields:
     """End with the best checkpoint's weights."""
     metric_for_best_model: str | None = None
     """What is best by: loss, rewards/margins, … of an evaluation; None = loss."""
-    report_to: str | list[str] = "none"
+    report_to: str | list[str] | None = "none"
     """wandb, tensorboard, trackio, …"""
     seed: int = 42
     """Seed of everything random."""

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from prefkit import DPO, TDPO, PreferenceConfig, SimPO
 from prefkit.cli.train import COMMAND, load_options
 from prefkit.errors import ConfigError
 from prefkit.options.parse import split
 from prefkit.options.values import coerce
+from prefkit.train.common import CommonFields
 from prefkit.train.config import _CHOICES
 from prefkit.train.fields import METHODS, PreferenceFields, ScriptArguments, field_docs
 
@@ -65,6 +67,12 @@ def test_every_own_field_is_documented() -> None:
         for field in fields(cls):
             assert len(docs.get(field.name, "")) > 10, field.name
     assert set(_CHOICES["method"]) == set(METHODS)
+
+
+def test_what_the_help_shows_of_transformers_is_as_it_is_there() -> None:
+    theirs = {field.name: field.default for field in fields(TrainingArguments)}
+    for field in fields(CommonFields):
+        assert (theirs[field.name] or None) == (field.default or None), field.name
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
