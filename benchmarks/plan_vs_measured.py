@@ -120,7 +120,7 @@ def _arguments(case: Case, folder: str) -> list[str]:
 
 def predict(case: Case) -> Any:
     """The plan of a case."""
-    from prefkit.options.parse import load_options
+    from prefkit.cli.train import load_options
     from prefkit.plan import Planner, given_lengths, load_config, make_plan, read_setting
 
     with tempfile.TemporaryDirectory() as folder:
@@ -162,13 +162,13 @@ def _child(case: Case, folder: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from prefkit.cli.train import _lora
+    from prefkit.cli.train import load_options
     from prefkit.data.dataset import PairDataset
-    from prefkit.options.parse import load_options
+    from prefkit.train.launch import make_adapter
     from prefkit.train.trainer import PreferenceTrainer
 
     script, config, _ = load_options(_arguments(case, folder))
-    adapter, pairs = _lora(script), PairDataset(_pairs(case, 8))
+    adapter, pairs = make_adapter(script), PairDataset(_pairs(case, 8))
     idle = status("VmRSS")
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(

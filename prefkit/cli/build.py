@@ -1,87 +1,100 @@
-"""`prefkit build METHOD QUESTIONS …` and `prefkit evaluate QUESTIONS …`: their command lines."""
+"""`prefkit build`: its flags and what it says; pairs are made in `prefkit.pairs`."""
 
-import dataclasses
 import shlex
 import sys
-import typing
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import ConfigError
-from prefkit.options.parse import (
-    coerce,
-    flag_value,
-    read_yaml,
-    refuse_bare,
-    refuse_unknown,
-    split_flags,
-    unescaped,
-)
-from prefkit.pairs.engines.base import SHORTENED
-from prefkit.pairs.localise.judge import CUT
-from prefkit.pairs.run.build import TRAIN, BuildResult, check_method, run
-from prefkit.pairs.run.fields import EVALUATE, METHODS, BuildFields
-from prefkit.pairs.run.options import check_ignored, resolve, used_by
-from prefkit.pairs.run.verdicts import FILE as VERDICTS
-from prefkit.pairs.run.verdicts import show
+from prefkit.options.command import Command
+from prefkit.options.parse import read_file, read_flags, split
+from prefkit.pairs.run.fields import METHODS, BuildFields
+from prefkit.pairs.run.options import check_ignored, resolve
 
-_BUILD_USAGE = """\
-usage: prefkit build METHOD QUESTIONS --model MODEL --out FOLDER [--config FILE.yaml] [--field …]
+if TYPE_CHECKING:
+    from prefkit.pairs.run.build import BuildResult
 
+
+@dataclass(kw_only=True)
+class ConfigFile:
+    """Where options may stand beside the flags."""
+
+    # -- questions ------------------------------------------------------------------------------
+    config: str | None = None
+    """YAML file of options, which flags win over; None = flags only."""
+
+
+_ABOUT = """\
+The model solves the questions, its answers are graded, and its own mistakes become the pairs in
+OUT/pairs.jsonl. OUT/manifest.json counts what was made and what was left out, and why. A build that
+was interrupted, in whatever way, goes on where it stood when the same command is given again.
+
+METHOD is one of
   dpo        right and wrong whole solutions (for dpo, tdpo1, tdpo2)
   step-dpo   the first wrong step, and a right one in its place
   scdpo      naive pairs, and continuations that leave a right solution half-way
   cdpo       pairs, a positive and a negative model, and a weight for every token
-
-The model solves the questions, its answers are graded, and its own mistakes become the pairs in
-FOLDER/pairs.jsonl; FOLDER/manifest.json counts what was made and what was left out, and why. A
-build that was interrupted, in whatever way, goes on where it stood when the same command is given
-again."""
-_EVALUATE_USAGE = """\
-usage: prefkit evaluate QUESTIONS --model MODEL --out FOLDER [--config FILE.yaml] [--field …]
-
-Lets a model solve questions, greedily unless --temperature is above 0, grades its answers, and
-prints the share of right ones with its 95 % interval; FOLDER/solutions.jsonl has what it wrote."""
-_NOT_FLAGS = ("questions",)
+"""
+COMMAND = Command(
+    name="build",
+    line=(
+        "METHOD QUESTIONS --model M --out DIR",
+        "pairs from questions and the model's own mistakes",
+    ),
+    about=_ABOUT,
+    words=("METHOD QUESTIONS", "Method, and file, folder or Hub dataset of questions."),
+    options=(ConfigFile, BuildFields),
+    hidden=frozenset({"questions"}),
+)
 _BAR = 30  # characters of the longest bar
 
 
-def run_build(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Runs `prefkit build`; returns the exit code.
 
     Raises:
         PrefkitError: a user's mistake, or an engine that gave up.
     """
-    if "--help" in argv or "-h" in argv:
-        sys.stdout.write(_help(_BUILD_USAGE))
-        return 0
-    words, flags = split_flags(argv)
+    from prefkit.pairs.run import build
+
+    words, flags = split(COMMAND, argv)
     if not words:
         raise ConfigError(f"build: name a method ({', '.join(METHODS)}) and a file of questions.")
-    check_method(words[0])
-    options = parse(words[0], words[1:], flags)
-    _quiet()
-    _say_pairs(words[0], run(words[0], options))
+    build.check_method(words[0])
+    options = read(COMMAND, words[0], words[1:], flags)
+    quiet()
+    _say_pairs(words[0], build.run(words[0], options))
     return 0
 
 
-def run_evaluate(argv: Sequence[str]) -> int:
-    """Runs `prefkit evaluate`; returns the exit code.
+def read(
+    command: Command, method: str, words: Sequence[str], flags: dict[str, list[str]]
+) -> BuildFields:
+    """The resolved options of a command line that `split` has taken apart.
+
+    Args:
+        command: this one, or `prefkit evaluate`.
+        method: of `prefkit.pairs.run.fields`.
+        words: the questions.
+        flags: and a config file, if one is named.
 
     Raises:
-        PrefkitError: a user's mistake, or an engine that gave up.
+        ConfigError: anything wrong with a word, a flag, a value or their combination.
     """
-    if "--help" in argv or "-h" in argv:
-        sys.stdout.write(_help(_EVALUATE_USAGE, EVALUATE))
-        return 0
-    options = parse(EVALUATE, *split_flags(argv))
-    _quiet()
-    _say_accuracy(run(EVALUATE, options))
-    return 0
+    if len(words) > 1:
+        raise ConfigError(f"One file or folder of questions, please; got {', '.join(words)}.")
+    given = read_flags(command, flags)
+    if (config := given.pop("config", None)) is not None:
+        given = read_file(replace(command, options=(BuildFields,)), config) | given
+    if words:
+        given["questions"] = words[0]
+    check_ignored(given, method)
+    return resolve(BuildFields(**given), method)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No bars of model loading between the command's own lines."""
     from transformers.utils import logging as transformers_logging
 
@@ -91,72 +104,16 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", module=module)
 
 
-def parse(method: str, words: Sequence[str], flags: dict[str, list[str]]) -> BuildFields:
-    """The resolved options of a command line: the questions, and flags.
-
-    Raises:
-        ConfigError: anything wrong with a word, a flag, a value or their combination.
-    """
-    if len(words) > 1:
-        raise ConfigError(f"One file or folder of questions, please; got {', '.join(words)}.")
-    config = flags.pop("config", [])
-    values = {name: ("--config", value) for name, value in _from_file(config).items()}
-    for name, given in flags.items():
-        values[name] = ("command line", unescaped(name, flag_value(given)))
-    options = _coerced(values, flags)
-    if words:
-        options["questions"] = words[0]
-    check_ignored(options, method)
-    return resolve(BuildFields(**options), method)
-
-
-def _from_file(config: list[str]) -> dict[str, Any]:
-    if len(config) > 1:
-        raise ConfigError(f"config: one file, please; got {len(config)}.")
-    return read_yaml(config[0]) if config else {}
-
-
-def _coerced(values: dict[str, tuple[str, Any]], flags: dict[str, list[str]]) -> dict[str, Any]:
-    hints = typing.get_type_hints(BuildFields)
-    known = [field.name for field in dataclasses.fields(BuildFields)]
-    options = {}
-    for name, (where, value) in values.items():
-        refuse_unknown(name, known, where, "build")
-        if where == "command line" and not flags[name]:
-            refuse_bare(name, hints[name])
-        options[name] = _typed(name, value, hints[name], where)
-    return options
-
-
-def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
-    try:
-        if name in ("temperature", "rising") and isinstance(value, list):
-            return [coerce(name, one, float) for one in value]
-        return coerce(name, value, hint)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _help(usage: str, method: str | None = None) -> str:
-    from prefkit.options.help import groups, write_help
-    from prefkit.options.option import field_docs
-
-    docs = field_docs(BuildFields)
-    hidden = {*_NOT_FLAGS, *(n for n in docs if method is not None and not used_by(n, method))}
-    sections = [
-        (title, {name: docs[name] for name in names if name not in hidden})
-        for title, names in groups(BuildFields)
-    ]
-    return write_help(usage, [(title, found) for title, found in sections if found], (BuildFields,))
-
-
-def _say_pairs(method: str, result: BuildResult) -> None:
+def _say_pairs(method: str, result: "BuildResult") -> None:
     """Verdicts to look at; what was made, and left out and why, at every stage; what to do next."""
+    from prefkit.pairs.run.build import TRAIN
+    from prefkit.pairs.run.verdicts import FILE, show
+
     manifest, folder = result.manifest, result.rows.parent
     if result.verdicts is not None and result.verdicts.records:
         print()
         show(result.verdicts, sys.stdout)
-        print(f"Read them before you train; {folder / VERDICTS} has them whole.")
+        print(f"Read them before you train; {folder / FILE} has them whole.")
     print(f"\n{_asked(manifest)}, {result.count:,} pairs")
     for title in ("counts", "drops"):
         entries = manifest[title]
@@ -181,6 +138,9 @@ def _say_pairs(method: str, result: BuildResult) -> None:
 
 def _say_judge(manifest: dict[str, Any]) -> None:
     """What to do about answers of the judge that were cut off."""
+    from prefkit.pairs.engines.base import SHORTENED
+    from prefkit.pairs.localise.judge import CUT
+
     cut = sum(manifest["drops"].get(f"judge answers: {why}", 0) for why in CUT)
     if not cut:
         return
@@ -204,22 +164,3 @@ def _asked(manifest: dict[str, Any]) -> str:
     if found["ignored"]:
         text += f" (not read: {', '.join(found['ignored'])})"
     return text
-
-
-def _say_accuracy(result: BuildResult) -> None:
-    found, manifest = result.manifest["evaluation"], result.manifest
-    low, high = found["interval"]
-    print(
-        f"\n{found['accuracy']:.1%} right (95 % interval {low:.1%} to {high:.1%}): "
-        f"{manifest['counts'].get('solutions right', 0):,} of {result.count:,} solutions to "
-        f"{manifest['questions']['asked']:,} questions"
-    )
-    if result.count > manifest["questions"]["asked"]:
-        print(f"{found['solved']:.1%} of the questions have a right solution.")
-    if unfinished := manifest["counts"].get("solutions unfinished"):
-        print(f"{unfinished:,} solutions ran into max_tokens and do not count as right.")
-    if found["undecided"]:
-        print(f"{found['wrong']:.1%} wrong, {found['undecided']:.1%} undecided:")
-    for name, count in manifest["drops"].items():
-        print(f"{name}: {count:,}")
-    print(f"The solutions are in {result.rows}.")

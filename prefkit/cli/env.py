@@ -6,8 +6,28 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from prefkit.options.command import Command
+from prefkit.options.parse import read_flags, split
+
+
+@dataclass(kw_only=True)
+class EnvOptions:
+    """How `prefkit env` prints."""
+
+    json: bool = False
+    """One JSON object."""
+
+
+COMMAND = Command(
+    name="env",
+    line=("[--json]", "versions and devices"),
+    about="Versions, devices and what of prefkit can be used here.",
+    options=(EnvOptions,),
+)
 _PACKAGES = (
     "prefkit",
     "torch",
@@ -67,10 +87,16 @@ def _gpu(index: int) -> dict[str, Any]:
     }
 
 
-def run(as_json: bool = False) -> int:
-    """Prints the description, for people or as one JSON object."""
+def run(argv: Sequence[str]) -> int:
+    """Prints the description, for people or as one JSON object.
+
+    Raises:
+        ConfigError: a flag that cannot be read.
+    """
+    _, flags = split(COMMAND, argv)
+    options = EnvOptions(**read_flags(COMMAND, flags))
     found = describe()
-    if as_json:
+    if options.json:
         print(json.dumps(found, indent=1))
         return 0
     print(f"Python {found['python']} on {found['system']}, {sys.executable}")

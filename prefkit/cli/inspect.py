@@ -1,259 +1,176 @@
-"""`prefkit inspect`: the tokens of every pair with their segment and weight, before any training.
+"""`prefkit inspect`: its flags, and a train config in their place; shown by `prefkit.data.show`.
+
+A flag wins over the config, the config over the defaults, which are those of training; only the
+level of rows without a method is a step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from prefkit.cli import train
+from prefkit.errors import ConfigError
+from prefkit.options.check import check_options
+from prefkit.options.command import Command
+from prefkit.options.option import option
+from prefkit.options.parse import read_file, read_flags, split
+from prefkit.options.prompt import PromptFields
+from prefkit.options.values import coerce
+from prefkit.train.fields import METHODS, TextFields
+
+_TAIL = """\
+what is shown:
+  A config shows what `prefkit train CONFIG.yaml` scores; DATA alone shows single steps of rows that
+  have a prefix, unless --level or --method says otherwise. In colour: prompt and prefix dim, scored
+  tokens green (chosen) or red (rejected), greyer the lower their weight, context struck through.
+  Without colour: ⟦scored⟧, ⟦scored⟧×0.3 for another weight than 1, the rest is context.
+
+--json, one object a pair and line:
+  {"pair": i, "tokens": [{"id": …, "text": …, "segment": …, "weight": …}, …],
+   "eos": {"chosen": true|false, "rejected": true|false}}
+  pair     place of the pair among all pairs, from 0
+  tokens   the whole chosen sequence (prompt, prefix, response), then the whole rejected one
+  segment  2i for a scored token of pair i's chosen side, 2i+1 for one of its rejected side, -1 for
+           a token that is only context
+  weight   what the token's log-probability counts; 0 for context, and for a token weighted 0
+  eos      whether the side ends with a scored end-of-sequence token
+"""
+
+
+@dataclass(kw_only=True)
+class InspectOptions(TextFields):
+    """What is shown, and read how."""
+
+    # -- inspect --------------------------------------------------------------------------------
+    model: str | None = None
+    """Model folder or hub name, whose tokenizer is used; None = the config's."""
+    json: bool = False
+    """One JSON object a pair, in place of text for people."""
+    limit: int | None = None
+    """Pairs to show; None = all as JSON, else 3."""
+    split: str = "train"
+    """Split of a dataset with several."""
+    skipped_file: str | None = None
+    """JSON Lines file for skipped and cut rows; None = nowhere."""
+
+    # -- data -----------------------------------------------------------------------------------
+    method: str | None = option(None, choices=METHODS)
+    """Read as this training method does; None = as none of them."""
+    level: Literal["auto", "step", "solution"] | None = None
+    """Rows with a prefix end after one step, or run to the end of the solution; auto asks rows that
+    leave it open. None = the method's level, a step without a method."""
+    format: str = "auto"
+    """Format of the rows; auto tells it by their fields."""
+    block_style: str = "plain"
+    """How typed blocks (text, code, execution) are written out: plain or tagged."""
+    mask_tool_output: bool = True
+    """Tool output (execution blocks) is context and not scored."""
+    score_tool_output: bool = False
+    """The same as --mask_tool_output false."""
+    max_length: int | None = None
+    """Longest sequence, prompt included; None = no limit, and with a config or a method what the
+    model can read."""
+
+
+_ABOUT = """\
+The tokens of every pair with their segment and weight, before any training.
 
 The same code that prepares the training data prepares what is shown, so what is seen is what will
 be scored. Only the tokenizer is loaded, never the model's weights.
 """
-
-import argparse
-import json
-import os
-import sys
-from collections.abc import Iterator
-from itertools import groupby
-from typing import Any, TextIO
-
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from prefkit.cli.inspect_options import add_arguments, resolve
-from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.formats.detect import ReadOptions
-from prefkit.data.formats.other_trainers import Columns
-from prefkit.data.report import two_forms
-from prefkit.data.text.render import Renderer, TokenizeOptions
-from prefkit.data.view import TokenView, view_pair
-from prefkit.errors import ConfigError, ModelError
-
-__all__ = ["add_arguments", "load_tokenizer", "run", "run_arguments"]
-
-SHOWN = 3  # pairs shown to people unless they ask for more
-COLOUR_LEGEND = (
-    "prompt and prefix dim; scored green (chosen) or red (rejected), greyer the lower its weight; "
-    "struck through = context, not scored; reversed = end token"
+COMMAND = Command(
+    name="inspect",
+    line=("PAIRS --model M [--json]", "show which tokens are scored, with what weight"),
+    about=_ABOUT,
+    words=(
+        "DATA",
+        "File, folder or hub name; several are joined. A first one ending in .yaml or .yml is a "
+        "train config, whose train_data are shown where no other data follow.",
+    ),
+    options=(InspectOptions,),
+    without=frozenset({"pad_to_multiple_of"}),
+    tail=_TAIL,
 )
-PLAIN_LEGEND = (
-    "⟦scored⟧, ⟦scored⟧×0.3 = weight 0.3; outside the brackets = context, not scored (tool output)"
-)
-GREEN, RED, GREY = (0, 200, 0), (235, 60, 60), (110, 110, 110)
+_TOKENS = (*(field.name for field in fields(PromptFields)), "max_length", "too_long")
+_READING = ("format", "block_style", "columns", "on_bad_row", "split", "skipped_file")
+_CONFIG_ENDINGS = (".yaml", ".yml")
 
 
-def run(
-    source: Any,
-    model: Any,
-    *,
-    options: TokenizeOptions | None = None,
-    method: str | None = None,
-    level: str = "step",
-    mask_tool_output: bool = True,
-    format: str = "auto",
-    split: str = "train",
-    block_style: str = "plain",
-    columns: Columns | None = None,
-    on_bad_row: str = "error",
-    skipped_file: str | None = None,
-    vocab_size: int | None = None,
-    limit: int | None = None,
-    as_json: bool = False,
-    stream: TextIO | None = None,
-) -> int:
-    """Show the tokens of the pairs of a source.
-
-    Args:
-        source, options, level, …, vocab_size: as for `prepare_pairs`.
-        model: a model folder, hub name, or tokenizer.
-        method: the training method the level was taken from; only named in the summary.
-        limit: pairs to show, 0 or more; None = all as JSON, three in colour.
-        as_json: one JSON object a pair and line instead of colours: `{"pair": i, "tokens": [{"id",
-            "text", "segment", "weight"}, …], "eos": {"chosen": bool, "rejected": bool}}`, the
-            tokens of the chosen sequence first, then those of the rejected one.
-        stream: where to write; None = standard output.
-
-    Returns:
-        The exit status, 0.
+def run(argv: Sequence[str]) -> int:
+    """Shows the pairs that a command line names; returns the exit status.
 
     Raises:
-        PrefkitError: as `prepare_pairs`, a negative limit, or the tokenizer cannot be loaded.
+        PrefkitError: no data or model, contradicting flags, or what cannot be read.
     """
-    if limit is not None and limit < 0:
-        raise ConfigError(f"limit is {limit}. Give 0 pairs or more, or leave it out.")
-    options = options or TokenizeOptions()
-    stream = stream or sys.stdout
-    tokenizer = load_tokenizer(model) if isinstance(model, str | os.PathLike) else model
-    dataset = prepare_pairs(
-        source,
-        tokenizer,
-        options,
-        ReadOptions(
-            level=level,
-            mask_tool_output=mask_tool_output,
-            format=format,
-            block_style=block_style,
-            columns={} if columns is None else columns,
-            on_bad_row=on_bad_row,  # type: ignore[arg-type]
-            skipped_file=skipped_file,
-        ),
-        split=split,
-        vocab_size=vocab_size,
-        keep_text=True,
+    words, flags = split(COMMAND, argv)
+    if not words:
+        raise ConfigError("No data are given. Name a file, a dataset or a train config first.")
+    given = read_flags(COMMAND, flags)
+    config = _read_config(words.pop(0)) if words[0].lower().endswith(_CONFIG_ENDINGS) else {}
+    from_config = {name: value for name, value in config.items() if name in COMMAND.fields}
+    options = InspectOptions(**{**from_config, **given})
+    check_options(options)
+    source = words or config.get("train_data")
+    if not source:
+        raise ConfigError("The config has no train_data. Name the data after it.")
+    if not options.model:
+        raise ConfigError("No model is given, whose tokenizer makes the tokens. Add --model MODEL.")
+    from prefkit.data.show import show_pairs
+    from prefkit.data.text.render import TokenizeOptions
+
+    limits = _model_limits(options.model) if options.method else {}
+    if options.max_length is None:
+        options.max_length = limits.get("max_position_embeddings")
+    for name in ("chat_template_kwargs", "columns"):
+        setattr(options, name, coerce(name, getattr(options, name), dict | None) or {})
+    return show_pairs(
+        source[0] if isinstance(source, list) and len(source) == 1 else source,
+        config.get("tokenizer") or options.model,
+        options=TokenizeOptions(**{name: getattr(options, name) for name in _TOKENS}),
+        method=options.method,
+        limit=options.limit,
+        as_json=options.json,
+        level=_resolved_level(options.level, options.method),
+        mask_tool_output=_masks(given, options.mask_tool_output),
+        vocab_size=limits.get("vocab_size"),
+        **{name: getattr(options, name) for name in _READING},
     )
-    renderer = Renderer(tokenizer, options)
-    if as_json:
-        for index, sides in _views(dataset, renderer, limit):
-            stream.write(json.dumps(_as_json(index, sides, dataset), ensure_ascii=False) + "\n")
-        return 0
-    console = Console(file=stream, highlight=False, soft_wrap=True)
-    legend = PLAIN_LEGEND if _is_plain(console) else COLOUR_LEGEND
-    console.print(Text(legend, style="italic"))
-    for index, sides in _views(dataset, renderer, SHOWN if limit is None else limit):
-        _print_pair(console, index, sides, dataset)
-    read_as = {"level": level, "method": method, "string prompts": options.string_prompts}
-    console.print(_summary_table(dataset, read_as))
-    return 0
 
 
-def load_tokenizer(model: str | os.PathLike[str]) -> Any:
-    """The fast tokenizer of a model folder or hub name; code from the model is never run.
+def _read_config(path: str) -> dict[str, Any]:
+    """A train config; without a method it trains dpo."""
+    found = {"method": "dpo", **read_file(train.whole(train.COMMAND), path)}
+    if "train_split" in found:
+        found["split"] = found["train_split"]
+    return found
 
-    Raises:
-        ModelError: there is none.
-    """
-    from transformers import AutoTokenizer
+
+def _masks(given: Mapping[str, Any], value: bool) -> bool:
+    if not given.get("score_tool_output"):
+        return value
+    if given.get("mask_tool_output"):
+        raise ConfigError(
+            "--score_tool_output and --mask_tool_output true contradict each other. Keep one."
+        )
+    return False
+
+
+def _resolved_level(level: str | None, method: str | None) -> str:
+    """The level that training with the method reads at; a step where there is no method."""
+    if method is None or level == "auto":
+        return level or "step"
+    from prefkit.train.config import PreferenceConfig
+
+    return PreferenceConfig(method=method, level=level).resolved_level  # type: ignore[arg-type]
+
+
+def _model_limits(model: str) -> dict[str, int]:
+    """What training reads from the model's config; nothing for a folder with a tokenizer only."""
+    from transformers import AutoConfig
 
     try:
-        return AutoTokenizer.from_pretrained(os.fspath(model), trust_remote_code=False)
-    except Exception as error:  # missing folder, no connection, broken file: one remedy
-        raise ModelError(
-            f"{model}: no tokenizer could be loaded ({type(error).__name__}: {error}). Give a "
-            "model folder with tokenizer.json, or a hub name."
-        ) from error
-
-
-def _views(
-    dataset: PairDataset, renderer: Renderer, limit: int | None
-) -> Iterator[tuple[int, tuple[list[TokenView], list[TokenView]]]]:
-    assert dataset.texts is not None
-    for index, pair in enumerate(dataset.texts[:limit]):
-        yield index, view_pair(pair, dataset.pairs[index], index, renderer)
-
-
-def _as_json(
-    index: int, sides: tuple[list[TokenView], list[TokenView]], dataset: PairDataset
-) -> dict[str, Any]:
-    pair = dataset.pairs[index]
-    tokens = [
-        {"id": view.id, "text": view.text, "segment": view.segment, "weight": view.weight}
-        for side in sides
-        for view in side
-    ]
-    return {
-        "pair": index,
-        "tokens": tokens,
-        "eos": {"chosen": pair.chosen.eos, "rejected": pair.rejected.eos},
-    }
-
-
-def _print_pair(
-    console: Console,
-    index: int,
-    sides: tuple[list[TokenView], list[TokenView]],
-    dataset: PairDataset,
-) -> None:
-    pair = dataset.pairs[index]
-    console.rule(Text(f"pair {index} · {pair.source}, row {pair.row}"), align="left")
-    front = Text()
-    for view in sides[0]:
-        if view.part in ("prompt", "prefix"):
-            front.append(view.text, style="dim" if view.part == "prompt" else "dim italic")
-    console.print(front)
-    for name, colour, side, views in (
-        ("chosen", GREEN, pair.chosen, sides[0]),
-        ("rejected", RED, pair.rejected, sides[1]),
-    ):
-        zeros = int((side.weights[side.scored] == 0).sum())
-        counts = f"{int(side.scored.sum())} scored tokens" + (
-            f", {zeros} of weight 0" * bool(zeros)
-        )
-        line = Text(f"{name} ({counts}) ", style="bold")
-        line.append_text(_marked(views) if _is_plain(console) else _coloured(views, colour))
-        if not side.eos:
-            line.append("  · no end token", style="dim")
-        console.print(line)
-
-
-def _coloured(views: list[TokenView], colour: tuple[int, int, int]) -> Text:
-    """The response's tokens; the lower a weight is among its side's weights, the greyer."""
-    text = Text()
-    top = max((view.weight for view in views), default=0.0) or 1.0
-    for view in views:
-        if view.part in ("prompt", "prefix"):
-            continue
-        if view.segment < 0:
-            style = "dim strike"
-        else:
-            share = view.weight / top
-            mixed = (round(g + share * (c - g)) for g, c in zip(GREY, colour, strict=True))
-            style = "rgb({},{},{})".format(*mixed)
-        text.append(view.text, style=f"{style} reverse" if view.part == "end" else style)
-    return text
-
-
-def _is_plain(console: Console) -> bool:
-    """A pipe, a CI log or NO_COLOR: marks have to say what colours would."""
-    return console.no_color or console.color_system is None
-
-
-def _marked(views: list[TokenView]) -> Text:
-    """The response's tokens; runs of scored ones of one weight in brackets, with the weight."""
-    response = [view for view in views if view.part not in ("prompt", "prefix")]
-    text = Text()
-    for (scored, weight), run_of in groupby(response, lambda v: (v.segment >= 0, v.weight)):
-        run_text = "".join(view.text for view in run_of)
-        if scored:
-            run_text = f"⟦{run_text}⟧" + ("" if weight == 1 else f"×{weight:.3g}")
-        text.append(run_text)
-    return text
-
-
-def _summary_table(dataset: PairDataset, read_as: dict[str, str | None]) -> Table:
-    report = dataset.report
-    lengths = np.array([len(s.ids) for p in dataset.pairs for s in (p.chosen, p.rejected)])
-    weighted = sum(
-        int((s.scored & (s.weights != 1)).sum())
-        for p in dataset.pairs
-        for s in (p.chosen, p.rejected)
-    )
-    table = Table(show_header=False)
-    for name, count in report.sources.items():
-        table.add_row("rows", Text(f"{count} in {name}"))
-    read = (f"{name} {value}" for name, value in read_as.items() if value is not None)
-    table.add_row("read with", "\n".join(read))
-    table.add_row("pairs", str(report.pairs))
-    for line in two_forms(report.chats, report.pairs, "pairs"):
-        table.add_row("two forms", line, style="bold")
-    table.add_row("skipped", _counts(report.skipped) or "0")
-    table.add_row("cut at the end", str(report.truncated))
-    table.add_row(
-        "tokens a sequence",
-        f"{lengths.min()} to {lengths.max()}, median {int(np.median(lengths))}",
-    )
-    table.add_row(
-        "scored tokens", f"{report.scored['chosen']} chosen, {report.scored['rejected']} rejected"
-    )
-    table.add_row("of these with weight 0", str(report.zero_weight))
-    table.add_row("weights other than 1", f"{weighted} tokens in {report.weighted_rows} pairs")
-    table.add_row("end tokens scored", f"{report.eos} of {2 * report.pairs} sequences")
-    if report.unknown:
-        table.add_row("unknown tokens", str(report.unknown), style="bold red")
-    table.add_row("tokens in shared prefixes", f"{report.shared_fraction:.0%}")
-    return table
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} × {reason}" for reason, count in counts.items())
-
-
-def run_arguments(arguments: argparse.Namespace) -> int:
-    """Run with the flags of `add_arguments`; returns the exit status."""
-    return run(**resolve(arguments))
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    except Exception:  # training would stop here; the tokens can be shown all the same
+        return {}
+    names = ("max_position_embeddings", "vocab_size")
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}

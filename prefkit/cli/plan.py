@@ -1,34 +1,64 @@
-"""prefkit plan [CONFIG.yaml] [--field value …]: memory, work and command of a run, before it.
+"""`prefkit plan`: memory, work and command of a run, before it."""
 
-Takes what `prefkit train` takes, and:
-
-  --gpus N                  processes (the accelerate config's, or 1)
-  --gpu_memory 80GB         memory of one GPU; GB = 10⁹ bytes, GiB = 2³⁰ (this GPU's, or 80GB)
-  --lengths P,C,R           tokens of prefix, chosen and rejected, in place of the data
-  --accelerate_config FILE  config file of `accelerate launch`: processes, FSDP2, precision
-  --exact                   also torch's FSDP memory tracker on a whole step (a minute or two)
-  --json                    one JSON object
-
-`model` may be a folder, a Hub name that is cached, or a config.json by itself; weights are never
-loaded.
-"""
-
-import difflib
 import gc
 import json
 import logging
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from prefkit.cli import train
 from prefkit.errors import ConfigError, PrefkitError
-from prefkit.options.parse import load_options, read_yaml, split_flags
-from prefkit.plan.command import OWN
-from prefkit.plan.inputs.launcher import read_launcher
-from prefkit.plan.inputs.setting import DTYPES, parse_bytes, read_setting
+from prefkit.options.check import check_options
+from prefkit.options.command import Command
+from prefkit.options.option import option
+from prefkit.options.parse import join
+from prefkit.options.yaml_file import read_yaml
+from prefkit.train.options import Options, make_options
 
+
+@dataclass(kw_only=True)
+class PlanOptions:
+    """What a run is planned for."""
+
+    # -- plan -----------------------------------------------------------------------------------
+    gpus: int | None = option(None, at_least=1)
+    """Processes; None = the accelerate config's, or 1."""
+    gpu_memory: str | None = None
+    """Memory of one GPU, such as 80GB; GB = 10⁹ bytes, GiB = 2³⁰. None = this GPU's, or 80GB."""
+    lengths: str | None = None
+    """P,C,R: tokens of prefix, chosen and rejected, in place of the data, such as
+    16000,8000,8000. None = those of the data."""
+    accelerate_config: str | None = None
+    """Config file of `accelerate launch`: processes, FSDP2, precision. None = no launcher."""
+    exact: bool = False
+    """Also torch's FSDP memory tracker on a whole step (a minute or two)."""
+    json: bool = False
+    """One JSON object."""
+
+
+OWN = tuple(field.name for field in fields(PlanOptions))
+_ABOUT = """\
+Memory, work and command of a run, before it.
+
+Takes what `prefkit train` takes, and a few flags of its own. The model may be a folder, a Hub name
+that is cached, or a config.json by itself; weights are never loaded.
+"""
+COMMAND = Command(
+    name="plan",
+    line=("[CONFIG.yaml] [--gpus N] [--json]", "memory, work and command of a run, before it"),
+    about=_ABOUT,
+    words=train.COMMAND.words,
+    options=(PlanOptions, *train.COMMAND.options),
+    elsewhere={
+        **train.COMMAND.elsewhere,
+        **{name: f"It is a flag of `prefkit plan`: give it as --{name}." for name in OWN},
+    },
+    tail=train.COMMAND.tail,
+)
+_LENGTHS = "--lengths 16000,8000,8000"
 _DEFAULT_ROOM = "80GB"
 
 
@@ -38,58 +68,79 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         PrefkitError: a mistake in the options, the data or the model.
     """
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    own, words = _split(argv)
-    plan, exact = plan_arguments(own, words)
-    from prefkit.plan.table import plan_json, plan_table
+    gc.disable()  # looking through what the imports make takes a fifth of the command's time
+    try:
+        wanted, words, flags, given = _read(argv)
+        plan, exact = _planned(wanted, words, flags, given)
+        from prefkit.plan.table import plan_json, plan_table
 
-    if own.get("json"):
-        print(json.dumps(plan_json(plan, exact)))
-    else:
-        print(plan_table(plan, exact))
+        print(json.dumps(plan_json(plan, exact)) if wanted.json else plan_table(plan, exact))
+    finally:
+        gc.enable()
     return 0
 
 
-def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
-    """The plan, and what the tracker found or None, of parsed arguments."""
-    parallel, options_words = _shared_rows(words)
-    options = _options(options_words, "lengths" in own)
+def plan_arguments(own: Mapping[str, Any], argv: Sequence[str]) -> tuple[Any, Any]:
+    """The plan of a command line, and what the tracker found or None.
+
+    Args:
+        own: attributes of `PlanOptions`.
+        argv: what `prefkit train` takes.
+
+    Raises:
+        PrefkitError: a mistake in the options, the data or the model.
+    """
+    _, words, flags, given = _read(argv)
+    return _planned(PlanOptions(**own), words, flags, given)
+
+
+def _read(
+    argv: Sequence[str],
+) -> tuple[PlanOptions, list[str], dict[str, list[str]], dict[str, Any]]:
+    """This command's own options, and what `train.read_run` gives of those of the run."""
+    from prefkit.train.checks.options import one_line_errors
+
+    with one_line_errors():
+        words, flags, given = train.read_run(COMMAND, argv)
+    wanted = PlanOptions(**{name: given.pop(name) for name in OWN if name in given})
+    check_options(wanted)
+    return wanted, words, {k: v for k, v in flags.items() if k not in OWN}, given
+
+
+def _planned(
+    wanted: PlanOptions, words: list[str], flags: dict[str, list[str]], given: dict[str, Any]
+) -> tuple[Any, Any]:
+    options = _options(wanted, given)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    from prefkit.plan.inputs.launcher import read_launcher
     from prefkit.plan.inputs.lengths import given_lengths
+    from prefkit.plan.inputs.setting import DTYPES, read_setting
     from prefkit.plan.inputs.shape import load_config
     from prefkit.plan.planner import Planner
     from prefkit.plan.planning import make_plan
     from prefkit.plan.refusals import check_lengths, check_start
 
-    launcher = read_launcher(own.get("accelerate_config"))
+    launcher = read_launcher(wanted.accelerate_config)
     config = load_config(options.script.model)
     named = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    setting = read_setting(
-        options,
-        gpus=own.get("gpus"),
-        launcher=launcher,
-        dtype=DTYPES.get(named),
-        sequence_parallel=parallel,
-    )
+    setting = read_setting(options, gpus=wanted.gpus, launcher=launcher, dtype=DTYPES.get(named))
     check_start(options, setting, config, bool(launcher))
-    if "lengths" in own:
-        lengths = given_lengths(own["lengths"])
+    if wanted.lengths is not None:
+        lengths = given_lengths(wanted.lengths)
         check_lengths(lengths, options.config.max_length)
     else:
         lengths = _data_lengths(options, config)
-    room, supposed = _room(own, setting.on_cpu)
+    room, supposed = _room(wanted, setting.on_cpu)
     plan = make_plan(
         Planner(options.script.model, config, lengths),
         setting,
         room,
-        words=_with_data(_with_weights(words, options.script.model)),
-        launcher=own.get("accelerate_config"),
+        words=_words_of_run(words, flags, options),
+        launcher=wanted.accelerate_config,
         choose_sharding=not launcher,
         supposed=supposed,
     )
-    if not own.get("exact"):
+    if not wanted.exact:
         return plan, None
     from prefkit.plan.costs.exact import exact_memory
 
@@ -97,116 +148,37 @@ def plan_arguments(own: dict[str, Any], words: list[str]) -> tuple[Any, Any]:
     return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
 
 
-def _options(words: list[str], lengths: bool) -> Any:
-    """The options of the run; with lengths, `train_data` may be missing and is never read.
-
-    Raises:
-        ConfigError: a mistake in them, in the words of this command.
-    """
+def _options(wanted: PlanOptions, given: dict[str, Any]) -> Options:
+    """The options of the run; with lengths, train_data may be missing and is never read."""
     from prefkit.train.checks.options import one_line_errors
 
-    if not _has_data(words):
-        if not lengths:
-            raise ConfigError(
-                "train_data is missing. Name the file(s) of preference pairs, or give their "
-                "lengths: --lengths 16000,8000,8000 (tokens of prefix, chosen and rejected)."
-            )
-        words = [*words, "--train_data", "none.jsonl"]
-    try:
-        with one_line_errors():
-            return load_options(words)
-    except ConfigError as error:
-        found = re.search(r"^(.*): there is no option '([^']*)'\.", str(error))
-        if found is None:
-            raise
-        raise ConfigError(_stranger(found[1], found[2], str(error))) from error
+    if wanted.lengths is None and not given.get("train_data"):
+        raise ConfigError(
+            "train_data is missing. Name the file(s) of preference pairs, or give their "
+            f"lengths: {_LENGTHS} (tokens of prefix, chosen and rejected)."
+        )
+    with one_line_errors():
+        return make_options(given, needs_data=wanted.lengths is None)
 
 
-def _stranger(where: str, name: str, message: str) -> str:
-    """What to say of an option that training does not know: it may be one of this command."""
-    if name in OWN:
-        return f"{where}: {name} is a flag of `prefkit plan`. Give it as --{name}."
-    if near := difflib.get_close_matches(name, OWN, n=1, cutoff=0.7):
-        return f"{where}: there is no option '{name}'. Did you mean --{near[0]}?"
-    return message.replace("prefkit train --help", "prefkit plan --help")
+def _words_of_run(words: list[str], flags: dict[str, list[str]], options: Options) -> list[str]:
+    """The words for `prefkit train`: a config by itself and mere lengths can only be planned."""
+    flags = dict(flags)
+    if "model" in flags and Path(options.script.model).is_file():
+        del flags["model"]
+        if not words or "model" not in read_yaml(words[0]):
+            flags["model"] = ["FOLDER_WITH_WEIGHTS"]
+    if not options.script.train_data:
+        flags["train_data"] = ["PAIRS.jsonl"]
+    return join(words, flags)
 
 
-def _has_data(words: list[str]) -> bool:
-    files, flags = split_flags(words)
-    return "train_data" in flags or (bool(files) and bool(read_yaml(files[0]).get("train_data")))
-
-
-def _with_data(words: list[str]) -> list[str]:
-    """The words for a run: lengths can be planned, but not trained on."""
-    return words if _has_data(words) else [*words, "--train_data", "PAIRS.jsonl"]
-
-
-def _shared_rows(words: list[str]) -> tuple[int, list[str]]:
-    """`sequence_parallel_size`, and the words with it set to 1.
-
-    `prefkit train` compares it with the launcher's processes, which a plan only supposes.
-    """
-    name = "sequence_parallel_size"
-    files, flags = split_flags(words)
-    value: Any = flags[name][0] if flags.get(name) else None
-    if value is None and files:
-        value = read_yaml(files[0]).get(name)
-    if value in (None, 1):
-        return 1, words
-    if not str(value).isdigit() or not int(value):
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
-    return int(value), [*_without(words, (name,)), f"--{name}", "1"]
-
-
-def _with_weights(words: list[str], model: str) -> list[str]:
-    """The words for a run: a config by itself is planned, but not trained."""
-    if not Path(model).is_file():
-        return words
-    words = _without(words, ("model",))
-    files, _ = split_flags(words)
-    named = bool(files) and "model" in read_yaml(files[0])
-    return words if named else [*words, "--model", "FOLDER_WITH_WEIGHTS"]
-
-
-def _split(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """This command's own flags, and the words that `prefkit train` takes."""
-    _, flags = split_flags(argv)
-    own: dict[str, Any] = {}
-    for name in OWN:
-        if name not in flags:
-            continue
-        values = flags[name]
-        if name in ("exact", "json"):
-            if values:
-                raise ConfigError(f"--{name} takes no value. Put the config file first.")
-            own[name] = True
-        elif len(values) != 1:
-            raise ConfigError(f"--{name} takes one value.")
-        else:
-            own[name] = values[0]
-    if "gpus" in own:
-        if not own["gpus"].isdigit() or not int(own["gpus"]):
-            raise ConfigError(f"gpus is {own['gpus']!r}; it must be a whole number, 1 or more.")
-        own["gpus"] = int(own["gpus"])
-    return own, _without(argv, OWN)
-
-
-def _without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The words without some flags and their values."""
-    words: list[str] = []
-    skipping = False
-    for word in argv:
-        if word.startswith("--"):
-            skipping = word[2:].partition("=")[0].replace("-", "_") in names
-        if not skipping:
-            words.append(word)
-    return words
-
-
-def _room(own: dict[str, Any], on_cpu: bool) -> tuple[int, bool]:
+def _room(wanted: PlanOptions, on_cpu: bool) -> tuple[int, bool]:
     """Bytes that a process may take, and whether they are of a GPU that is only supposed."""
-    if "gpu_memory" in own:
-        return parse_bytes(own["gpu_memory"]), False
+    from prefkit.plan.inputs.setting import parse_bytes
+
+    if wanted.gpu_memory is not None:
+        return parse_bytes(wanted.gpu_memory), False
     import torch
 
     if on_cpu:
@@ -230,18 +202,17 @@ def _data_lengths(options: Any, model_config: Any) -> Any:
     if Path(name).is_file():
         raise ConfigError(
             f"model: {name} is a config by itself, without a tokenizer to read train_data with. "
-            "Give --tokenizer FOLDER, or the lengths: --lengths 16000,8000,8000."
+            f"Give --tokenizer FOLDER, or the lengths: {_LENGTHS}."
         )
     for file in script.train_data if isinstance(script.train_data, list) else [script.train_data]:
         if file.endswith((".json", ".jsonl", ".parquet")) and not Path(file).exists():
             raise ConfigError(
-                f"train_data: there is no file {file}. Name one, or give the lengths: "
-                "--lengths 16000,8000,8000."
+                f"train_data: there is no file {file}. Name one, or give the lengths: {_LENGTHS}."
             )
     try:
         tokenizer = load_tokenizer(name)
     except PrefkitError as error:
-        raise type(error)(f"{error} To plan without it: --lengths 16000,8000,8000.") from error
+        raise type(error)(f"{error} To plan without it: {_LENGTHS}.") from error
     with tempfile.TemporaryDirectory() as folder, one_line_errors():
         return data_lengths(
             prepare_dataset(

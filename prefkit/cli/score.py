@@ -1,36 +1,54 @@
-"""prefkit score PAIRS --positive P --negative N --out FILE [--option value …]
-
-Contrastive scores of cDPO (arXiv 2411.19943) for the tokens of the rejected responses, by two
-models: P tuned on right solutions, N on wrong ones. Folders of models, of peft adapters, or Hub
-names. FILE holds the rows with `rejected_weights` (1 - s of each token, with the token ids), ready
-for `prefkit train FILE --method cdpo` with the same data options; `prefkit inspect FILE` shows
-them.
-
-Killed, the same command goes on where it was (FILE.scores keeps what was computed until the end).
-"""
+"""`prefkit score`: its flags and files; the scores are computed in `prefkit.critical_tokens`."""
 
 import json
 import logging
 import shlex
 import sys
-import textwrap
-import typing
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.errors import ConfigError
 from prefkit.files.atomic import check_writable, write_text
-from prefkit.options.option import field_docs
-from prefkit.options.parse import coerce, split_flags
+from prefkit.options.check import check_options
+from prefkit.options.command import Command
+from prefkit.options.option import option
+from prefkit.options.parse import read_flags, split
 
-_OWN = {
-    "positive": "Model tuned on right solutions (required).",
-    "negative": "Model tuned on wrong solutions (required).",
-    "out": "File of the scored rows: .jsonl, or .json with --format prob_result (required).",
-}
+_LISTED = "`prefkit score --help` lists the options."
+
+
+@dataclass(kw_only=True)
+class FileOptions:
+    """What is scored by what, into which file."""
+
+    # -- file -----------------------------------------------------------------------------------
+    positive: str = option("", missing=_LISTED)
+    """Model tuned on right solutions (required)."""
+    negative: str = option("", missing=_LISTED)
+    """Model tuned on wrong solutions (required)."""
+    out: str = option("", missing=_LISTED)
+    """File of the scored rows: .jsonl, or .json with --format prob_result (required)."""
+
+
+_ABOUT = """\
+Contrastive scores of cDPO (arXiv 2411.19943) for the tokens of the rejected responses, by two
+models: P tuned on right solutions, N on wrong ones. Folders of models, of peft adapters, or Hub
+names.
+
+The file has the rows with `rejected_weights` (1 - s of each token, with the token ids), ready for
+`prefkit train --method cdpo` with the same data options; `prefkit inspect FILE` shows them.
+
+Killed, the same command goes on where it was (FILE.scores keeps what was computed until the end).
+"""
+COMMAND = Command(
+    name="score",
+    line=("PAIRS --positive P --negative N --out F", "weigh their tokens by two models (cDPO)"),
+    about=_ABOUT,
+    words=("PAIRS", "File or dataset of pairs."),
+    options=(FileOptions, ScoreFields),
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,15 +57,12 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         PrefkitError: a mistake in the options, the rows or the models.
     """
-    if "--help" in argv or "-h" in argv:
-        sys.stdout.write(_help())
-        return 0
-    source, own, options = parse(argv)
-    out = Path(own["out"])
+    source, files, options = _read(argv)
+    out = Path(files.out)
     _check_out(out, options)
-    if _place(own["positive"]) == _place(own["negative"]):
+    if _place(files.positive) == _place(files.negative):
         raise ConfigError(
-            f"positive and negative are both {own['positive']}: every score would be that model's "
+            f"positive and negative are both {files.positive}: every score would be that model's "
             "own probability. Name the model tuned on right solutions and that tuned on wrong ones."
         )
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -61,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
     work = out.with_name(out.name + ".scores")
     try:
         found = score_pairs(
-            source, own["positive"], own["negative"], options, work_file=work, progress=True
+            source, files.positive, files.negative, options, work_file=work, progress=True
         )
     except KeyboardInterrupt:
         print(f"\nInterrupted. The same command goes on from {work}.", file=sys.stderr)
@@ -88,6 +103,21 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _read(argv: Sequence[str]) -> tuple[str, FileOptions, ScoreFields]:
+    """The pairs, the files and the options of a command line.
+
+    Raises:
+        ConfigError: a flag that is unknown, misses its value or cannot be read.
+    """
+    words, flags = split(COMMAND, argv)
+    if len(words) != 1:
+        raise ConfigError(f"Name one file or dataset of pairs; got {len(words)}.")
+    given = read_flags(COMMAND, flags)
+    files = FileOptions(**{name: given.pop(name) for name in vars(FileOptions()) if name in given})
+    check_options(files)
+    return words[0], files, ScoreFields(**given)
+
+
 def _place(name: str) -> str:
     """A model's folder, however it is written; a Hub name as it is."""
     folder = Path(name).expanduser()
@@ -99,45 +129,6 @@ def skipped_file(out: Path) -> Path:
     return out.with_name(out.name + ".skipped.jsonl")
 
 
-def parse(argv: Sequence[str]) -> tuple[str, dict[str, str], ScoreFields]:
-    """The source, `_OWN` and the options of a command line.
-
-    Raises:
-        ConfigError: a flag that is unknown, misses its value or cannot be read.
-    """
-    words, flags = split_flags(argv)
-    if len(words) != 1:
-        raise ConfigError(f"Name one file or dataset of pairs; got {len(words)}.")
-    hints = typing.get_type_hints(ScoreFields)
-    names = {field.name for field in fields(ScoreFields)}
-    own: dict[str, str] = {}
-    values: dict[str, Any] = {}
-    for name, given in flags.items():
-        if name not in _OWN and name not in names:
-            raise ConfigError(_unknown(name, [*_OWN, *names]))
-        if not given and hints.get(name) is not bool:
-            raise ConfigError(f"{name} needs a value: --{name} VALUE.")
-        if len(given) > 1:
-            raise ConfigError(f"{name} takes one value; got {len(given)}: {', '.join(given)}.")
-        text = given[0] if given else "true"
-        if name in _OWN:
-            own[name] = text
-        else:
-            values[name] = coerce(name, text, hints[name])
-    for name in _OWN:
-        if name not in own:
-            raise ConfigError(f"{name} is missing. `prefkit score --help` lists the options.")
-    return words[0], own, ScoreFields(**values)
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"Did you mean --{near[0]}?" if near else "`prefkit score --help` lists the options."
-    return f"there is no option '{name}'. {hint}"
-
-
 def _check_out(out: Path, options: ScoreFields) -> None:
     ending = ".json" if options.format == "prob_result" else ".jsonl"
     if out.suffix != ending:
@@ -145,15 +136,3 @@ def _check_out(out: Path, options: ScoreFields) -> None:
     if out.exists():
         raise ConfigError(f"out: {out} is there already. Remove it, or name another file.")
     check_writable(out.parent, "out")
-
-
-def _help() -> str:
-    lines = [str(__doc__).strip(), ""]
-    defaults = ScoreFields()
-    docs = field_docs(ScoreFields)
-    for name, text in {**_OWN, **docs}.items():
-        value = getattr(defaults, name, None)
-        shown = "" if value in (None, "") else f" ({str(value).lower()})"
-        wrapped = textwrap.wrap(text + shown, 70)
-        lines += [f"  --{name:24}{wrapped[0]}", *(" " * 28 + more for more in wrapped[1:])]
-    return "\n".join(lines) + "\n"

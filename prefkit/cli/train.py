@@ -1,24 +1,40 @@
-"""What `prefkit train` does: check everything cheap, load, train, save, sum up."""
+"""`prefkit train`: check everything cheap, load, train, save, sum up."""
 
+import itertools
+import logging
 import os
+import shlex
 import sys
 import time
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefkit.errors import ConfigError, ModelError
-from prefkit.files.atomic import check_writable, write_text
-from prefkit.model.loading import check_model_folder, load_config, load_model, load_tokenizer
-from prefkit.options.parse import Options
-from prefkit.train.checkpointing import checkpoint
-from prefkit.train.checkpointing.leaving import leave_group
-from prefkit.train.checkpointing.lost_process import lost_processes_told
-from prefkit.train.checkpointing.same_run import CONFIG_FILE, check_same_run
-from prefkit.train.checks.options import one_line_errors
-from prefkit.train.fields import ScriptArguments
+from prefkit.errors import ConfigError
+from prefkit.files.atomic import write_text
+from prefkit.options.command import Command
+from prefkit.options.parse import check_dashes, join, read_file, read_flags, split
+from prefkit.options.yaml_file import read_yaml
+from prefkit.train.common import CommonFields
+from prefkit.train.fields import PreferenceFields, ScriptArguments
+from prefkit.train.options import ELSEWHERE, Options, make_options
 
-_DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".csv", ".jsonlines", ".ndjson")
+_ABOUT = """\
+Trains a model on preference pairs.
+
+Every option is a key of the YAML and a flag; the flag wins. A flag without a value means true,
+several values make a list.
+"""
+COMMAND = Command(
+    name="train",
+    line=("[CONFIG.yaml] [--field value …]", "train a model on preference pairs"),
+    about=_ABOUT,
+    words=("CONFIG.yaml", "Options as a YAML file."),
+    options=(ScriptArguments, PreferenceFields, CommonFields),
+    elsewhere=ELSEWHERE,
+    tail="Every other field of transformers.TrainingArguments is a flag as well.",
+)
 _SHOWN = (
     "loss",
     "rewards/margins",
@@ -31,146 +47,100 @@ _SHOWN = (
 )
 
 
-def check_paths(script: ScriptArguments, output_dir: str, resume: Any) -> None:
-    """Refuses missing model folders and data files and unwritable outputs, before any loading.
+def run(argv: Sequence[str]) -> int:
+    """Trains as a command line says; returns the exit code.
 
     Raises:
-        ConfigError: data that is not there; an output folder that cannot be written, or that holds
-            another run's checkpoints.
-        ModelError: a model folder that is not there or is no model.
+        PrefkitError: a user's mistake.
     """
-    for option in ("model", "ref_model"):
-        if (name := getattr(script, option)) is not None:
-            check_model_folder(option, name)
-    for option in ("train_data", "eval_data"):
-        names = getattr(script, option) or []
-        for name in [names] if isinstance(names, str) else names:
-            if name.endswith(_DATA_ENDINGS) and "://" not in name and not Path(name).exists():
-                raise ConfigError(f"{option}: there is no file {name}.")
-    _check_output(Path(output_dir), resume)
+    from prefkit.train.checks.options import one_line_errors
 
+    with one_line_errors():
+        words, flags, given = read_run(COMMAND, argv)
+        options = make_options(given)
+    _quiet()
+    from prefkit.train.checkpointing.leaving import leave_group
+    from prefkit.train.checkpointing.lost_process import lost_processes_told
+    from prefkit.train.checkpointing.same_run import CONFIG_FILE, check_same_run
+    from prefkit.train.launch import check_paths, make_trainer
 
-def _check_output(folder: Path, resume: Any) -> None:
-    check_writable(folder, "output_dir")
-    found = checkpoint.list_checkpoints(folder)
-    if found and (not resume or str(resume).lower() == "false"):
-        raise ConfigError(
-            f"output_dir: {folder} already holds {found[0].name}. Go on from it with "
-            "--resume_from_checkpoint auto, or choose another output_dir."
-        )
-
-
-def run(options: Options, argv_hint: str = "") -> int:
-    """Trains as the options say; returns the exit code.
-
-    Args:
-        options: of `load_options`.
-        argv_hint: the command line, for the hint on how to go on after an interruption.
-    """
     script, config, _ = options
-    check_paths(script, config.output_dir, config.resume_from_checkpoint)
+    folder, resume = Path(config.output_dir), config.resume_from_checkpoint
+    check_paths(script, config.output_dir, resume)
     check_same_run(options, _say)
     started = time.perf_counter()
     with one_line_errors():
-        trainer = _make_trainer(script, config)
+        trainer = make_trainer(script, config)
     if trainer.is_world_process_zero():
-        write_text(Path(config.output_dir) / CONFIG_FILE, options.as_yaml())
+        write_text(folder / CONFIG_FILE, options.as_yaml())
         _say_plan(script, config, trainer)
-    resuming = str(config.resume_from_checkpoint).lower() in ("auto", "true")
     try:
-        with lost_processes_told(Path(config.output_dir), resuming):
-            result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        with lost_processes_told(folder, str(resume).lower() in ("auto", "true")):
+            result = trainer.train(resume_from_checkpoint=resume)
             trainer.save_model()
             trainer.save_state()
     except KeyboardInterrupt:
-        return _interrupted(Path(config.output_dir), trainer.state.global_step, argv_hint)
-    _say_summary(trainer, result, Path(config.output_dir), time.perf_counter() - started)
+        again = {**flags, "resume_from_checkpoint": ["auto"]}
+        return _interrupted(folder, trainer.state.global_step, join(words, again))
+    _say_summary(trainer, result, folder, time.perf_counter() - started)
     leave_group()
     return 0
 
 
-def _check_tokenizer(script: ScriptArguments, tokenizer: Any) -> None:
-    """Compares --tokenizer with the tokenizer that the model folder has, if it has one."""
-    from transformers import AutoTokenizer
+def load_options(argv: Sequence[str]) -> Options:
+    """The options of `prefkit train [CONFIG.yaml] [--field value …]`.
 
-    from prefkit.model.reference.policy import check_tokenizers
-
-    try:
-        own = AutoTokenizer.from_pretrained(
-            script.model, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError):
-        return  # the model has none: that is what --tokenizer is for
-    try:
-        check_tokenizers(own, tokenizer)
-    except ModelError as error:
-        raise ModelError(
-            f"tokenizer: {script.tokenizer} gives other ids than the tokenizer of {script.model}, "
-            "so the model would read other text. Leave tokenizer out, or use the model's own."
-        ) from error
+    Raises:
+        ConfigError: anything wrong with the file, a flag, a value or their combination.
+    """
+    return make_options(read_run(COMMAND, argv)[2])
 
 
-def _lora(script: ScriptArguments) -> Any:
-    if script.adapter == "none":
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError(
-            "adapter: lora needs the package peft. Install it with: pip install 'prefkit[peft]'"
-        ) from error
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=script.lora_r,
-        lora_alpha=script.lora_alpha,
-        lora_dropout=script.lora_dropout,
-        target_modules=script.lora_target_modules,
-    )
+def read_run(
+    command: Command, argv: Sequence[str]
+) -> tuple[list[str], dict[str, list[str]], dict[str, Any]]:
+    """A command line of this command, or of one that takes its options and more.
+
+    Returns:
+        the config file, if any; flag → its words; option → value, of the file or a flag, which
+        wins.
+
+    Raises:
+        ConfigError: anything wrong with the file, a flag or a value.
+    """
+    check_dashes(argv)
+    _read_config(list(itertools.takewhile(lambda word: word[:1] != "-", argv)))
+    reader = whole(command)
+    words, flags = split(reader, argv)
+    _read_config(words)
+    of_file = replace(whole(COMMAND), elsewhere=command.elsewhere)
+    given = read_file(of_file, words[0]) if words else {}
+    return words, flags, given | read_flags(reader, flags)
 
 
-def _make_trainer(script: ScriptArguments, config: Any) -> Any:
-    from prefkit.train.checks.entry import check_run
-    from prefkit.train.models.policy import loading_whole
-    from prefkit.train.rows.pairs import prepare_dataset
-    from prefkit.train.trainer import PreferenceTrainer
+def whole(command: Command) -> Command:
+    """A command with all fields of `transformers.TrainingArguments`, which take seconds to load."""
+    from prefkit.train.config import PreferenceConfig
 
-    # Rows first: they are cheap to check, the weights are not cheap to load.
-    model_config = load_config(script.model)
-    trains = script.adapter == "none"
-    check_run(config, model_config=model_config, trainable_head=trains)
-    tokenizer = load_tokenizer(script.tokenizer or script.model)
-    if script.tokenizer and script.tokenizer != script.model:
-        _check_tokenizer(script, tokenizer)
-    adapter = _lora(script)
-    train = prepare_dataset(
-        script.train_data, tokenizer, config, model_config, "train", split=script.train_split
-    )
-    evaluation = None
-    if script.eval_data:
-        evaluation = prepare_dataset(
-            script.eval_data, tokenizer, config, model_config, "eval", split=script.eval_split
-        )
-    with loading_whole(config):
-        model = load_model(script.model, script.dtype, script.attn_implementation)
-        ref_model = (
-            load_model(script.ref_model, script.dtype, script.attn_implementation)
-            if script.ref_model
-            else None
-        )
-    try:
-        return PreferenceTrainer(
-            model,
-            ref_model=ref_model,
-            args=config,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            processing_class=tokenizer,
-            peft_config=adapter,
-        )
-    except ModelError as error:
-        if adapter is None or "target_modules" not in str(error):
-            raise
-        raise ModelError(f"lora_target_modules: {error}") from error
+    return replace(command, options=(*command.options, PreferenceConfig))
+
+
+def _read_config(words: Sequence[str]) -> None:
+    """Refuses a file that cannot be read, before anything is imported."""
+    if len(words) > 1:
+        raise ConfigError(f"One config file, please; got {len(words)}: {', '.join(words)}.")
+    if words:
+        read_yaml(words[0])
+
+
+def _quiet() -> None:
+    """None of the lines of other libraries that say no more than ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    # Its lines about every retry say no more than the one message at the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
 
 
 def _say(line: str) -> None:
@@ -179,12 +149,10 @@ def _say(line: str) -> None:
 
 def describe(objective: Any) -> str:
     """The objective in words: its beta, and what differs from its defaults."""
-    parts = [f"beta {objective.beta:g}"]
-    for field in fields(objective):
-        value = getattr(objective, field.name)
-        if field.name != "beta" and value != field.default:
-            shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
-            parts.append(f"{field.name} {shown}")
+    parts = []
+    for name, value in objective.changed().items():
+        shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
+        parts.append(f"{name} {shown}")
     return ", ".join(parts)
 
 
@@ -249,12 +217,14 @@ def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> Non
     print(f"The {what} is in {folder}{os.sep}, the log in {folder / 'trainer_state.json'}.")
 
 
-def _interrupted(folder: Path, step: int, argv_hint: str) -> int:
+def _interrupted(folder: Path, step: int, again: Sequence[str]) -> int:
+    from prefkit.train.checkpointing import checkpoint
+
     _say(f"\nInterrupted at step {step}.")
     newest, _ = checkpoint.newest_complete(folder)
     if newest is None:
         _say("There is no complete checkpoint yet (--save_steps sets how often one is written).")
     else:
         _say(f"The newest complete checkpoint is {newest}. Go on from it with:")
-        _say(f"  prefkit train {argv_hint} --resume_from_checkpoint auto".replace("  --", " --"))
+        _say(f"  prefkit train {shlex.join(again)}")
     return 130

@@ -6,11 +6,10 @@ carry. The demo measures it on held-out problems, trains it on pairs made from i
 again. How model and pairs were made: examples/tiny_model/.
 """
 
-import argparse
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,28 +116,6 @@ def run(
 
         write_json(folder / "demo.json", result)
     return result
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of `prefkit demo`; returns the exit code."""
-    parser = _Parser(
-        prog="prefkit demo", description="Trains a tiny model on step pairs, before and after."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="order of pairs, choice of problems")
-    parser.add_argument("--output_dir", "--output-dir", help="keep the trained model here")
-    parser.add_argument("--problems", type=int, default=500, help="held-out problems (500)")
-    parser.add_argument("--method", default="step-dpo", help=f"{', '.join(METHODS)} (step-dpo)")
-    parser.add_argument("--steps", type=int, help=f"optimiser steps of 32 pairs ({STEPS})")
-    options = parser.parse_args(argv)
-    run(**vars(options))
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong flag as every other mistake is reported."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigError(f"{message}. `{self.prog} --help` lists the flags.")
 
 
 def find_example(before: "Evaluation", after: "Evaluation") -> Example | None:

@@ -14,7 +14,7 @@ from prefkit.options.option import option
 class PromptFields:
     """How a prompt becomes the text a model reads."""
 
-    # -- how a prompt is put --------------------------------------------------------------------
+    # -- prompt -----------------------------------------------------------------------------------
     string_prompts: Literal["raw", "chat"] = "raw"
     """Prompts given as plain strings: used as they are, or put into the chat template."""
     prompt_template: str = "{prompt}"

@@ -10,7 +10,6 @@ from prefkit.plan.inputs.setting import Setting
 
 PER_MACHINE = 8  # GPUs of the usual machine
 
-OWN = ("gpus", "gpu_memory", "lengths", "exact", "json", "accelerate_config")
 _PRECISIONS = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 

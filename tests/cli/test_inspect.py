@@ -1,6 +1,5 @@
 """`prefkit inspect --json` says of every token whether and how much it counts."""
 
-import argparse
 import io
 import json
 import subprocess
@@ -13,10 +12,12 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from prefkit.cli import inspect
-from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs
+from prefkit.cli.inspect import COMMAND, run
+from prefkit.cli.train import load_options
+from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs, show
+from prefkit.data.show import show_pairs
 from prefkit.errors import ConfigError, ModelError
-from prefkit.options.parse import load_options
+from prefkit.options.page import show_help
 from prefkit.train.rows.pairs import prepare_dataset
 from tests.data.data_cases import (
     CONVERSATION_ROW,
@@ -42,7 +43,7 @@ def _inspect(source: Any, tokenizer: Any, **options: Any) -> list[dict[str, Any]
     if not tokenizer.chat_template:
         given = options.get("options", TokenizeOptions())
         options = {**options, "options": replace(given, chat_template="plain")}
-    assert inspect.run(source, tokenizer, as_json=True, stream=stream, **options) == 0
+    assert show_pairs(source, tokenizer, as_json=True, stream=stream, **options) == 0
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -144,7 +145,7 @@ def test_the_texts_join_to_the_whole_sequence(tokenizer: Any) -> None:
 def test_colours_and_summary_for_people() -> None:
     stream = io.StringIO()
     row = {**STANDARD_ROW, "rejected_weights": [0.5, 1.0, 1.0, 1.0], "chosen": " 4!"}
-    inspect.run([row, STEP_ROW, scdpo_row()], character_tokenizer(), stream=stream, limit=1)
+    show_pairs([row, STEP_ROW, scdpo_row()], character_tokenizer(), stream=stream, limit=1)
     text = stream.getvalue()
     assert "pair 0 · rows in memory, row 0" in text
     assert "chosen (4 scored tokens) ⟦ 4!<eos>⟧" in text
@@ -156,10 +157,8 @@ def test_colours_and_summary_for_people() -> None:
 def test_command_line_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(STEP_ROW) + "\n")
     character_tokenizer().save_pretrained(tmp_path / "model")
-    parser = argparse.ArgumentParser()
-    inspect.add_arguments(parser)
-    flags = [str(tmp_path / "rows.jsonl"), "--model", str(tmp_path / "model"), "--json"]
-    assert inspect.run_arguments(parser.parse_args([*flags, "--level", "solution"])) == 0
+    flags = ["--json", str(tmp_path / "rows.jsonl"), "--model", str(tmp_path / "model")]
+    assert run([*flags, "--level", "solution"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert _scored(row, 0) == STEP_ROW["full_chosen"] + "<eos>"
     assert row["eos"] == {"chosen": True, "rejected": True}
@@ -167,16 +166,14 @@ def test_command_line_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_missing_model_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer could be loaded .* tokenizer\.json"):
-        inspect.run([STANDARD_ROW], tmp_path / "nothing")
+        show_pairs([STANDARD_ROW], tmp_path / "nothing")
 
 
 MODEL, PAIRS = str(TINY), str(TINY.parent / "pairs.jsonl")
 
 
 def _command(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
-    inspect.add_arguments(parser)
-    return inspect.run_arguments(parser.parse_args(list(argv)))
+    return run(argv)
 
 
 def _config(folder: Path, **options: Any) -> str:
@@ -192,7 +189,7 @@ def test_a_config_shows_the_tokens_that_train_scores(
     options = {"chat_template": "plain", "max_length": 200, "output_dir": str(tmp_path / "out")}
     path = _config(tmp_path, method=method, string_prompts="chat", learning_rate=1e-5, **options)
     config = load_options([path]).config
-    tokenizer = inspect.load_tokenizer(MODEL)
+    tokenizer = show.load_tokenizer(MODEL)
     trained = prepare_dataset(PAIRS, tokenizer, config, AutoConfig.from_pretrained(MODEL), "train")
     assert _command(path, "--json", "--limit", "2") == 0
     for row in map(json.loads, capsys.readouterr().out.splitlines()):
@@ -262,12 +259,9 @@ def test_tool_output_and_template_variables(
         assert ("144\n" in _scored(row, 0)) == (masked == "false")
 
 
-def test_help_says_defaults_choices_and_the_shape_of_the_json() -> None:
-    parser = argparse.ArgumentParser()
-    inspect.add_arguments(parser)
-    for action in parser._actions[2:]:
-        assert "(default: " in str(action.help), action.dest
-    shown = parser.format_help()
+def test_help_says_choices_and_the_shape_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    show_help(COMMAND)
+    shown = capsys.readouterr().out
     for words in ("step-dpo,scdpo,cdpo,tdpo", '{"id": …, "text": …', "2i+1", "-1 for"):
         assert words in shown
 
@@ -285,9 +279,9 @@ def test_data_alone_needs_no_training_code(tmp_path: Path) -> None:
 def test_without_colour_marks_show_weights_and_context() -> None:
     stream = io.StringIO()
     row = {**STANDARD_ROW, "rejected_weights": [0.3, 0, 1, 1]}
-    inspect.run([{**row, "rejected": " 5."}, scdpo_row()], character_tokenizer(), stream=stream)
+    show_pairs([{**row, "rejected": " 5."}, scdpo_row()], character_tokenizer(), stream=stream)
     text = stream.getvalue()
-    assert text.startswith(inspect.PLAIN_LEGEND)
+    assert text.startswith(show.PLAIN_LEGEND)
     assert "rejected (4 scored tokens, 1 of weight 0) ⟦ ⟧×0.3⟦5⟧×0⟦.<eos>⟧" in text
     assert "⟦print(12 * 12)⟧\n144\n⟦The answer is 144.<eos>⟧" in text
     assert "1 pairs" in text.split("weights other than 1")[1]
@@ -299,8 +293,8 @@ def test_with_colour_a_legend_and_no_marks(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = io.StringIO()
-    inspect.run([STANDARD_ROW], character_tokenizer(), stream=stream)
+    show_pairs([STANDARD_ROW], character_tokenizer(), stream=stream)
     text = stream.getvalue()
-    assert inspect.COLOUR_LEGEND in text
+    assert show.COLOUR_LEGEND in text
     assert "⟦" not in text
     assert "38;5;40m" in text  # green

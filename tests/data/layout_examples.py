@@ -8,8 +8,8 @@ import json
 import logging
 from typing import Any
 
-from prefkit.cli import inspect
 from prefkit.data import TokenizeOptions
+from prefkit.data.show import show_pairs
 from tests.data.chat_cases import tokenizer_for
 from tests.data.data_cases import CONVERSATION_ROW, STANDARD_ROW, TDPO_FILE, scdpo_row
 from tests.data.test_layouts import LAYOUTS, OTHER_KINDS, REFUSED
@@ -79,14 +79,14 @@ def _shown(row: dict[str, Any]) -> str:
 
 def _inspected(row: dict[str, Any]) -> str:
     stream = io.StringIO()
-    inspect.run([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=stream)
+    show_pairs([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=stream)
     pair = stream.getvalue().split("┌")[0].splitlines()[2:]  # without legend, rule and summary
     return "\n".join(line.rstrip() for line in pair if "──" not in line).strip("\n")
 
 
 def _error(row: dict[str, Any]) -> str:
     try:
-        inspect.run([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=io.StringIO())
+        show_pairs([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=io.StringIO())
     except ValueError as error:
         return str(error)
     raise AssertionError("this row was to be refused")

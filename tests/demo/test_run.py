@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefkit.cli.demo import run as main
 from prefkit.demo import arithmetic as world
 from prefkit.demo.evaluate import Evaluation, Transcript, evaluate
-from prefkit.demo.run import MODEL, find_example, main, run
+from prefkit.demo.run import MODEL, find_example, run
 from prefkit.errors import ConfigError
 
 

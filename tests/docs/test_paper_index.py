@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefkit.options.parse import load_options
+from prefkit.cli.train import load_options
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper_index.md"
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)

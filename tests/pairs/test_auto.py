@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefkit.cli.build import run_build
+from prefkit.cli.build import run as run_build
 from prefkit.demo import arithmetic as world
 from prefkit.errors import PrefkitError
 from prefkit.pairs.engines.base import Request

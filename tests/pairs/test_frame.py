@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.cli.build import parse
+from prefkit.cli import evaluate
+from prefkit.cli.build import COMMAND, read
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.journal import Journal, read_lines
-from prefkit.options.parse import split_flags
+from prefkit.options.parse import split
 from prefkit.pairs.engines.base import Completion, Request, seed_of
 from prefkit.pairs.pipelines.evaluate import summary, wilson
 from prefkit.pairs.pipelines.pipeline import Asking, together
@@ -192,6 +193,11 @@ def test_a_folder_of_something_else_is_left_alone(
 # -- the command line --------------------------------------------------------------------------
 
 
+def parse(method: str, argv: list[str]) -> BuildFields:
+    command = evaluate.COMMAND if method == "evaluate" else COMMAND
+    return read(command, method, *split(command, argv))
+
+
 @pytest.mark.parametrize(
     ("method", "line", "message"),
     [
@@ -213,9 +219,8 @@ def test_a_folder_of_something_else_is_left_alone(
     ],
 )
 def test_mistakes_of_a_command_line_are_named(method: str, line: str, message: str) -> None:
-    words, flags = split_flags(line.split())
     with pytest.raises(ConfigError, match=message):
-        parse(method, words, flags)
+        parse(method, line.split())
 
 
 _NOBODY = "nobody asks a judge here. Say "
@@ -249,9 +254,8 @@ _NOBODY = "nobody asks a judge here. Say "
 def test_options_of_somebody_who_is_never_asked_are_refused(
     method: str, line: str, message: str
 ) -> None:
-    words, flags = split_flags(["q", "--model", "m", "--out", "o", *line.split()])
     with pytest.raises(ConfigError, match=message):
-        parse(method, words, flags)
+        parse(method, ["q", "--model", "m", "--out", "o", *line.split()])
 
 
 @pytest.mark.parametrize(
@@ -267,15 +271,12 @@ def test_options_of_somebody_who_is_never_asked_are_refused(
     ],
 )
 def test_options_of_somebody_who_may_be_asked_are_taken(method: str, line: str) -> None:
-    words, flags = split_flags(["q", "--model", "m", "--out", "o", *line.split()])
-    parse(method, words, flags)
+    parse(method, ["q", "--model", "m", "--out", "o", *line.split()])
 
 
 def test_flags_and_defaults_become_options() -> None:
-    flags = split_flags(
-        ["--model", "m", "--out", "o", "--temperature", "0.5", "1", "--opening", r"So:\n"]
-    )[1]
-    options = parse("cdpo", ["q"], flags)
+    flags = ["--model", "m", "--out", "o", "--temperature", "0.5", "1", "--opening", r"So:\n"]
+    options = parse("cdpo", ["q", *flags])
     assert (options.samples, options.temperature, options.top_p) == (64, [0.5, 1.0], 0.95)
     assert options.opening == "So:\n"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefkit.cli.build import run_build, run_evaluate
+from prefkit.cli.build import run as run_build
+from prefkit.cli.evaluate import run as run_evaluate
 from prefkit.cli.main import main as prefkit
 from prefkit.errors import ConfigError, ModelError, RowError
 from prefkit.pairs.run.build import build, evaluate

@@ -7,8 +7,8 @@ import pytest
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from prefkit import PreferenceTrainer
+from prefkit.cli.train import load_options
 from prefkit.errors import ConfigError
-from prefkit.options.parse import load_options
 from tests.train import test_supervised
 from tests.train.trainer_cases import ROWS, byte_tokenizer, config, tiny_model, trainer
 

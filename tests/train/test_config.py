@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from prefkit import DPO, TDPO, PreferenceConfig, SimPO
+from prefkit.cli.train import COMMAND, load_options
 from prefkit.errors import ConfigError
 from prefkit.options.option import field_docs
-from prefkit.options.parse import coerce, load_options, split_flags
+from prefkit.options.parse import split
+from prefkit.options.values import coerce
+from prefkit.train.common import CommonFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -62,6 +66,12 @@ def test_every_own_field_is_documented() -> None:
         docs = field_docs(cls)
         for field in fields(cls):
             assert len(docs.get(field.name, "")) > 10, field.name
+
+
+def test_what_the_help_shows_of_transformers_is_as_it_is_there() -> None:
+    theirs = {field.name: field.default for field in fields(TrainingArguments)}
+    for field in fields(CommonFields):
+        assert (theirs[field.name] or None) == (field.default or None), field.name
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -148,8 +158,9 @@ def test_coerce_refuses(value: Any, hint: Any) -> None:
 
 
 def test_flags() -> None:
-    words, flags = split_flags(
-        ["c.yaml", "--bf16", "--learning-rate=1e-3", "--train_data", "a", "b", "--beta", "-1"]
+    words, flags = split(
+        COMMAND,
+        ["c.yaml", "--bf16", "--learning-rate=1e-3", "--train_data", "a", "b", "--beta", "-1"],
     )
     assert words == ["c.yaml"]
     assert flags == {

@@ -81,7 +81,7 @@ class BuildFields(PromptFields):
     """Most tokens of an answer of the judge, its thoughts included; one that they cut off is no
     verdict, and is counted. Judges that think long need more."""
 
-    # -- how a solution is written --------------------------------------------------------------
+    # -- solution ---------------------------------------------------------------------------------
     opening: str = ""
     """What every solution begins with, e.g. "Let's think step by step.\\nStep 1:"."""
     steps: Literal["lines", "numbered", "paragraphs"] = "lines"
@@ -122,7 +122,7 @@ class BuildFields(PromptFields):
     program where the steps of an expression can be followed, else the judge if one is given, else
     nobody."""
 
-    # -- the first wrong step (step-dpo) --------------------------------------------------------
+    # -- step-dpo ---------------------------------------------------------------------------------
     localiser: str = "auto"
     """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
     0-based step or None. auto = for each solution the program where the question is an expression
@@ -136,7 +136,7 @@ class BuildFields(PromptFields):
     """Continuations sampled from the prefix before the wrong step."""
     pairs_per_mistake: int = 1
     """Most pairs from one wrong step; they have different right steps."""
-    # -- pairs of whole solutions (dpo, scdpo) --------------------------------------------------
+    # -- dpo and scdpo ----------------------------------------------------------------------------
     pairs_per_question: int = 1
     """Most pairs of a right and a wrong solution a question."""
     max_samples: int = 100
@@ -148,7 +148,7 @@ class BuildFields(PromptFields):
     interpreter: Literal["none", "python"] = "none"
     """Who runs code steps (```python): nobody, or a Python process with limits (no sandbox)."""
 
-    # -- positive and negative model (cdpo) -----------------------------------------------------
+    # -- cdpo -------------------------------------------------------------------------------------
     weigh: bool = True
     """Train both models here and weigh the pairs; false = stop after the selection, with
     positive.jsonl and negative.jsonl for a trainer of your own (`prefkit score` weighs then)."""

@@ -19,7 +19,7 @@ def read_launcher(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    from prefkit.options.parse import read_yaml
+    from prefkit.options.yaml_file import read_yaml
 
     content = read_yaml(path)
     if "distributed_type" not in content:

@@ -136,16 +136,14 @@ def read_setting(
     gpus: int | None = None,
     launcher: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    sequence_parallel: int = 1,
 ) -> Setting:
     """The setting of a run.
 
     Args:
-        options: of `prefkit.options.parse.load_options`.
+        options: of `prefkit.train.options.make_options`.
         gpus: processes; None = the launcher's, or 1.
         launcher: of `prefkit.plan.inputs.launcher.read_launcher`.
         dtype: the dtype in the model's own config, for `dtype: auto`.
-        sequence_parallel: processes that share a row.
 
     Raises:
         ConfigError: see `zero_stage`.
@@ -178,7 +176,7 @@ def read_setting(
         pad_to=config.pad_to_multiple_of or 1,
         accumulation=config.gradient_accumulation_steps,
         gpus=count,
-        sequence_parallel=sequence_parallel,
+        sequence_parallel=config.sequence_parallel_size,
         sharding=_sharding(config, launcher, fsdp, count),
         offload_params=_offloads_params(fsdp),
         on_cpu=bool(given.get("use_cpu")),

@@ -12,9 +12,10 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import METHODS, LossOptions
 from prefkit.options.option import former_names, rules_of
-from prefkit.options.parse import Options, read_yaml
+from prefkit.options.yaml_file import read_yaml
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.fields import PreferenceFields, ScriptArguments
+from prefkit.train.options import Options
 
 CONFIG_FILE = "prefkit_config.yaml"
 _FIXED = (  # of transformers.TrainingArguments

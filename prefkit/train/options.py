@@ -1,0 +1,82 @@
+"""The options of a run as they were given, and `ScriptArguments` and a config made of them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import yaml
+
+from prefkit.errors import ConfigError
+from prefkit.train.fields import ScriptArguments
+
+ELSEWHERE = {  # names of other libraries
+    "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, hinge, robust).",
+    "model_name_or_path": "Use model.",
+    "dataset_name": "Use train_data.",
+    "eval_dataset": "Use eval_data.",
+    "use_peft": "Use adapter: lora.",
+}
+
+
+class Options(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        script: what to load.
+        config: a `PreferenceConfig`.
+        given: every option as the file and the flags gave it, in YAML's types.
+    """
+
+    script: ScriptArguments
+    config: Any
+    given: dict[str, Any]
+
+    def as_yaml(self) -> str:
+        """The given options as a config file that does the same again."""
+        return yaml.safe_dump(self.given, sort_keys=True, allow_unicode=True)
+
+
+def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
+    """The options of a run, checked together.
+
+    Args:
+        given: option → value, of its field's type.
+        needs_data: whether train_data must be named.
+
+    Raises:
+        ConfigError: a value out of range, an option that is missing or has no effect.
+    """
+    from prefkit.train.config import PreferenceConfig  # imports transformers
+
+    own = vars(ScriptArguments())
+    script = ScriptArguments(**{name: value for name, value in given.items() if name in own})
+    _check_script(script, given, needs_data)
+    config = PreferenceConfig(**{name: value for name, value in given.items() if name not in own})
+    asked = "eval_strategy" if config.eval_strategy != "no" else "eval_on_start"
+    if not script.eval_data and (config.eval_strategy != "no" or config.eval_on_start):
+        raise ConfigError(
+            f"{asked} is on, but there is no eval_data. Name the file of pairs to evaluate on, or "
+            f"leave {asked} out."
+        )
+    if script.eval_data and "eval_strategy" not in given and not config.eval_on_start:
+        raise ConfigError(
+            "eval_data has no effect without evaluation. Set eval_strategy to steps or epoch, or "
+            "leave eval_data out."
+        )
+    return Options(script, config, given)
+
+
+def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data: bool) -> None:
+    if not script.model:
+        raise ConfigError("model is missing. Name the folder or Hub name of the model to train.")
+    if needs_data and not script.train_data:
+        raise ConfigError("train_data is missing. Name the file(s) of preference pairs.")
+    if script.dtype == "float16":
+        from prefkit.train.checks.options import FLOAT16
+
+        raise ConfigError(FLOAT16)
+    if script.adapter == "none":
+        for name in given:
+            if name.startswith("lora_"):
+                raise ConfigError(f"{name} has no effect without 'adapter: lora'. Add it.")
+    if script.lora_r < 1:
+        raise ConfigError(f"lora_r is {script.lora_r}; it must be 1 or more.")
