@@ -84,7 +84,7 @@ def show_pairs(
     for index, sides in _views(dataset, renderer, SHOWN if limit is None else limit):
         _print_pair(console, index, sides, dataset)
     read_as = {
-        "level": reading_options.level,
+        "level": kept.level,
         "method": method,
         "string prompts": options.string_prompts,
     }
