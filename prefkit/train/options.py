@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from prefkit.errors import ConfigError
+from prefkit.options.check import check_options
 from prefkit.train.fields import ScriptArguments
 
 ELSEWHERE = {  # names of other libraries
@@ -66,10 +67,7 @@ def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
 
 
 def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data: bool) -> None:
-    if not script.model:
-        raise ConfigError("model is missing. Name the folder or Hub name of the model to train.")
-    if needs_data and not script.train_data:
-        raise ConfigError("train_data is missing. Name the file(s) of preference pairs.")
+    check_options(script, without=() if needs_data else ("train_data",))
     if script.dtype == "float16":
         from prefkit.train.checks.options import FLOAT16
 
@@ -78,5 +76,3 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data:
         for name in given:
             if name.startswith("lora_"):
                 raise ConfigError(f"{name} has no effect without 'adapter: lora'. Add it.")
-    if script.lora_r < 1:
-        raise ConfigError(f"lora_r is {script.lora_r}; it must be 1 or more.")
