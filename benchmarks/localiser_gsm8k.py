@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from prefkit.pairs.localise.program import locate
 from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.steps import split_steps
 
 
 class Solution(NamedTuple):

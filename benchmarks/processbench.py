@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.localisers import ask
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Engine, Request
 from prefkit.pairs.engines.connect import connect
 from prefkit.pairs.localise.judge import judge
 from prefkit.pairs.localise.program import locate
 from prefkit.pairs.localise.verdict import Verdict
 from prefkit.pairs.pipelines.evaluate import wilson
-from prefkit.pairs.pipelines.pipeline import Asking, together
-from prefkit.pairs.run.questions import read_questions
+from prefkit.pairs.questions import read_questions
 
 
 class Case(NamedTuple):

@@ -19,9 +19,9 @@ from prefkit.options.parse import (
     unescaped,
 )
 from prefkit.pairs.engines.base import SHORTENED
+from prefkit.pairs.fields import EVALUATE, METHODS, BuildFields
 from prefkit.pairs.localise.judge import CUT
 from prefkit.pairs.run.build import TRAIN, BuildResult, check_method, run
-from prefkit.pairs.run.fields import EVALUATE, METHODS, BuildFields
 from prefkit.pairs.run.options import check_ignored, resolve, used_by
 from prefkit.pairs.run.verdicts import FILE as VERDICTS
 from prefkit.pairs.run.verdicts import show
@@ -62,7 +62,7 @@ def run_build(argv: Sequence[str]) -> int:
     check_method(words[0])
     options = parse(words[0], words[1:], flags)
     _quiet()
-    _say_pairs(words[0], run(words[0], options))
+    _say_pairs(words[0], run(words[0], options, _weigh))
     return 0
 
 
@@ -79,6 +79,12 @@ def run_evaluate(argv: Sequence[str]) -> int:
     _quiet()
     _say_accuracy(run(EVALUATE, options))
     return 0
+
+
+def _weigh(*given: Any) -> Any:
+    from prefkit.critical_tokens import weigh  # torch and transformers
+
+    return weigh(*given)
 
 
 def _quiet() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.atomic import check_writable, write_json
+from prefkit.pairs.pipelines.cdpo import NEGATIVE, POSITIVE
 from prefkit.train.checkpointing.checkpoint import begin as clear
 from prefkit.train.checkpointing.checkpoint import list_checkpoints
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RECORD = "contrast.json"
-POSITIVE, NEGATIVE = "positive", "negative"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ import pytest
 from prefkit.errors import PrefkitError
 from prefkit.files.journal import read_lines
 from prefkit.files.progress import Progress
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Completion, Request
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Outcome
+from prefkit.pairs.questions import Question
 from prefkit.pairs.run.driver import COMPLETIONS, Driver
-from prefkit.pairs.run.questions import Question
 from tests.pairs.build_cases import question
 
 

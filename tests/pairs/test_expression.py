@@ -7,7 +7,7 @@ import pytest
 from prefkit.demo import arithmetic as world
 from prefkit.pairs.localise import expression
 from prefkit.pairs.localise.program import locate
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.steps import split_steps
 
 
 def corrupted(problem: world.Problem, rng: random.Random) -> str:

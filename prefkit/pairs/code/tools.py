@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Literal
 
 from prefkit.errors import ConfigError
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.code.blocks import code_of, is_closed, output_block, split_blocks
 from prefkit.pairs.code.interpreter import Interpreter
 from prefkit.pairs.engines.base import Completion, Request, seed_of
-from prefkit.pairs.pipelines.pipeline import Asking
 
 # The line that closes a block, and an output that the model would make up itself.
 _STOPS = ("\n```\n", "```output")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.pairs.run.fields import EVALUATE
+from prefkit.pairs.fields import EVALUATE
 
 LOCALISERS = ("auto", "program", "judge", "rollouts")
 OF_A_JUDGE = ("judge_server", "judge_model", "judge_max_tokens")

@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prefkit.errors import ConfigError, PrefkitError
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Request
 from prefkit.pairs.engines.patience import say
+from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.localise.expression import is_expression
 from prefkit.pairs.localise.judge import CUT, judge
 from prefkit.pairs.localise.orders import decided
 from prefkit.pairs.localise.program import locate
 from prefkit.pairs.localise.rollouts import first_hopeless
 from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.attempts import Attempt
 from prefkit.pairs.pipelines.choosing import LOCALISERS, chosen, gives_judge
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
-from prefkit.pairs.run.fields import BuildFields
-from prefkit.pairs.run.questions import Question
-from prefkit.pairs.run.verdicts import LOCALISED, REMOVED, keep
+from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED, Attempt, Outcome, keep
+from prefkit.pairs.questions import Question
 
 # (question, steps, right solution or None) → 0-based first wrong step, or None
 Function = Callable[[str, Sequence[str], str | None], int | None]

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.pairs.code.blocks import split_blocks
-from prefkit.pairs.pipelines.attempts import Attempt
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import Attempt
+from prefkit.pairs.questions import Question
 
 Row = dict[str, Any]
 

@@ -8,12 +8,13 @@ steps up to there. The paper trains on these together with naive pairs; the rows
 import random
 from collections.abc import Sequence
 
-from prefkit.pairs.pipelines.attempts import Attempt, ask, by_right_steps, solve
+from prefkit.pairs.asking import Asking
+from prefkit.pairs.pipelines.attempts import ask, by_right_steps, solve
 from prefkit.pairs.pipelines.context import Context
 from prefkit.pairs.pipelines.dpo import naive_rows
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from prefkit.pairs.pipelines.rows import Row, continuation_row
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.questions import Question
 
 NAIVE, CONTROLLED = "naive", "step-controlled"
 _ROUNDS_AT_CAP = (

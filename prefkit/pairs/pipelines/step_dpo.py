@@ -8,12 +8,13 @@ are pairs of single steps, together with both continuations to the end.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefkit.pairs.pipelines.attempts import Attempt, distinct, solve
+from prefkit.pairs.asking import Asking, together
+from prefkit.pairs.pipelines.attempts import distinct, solve
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome, together
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from prefkit.pairs.pipelines.rows import Row, step_row
-from prefkit.pairs.pipelines.steps import label_of
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.questions import Question
+from prefkit.pairs.steps import label_of
 
 
 @dataclass(frozen=True)

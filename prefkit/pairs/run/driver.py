@@ -19,9 +19,10 @@ from typing import Any
 
 from prefkit.files.journal import Journal, read_lines
 from prefkit.files.progress import Progress
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Completion, Engine, Request, unread
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome, together
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import Outcome
+from prefkit.pairs.questions import Question
 
 COMPLETIONS, QUESTIONS = "completions.jsonl", "questions.jsonl"
 Start = Callable[[Question], Asking[Outcome]]

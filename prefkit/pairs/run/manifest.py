@@ -19,9 +19,9 @@ from typing import IO, Any
 from prefkit.errors import ConfigError
 from prefkit.files.atomic import write_json
 from prefkit.pairs.engines.address import public_url
-from prefkit.pairs.run.fields import BuildFields
+from prefkit.pairs.fields import BuildFields
+from prefkit.pairs.questions import Questions
 from prefkit.pairs.run.options import used_by
-from prefkit.pairs.run.questions import Questions
 
 MANIFEST = "manifest.json"
 # They may differ from one run of a build to the next: what comes out stays the same (with another

@@ -6,8 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from prefkit.errors import ConfigError
+from prefkit.pairs.fields import EVALUATE, METHOD_DEFAULTS, METHODS, BuildFields
 from prefkit.pairs.pipelines.choosing import OF_A_JUDGE, check_finders
-from prefkit.pairs.run.fields import EVALUATE, METHOD_DEFAULTS, METHODS, BuildFields
 
 
 def resolve(options: BuildFields, method: str) -> BuildFields:

@@ -14,51 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.pipeline import Outcome
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED, VERDICTS
 
 FILE = "verdicts.txt"
 SHOWN = 10
-# Kinds of what is kept: the first wrong step of a wrong solution, and a right answer left out.
-LOCALISED, REMOVED = "localised", "removed"
 _HEADS = {
     LOCALISED: "{count} of {of} wrong solutions, and the step (>) that is called the first wrong",
     REMOVED: "{count} of {of} texts left out with a right answer, and the step (>) called wrong",
 }
-_EXTRA = "verdicts"
 _WIDTH = 100  # columns of the file
 _LONG = 400  # characters of a text on the terminal; the file has all of it
-
-
-def keep(
-    outcome: Outcome,
-    kind: str,
-    question: Question,
-    steps: Sequence[str],
-    found: Verdict,
-    by: str,
-) -> None:
-    """Puts a verdict that blames a step into a question's outcome, each text once.
-
-    Args:
-        kind: `LOCALISED` or `REMOVED`.
-        steps: of the solution.
-        found: its `step` is not None.
-        by: who judged, and why they were asked.
-    """
-    record = {
-        "kind": kind,
-        "question": question.text,
-        "answer": question.answer,
-        "steps": list(steps),
-        "step": found.step,
-        "reason": found.reason,
-        "by": by,
-    }
-    kept = outcome.extra.setdefault(_EXTRA, [])
-    if record not in kept:  # the same text may be sampled often
-        kept.append(record)
 
 
 @dataclass(frozen=True)
@@ -86,7 +51,7 @@ def drawn(outcomes: Iterable[Mapping[str, Any]], kind: str, seed: int) -> Drawn:
     found = [
         record
         for outcome in outcomes
-        for record in outcome["extra"].get(_EXTRA, ())
+        for record in outcome["extra"].get(VERDICTS, ())
         if record["kind"] == kind
     ]
     chance = random.Random(f"{seed}/{kind}")

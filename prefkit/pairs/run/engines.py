@@ -7,9 +7,9 @@ from prefkit.data.tokens.render import Renderer
 from prefkit.pairs.engines.base import Engine
 from prefkit.pairs.engines.connect import connect
 from prefkit.pairs.engines.local_model import load_tokenizer
+from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.pipelines.context import tokenize_options
-from prefkit.pairs.run.fields import BuildFields
-from prefkit.pairs.run.questions import Questions
+from prefkit.pairs.questions import Questions
 
 
 def open_renderer(options: BuildFields, questions: Questions) -> Renderer | None:
