@@ -1,73 +1,61 @@
-"""One line on stderr that says how far a build is, how fast, and how long it will take."""
+"""Progress on stderr: one kind of bar for everything that takes long, and lines beside it."""
 
 import sys
-import threading
-import time
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS = 15.0  # between two lines where stderr is no terminal
 
 
-class Progress:
-    """Counts questions and pairs of all runs, tokens of this one; safe to call from threads.
+class Bar(tqdm):
+    """tqdm as prefkit shows it: a line of its own every fifteen seconds where stderr is a file.
 
-    Args:
-        noun: what the rows are ("pairs").
-        seconds: pause between two lines; on a terminal the line is rewritten every second.
+    The time left is that of the average speed of this run; what an earlier run did (`initial`)
+    does not count as fast. A bar is not safe to call from several threads at once.
     """
 
-    def __init__(self, noun: str = "pairs", seconds: float = 15.0) -> None:
-        self._noun = noun
-        self._lock = threading.Lock()
-        self._terminal = sys.stderr.isatty()
-        self._pause = 1.0 if self._terminal else seconds
-        self._began = self._said = time.monotonic()
-        self._total = self._before = self._done = self._pairs = self._tokens = 0
-        self._together = 1
+    @staticmethod
+    def status_printer(file: Any) -> Any:
+        if file.isatty():
+            return tqdm.status_printer(file)
 
-    def begin(self, total: int, done: int, pairs: int = 0, together: int = 1) -> None:
-        """`total` questions, of which an earlier run finished `done`, with so many pairs.
+        def print_line(text: str) -> None:
+            if text.strip():
+                print(text, file=file, flush=True)
 
-        Questions that go through their stages `together` end together: before so many have ended,
-        their number says nothing of the time left.
-        """
-        self._total, self._before, self._together = total, done, together
-        self._pairs = pairs
-        self._began = self._said = time.monotonic()
-        if done:
-            print(f"{done:,} of {total:,} questions are done already.", file=sys.stderr, flush=True)
-
-    def tokens(self, count: int) -> None:
-        """`count` more tokens were sampled."""
-        with self._lock:
-            self._tokens += count
-            self._say()
-
-    def question(self, pairs: int) -> None:
-        """One more question is finished, with so many pairs."""
-        with self._lock:
-            self._done += 1
-            self._pairs += pairs
-            self._say(last=self._before + self._done == self._total)
-
-    def _say(self, last: bool = False) -> None:
-        now = time.monotonic()
-        if not last and now - self._said < self._pause:
-            return
-        self._said = now
-        seconds = max(now - self._began, 1e-9)
-        left = self._total - self._before - self._done
-        told = self._done >= self._together and left
-        eta = f", about {_span(seconds / self._done * left)} left" if told else ""
-        done = self._before + self._done
-        line = (
-            f"{done:,} of {self._total:,} questions, {self._pairs:,} {self._noun}, "
-            f"{self._tokens:,} tokens ({self._tokens / seconds:,.0f}/s){eta}"
-        )
-        end = "\n" if last or not self._terminal else ""
-        print(f"\r\033[K{line}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
+        return print_line
 
 
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def progress_bar(
+    total: int, what: str, unit: str, *, done: int = 0, shown: bool = True, **more: Any
+) -> Bar:
+    """A bar to be used as a context manager, with `update(count)`.
+
+    Args:
+        total: units of all runs.
+        what: what is being done ("Scoring").
+        unit: what is counted ("tok").
+        done: units that an earlier run did.
+        shown: False = nothing is written.
+        more: further arguments of tqdm.
+    """
+    return Bar(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        disable=not shown,
+        file=sys.stderr,
+        smoothing=0,
+        miniters=1,
+        mininterval=0.5 if sys.stderr.isatty() else SECONDS,
+        dynamic_ncols=True,
+        **more,
+    )
+
+
+def say(line: str) -> None:
+    """One line to the user, on stderr, above the bars."""
+    tqdm.write(f"prefkit: {line}", file=sys.stderr)
+    sys.stderr.flush()
