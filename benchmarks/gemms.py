@@ -1,12 +1,12 @@
-"""The bare matrix products of our own schedules: the limit that the rest of the work is held to.
+"""The bare matrix products of our own loss: the limit that the rest of the work is held to.
 
-Two limits. The products as the schedule cuts them into chunks say what the rest costs; one product
+Two limits. The products as the loss cuts them into chunks say what the rest costs; one product
 of the whole size a unit, in the inputs' own dtype, says what the cutting and the fp32 results cost
-as well, and is what a schedule could at best be.
+as well, and is what a loss could at best be.
 
-The schedule itself is run once, with row kernels that do nothing, and every matrix product it asks
+The loss itself is run once, with row kernels that do nothing, and every matrix product it asks
 torch for is written down: operands, buffers, order. What is timed afterwards is these products
-and nothing else, so the limit follows the schedules when they change. On a GPU with bf16 inputs
+and nothing else, so the limit follows the loss when it changes. On a GPU with bf16 inputs
 the gradient by the logits is a rounded copy of the logits: zeros would multiply faster than data.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.problems import IGNORE, Problem
 from benchmarks.ways.base import Unavailable, Way, objective
 from prefkit.loss.passes import choose
 from prefkit_kernels import backward, forward, kept, one_pass
-from prefkit_kernels import problem as schedule_problem
+from prefkit_kernels import problem as head_problem
 from prefkit_kernels.logits import LogitTransform
 
 _PRODUCTS = frozenset(
@@ -69,17 +69,17 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products(problem: Problem, schedule: str) -> Products:
+def products(problem: Problem, passes: str) -> Products:
     """The products of "one_pass", "keep_dz" or "two_pass" for a problem, in their own buffers."""
-    work = _as_scheduled(problem)
+    work = _of_head(problem)
     needs = (True, not problem.case.frozen, False)
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        if schedule == "two_pass":
+        if passes == "two_pass":
             stats, norms, _ = forward.forward(work, False)
             backward.backward(work, stats, norms, torch.ones_like(stats), needs)
         else:
-            tokens, keep = problem.case.tokens, schedule == "keep_dz"
+            tokens, keep = problem.case.tokens, passes == "keep_dz"
             coefficients = problem.hidden.new_ones(2, tokens, dtype=work.dtype)
             pairs = problem.segments.clamp(min=0) // 2
             made = one_pass.pair_scores(
@@ -93,15 +93,15 @@ def products(problem: Problem, schedule: str) -> Products:
     return recorder.products
 
 
-def whole_products(problem: Problem, schedule: str) -> Products:
+def whole_products(problem: Problem, passes: str) -> Products:
     """As many operations, as few products of the whole size: policy, reference, dH, dW."""
     case = problem.case
     hidden = problem.hidden.detach()[: case.scored]
     weight = problem.weight.detach()
     logits = hidden @ weight.T
-    forwards = 2 if schedule == "two_pass" else 1
+    forwards = 2 if passes == "two_pass" else 1
     with_reference = problem.ref_logp is None
-    again = schedule == "two_pass" and case.loss == "tdpo2"
+    again = passes == "two_pass" and case.loss == "tdpo2"
     found = Products()
     for _ in range(forwards + with_reference + again):
         found.calls.append((torch.mm, (hidden, weight.T), {"out": logits}))
@@ -111,17 +111,17 @@ def whole_products(problem: Problem, schedule: str) -> Products:
     return found
 
 
-def _as_scheduled(problem: Problem) -> schedule_problem.Problem:
-    """The problem as the schedules take it, with silent row kernels."""
-    head = schedule_problem.Head(problem.hidden.detach(), problem.weight.detach(), None)
+def _of_head(problem: Problem) -> head_problem.Problem:
+    """The problem as the head's code takes it, with silent row kernels."""
+    head = head_problem.Head(problem.hidden.detach(), problem.weight.detach(), None)
     reference = None
     outputs: tuple[str, ...] = ("logp",)
     if problem.ref_logp is None:
-        reference = schedule_problem.Head(problem.ref_hidden, problem.ref_weight, None)
+        reference = head_problem.Head(problem.ref_hidden, problem.ref_weight, None)
         outputs = ("logp", "ref_logp")
     if problem.case.loss == "tdpo2":
         outputs = ("logp", "ref_logp", "kl")
-    return schedule_problem.Problem(
+    return head_problem.Problem(
         policy=head,
         reference=reference,
         targets=problem.labels,
@@ -131,12 +131,12 @@ def _as_scheduled(problem: Problem) -> schedule_problem.Problem:
         budget=0,
         num_scored=-1,
         kernels=NoRows,  # type: ignore[arg-type]  # a namespace with the module's functions
-        shard=schedule_problem.Shard(),
+        shard=head_problem.Shard(),
     )
 
 
-def _schedule(problem: Problem) -> str:
-    """The schedule that prefkit picks itself."""
+def _passes(problem: Problem) -> str:
+    """The passes that prefkit chooses itself."""
     heads = (problem.hidden, problem.weight, problem.targets)
     options = {"num_scored": problem.case.scored}
     pairs = problem.case.pairs
@@ -144,15 +144,15 @@ def _schedule(problem: Problem) -> str:
 
 
 def _of_auto(problem: Problem) -> Products:
-    return products(problem, _schedule(problem))
+    return products(problem, _passes(problem))
 
 
 def _of_whole(problem: Problem) -> Products:
-    return whole_products(problem, _schedule(problem))
+    return whole_products(problem, _passes(problem))
 
 
 def _of_two_passes(problem: Problem) -> Products:
-    if _schedule(problem) == "two_pass":
+    if _passes(problem) == "two_pass":
         raise Unavailable("the same as the bare products above")
     return products(problem, "two_pass")
 

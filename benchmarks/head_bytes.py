@@ -1,12 +1,12 @@
-"""How many bytes does each schedule of the head hold at most, at sizes that fit no CPU?
+"""How many bytes do one and two passes of the head hold at most, at sizes that fit no CPU?
 
     python -m benchmarks.head_bytes                     the 70B head: figures of docs/kernels.md
     python -m benchmarks.head_bytes --dim 4096 --tokens 8192 64
 
-Counted, not measured: the schedules run on tensors without data, with the sizes of a GPU's chunks,
+Counted, not measured: the passes run on tensors without data, with the sizes of a GPU's chunks,
 with matrix products and row kernels that do nothing, and every block of memory is added up while it
-is alive. So it counts what the schedules ask torch for, in their own code, without an allocator's
-rounding or a library's workspace. Inputs and the gradient of the head, which every schedule owes,
+is alive. So it counts what the passes ask torch for, in their own code, without an allocator's
+rounding or a library's workspace. Inputs and the gradient of the head, which each of them owes,
 are not counted.
 """
 
@@ -83,15 +83,15 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-def peak(shape: Shape, schedule: str) -> int:
+def peak(shape: Shape, passes: str) -> int:
     """Bytes at the peak of forward and backward, without the inputs and the gradient of the head.
 
     Args:
-        schedule: "one_pass", "keep_dz" or "two_pass".
+        passes: "one_pass", "keep_dz" or "two_pass".
     Raises:
         ValueError: several pairs with a trainable head in "one_pass".
     """
-    if schedule == "one_pass" and shape.pairs > 1 and not shape.frozen:
+    if passes == "one_pass" and shape.pairs > 1 and not shape.frozen:
         raise ValueError("one pass with a trainable head is for one pair")
     with _nothing_computed():
         problem = _problem(shape)
@@ -99,7 +99,7 @@ def peak(shape: Shape, schedule: str) -> int:
         inputs = [x for head in heads if head for x in (head.hidden, head.weight)]
         live = Live([*inputs, problem.targets])
         with live, torch.no_grad():
-            found = _step(problem, shape, schedule)
+            found = _step(problem, shape, passes)
         assert all(x is None or x.dtype == torch.bfloat16 for x in found)
         owed = 0 if shape.frozen else shape.vocab * shape.dim * 2
         return live.peak - owed
@@ -126,17 +126,17 @@ def _problem(shape: Shape) -> Problem:
     )
 
 
-def _step(problem: Problem, shape: Shape, schedule: str) -> tuple[Tensor | None, Tensor | None]:
+def _step(problem: Problem, shape: Shape, passes: str) -> tuple[Tensor | None, Tensor | None]:
     """d_hidden and d_weight, as the operators and their autograd make them."""
     needs = (True, not shape.frozen, False)
     tokens, dtype = shape.tokens, torch.bfloat16
-    if schedule == "two_pass":
+    if passes == "two_pass":
         stats, norms, _ = forward.forward(problem, False)
         made = backward.backward(problem, stats, norms, torch.ones_like(stats), needs)
         return made[0], made[1]
     coefficients = problem.targets.new_ones(2, tokens, dtype=torch.float32)
     pairs = torch.zeros_like(problem.targets)
-    keep = schedule == "keep_dz"
+    keep = passes == "keep_dz"
     _, _, d_hidden, d_weight, _, dz, scale = one_pass.pair_scores(
         problem, pairs, coefficients, shape.pairs, needs, keep
     )
@@ -176,19 +176,19 @@ def _nothing(out: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def table(shapes: Sequence[Shape]) -> str:
-    """Markdown: a row a shape, a column a schedule; in GB = 10⁹ bytes."""
+    """Markdown: a row a shape, a column for one pass, dz kept, two passes; in GB = 10⁹ bytes."""
     lines = [
         "| tokens | pairs | head | loss | one pass | dz kept | two passes |",
         "| --- " * 7 + "|",
     ]
     for shape in shapes:
         cells = []
-        for schedule in ("one_pass", "keep_dz", "two_pass"):
-            impossible = shape.pairs > 1 and not shape.frozen and schedule == "one_pass"
-            if impossible or (shape.frozen and schedule == "keep_dz"):
+        for passes in ("one_pass", "keep_dz", "two_pass"):
+            impossible = shape.pairs > 1 and not shape.frozen and passes == "one_pass"
+            if impossible or (shape.frozen and passes == "keep_dz"):
                 cells.append("–")
             else:
-                cells.append(f"{peak(shape, schedule) / 1e9:.2f}")
+                cells.append(f"{peak(shape, passes) / 1e9:.2f}")
         head = "frozen" if shape.frozen else "trainable"
         first = f"| {shape.tokens:,} | {shape.pairs} | {head} | {shape.loss.upper()} | "
         lines.append(first + " | ".join(cells) + " |")

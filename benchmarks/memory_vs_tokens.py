@@ -25,7 +25,7 @@ from benchmarks.problems import LOSSES, Case, Problem, build
 from benchmarks.questions import EVERY, FUSED, MAIN, Group, Question
 from benchmarks.ways.base import objective
 from prefkit import fused_preference_loss
-from prefkit.loss.passes import SCHEDULES
+from prefkit.loss.passes import PASSES
 
 VOCAB, DIM = 128_256, 256
 _SMALL: dict[str, Any] = {"dim": 256, "vocab": 32_000}
@@ -66,12 +66,12 @@ class Point:
 
 
 def measure(
-    tokens: int, loss: str, dtype: str, frozen: bool, budget_mib: int, schedule: str = "auto"
+    tokens: int, loss: str, dtype: str, frozen: bool, budget_mib: int, passes: str = "auto"
 ) -> Point:
     """Run one point in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory_vs_tokens", "--child", str(tokens)]
     command += ["--objective", loss, "--dtype", dtype, "--budget-mib", str(budget_mib)]
-    command += ["--schedule", schedule, *(["--frozen"] if frozen else [])]
+    command += ["--passes", passes, *(["--frozen"] if frozen else [])]
     env = {**os.environ, **ALLOCATOR}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     return Point(**json.loads(done.stdout.splitlines()[-1]))
@@ -82,21 +82,21 @@ def allowed_bytes_a_token(dtype: str) -> int:
     return DIM * 2 * (getattr(torch, dtype).itemsize + 4)
 
 
-def _child(case: Case, budget: int, schedule: str) -> Point:
+def _child(case: Case, budget: int, passes: str) -> Point:
     """With the reference's log-probs cached for DPO, as hidden states for TDPO."""
     for warming in (case.cut(64), case):  # libraries are warmed outside the measurement
         problem = build(warming)
-        extra = resident_peak(lambda problem=problem: _step(problem, budget, schedule))  # type: ignore[misc]
+        extra = resident_peak(lambda problem=problem: _step(problem, budget, passes))  # type: ignore[misc]
     return Point(case.tokens, extra)
 
 
-def _step(problem: Problem, budget: int, schedule: str) -> None:
+def _step(problem: Problem, budget: int, passes: str) -> None:
     reference: dict[str, Any] = {"ref_logp": problem.ref_logp}
     if problem.ref_logp is None:
         reference = {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
     stream = (problem.hidden, problem.weight, problem.targets, problem.segments)
     loss = objective(problem.case)
-    options = {"memory_budget": budget, "schedule": schedule, **reference}
+    options = {"memory_budget": budget, "passes": passes, **reference}
     fused_preference_loss(*stream, loss, **options).loss.backward()
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=LOSSES, default="tdpo2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--frozen", action="store_true", help="frozen head")
-    parser.add_argument("--schedule", choices=SCHEDULES, default="auto")
+    parser.add_argument("--passes", choices=PASSES, default="auto")
     parser.add_argument("--budget-mib", type=int, default=64, help="for logits buffers")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -121,9 +121,9 @@ def main() -> None:
             frozen=options.frozen,
             cached_ref=options.objective == "dpo",
         )
-        point = _child(case, options.budget_mib << 20, options.schedule)
+        point = _child(case, options.budget_mib << 20, options.passes)
         return print(json.dumps({"tokens": point.tokens, "extra": point.extra}))
-    last_two = options.budget_mib, options.schedule
+    last_two = options.budget_mib, options.passes
     points = [measure(tokens, *kind, *last_two) for tokens in options.tokens]
     allowed = allowed_bytes_a_token(options.dtype)
     head = "frozen" if options.frozen else "trainable"

@@ -1,4 +1,4 @@
-"""Row kernels that do nothing, for what asks only for a schedule's products or its memory."""
+"""Row kernels that do nothing, for what asks only for the products or the memory."""
 
 from typing import Any
 

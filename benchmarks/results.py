@@ -19,7 +19,7 @@ _HOW = (
     "median, least and most of the rounds. Memory: the peak that a step adds to its inputs, with "
     "the gradient of the head (dW) and without. Errors: largest error over largest value, against "
     "fp64 of the same rounded inputs, on fewer tokens of the same case. Ratios above 1: slower or "
-    "larger than prefkit, or than the matrix products of its schedule alone."
+    "larger than prefkit, or than the matrix products of its own passes alone."
 )
 
 

@@ -1,4 +1,4 @@
-"""Products of the schedules' shapes: TFLOP/s by rows of a chunk, and what an odd width costs.
+"""Products of the head's shapes: TFLOP/s by rows of a chunk, and what an odd width costs.
 
 For every head: logits in fp32 and in bf16, dH and dW in fp32, dW added to an fp32 matrix (beta = 1)
 and dW in bf16. Rows that fill no tile of a product are lost, so the sizes go around multiples of

@@ -6,7 +6,6 @@ are; gradients are rounded twice in their own dtype (by the logits, and as the r
 each, and twice that is allowed.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,13 +23,12 @@ from benchmarks.ways import WAYS
 from prefkit_kernels import contrastive_scores, pair_scores, token_stats
 
 ALL = ("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
-# Head frozen?, pairs, schedule of `pair_scores`.
+# Head frozen?, pairs, passes of `pair_scores`.
 _PAIRS = (
     *((False, 1, "one_pass"), (False, 1, "keep_dz"), (False, 3, "keep_dz")),
     *((True, 1, "one_pass"), (True, 3, "one_pass")),
 )
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_SCHEDULED = "schedule" in inspect.signature(pair_scores).parameters
 Check = Callable[[], dict[str, Any]]
 
 
@@ -91,7 +89,7 @@ def gradients(hidden: Tensor, weight: Tensor) -> dict[str, Tensor]:
 
 
 def stats_case(
-    heads: Heads, dtype: torch.dtype, frozen: bool, schedule: str, budget: int
+    heads: Heads, dtype: torch.dtype, frozen: bool, passes: str, budget: int
 ) -> dict[str, Any]:
     """`token_stats` with every output: values, and gradients of one number of all of them."""
 
@@ -105,7 +103,7 @@ def stats_case(
         values = {name: getattr(stats, name).detach() for name in ALL}
         return values | gradients(hidden, weight)
 
-    found = run(dtype, backend="triton", schedule=schedule, memory_budget=budget)
+    found = run(dtype, backend="triton", passes=passes, memory_budget=budget)
     true = run(torch.float64, backend="reference")
     return judged({name: off(found[name], true[name]) for name in true}, dtype)
 
@@ -118,12 +116,9 @@ def pairs_case(
     pairs: int,
     told: bool,
     budget: int,
-    schedule: str,
+    passes: str,
 ) -> dict[str, Any]:
     """`pair_scores`: scores, statistics and gradients of a weighted sum of the scores."""
-    how: dict[str, Any] = {"schedule": schedule} if _SCHEDULED else {}
-    if schedule == "keep_dz" and not how:
-        return {"ok": None, "why": "pair_scores has no such schedule"}
     where = heads.hidden.device
     count, scored = len(heads.targets), heads.scored
     pair = torch.arange(count, device=where) % pairs
@@ -143,7 +138,7 @@ def pairs_case(
     hidden, weight = heads.policy(dtype, frozen)
     args = {"outputs": outputs, **heads.reference(dtype), "memory_budget": budget}
     args |= {"num_scored": int(scored.sum())} if told else {}
-    options = {**args, **how, "backend": "triton"}
+    options = {**args, "passes": passes, "backend": "triton"}
     result = pair_scores(hidden, weight, heads.targets, pair, pairs, factors, **options)
     (result.scores * weights).sum().backward()
     found = {"scores": result.scores, **{name: getattr(result.stats, name) for name in outputs}}
@@ -162,7 +157,7 @@ def contrast_case(heads: Heads, dtype: torch.dtype, budget: int) -> dict[str, An
 
 
 def whole_head(case: Case, where: str) -> dict[str, Any]:
-    """A whole loss with the default chunks, by its own schedule and by two passes, against fp64
+    """A whole loss with the default chunks, in the passes it chooses and in two, against fp64
     from the formulas."""
     # Largest over largest here, and a KL of 5e-3 a token is a small part of its terms.
     most = {"loss": 1e-4, "logp": 1e-4, "kl": 1e-3, "d_hidden": 2e-2, "d_weight": 2e-2}
@@ -198,18 +193,18 @@ def checks(where: str) -> Iterator[tuple[str, Check]]:
         name = f"{str(dtype).removeprefix('torch.')}, V {vocab}, D {dim}"
         heads = [Heads(tokens, dim, vocab, dtype, where, mask) for mask in (0, 5)]
         budget = rows * vocab * 14
-        for frozen, schedule in ((False, "two_pass"), (True, "two_pass"), (True, "one_pass")):
+        for frozen, passes in ((False, "two_pass"), (True, "two_pass"), (True, "one_pass")):
             head = "frozen" if frozen else "trainable"
             yield (
-                f"token_stats, {name}, {head}, {schedule}",
-                partial(stats_case, heads[1], dtype, frozen, schedule, budget),
+                f"token_stats, {name}, {head}, {passes}",
+                partial(stats_case, heads[1], dtype, frozen, passes, budget),
             )
-        for outputs, (frozen, pairs, schedule), (mask, told) in product(
+        for outputs, (frozen, pairs, passes), (mask, told) in product(
             (("logp", "ref_logp"), ("logp", "ref_logp", "kl")), _PAIRS, counts
         ):
-            words = f"{'frozen' if frozen else 'trainable'}, {pairs} of pairs, {schedule}"
+            words = f"{'frozen' if frozen else 'trainable'}, {pairs} of pairs, {passes}"
             words += f", {'masked' if mask else 'all'}, {'told' if told else 'counted'}"
-            case = (heads[mask], dtype, outputs, frozen, pairs, told, budget, schedule)
+            case = (heads[mask], dtype, outputs, frozen, pairs, told, budget, passes)
             yield (
                 f"pair_scores, {name}, {'+'.join(outputs[::2])}, {words}",
                 partial(pairs_case, *case),

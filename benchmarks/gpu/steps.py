@@ -56,7 +56,7 @@ STEPS = (
     # 2 shapes × 2 trainers × 5 steps of 0.5 to 1.2 s, and 20 s to start each pair of them.
     Step("trainers", "A whole optimiser step beside TRL's trainer", _module("trainers"), 100, 40),
     # 4 heads × 6 sizes × 6 products × 50 ms.
-    Step("shapes", "Products of the schedules, by rows of a chunk", _module("shapes"), 45),
+    Step("shapes", "Products of the head, by tokens of a chunk", _module("shapes"), 45),
     Step(
         "frozen_heads_pairs",
         "Frozen heads, other heads, several pairs",

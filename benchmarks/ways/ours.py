@@ -1,4 +1,4 @@
-"""prefkit: the schedule it picks itself, and each schedule forced.
+"""prefkit: the passes it chooses itself, and each choice forced.
 
 Like its trainer it is told how many pairs and scored tokens there are, which spares a GPU the
 synchronisations of counting them.
@@ -12,15 +12,15 @@ from benchmarks.ways.base import Outcome, Unavailable, Way, objective
 from prefkit import fused_preference_loss
 
 
-def run(problem: Problem, schedule: str = "auto", memory_budget: int | None = None) -> Outcome:
+def run(problem: Problem, passes: str = "auto", memory_budget: int | None = None) -> Outcome:
     """The forward of a case's loss.
 
     Raises:
-        Unavailable: the case cannot have that schedule.
+        Unavailable: the case cannot be computed in those passes.
     """
-    if schedule == "one_pass" and not problem.case.frozen and problem.case.pairs > 1:
+    if passes == "one_pass" and not problem.case.frozen and problem.case.pairs > 1:
         raise Unavailable("one pass with a trainable head is for one pair")
-    if schedule == "keep_dz" and problem.case.frozen:
+    if passes == "keep_dz" and problem.case.frozen:
         raise Unavailable("a frozen head has no gradient that dz would be kept for")
     reference: dict[str, Any] = {"ref_hidden": problem.ref_hidden, "ref_weight": problem.ref_weight}
     if problem.ref_logp is not None:
@@ -31,7 +31,7 @@ def run(problem: Problem, schedule: str = "auto", memory_budget: int | None = No
         problem.targets,
         problem.segments,
         objective(problem.case),
-        schedule=schedule,
+        passes=passes,
         memory_budget=memory_budget,
         pairs_in_call=problem.case.pairs,
         num_scored=problem.case.scored,
@@ -41,8 +41,8 @@ def run(problem: Problem, schedule: str = "auto", memory_budget: int | None = No
 
 
 OURS = (
-    Way("prefkit", "prefkit", partial(run, schedule="auto")),
-    Way("one_pass", "prefkit, one pass forced", partial(run, schedule="one_pass")),
-    Way("keep_dz", "prefkit, dz kept", partial(run, schedule="keep_dz")),
-    Way("two_pass", "prefkit, two passes forced", partial(run, schedule="two_pass")),
+    Way("prefkit", "prefkit", partial(run, passes="auto")),
+    Way("one_pass", "prefkit, one pass forced", partial(run, passes="one_pass")),
+    Way("keep_dz", "prefkit, dz kept", partial(run, passes="keep_dz")),
+    Way("two_pass", "prefkit, two passes forced", partial(run, passes="two_pass")),
 )

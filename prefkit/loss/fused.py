@@ -40,7 +40,7 @@ def fused_preference_loss(
     ref_weight: Tensor | None = None,  # (V', D')
     ref_logp: Tensor | None = None,  # (T,)
     num_pairs: int | Tensor | None = None,
-    schedule: str = "auto",
+    passes: str = "auto",
     pairs_in_call: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
     **options: Any,
@@ -60,7 +60,7 @@ def fused_preference_loss(
         ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
         num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
             the whole optimiser step when you accumulate gradients.
-        schedule: "one_pass", "keep_dz", "two_pass" or "auto"; see `prefkit.loss.passes`.
+        passes: "one_pass", "keep_dz", "two_pass" or "auto"; see `prefkit.loss.passes`.
         pairs_in_call: number of pairs in this call, if you know it: segments < 2·pairs_in_call.
             None counts them, which costs a GPU a synchronisation, and breaks a compiled graph.
         sequence_group: processes that share the tokens of the same pairs (sequence or context
@@ -77,7 +77,7 @@ def fused_preference_loss(
         PreferenceLoss: `.loss`, `.metrics`, `.stats`.
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
-            schedule that cannot compute this loss; with a group also what it cannot compute
+            passes that cannot compute this loss; with a group also what it cannot compute
             (reduction="position"), and what another rank of it refused.
     """
     if not isinstance(objective, DPO | TDPO):
@@ -117,14 +117,14 @@ def fused_preference_loss(
         options |= {"ref_hidden": ref_hidden, "ref_weight": ref_weight}
 
     def compute() -> tuple[Tensor | None, TokenStats]:
-        one_pass = choose(schedule, objective, sides.count, heads, options, weights)
+        one_pass = choose(passes, objective, sides.count, heads, options, weights)
         if one_pass is not None:
             assert objective.linear is not None, "choose has looked"
             coefficients = objective.linear.coefficients(sides)
             pairs = (segments // 2, sides.count, coefficients)
-            return pair_scores(*heads, *pairs, schedule=one_pass, **options)
-        if schedule == "two_pass":
-            options["schedule"] = schedule
+            return pair_scores(*heads, *pairs, passes=one_pass, **options)
+        if passes == "two_pass":
+            options["passes"] = passes
         return None, token_stats(*heads, **options)
 
     scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)

@@ -1,4 +1,4 @@
-"""Which schedule computes a preference loss: one pass over the logits, or two.
+"""In which passes a preference loss is computed: one over the logits, or two.
 
 - One pass: the gradient is made in the forward, chunk by chunk, and scaled in the backward. `auto`
   takes it where the loss of a pair is a function of its linear margin (all but
@@ -11,7 +11,7 @@ One pass takes 3 products of the head's size with a frozen head and 4 with a tra
 reference included; two passes take 4 or 5, 6 with a KL. For a trainable head one pass holds the
 weight's gradient in fp32 between forward and backward: that is the gradient itself where the weight
 is fp32, and beside it, twice its size, where the weight is bf16; dz takes N × V numbers instead.
-`schedule="two_pass"` avoids both. One pass refuses a second backward through the same graph
+`passes="two_pass"` avoids both. One pass refuses a second backward through the same graph
 (`retain_graph=True`), unless dz is kept.
 """
 
@@ -22,22 +22,22 @@ import torch
 from torch import Tensor
 
 from prefkit.loss.objectives import DPO, TDPO, Objective
-from prefkit_kernels.checks import SCHEDULES, autocast_operands
+from prefkit_kernels.checks import PASSES, autocast_operands
 from prefkit_kernels.pair_scores import keeps_dz
 
 
 def choose(
-    schedule: str,
+    passes: str,
     objective: Objective,
     pairs: int,
     heads: tuple[Tensor, Tensor, Tensor],  # hidden (T, D), weight (V, D), targets (T,)
     options: Mapping[str, Any],
     weights: Tensor | None = None,  # (T,)
 ) -> str | None:
-    """The schedule of `pair_scores` to compute this call with; None: `token_stats`.
+    """The passes with which `pair_scores` computes this call; None: `token_stats`.
 
     Args:
-        schedule: what the user asked for.
+        passes: what the user asked for.
         objective: the loss.
         pairs: number of pairs in the call.
         heads, options: arguments of `token_stats`.
@@ -45,25 +45,25 @@ def choose(
     Returns:
         "one_pass", "keep_dz" or None.
     Raises:
-        ValueError: an unknown schedule; one by name that cannot compute the loss.
+        ValueError: unknown passes; passes by name that cannot compute the loss.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
+    if passes not in PASSES:
+        raise ValueError(f"passes must be one of {', '.join(PASSES)}; got {passes!r}")
     hidden, weight, _ = heads
     bias = options.get("bias")
     trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
     if not (torch.is_grad_enabled() and (hidden.requires_grad or trainable)):
-        return None  # no gradient, no schedule
-    several = pairs if trainable and schedule == "one_pass" else 1
+        return None  # no gradient to make
+    several = pairs if trainable and passes == "one_pass" else 1
     obstacle = obstacle_to_one_pass(objective, several, trainable, options.get("backend", "auto"))
     if weights is not None and weights.requires_grad:
         obstacle = "weights that require a gradient are no coefficients known beforehand"
-    if schedule in ("one_pass", "keep_dz") and obstacle:
+    if passes in ("one_pass", "keep_dz") and obstacle:
         raise ValueError(
-            f"schedule='{schedule}' cannot compute this loss: {obstacle}; leave schedule at 'auto'"
+            f"passes='{passes}' cannot compute this loss: {obstacle}; leave passes at 'auto'"
         )
-    if schedule != "auto" or obstacle:
-        return schedule if schedule in ("one_pass", "keep_dz") else None
+    if passes != "auto" or obstacle:
+        return passes if passes in ("one_pass", "keep_dz") else None
     if not trainable:
         return "one_pass"
     # The operands as autocast makes them; the weight's gradient stays in the weight's own dtype.
@@ -97,7 +97,7 @@ def obstacle_to_one_pass(
     if pairs != 1 and trainable_head:
         return (
             f"a trainable head takes one pair a call, this one holds {pairs} (pairs are numbered "
-            "from 0); schedule='keep_dz' takes several"
+            "from 0); passes='keep_dz' takes several"
         )
     if backend == "reference":
         return "backend='reference' is the unfused definition"

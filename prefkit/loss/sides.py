@@ -62,7 +62,7 @@ class Sides:
         weights = torch.where(scored, weights, 0)
         tokens = _sums(bucket, (weights > 0).to(like.dtype), count)
         # One message for both, and none later: how many there are must not depend on what a rank's
-        # schedule asks for.
+        # passes ask for.
         sums = sum_over(group, torch.stack([tokens, _sums(bucket, weights, count)]))
         present = (sums[0].sum(1) > 0).to(like.dtype)
         return cls(count, bucket, weights, sums[1], present, group)

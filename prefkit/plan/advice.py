@@ -61,10 +61,10 @@ def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[s
     s = setting
     if s.layout == "separate" and lengths.sharing > 1.05:
         yield "layout: shared", "nothing", replace(s, layout="shared")
-    takes_two = s.one_pass and s.lora is None and s.schedule != "two_pass"
+    takes_two = s.one_pass and s.lora is None and s.passes != "two_pass"
     if takes_two and s.mixed is not None:
         text = "recomputes the head's logits"
-        yield "head_schedule: two_pass", text, replace(s, schedule="two_pass")
+        yield "head_passes: two_pass", text, replace(s, passes="two_pass")
     if s.runs_reference and not s.needs_kl and not s.sharded:
         text = "a pass over the data before training"
         yield "precompute_ref_log_probs: true", text, replace(s, precomputed=True)
@@ -107,7 +107,7 @@ def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[s
             yield "fsdp_offload_params: true", "optimiser steps on the host", other
     if s.lora is None:
         text = "trains an adapter instead of the model"
-        yield "adapter: lora", text, replace(s, lora=_LORA, own_reference=False, schedule="auto")
+        yield "adapter: lora", text, replace(s, lora=_LORA, own_reference=False, passes="auto")
 
 
 def _where(setting: Setting, ending: str) -> str:

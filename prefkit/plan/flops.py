@@ -9,7 +9,7 @@ matrix product is left out.
 
 from dataclasses import dataclass
 
-from prefkit.plan.head import schedule_of
+from prefkit.plan.head import passes_of
 from prefkit.plan.lengths import Load
 from prefkit.plan.model import ModelShape
 from prefkit.plan.setting import Setting
@@ -59,8 +59,8 @@ def work_of(shape: ModelShape, setting: Setting, load: Load) -> Work:
         reference = (2 * active * load.tokens + attending + product) * batches
     elif setting.cached_hidden:
         reference = product * batches
-    schedule = schedule_of(shape, setting, load.scored, load.pairs)
-    products = _head_products(setting, schedule) * product
+    passes = passes_of(shape, setting, load.scored, load.pairs)
+    products = _head_products(setting, passes) * product
     return Work(
         tokens=load.tokens * batches,
         scored=load.scored * batches,
@@ -73,8 +73,8 @@ def work_of(shape: ModelShape, setting: Setting, load: Load) -> Work:
     )
 
 
-def _head_products(setting: Setting, schedule: str) -> int:
+def _head_products(setting: Setting, passes: str) -> int:
     """Products of the policy's head and, for a KL's gradient, the reference's second."""
-    if schedule != "two_pass":
+    if passes != "two_pass":
         return 3 if setting.lora is None else 2
     return 5 if setting.needs_kl else 4

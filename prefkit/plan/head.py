@@ -1,7 +1,7 @@
 """What the fused head holds, by the arithmetic of `prefkit_kernels` (docs/kernels.md, "Held").
 
 N scored tokens, hidden width D, vocabulary V. The logits' buffers are bounded by the budget; what
-else there is grows with N·D or V·D, and depends on the schedule.
+else there is grows with N·D or V·D, and depends on the passes.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class HeadBytes:
     """Bytes of the head in one process, the weight itself excluded.
 
     Attributes:
-        schedule: "one_pass", "keep_dz" or "two_pass".
+        passes: "one_pass", "keep_dz" or "two_pass".
         buffers: logits and their gradients, at most, in the forward; `slices` in the backward.
         picked: hidden states of the scored tokens, policy's; `reference` the reference's.
         d_hidden: their gradient in fp32.
@@ -37,7 +37,7 @@ class HeadBytes:
             backward.
     """
 
-    schedule: str
+    passes: str
     buffers: float
     slices: float
     picked: float
@@ -63,16 +63,16 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
     matrix, states = shape.vocab * shape.hidden, scored * shape.hidden
     read = _read_bytes(setting)
     trainable = setting.lora is None
-    schedule = schedule_of(shape, setting, scored, pairs)
-    one = schedule != "two_pass"
+    passes = passes_of(shape, setting, scored, pairs)
+    one = passes != "two_pass"
     work = _work_bytes(setting)
-    buffers = _forward_buffers(shape, setting, scored, work, schedule, trainable)
+    buffers = _forward_buffers(shape, setting, scored, work, passes, trainable)
     picked = states * read * (2 if _casts(setting) else 1)
     reference = states * read if setting.needs_kl else 0.0
     copy = matrix * read if _casts(setting) else 0.0
     grad = matrix * read if trainable else 0.0
     d_hidden = states * 4
-    if schedule == "keep_dz":
+    if passes == "keep_dz":
         d_weight = _dz_bytes(shape, setting, scored)
         slices = 0.0
         held = d_hidden + d_weight + picked + copy
@@ -97,23 +97,23 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
         cast = matrix * 4 if _casts(setting) and trainable else 0.0
         backward = held + upcast + d_hidden + grad + max(slices, states * read, cast)
     return HeadBytes(
-        schedule,
+        passes,
         *(buffers, slices, picked, reference, d_hidden, d_weight, copy, grad),
         *(forward, held, backward),
     )
 
 
-def schedule_of(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> str:
-    """The schedule of a batch of so many pairs, as `prefkit.loss.passes` chooses it.
+def passes_of(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> str:
+    """The passes of a batch of so many pairs, as `prefkit.loss.passes` chooses it.
 
     "one_pass", "keep_dz" (by the bytes of `prefkit_kernels.kept.fits`) or "two_pass".
     """
     trainable = setting.lora is None
-    if not setting.one_pass or setting.schedule == "two_pass":
+    if not setting.one_pass or setting.passes == "two_pass":
         return "two_pass"
-    if not trainable or setting.schedule == "one_pass":
+    if not trainable or setting.passes == "one_pass":
         return "one_pass" if not trainable or pairs <= 1 else "two_pass"
-    if setting.schedule == "keep_dz" or _keeps_dz(shape, setting, scored, pairs):
+    if setting.passes == "keep_dz" or _keeps_dz(shape, setting, scored, pairs):
         return "keep_dz"
     return "one_pass" if pairs <= 1 else "two_pass"
 
@@ -167,16 +167,16 @@ def _rows(setting: Setting, row_bytes: float, scored: float, trained: bool = Fal
 
 
 def _forward_buffers(
-    shape: ModelShape, setting: Setting, scored: float, work: int, schedule: str, trainable: bool
+    shape: ModelShape, setting: Setting, scored: float, work: int, passes: str, trainable: bool
 ) -> float:
     logits = 2 if setting.needs_kl else 1
-    if schedule == "keep_dz" and work == 4:
+    if passes == "keep_dz" and work == 4:
         logits -= 1  # the policy's are where dz is kept
     row = shape.vocab * 4 * logits
-    if schedule == "one_pass" and work != 4:
+    if passes == "one_pass" and work != 4:
         # Gradients by the logits in the products' own dtype, beside the logits.
         row += shape.vocab * work * (GROUP if trainable else 1)
-    trained = schedule != "two_pass" and trainable
+    trained = passes != "two_pass" and trainable
     return float(_rows(setting, row, scored, trained) * row) if row else 0.0
 
 

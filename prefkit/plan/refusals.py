@@ -9,7 +9,7 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.plan.lengths import Lengths
 from prefkit.plan.setting import Setting
-from prefkit.train.checks.options import check_schedule
+from prefkit.train.checks.options import check_passes
 
 
 def check_start(options: Any, setting: Setting, model_config: Any, launched: bool) -> None:
@@ -22,12 +22,12 @@ def check_start(options: Any, setting: Setting, model_config: Any, launched: boo
         launched: an accelerate config starts the run.
 
     Raises:
-        ConfigError: a schedule of the head that cannot compute the loss; FSDP in one process; a
+        ConfigError: passes of the head that cannot compute the loss; FSDP in one process; a
             loss or DeepSpeed beside processes that share rows.
         ModelError: processes that share a row and cannot share the model's heads.
     """
     config = options.config
-    check_schedule(config, config.build_objective(), trainable=setting.lora is None)
+    check_passes(config, config.build_objective(), trainable=setting.lora is None)
     if config.fsdp and setting.gpus == 1 and not launched:
         raise ConfigError(
             "fsdp shards a model over several processes, and this is one alone. Give --gpus N, or "

@@ -42,7 +42,7 @@ class Setting:
         gpus: processes; `sequence_parallel` of them share one row.
         sharding: how they share the model; `offload_params`: shards wait on the host.
         on_cpu: plan for a CPU run instead of a GPU.
-        memory_budget, schedule: of the fused head.
+        memory_budget, passes: of the fused head.
         optimizer: name of the optimiser.
     """
 
@@ -71,7 +71,7 @@ class Setting:
     offload_params: bool
     on_cpu: bool
     memory_budget: int | None
-    schedule: str
+    passes: str
     optimizer: str
 
     @property
@@ -194,7 +194,7 @@ def read_setting(
         ),
         on_cpu=bool(given.get("use_cpu")),
         memory_budget=config.memory_budget,
-        schedule=config.head_schedule,
+        passes=config.head_passes,
         optimizer=str(getattr(config.optim, "value", config.optim)),
     )
 

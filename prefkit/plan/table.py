@@ -90,11 +90,11 @@ def _memory(plan: Plan) -> list[str]:
         if moment is not memory.peak
     ]
     head = memory.head
-    lines.append(f"The head ({head.schedule}), of which not all at once")
+    lines.append(f"The head ({head.passes}), of which not all at once")
     rows = {
         "logits and their gradients (budget)": head.buffers,
         "slices of the backward (budget)": head.slices,
-        _ACCUMULATED[head.schedule]: head.d_weight,
+        _ACCUMULATED[head.passes]: head.d_weight,
         "fp32 gradient of the hidden states": head.d_hidden,
         "hidden states of the scored tokens": head.picked,
         "the reference's hidden states": head.reference,

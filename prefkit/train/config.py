@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import DPO, TDPO, Objective, SimPO
-from prefkit.loss.passes import SCHEDULES
+from prefkit.loss.passes import PASSES
 from prefkit.train.fields import CDPO_POSITION_BETA, DEFAULT_BETA, METHODS, PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, CHOICES, NUMBERS, POSITIVE, RunConfig
 from prefkit.train.sharding.sequence_parallel import check_sequence_parallel
@@ -19,7 +19,7 @@ _CHOICES = {
     "reduction": ("sequence", "position"),
     "level": (None, "step", "solution"),
     "layout": ("auto", "shared", "separate"),
-    "head_schedule": SCHEDULES,
+    "head_passes": PASSES,
 }
 _DPO_ONLY = ("link", "label_smoothing", "length_normalized", "reference_free", "nll_weight")
 _DPO_FAMILY = ("dpo", "step-dpo", "scdpo", "cdpo")

@@ -143,7 +143,7 @@ class PreferenceFields(TextFields, RunFields):
     """Folder of what is precomputed; None = OUTPUT_DIR/ref_cache."""
 
     # -- computation ----------------------------------------------------------------------------
-    head_schedule: Literal["auto", "one_pass", "keep_dz", "two_pass"] = "auto"
+    head_passes: Literal["auto", "one_pass", "keep_dz", "two_pass"] = "auto"
     """Make the head's gradient in the forward (one_pass: a frozen head, or one pair a batch), keep
     the gradients by the logits for it (keep_dz: any pairs; tokens x vocabulary numbers), or compute
     its logits again in the backward (two_pass: the least memory). auto decides by bytes."""

@@ -99,7 +99,7 @@ class LossTrainer(EvaluatingTrainer):
                 pairs_in_call=pairs,
                 sequence_group=self.sequence_group,
                 num_scored=inputs.get("num_scored"),
-                schedule=self.args.head_schedule,
+                passes=self.args.head_passes,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,

@@ -23,7 +23,7 @@ from prefkit.train.checks.arguments import (
     refuse_unusable,
 )
 from prefkit.train.checks.best_metric import objective_metrics
-from prefkit.train.checks.options import check_machine, check_schedule
+from prefkit.train.checks.options import check_machine, check_passes
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.loss_step import LossTrainer
 from prefkit.train.rows.caches import attach_cache, kept_head
@@ -95,7 +95,7 @@ class PreferenceTrainer(LossTrainer):
         self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
         self.head = install(policy)
         head = self.head.module.parameters()
-        check_schedule(args, self.objective, any(parameter.requires_grad for parameter in head))
+        check_passes(args, self.objective, any(parameter.requires_grad for parameter in head))
         self._reference_id = reference_fingerprint(self.reference, args)
         self._start_counting()
         self._tokenizer = tokenizer

@@ -99,7 +99,7 @@ def test_errors_are_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "schedule", "units"),
+    ("case", "passes", "units"),
     [
         (DPO, "one_pass", 4),
         (TDPO2, "one_pass", 4),
@@ -115,14 +115,14 @@ def test_errors_are_seen() -> None:
         (replace(TDPO2, frozen=True), "two_pass", 5),
     ],
 )
-def test_bare_products_are_those_of_the_schedule(case: Case, schedule: str, units: int) -> None:
+def test_bare_products_are_those_of_the_passes(case: Case, passes: str, units: int) -> None:
     problem = build(case)
-    bare = products(problem, schedule)
+    bare = products(problem, passes)
     assert bare.flops == units * 2 * case.tokens * case.dim * case.vocab
-    whole = whole_products(problem, schedule)
+    whole = whole_products(problem, passes)
     assert whole.flops == bare.flops
     assert len(whole.calls) <= 6
-    step = WAYS[schedule].ready(problem)
+    step = WAYS[passes].ready(problem)
     assert _products_run(bare) == _products_run(step)
 
 

@@ -85,7 +85,7 @@ def slices(rows: Rows, cuts: Sequence[int], padding: float | None = None) -> lis
 
 
 def in_buffer(values: Tensor, padding: float) -> Tensor:
-    """(C, S) as the schedules hold it: rows padded, here with a known number."""
+    """(C, S) as the logits' buffers hold it: rows padded, here with a known number."""
     count, width = values.shape
     store = new_store(values, count, width, values.dtype).fill_(padding)
     return rows_of(store, count, width).copy_(values)

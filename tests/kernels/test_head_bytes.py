@@ -1,4 +1,4 @@
-"""What the schedules hold and multiply at sizes that fit no CPU: run on tensors without data."""
+"""What the head holds and multiplies at sizes that fit no CPU: run on tensors without data."""
 
 from typing import Any
 
@@ -24,13 +24,11 @@ def test_few_tokens_hold_no_accumulator_of_the_heads_size(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("pairs", [1, 8])
-def test_the_peak_at_the_70b_head_is_below_5_gb_whatever_the_schedule(
-    pairs: int, loss: str
-) -> None:
+def test_the_peak_at_the_70b_head_is_below_5_gb_whatever_the_passes(pairs: int, loss: str) -> None:
     shape = Shape(loss=loss, tokens=16_384, pairs=pairs)
-    schedules = ("keep_dz", "two_pass") + (("one_pass",) if pairs == 1 else ())
-    for schedule in schedules:
-        assert peak(shape, schedule) < 5 * GB, schedule
+    possible = ("keep_dz", "two_pass") + (("one_pass",) if pairs == 1 else ())
+    for passes in possible:
+        assert peak(shape, passes) < 5 * GB, passes
     frozen = Shape(loss=loss, tokens=16_384, pairs=pairs, frozen=True)
     assert peak(frozen, "one_pass") < 1.6 * GB  # of it 1 GiB of logits
 
@@ -81,18 +79,18 @@ class _Strides(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("vocab", [128_257, 32_001, 50_257, 151_936])
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz", "two_pass"])
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz", "two_pass"])
 def test_strides_of_all_operands_are_multiples_of_16_bytes(
-    schedule: str, vocab: int, monkeypatch: pytest.MonkeyPatch
+    passes: str, vocab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_bytes, "_PRODUCTS", {})
     with _Strides() as strides:
-        peak(Shape(loss="tdpo2", tokens=3000, dim=576, vocab=vocab), schedule)
+        peak(Shape(loss="tdpo2", tokens=3000, dim=576, vocab=vocab), passes)
     assert len(strides.found) > 20
     assert not [stride for stride in strides.found if stride % 16]
 
 
-def test_the_table_has_a_cell_for_each_schedule_that_is_possible() -> None:
+def test_the_table_has_a_cell_for_all_passes_that_are_possible() -> None:
     shapes = [Shape(loss="dpo", tokens=8, pairs=2, dim=16, vocab=64)]
     assert head_bytes.table(shapes).splitlines()[-1].split(" | ")[4] == "–"
     with pytest.raises(ValueError, match="one pair"):

@@ -10,7 +10,7 @@ from benchmarks.memory_vs_tokens import VOCAB, allowed_bytes_a_token, measure
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(
-    ("objective", "dtype", "frozen", "schedule"),
+    ("objective", "dtype", "frozen", "passes"),
     [
         ("dpo", "float32", True, "auto"),
         ("tdpo2", "float32", False, "auto"),
@@ -20,10 +20,10 @@ from benchmarks.memory_vs_tokens import VOCAB, allowed_bytes_a_token, measure
     ids=["frozen, one pass", "trainable, one pass", "two passes", "two passes, bf16"],
 )
 def test_a_token_costs_its_hidden_states_and_no_logits(
-    objective: str, dtype: str, frozen: bool, schedule: str
+    objective: str, dtype: str, frozen: bool, passes: str
 ) -> None:
     few, many = (
-        measure(tokens, objective, dtype, frozen, budget_mib=64, schedule=schedule)
+        measure(tokens, objective, dtype, frozen, budget_mib=64, passes=passes)
         for tokens in (384, 1152)  # several chunks of at most 128 rows
     )
     slope = (many.extra - few.extra) / (many.tokens - few.tokens)

@@ -39,14 +39,14 @@ def one_pair(weighted: bool = True) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz", "two_pass"])
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz", "two_pass"])
 @pytest.mark.parametrize("name", LINEAR)
 def test_one_pair_with_a_trainable_head_equals_the_direct_formula(
-    name: str, schedule: str, weighted: bool
+    name: str, passes: str, weighted: bool
 ) -> None:
     objective, formula = CASES[name]
     ours, direct = one_pair(weighted), one_pair(weighted)
-    found = fused_preference_loss(objective=objective, schedule=schedule, **ours)
+    found = fused_preference_loss(objective=objective, passes=passes, **ours)
     expected = formula(Direct(direct, 0), Direct(direct, 1))
     assert abs(found.loss.item() - expected.item()) < 1e-10
     found.loss.backward()
@@ -61,8 +61,8 @@ def test_several_pairs_with_a_trainable_head_keep_dz(name: str) -> None:
     objective, _ = CASES[name]
     kept, recomputed = sample(True), sample(True)
     losses = []
-    for x, schedule in ((kept, "keep_dz"), (recomputed, "two_pass")):
-        found = fused_preference_loss(objective=objective, schedule=schedule, **x)
+    for x, passes in ((kept, "keep_dz"), (recomputed, "two_pass")):
+        found = fused_preference_loss(objective=objective, passes=passes, **x)
         (3 * found.loss).backward()
         losses.append(found.loss.item())
     assert abs(losses[0] - losses[1]) < 1e-10
@@ -112,7 +112,7 @@ def test_scores_equal_those_of_token_stats(
     shape, options = CHANGES[change]
     options = {**options, "memory_budget": 6000}
     frozen, num_pairs = head == "frozen", 1 if head == "trainable" else 3
-    schedule = "keep_dz" if "kept" in head else "one_pass"
+    passes = "keep_dz" if "kept" in head else "one_pass"
     case = Case(tokens=17, frozen_head=frozen, outputs=outputs, **shape)
     dtype = torch.float64 if backend == "torch" else torch.float32
     device = device_of(backend)
@@ -132,7 +132,7 @@ def test_scores_equal_those_of_token_stats(
         ref_bias=ours.ref_bias,
         outputs=outputs,
         backend=backend,
-        schedule=schedule,
+        passes=passes,
         **options,
     )
     stats = token_stats(
@@ -165,27 +165,27 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
     taken: list[str] = []
     inner = prefkit.loss.fused.pair_scores
 
-    def watched(*args: Any, schedule: str, **options: Any) -> Any:
-        taken.append(schedule)
-        return inner(*args, schedule=schedule, **options)
+    def watched(*args: Any, passes: str, **options: Any) -> Any:
+        taken.append(passes)
+        return inner(*args, passes=passes, **options)
 
     monkeypatch.setattr(prefkit.loss.fused, "pair_scores", watched)
 
-    def schedule(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> str:
+    def chosen(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> str:
         taken.clear()
         fused_preference_loss(objective=objective, **x, **options)
         return (taken or ["two_pass"])[0]
 
     few = {"memory_budget": 23 * 8}  # bytes for a token, not for all of them
-    assert schedule(one_pair()) == schedule(one_pair(), TDPO()) == "keep_dz"
-    assert schedule(one_pair(), **few) == schedule(one_pair(), TDPO(), **few) == "one_pass"
-    assert schedule(sample(True)) == "keep_dz"  # two pairs, trainable head
-    assert schedule(sample(True), **few) == "two_pass"
-    assert schedule({**sample(True), "weight": sample(True)["weight"].detach()}) == "one_pass"
-    assert schedule(one_pair(), DPO(nll_weight=0.1)) == "two_pass"
-    assert schedule(one_pair(), schedule="two_pass") == "two_pass"
+    assert chosen(one_pair()) == chosen(one_pair(), TDPO()) == "keep_dz"
+    assert chosen(one_pair(), **few) == chosen(one_pair(), TDPO(), **few) == "one_pass"
+    assert chosen(sample(True)) == "keep_dz"  # two pairs, trainable head
+    assert chosen(sample(True), **few) == "two_pass"
+    assert chosen({**sample(True), "weight": sample(True)["weight"].detach()}) == "one_pass"
+    assert chosen(one_pair(), DPO(nll_weight=0.1)) == "two_pass"
+    assert chosen(one_pair(), passes="two_pass") == "two_pass"
     with torch.no_grad():
-        assert schedule(one_pair()) == "two_pass"
+        assert chosen(one_pair()) == "two_pass"
 
 
 @pytest.mark.parametrize("outputs", [("logp", "ref_logp"), ("logp", "ref_logp", "kl")])
@@ -264,7 +264,7 @@ def test_bytes_decide_whether_dz_is_kept(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": DPO(nll_weight=0.1)}, "schedule='one_pass' cannot .* nll_weight"),
+        ({"objective": DPO(nll_weight=0.1)}, "passes='one_pass' cannot .* nll_weight"),
         ({"objective": DPO(reduction="position")}, "reduction='position'"),
         ({"segments": sample(True)["segments"]}, "one pair a call, this one holds 2"),
         ({"backend": "reference"}, "unfused definition"),
@@ -275,14 +275,14 @@ def test_bytes_decide_whether_dz_is_kept(
         ({"logit_scale": float("nan")}, "logit_scale must be a finite"),
         ({"vocab_shard": True}, "vocab_shard must be a VocabShard"),
         ({"weights": torch.ones(19, requires_grad=True)}, "weights that require a gradient"),
-        ({"schedule": "both"}, "schedule must be one of auto, one_pass, keep_dz, two_pass"),
+        ({"passes": "both"}, "passes must be one of auto, one_pass, keep_dz, two_pass"),
         ({"pairs_in_call": 0}, "pairs_in_call must be a whole number > 0, got 0"),
         ({"num_scored": 3}, "num_scored is 3, not the number of rows"),
         ({"num_scored": 19}, "num_scored is 19, every row"),
     ],
 )
 def test_what_one_pass_cannot_do_is_refused(change: dict, message: str) -> None:
-    arguments = {"objective": DPO(), "schedule": "one_pass", **one_pair(), **change}
+    arguments = {"objective": DPO(), "passes": "one_pass", **one_pair(), **change}
     with pytest.raises(ValueError, match=message):
         fused_preference_loss(**arguments)
 
@@ -297,10 +297,10 @@ def test_what_would_be_silently_wrong_takes_two_passes() -> None:
 
     for objective in (DPO(), Extra()):
         grads = []
-        for schedule in ("auto", "two_pass"):
+        for passes in ("auto", "two_pass"):
             x = one_pair()
             x["weights"].requires_grad_(type(objective) is DPO)
-            fused_preference_loss(objective=objective, schedule=schedule, **x).loss.backward()
+            fused_preference_loss(objective=objective, passes=passes, **x).loss.backward()
             leaf = x["weights"] if type(objective) is DPO else x["hidden"]
             grads.append(leaf.grad)
         assert torch.equal(*grads)
@@ -313,10 +313,10 @@ def test_what_would_be_silently_wrong_takes_two_passes() -> None:
         ({"pairs": torch.ones(13, dtype=torch.int64)}, "pairs must be in 0..0"),
         ({"pairs": -torch.ones(13, dtype=torch.int64)}, "pairs must be in 0..0"),
         ({"pairs": torch.zeros(13)}, "int64"),
-        ({"num_pairs": 2, "schedule": "one_pass"}, "2 pairs .* an accumulator .* or keep dz"),
-        ({"num_pairs": 2, "memory_budget": 9}, "2 pairs .* 13 tokens .* schedule='keep_dz'"),
-        ({"schedule": "two_pass"}, "for two give token_stats the schedule"),
-        ({"schedule": "all"}, "schedule must be one of"),
+        ({"num_pairs": 2, "passes": "one_pass"}, "2 pairs .* an accumulator .* or keep dz"),
+        ({"num_pairs": 2, "memory_budget": 9}, "2 pairs .* 13 tokens .* passes='keep_dz'"),
+        ({"passes": "two_pass"}, "for two passes take token_stats"),
+        ({"passes": "all"}, "passes must be one of"),
         ({"num_pairs": 0}, "num_pairs must be"),
         ({"num_pairs": 1.0}, "num_pairs must be a whole number"),
         ({"coefficients": {"logp": 1.0}}, "must be a tensor .* got a float"),
@@ -338,18 +338,18 @@ def test_wrong_pairs_and_coefficients_are_refused(change: dict, message: str) ->
         pair_scores(problem.hidden, problem.weight, problem.targets, **arguments)
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
-def test_counts_that_are_known_change_nothing(schedule: str) -> None:
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz"])
+def test_counts_that_are_known_change_nothing(passes: str) -> None:
     known, counted = one_pair(), one_pair()
     scored = int((known["segments"] >= 0).sum())
     for x, options in ((known, {"pairs_in_call": 1, "num_scored": scored}), (counted, {})):
-        fused_preference_loss(objective=TDPO(), schedule=schedule, **x, **options).loss.backward()
+        fused_preference_loss(objective=TDPO(), passes=passes, **x, **options).loss.backward()
     assert torch.equal(known["hidden"].grad, counted["hidden"].grad)
     assert torch.equal(known["weight"].grad, counted["weight"].grad)
 
 
 def _scores(
-    case: Case, dtype: torch.dtype = torch.float64, schedule: str = "one_pass"
+    case: Case, dtype: torch.dtype = torch.float64, passes: str = "one_pass"
 ) -> tuple[Any, Tensor]:
     problem = build(case, dtype)
     pairs = torch.zeros(case.tokens, dtype=torch.int64)
@@ -357,7 +357,7 @@ def _scores(
     return problem, pair_scores(
         *(problem.hidden, problem.weight, problem.targets, pairs, 1, ones),
         bias=problem.bias,
-        schedule=schedule,
+        passes=passes,
     ).scores
 
 
@@ -383,7 +383,7 @@ def test_a_second_backward_is_refused_not_wrong() -> None:
         with hooks():  # under which autograd does not see that a saved tensor was changed
             _, scores = _scores(Case())
         scores.sum().backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match=r"a second backward .* schedule='two_pass'"):
+        with pytest.raises(RuntimeError, match=r"a second backward .* passes='two_pass'"):
             scores.sum().backward()
     problem, scores = _scores(Case())
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -435,14 +435,14 @@ def test_a_compiled_graph_that_keeps_dz_wants_the_number_of_tokens() -> None:
     @torch.compile(fullgraph=True, backend="eager")
     def scores(hidden: Tensor) -> Tensor:
         heads = (hidden, problem.weight, problem.targets, pairs, 2, ones)
-        return pair_scores(*heads, schedule="keep_dz").scores
+        return pair_scores(*heads, passes="keep_dz").scores
 
     with pytest.raises(Exception, match="num_scored"):
         scores(problem.hidden)
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
-def test_skipped_rows_may_hold_anything(schedule: str) -> None:
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz"])
+def test_skipped_rows_may_hold_anything(passes: str) -> None:
     """NaN hidden states, coefficients and pairs out of range in rows that are ignored."""
     clean, dirty = build(Case()), build(Case())
     ignored = clean.targets < 0
@@ -451,16 +451,16 @@ def test_skipped_rows_may_hold_anything(schedule: str) -> None:
         pairs = torch.where(ignored, -1 if junk != junk else 0, 0)
         coefficient = torch.where(ignored, junk, 0.5).double()
         args = (problem.hidden, problem.weight, problem.targets, pairs, 1)
-        scores = pair_scores(*args, {"logp": coefficient}, schedule=schedule).scores
+        scores = pair_scores(*args, {"logp": coefficient}, passes=passes).scores
         scores.sum().backward()
     assert torch.equal(dirty.hidden.grad, clean.hidden.grad)
     assert torch.equal(dirty.weight.grad, clean.weight.grad)
     assert (clean.hidden.grad[ignored] == 0).all()
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
-def test_no_scored_row_at_all_gives_zero_gradients(schedule: str) -> None:
-    problem, scores = _scores(Case(tokens=3, ignored=(0, 1, 2)), schedule=schedule)
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz"])
+def test_no_scored_row_at_all_gives_zero_gradients(passes: str) -> None:
+    problem, scores = _scores(Case(tokens=3, ignored=(0, 1, 2)), passes=passes)
     scores.sum().backward()
     assert scores.tolist() == [0.0]
     assert problem.hidden.grad.abs().max() == problem.weight.grad.abs().max() == 0
@@ -504,9 +504,9 @@ def test_autocast_casts_the_operands_and_rounds_no_fp32_gradient(frozen: bool) -
         assert torch.equal(cast[key].grad.bfloat16(), low[key].grad), key
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz", "two_pass"])
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz", "two_pass"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: str) -> None:
+def test_the_whole_loss_compiles_without_a_graph_break(backend: str, passes: str) -> None:
     def loss(x: dict[str, Tensor]) -> Tensor:
         return fused_preference_loss(
             x["hidden"] * 2,
@@ -517,7 +517,7 @@ def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: s
             weights=x["weights"],
             ref_hidden=x["ref_hidden"],
             ref_weight=x["ref_weight"],
-            schedule=schedule,
+            passes=passes,
             pairs_in_call=1,
             num_scored=6,
         ).loss
@@ -530,16 +530,16 @@ def test_the_whole_loss_compiles_without_a_graph_break(backend: str, schedule: s
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
-def test_low_precision_inputs(dtype: torch.dtype, frozen: bool, schedule: str) -> None:
+def test_low_precision_inputs(dtype: torch.dtype, frozen: bool, passes: str) -> None:
     """Gradients rounded once: as exact as their dtype allows."""
     low, exact = (_low_case(frozen, dtype) for _ in range(2))
     exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in exact.items()}
     for key in ("hidden", "weight"):
         exact[key].requires_grad_(low[key].requires_grad)
     for x in (low, exact):
-        fused_preference_loss(objective=TDPO(), schedule=schedule, **x).loss.backward()
+        fused_preference_loss(objective=TDPO(), passes=passes, **x).loss.backward()
     for key in ("hidden",) if frozen else ("hidden", "weight"):
         error = relative_error(low[key].grad.double(), exact[key].grad)
         assert low[key].grad.dtype == dtype
@@ -563,7 +563,7 @@ def test_gradient_products_as_on_a_gpu(budget: int, monkeypatch: pytest.MonkeyPa
     exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in low.items()}
     for key in ("hidden", "weight"):
         exact[key].requires_grad_()
-    options = {"objective": TDPO(), "schedule": "one_pass"}
+    options = {"objective": TDPO(), "passes": "one_pass"}
     fused_preference_loss(**low, **options, memory_budget=budget).loss.backward()
     assert sizes == {1: [3, 3], 1200: [6], 1 << 20: [6]}[budget]
     fused_preference_loss(**exact, **options).loss.backward()
@@ -587,7 +587,7 @@ def test_kept_gradients_as_on_a_gpu(
         x["weights"] = x["weights"].double()
         for key in ("hidden", "weight"):
             x[key].requires_grad_()
-        options = {"schedule": "keep_dz" if x is low else "two_pass", "num_pairs": 1e-4}
+        options = {"passes": "keep_dz" if x is low else "two_pass", "num_pairs": 1e-4}
         options |= {"memory_budget": budget} if x is low else {}
         fused_preference_loss(objective=TDPO(beta=3.0), **x, **options).loss.backward()
     for key in ("hidden", "weight"):
@@ -595,9 +595,9 @@ def test_kept_gradients_as_on_a_gpu(
         assert relative_error(low[key].grad.double(), exact[key].grad) < 1e-2, key
 
 
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz"])
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz"])
 def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
-    schedule: str, monkeypatch: pytest.MonkeyPatch
+    passes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU dz is fp16 before a GradScaler's factor is known: 1/4096 of p would flush to 0."""
     for module in (chunks, kept, ops_pairs):
@@ -611,7 +611,7 @@ def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
     for operands in ((hidden, weight), exact):
         rows = (targets, torch.zeros_like(targets), 1)
         coefficients = {"logp": share.to(exact[0].dtype)}
-        found = pair_scores(*operands, *rows, coefficients, schedule=schedule)
+        found = pair_scores(*operands, *rows, coefficients, passes=passes)
         (found.scores.sum() * 4096).backward()
     for low, truth in zip((hidden, weight), exact, strict=True):
         assert relative_error(low.grad.double(), truth.grad) < 1e-3
@@ -643,7 +643,7 @@ def test_a_group_holds_no_more_gradients_than_there_are_chunks(
 
     x = _low_case(False, torch.bfloat16)
     monkeypatch.setattr(Tensor, "new_empty", watched)
-    fused_preference_loss(objective=DPO(), schedule="one_pass", **x)
+    fused_preference_loss(objective=DPO(), passes="one_pass", **x)
     assert biggest == 6 * 32  # six scored tokens in one chunk, 23 classes in padded rows
 
 

@@ -362,9 +362,9 @@ def test_every_kernel_compiles_without_a_spill_and_fits() -> None:
 
 
 @pytest.mark.parametrize("outputs", [("logp",), ("logp", "ref_logp"), ("logp", "ref_logp", "kl")])
-@pytest.mark.parametrize("schedule", ["one_pass", "keep_dz", "frozen"])
-def test_schedules_of_small_heads_agree_with_those_that_store_logits(
-    schedule: str, outputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("passes", ["one_pass", "keep_dz", "frozen"])
+def test_passes_of_small_heads_agree_with_those_that_store_logits(
+    passes: str, outputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`pair_scores` with and without logits, several chunks, masked tokens, an odd vocabulary."""
     dtype = torch.bfloat16
@@ -378,7 +378,7 @@ def test_schedules_of_small_heads_agree_with_those_that_store_logits(
     monkeypatch.setattr(small_head, "gradient", lambda *a, **k: (taken.append(1), inner(*a, **k)))
     for small in (True, False):
         monkeypatch.setattr(small_head, "worthwhile", lambda *_, small=small: small)
-        case = Case(outputs=outputs, near=0.05, frozen_head=schedule == "frozen", bias=False)
+        case = Case(outputs=outputs, near=0.05, frozen_head=passes == "frozen", bias=False)
         x = build(case, dtype, DEVICE)
         coefficients = {k: v.float() for k, v in x.cotangents.items()}
         scores = pair_scores(
@@ -388,10 +388,10 @@ def test_schedules_of_small_heads_agree_with_those_that_store_logits(
             outputs=outputs,
             backend="triton",
             memory_budget=301 * 4 * 12,
-            schedule="auto" if schedule == "frozen" else schedule,
+            passes="auto" if passes == "frozen" else passes,
         )
         scores.scores.sum().backward()
-        grads = [x.hidden.grad] + ([] if schedule == "frozen" else [x.weight.grad])
+        grads = [x.hidden.grad] + ([] if passes == "frozen" else [x.weight.grad])
         values = [scores.scores, *(getattr(scores.stats, name) for name in outputs)]
         found.append([y.detach().double() for y in (*values, *grads)])
     assert taken

@@ -267,7 +267,7 @@ def test_a_scaled_loss_does_not_overflow_fp16_cotangents() -> None:
 def test_low_precision_gradient_products_as_on_a_gpu(
     frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU dz is rounded to the operands' dtype; the same schedule, here on the CPU."""
+    """On a GPU dz is rounded to the operands' dtype; the same passes, here on the CPU."""
     for module in (backward, chunks):
         monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     case = Case(frozen_head=frozen, outputs=("logp", "ref_logp", "kl"), near=0.05)

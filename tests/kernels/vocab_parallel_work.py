@@ -72,7 +72,7 @@ def stats_errors(case: Case, backend: str, dtype: torch.dtype) -> dict[str, floa
     return {name: float(error) for name, error in errors.items()}
 
 
-def loss_errors(name: str, schedule: str, pairs: int) -> dict[str, float]:
+def loss_errors(name: str, passes: str, pairs: int) -> dict[str, float]:
     """The same for the whole loss."""
     whole, part = sample(True), sample(True)
     shard = VocabShard(dist.group.WORLD, vocab_size=len(whole["weight"]))
@@ -82,7 +82,7 @@ def loss_errors(name: str, schedule: str, pairs: int) -> dict[str, float]:
     for x, options in ((whole, {}), (part, {"vocab_shard": shard})):
         if pairs == 1:
             x["segments"] = torch.where(x["segments"] < 2, x["segments"], -1)
-        out = fused_preference_loss(objective=OBJECTIVES[name], schedule=schedule, **x, **options)
+        out = fused_preference_loss(objective=OBJECTIVES[name], passes=passes, **x, **options)
         out.loss.backward()
         losses.append(out.loss.detach())
     want = whole["weight"].grad[shard.start : shard.stop]
@@ -123,10 +123,10 @@ def work(rank: int, world: int, folder: str) -> None:
     small = Case(tokens=5, ignored=(1,), vocab=61, ref_vocab=61, outputs=ALL)
     found["fp32 triton"] = stats_errors(small, "triton", torch.float32)
     for objective in OBJECTIVES:
-        for schedule, pairs in (("one_pass", 1), ("keep_dz", 2), ("two_pass", 2)):
-            if objective != "nll" or schedule == "two_pass":
-                errors = loss_errors(objective, schedule, pairs)
-                found[f"fp64 {objective} {schedule}"] = errors
+        for passes, pairs in (("one_pass", 1), ("keep_dz", 2), ("two_pass", 2)):
+            if objective != "nll" or passes == "two_pass":
+                errors = loss_errors(objective, passes, pairs)
+                found[f"fp64 {objective} {passes}"] = errors
     report = {"errors": found, "messages": refusals()}
     Path(folder, f"{rank}.json").write_text(json.dumps(report))
     leave_group()

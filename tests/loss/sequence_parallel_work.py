@@ -114,18 +114,18 @@ def all_errors(rank: int) -> dict[str, dict[str, float]]:
     found = {}
     for name, objective in OBJECTIVES.items():
         for split, rows in SPLITS.items():
-            for schedule, frozen, pairs in (
+            for passes, frozen, pairs in (
                 ("one_pass", True, 2),
                 ("one_pass", False, 1),
                 ("two_pass", True, 2),
                 ("two_pass", False, 2),
             ):
-                if schedule == "one_pass" and name == "nll":
+                if passes == "one_pass" and name == "nll":
                     continue
                 for dtype in (torch.float64, torch.float32):
                     x = problem(dtype, frozen, pairs)
-                    case = f"{dtype} {name}, {split}, {schedule} {frozen} {pairs}"
-                    found[case] = errors_of(x, objective, rows[rank], pairs, schedule=schedule)
+                    case = f"{dtype} {name}, {split}, {passes} {frozen} {pairs}"
+                    found[case] = errors_of(x, objective, rows[rank], pairs, passes=passes)
     return found
 
 
@@ -191,7 +191,7 @@ def refusals(rank: int) -> dict[str, str]:
         "segment": lambda x: x["segments"].fill_(4) if first else None,
         "shape": lambda x: x.update(weights=x["weights"][1:]) if first else None,
         "nothing scored": lambda x: x["segments"].fill_(-1),
-        "schedule": lambda x: x.update(schedule="one_pass"),  # two pairs and a trainable head
+        "passes": lambda x: x.update(passes="one_pass"),  # two pairs and a trainable head
     }
     messages = {}
     for name, spoil in mistakes.items():
@@ -205,17 +205,17 @@ def refusals(rank: int) -> dict[str, str]:
     return messages
 
 
-def with_vocabulary_error(mesh: DeviceMesh, schedule: str) -> dict[str, float]:
+def with_vocabulary_error(mesh: DeviceMesh, passes: str) -> dict[str, float]:
     """Tokens over one dimension of a mesh, the vocabulary over the other."""
     rows = SPLITS["uneven"][mesh.get_local_rank("sequence")]
-    pairs = 1 if schedule == "one_pass" else 2
+    pairs = 1 if passes == "one_pass" else 2
     x = problem(torch.float64, False, pairs)
     shard = VocabShard(mesh.get_group("vocabulary"), vocab_size=len(x["weight"]))
     part = shard_of(x, rows)
     here = slice(shard.start, shard.stop)
     for name in ("weight", "ref_weight"):
         part[name] = part[name].detach()[here].clone().requires_grad_(name == "weight")
-    options: dict[str, Any] = {"objective": TDPO(beta=0.3), "schedule": schedule}
+    options: dict[str, Any] = {"objective": TDPO(beta=0.3), "passes": passes}
     options["pairs_in_call"] = pairs
     want = fused_preference_loss(**x, **options)
     group = mesh.get_group("sequence")

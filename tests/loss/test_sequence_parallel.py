@@ -62,7 +62,7 @@ def test_a_data_parallel_mean_needs_the_factor_of_the_group(reports: list[dict[s
         ("segment", "segments must be below 4", "rank 0 of the 2 of sequence_group refused"),
         ("shape", "weights must have the shape", "rank 0 of the 2 of sequence_group refused"),
         ("nothing scored", "no scored token", ""),
-        ("schedule", "takes one pair a call, this one holds 2", ""),
+        ("passes", "takes one pair a call, this one holds 2", ""),
     ],
 )
 def test_what_one_rank_refuses_is_refused_on_both(

@@ -36,7 +36,7 @@ class Layout:
         trainable: the head learns, or is frozen.
         reshard: `reshard_after_forward` of every unit; None = torch's own choice.
         objective: "dpo" or "tdpo".
-        schedule: of the loss. "auto" takes two passes on rank 0 and one on rank 1 where the head
+        passes: of the loss. "auto" takes two passes on rank 0 and one on rank 1 where the head
             is trainable, for rank 0 holds two pairs; one pass on both where it is frozen.
         checkpointing: gradient checkpointing of the layers.
         steps: backward passes before the gradients are read.
@@ -47,14 +47,14 @@ class Layout:
     trainable: bool = True
     reshard: bool | None = True
     objective: str = "tdpo"
-    schedule: str = "auto"
+    passes: str = "auto"
     checkpointing: bool = False
     steps: int = 1
 
     def __str__(self) -> str:
         learns = "trainable" if self.trainable else "frozen"
         parts = [self.family, self.head, learns, f"reshard={self.reshard}", self.objective]
-        parts += [self.schedule] * (self.schedule != "auto")
+        parts += [self.passes] * (self.passes != "auto")
         parts += ["checkpointing"] * self.checkpointing + ["two-steps"] * (self.steps == 2)
         return "-".join(parts)
 
@@ -67,10 +67,10 @@ LAYOUTS = [
     for trainable, reshard in itertools.product((True, False), repeat=2)
 ]
 LAYOUTS += [
-    Layout(head=head, schedule=schedule)
-    for head, schedule in itertools.product(("own", "root", "tail"), ("one_pass", "two_pass"))
+    Layout(head=head, passes=passes)
+    for head, passes in itertools.product(("own", "root", "tail"), ("one_pass", "two_pass"))
 ]
-LAYOUTS.append(Layout(trainable=False, schedule="two_pass"))
+LAYOUTS.append(Layout(trainable=False, passes="two_pass"))
 LAYOUTS += [Layout(trainable=trainable, objective="dpo") for trainable in (True, False)]
 LAYOUTS += [Layout(family="gemma2", head=head, reshard=None) for head in ("tail", "root")]
 LAYOUTS += [Layout(family="cohere", head="root", reshard=None), Layout(family="granite")]
@@ -104,7 +104,7 @@ def loss_of(
         pairs: those of this rank.
         objective: the loss.
         num_pairs: the mean number of pairs of a rank, by which every rank divides.
-        options: `backend` and `schedule` of `fused_preference_loss`.
+        options: `backend` and `passes` of `fused_preference_loss`.
     """
     inputs, rows, targets, segments = batch(pairs)
     terms: dict[str, Any]

@@ -61,7 +61,7 @@ def gradients(
     plain, plain_reference = models(layout)
     model, reference = copy.deepcopy(plain), copy.deepcopy(plain_reference)
     head, objective = find_head(model), OBJECTIVES[layout.objective]
-    shares = ONE_EACH if layout.schedule == "one_pass" else MINE
+    shares = ONE_EACH if layout.passes == "one_pass" else MINE
     pairs = [pair for share in shares for pair in share]
     whole = Reference(plain_reference, find_head(plain_reference))
     want = loss_of(plain, head, whole, pairs, objective, len(pairs), backend="reference")
@@ -79,7 +79,7 @@ def gradients(
                 shares[mesh.get_local_rank()],
                 objective,
                 len(pairs) / WORLD,
-                schedule=layout.schedule,
+                passes=layout.passes,
             )
             (got / layout.steps).backward()
     mean = got.detach() / WORLD

@@ -247,15 +247,15 @@ def test_the_head_of_70b_as_in_the_documentation(tmp_path: Path) -> None:
         {"lengths": "1,1,1", "gpus": 64}, ["--model", LLAMA, "--fsdp", "true", *words]
     )
     kept = head_bytes(shape, plan.setting, 16384, 1)
-    assert kept.schedule == "keep_dz"
+    assert kept.passes == "keep_dz"
     assert kept.d_weight == pytest.approx(4.2e9, rel=0.01)
-    assert head_bytes(shape, plan.setting, 16385, 1).schedule == "one_pass"
-    assert head_bytes(shape, plan.setting, 16385, 2).schedule == "two_pass"
+    assert head_bytes(shape, plan.setting, 16385, 1).passes == "one_pass"
+    assert head_bytes(shape, plan.setting, 16385, 2).passes == "two_pass"
     few = head_bytes(shape, plan.setting, 64, 8)
-    assert few.schedule == "keep_dz"
+    assert few.passes == "keep_dz"
     assert few.held + few.buffers < 0.1e9
-    one = head_bytes(shape, replace(plan.setting, schedule="one_pass"), 16384, 1)
-    assert one.schedule == "one_pass"
+    one = head_bytes(shape, replace(plan.setting, passes="one_pass"), 16384, 1)
+    assert one.passes == "one_pass"
     assert one.d_weight == pytest.approx(4.2e9, rel=0.01)
     assert one.d_hidden == pytest.approx(0.54e9, rel=0.01)
     assert 0.9 * 2**31 < one.buffers <= 2**31
@@ -266,7 +266,7 @@ def test_the_head_of_70b_as_in_the_documentation(tmp_path: Path) -> None:
     plan, _ = plan_arguments(
         {"lengths": "1,1,1", "gpus": 64}, ["--model", LLAMA, "--fsdp", "true", *words[:-2]]
     )
-    two = head_bytes(shape, replace(plan.setting, schedule="two_pass"), 16384, 1)
+    two = head_bytes(shape, replace(plan.setting, passes="two_pass"), 16384, 1)
     assert two.d_weight == 0
     assert two.grad == one.grad == pytest.approx(2.1e9, rel=0.01)
     assert two.forward < one.forward - 4e9

@@ -60,16 +60,16 @@ def test_a_model_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--head_schedule", "keep_dz", "--nll_weight", "0.2"], "nll_weight adds a term"),
-        (["--head_schedule", "keep_dz", "--reduction", "position"], "a margin for every position"),
-        (["--head_schedule", "one_pass", "--per_device_train_batch_size", "2"], "takes one pair"),
+        (["--head_passes", "keep_dz", "--nll_weight", "0.2"], "nll_weight adds a term"),
+        (["--head_passes", "keep_dz", "--reduction", "position"], "a margin for every position"),
+        (["--head_passes", "one_pass", "--per_device_train_batch_size", "2"], "takes one pair"),
     ],
 )
-def test_a_schedule_that_training_would_refuse(
+def test_passes_that_training_would_refuse(
     words: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = refusal(["--model", small(tmp_path), "--lengths", "5,5,5", *words], capsys)
-    assert f"head_schedule is {words[1]}, which cannot compute this loss" in told
+    assert f"head_passes is {words[1]}, which cannot compute this loss" in told
     assert why in told
 
 

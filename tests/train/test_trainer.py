@@ -342,9 +342,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "nothing to train": ({"model": "frozen"}, ModelError, ["trainable"]),
     "sequence too long": ({"rows": short(prompt="x" * 300)}, RowError, ["row 0", "too_long"]),
     "one pass of several pairs": (
-        {"head_schedule": "one_pass"},
+        {"head_passes": "one_pass"},
         ConfigError,
-        ["head_schedule is one_pass", "one pair a call", "per_device_train_batch_size to 1"],
+        ["head_passes is one_pass", "one pair a call", "per_device_train_batch_size to 1"],
     ),
     "no room for the step": ({"rows": short(), "max_length": 3}, RowError, ["row 0", "max_length"]),
 }

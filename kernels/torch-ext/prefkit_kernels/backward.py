@@ -1,4 +1,4 @@
-"""Schedule C: the backward of `token_stats` for a trainable head and any cotangents.
+"""Two passes: the backward of `token_stats` for a trainable head and any cotangents.
 
 By slices of the vocabulary: with the normalisers saved, slices are independent, so each row of dW
 is written once and needs no V × D accumulator. The logits are recomputed (1 unit, 1 more for the

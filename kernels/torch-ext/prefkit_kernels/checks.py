@@ -13,7 +13,7 @@ from .vocab_parallel import VocabShard
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BACKENDS = ("auto", "triton", "torch", "reference")
-SCHEDULES = ("auto", "one_pass", "keep_dz", "two_pass")
+PASSES = ("auto", "one_pass", "keep_dz", "two_pass")
 
 
 class Options(NamedTuple):
@@ -206,9 +206,9 @@ def _check_options(options: Options, ref_hidden: Tensor | None, ref_weight: Tens
         raise ValueError("backend='reference' holds the whole vocabulary: leave vocab_shard out")
 
 
-def check_schedule(schedule: str) -> None:
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+def check_passes(passes: str) -> None:
+    if passes not in PASSES:
+        raise ValueError(f"passes must be one of {PASSES}, got {passes!r}")
 
 
 def check_targets(targets: Tensor, classes: int, ignore_index: int) -> None:

@@ -1,6 +1,6 @@
 """Tokens chunk by chunk: the logits of a chunk, and the statistics they give.
 
-Every schedule starts here. Buffers are allocated once and reused for every chunk; their size is the
+All passes start here. Buffers are allocated once and reused for every chunk; their size is the
 byte budget. Where no KL is wanted the reference's logits are read before the policy's overwrite
 them: one buffer, and chunks of twice the rows.
 

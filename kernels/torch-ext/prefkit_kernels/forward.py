@@ -1,4 +1,4 @@
-"""The forward of `token_stats`, and schedule A: one pass where the head is frozen.
+"""The forward of `token_stats`, and its one pass where the head is frozen.
 
 N scored tokens, D hidden, V classes; one product over all of it is 2NDV operations ("1 unit"). The
 statistics cost 1 unit for the policy and 1 for the reference. With a frozen head the gradient of a
@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 4096
 
 
 def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Statistics, normalisers and, for schedule A, directions.
+    """Statistics, normalisers and, for one pass, directions.
 
     Returns:
         stats: (K, T) fp32 | fp64, 0 in skipped rows.
@@ -55,7 +55,7 @@ def scale_directions(
     cotangents: Tensor,  # (K', T): ∂L/∂stat for the differentiable outputs
     skipped: Tensor,  # (T,) bool: rows whose cotangents do not matter, be they inf or NaN
 ) -> Tensor:
-    """The backward of schedule A: dL/d hidden = Σ_k cotangent_k ⊙ direction_k, (T, D).
+    """The backward of one pass: dL/d hidden = Σ_k cotangent_k ⊙ direction_k, (T, D).
 
     Products and sums are in the cotangents' precision (fp16 cannot hold a scaled loss's), by blocks
     of rows, so that no second (T, D) tensor of that precision is held.

@@ -1,4 +1,4 @@
-"""The schedule that keeps dz: one pass for several pairs, or few tokens, with a trainable head.
+"""`keep_dz`: one pass for several pairs, or few tokens, with a trainable head.
 
 `one_pass` adds up ∂S/∂weight in the forward, in one V × D matrix of fp32, so it takes one pair; and
 for few tokens that matrix is most of its work. Kept instead are the gradients of the scores by the
@@ -35,10 +35,10 @@ def allowed_bytes(
     pairs: int,
     budget: int,
 ) -> int:
-    """The most that dz may take where nobody asked for this schedule by name.
+    """The most that dz may take where nobody asked for `keep_dz` by name.
 
     `budget` where it is given. Else the buffer of logits of one pass over a trained head; and,
-    where the other schedules hold (or, for several pairs, would have to hold) an fp32 accumulator
+    where the other passes hold (or, for several pairs, would have to hold) an fp32 accumulator
     of the weight's size beside its gradient, the bytes of that.
     """
     if budget:

@@ -1,4 +1,4 @@
-"""Schedule B: scores that are linear in the per-token quantities, and their gradients, in one pass.
+"""`one_pass`: scores linear in the per-token quantities, and their gradients, in one pass.
 
 S_i = Σ_t (a_t·logp_t + b_t·KL_t) over the tokens of pair i, with a, b known beforehand. A loss that
 is a function of S has the gradient L'(S_i)·∂S_i, and ∂S_i can be accumulated while the logits of a

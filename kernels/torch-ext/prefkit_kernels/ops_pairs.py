@@ -143,7 +143,7 @@ class ScoresWithGradient(torch.autograd.Function):
             if ctx.used:
                 raise RuntimeError(
                     "a second backward through pair_scores: its gradients were made in the forward "
-                    "and have been scaled in place; use schedule='two_pass' (token_stats)"
+                    "and have been scaled in place; use passes='two_pass' (token_stats)"
                 )
             ctx.used = True
         d_hidden, d_weight, d_bias, dz, scale, pair_of_row, *rows = ctx.saved_tensors

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import Heads, Options, check_schedule, checked, output_names
+from .checks import Heads, Options, check_passes, checked, output_names
 from .gemm import compute_dtype
 from .kept import dz_bytes, fits
 from .one_pass import COEFFICIENTS
@@ -49,7 +49,7 @@ def pair_scores(
     backend: str = "auto",
     num_scored: int | None = None,
     vocab_shard: VocabShard | None = None,
-    schedule: str = "auto",
+    passes: str = "auto",
 ) -> PairScores:
     """S_i = Σ_t (a_t·logp_t + b_t·KL_t) over the tokens of pair i, in one pass over the logits.
 
@@ -63,7 +63,7 @@ def pair_scores(
         num_pairs: P.
         coefficients: "logp" and, if wanted, "kl": (T,) a_t and b_t, without gradient. Each must be
             among `outputs`.
-        schedule: what is held of a trainable weight's gradient. "one_pass": one (V, D) fp32
+        passes: what is held of a trainable weight's gradient. "one_pass": one (V, D) fp32
             accumulator, for one pair; it becomes the gradient itself where the weight is fp32.
             "keep_dz": the gradients by the logits of the N scored rows, N·V numbers in the dtype of
             hidden (fp32 on a CPU), for any number of pairs. "auto": the latter where that is within
@@ -74,9 +74,9 @@ def pair_scores(
         ValueError: as `token_stats`; several pairs with a trainable head for which "auto" finds dz
             too large, or "one_pass"; unknown coefficients.
     """
-    check_schedule(schedule)
-    if schedule == "two_pass":
-        raise ValueError("pair_scores takes one pass; for two give token_stats the schedule")
+    check_passes(passes)
+    if passes == "two_pass":
+        raise ValueError("pair_scores takes one pass; for two passes take token_stats")
     options = Options(
         output_names(outputs),
         ignore_index,
@@ -99,10 +99,10 @@ def pair_scores(
     _check_pairs(pairs, num_pairs, targets != ignore_index)
     if backend == "reference":
         raise ValueError("backend='reference' is token_stats' alone: pair_scores has no definition")
-    keep = trainable and _keeps(schedule, heads, weight, num_pairs, options)
+    keep = trainable and _keeps(passes, heads, weight, num_pairs, options)
     if keep and num_scored is None and torch.compiler.is_compiling():
         raise ValueError(
-            "schedule='keep_dz' in a compiled graph needs num_scored: the number of rows that are "
+            "passes='keep_dz' in a compiled graph needs num_scored: the number of rows that are "
             "not ignored is a size there"
         )
     if keep and num_scored is None:  # a size that the operator has to state
@@ -119,16 +119,16 @@ def pair_scores(
     return PairScores(scores, named_stats(options.outputs, stats))
 
 
-def _keeps(schedule: str, heads: Heads, weight: Tensor, num_pairs: int, options: Options) -> bool:
+def _keeps(passes: str, heads: Heads, weight: Tensor, num_pairs: int, options: Options) -> bool:
     """Whether dz is kept, for a trainable head; refuses what does not fit."""
-    if schedule == "keep_dz":
+    if passes == "keep_dz":
         return True
-    if schedule == "one_pass" and num_pairs > 1:
+    if passes == "one_pass" and num_pairs > 1:
         raise ValueError(
             f"{num_pairs} pairs with a trainable head would need an accumulator of the weight's "
-            "size for each in schedule='one_pass': give one pair, freeze the head, or keep dz"
+            "size for each in passes='one_pass': give one pair, freeze the head, or keep dz"
         )
-    if schedule == "one_pass":
+    if passes == "one_pass":
         return False
     limits = (options.num_scored, options.memory_budget, options.vocab_shard)
     if not keeps_dz((heads[0], heads[2]), weight, num_pairs, *limits):
@@ -142,8 +142,8 @@ def _keeps(schedule: str, heads: Heads, weight: Tensor, num_pairs: int, options:
         held = dz_bytes(rows, weight.shape[0], heads[0])
         raise ValueError(
             f"{num_pairs} pairs with a trainable head: the gradients by the logits of {rows} "
-            f"tokens would take {held / 1e6:.3g} MB, more than schedule='auto' keeps; give "
-            "schedule='keep_dz' to keep them, one pair, or use token_stats"
+            f"tokens would take {held / 1e6:.3g} MB, more than passes='auto' keeps; give "
+            "passes='keep_dz' to keep them, one pair, or use token_stats"
         )
     return True
 
@@ -156,7 +156,7 @@ def keeps_dz(
     memory_budget: int | None = None,
     vocab_shard: VocabShard | None = None,
 ) -> bool:
-    """Whether `schedule="auto"` keeps dz for a trainable head: by bytes, without synchronisation.
+    """Whether `passes="auto"` keeps dz for a trainable head: by bytes, without synchronisation.
 
     Where the scored rows are not counted beforehand, all rows are taken for scored.
     """

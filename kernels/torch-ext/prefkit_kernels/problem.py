@@ -1,4 +1,4 @@
-"""What a schedule works on: two heads, targets, options; free of autograd and of public checks."""
+"""What the passes work on: two heads, targets, options; free of autograd and of public checks."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -78,7 +78,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that a schedule needs.
+    """Everything that one or two passes need.
 
     Attributes:
         policy, reference: the two heads; no reference when no output needs one.

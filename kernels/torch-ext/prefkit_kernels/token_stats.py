@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference as definition
-from .checks import Heads, Options, check_schedule, checked, output_names
+from .checks import Heads, Options, check_passes, checked, output_names
 from .logits import DIFFERENTIABLE, KLS
 from .ops import token_stats_op
 from .vocab_parallel import VocabShard
@@ -49,7 +49,7 @@ def token_stats(
     softcap: float | None = None,
     memory_budget: int | None = None,
     backend: str = "auto",
-    schedule: str = "auto",
+    passes: str = "auto",
     num_scored: int | None = None,
     vocab_shard: VocabShard | None = None,
 ) -> TokenStats:
@@ -76,7 +76,7 @@ def token_stats(
         memory_budget: bytes for logits buffers; None = what 256 rows need on a CPU, 1 GiB on a GPU.
         backend: "auto" (Triton on a GPU, torch elsewhere), "triton", "torch" (chunked, any
             device), "reference" (the unfused definition: holds (T, V) logits).
-        schedule: how the gradient is made. "one_pass": while the logits are there, for a frozen
+        passes: how the gradient is made. "one_pass": while the logits are there, for a frozen
             head; holds a (T, D) direction for each differentiable output. "two_pass": the backward
             computes the logits again, by slices of the vocabulary. "auto": one pass where the head
             is frozen and it saves products. (`pair_scores` is the one pass of a trainable head.)
@@ -90,10 +90,10 @@ def token_stats(
             outside 0..V−1 (checked on a CPU only: it would cost a synchronisation on a GPU).
         TypeError: a DTensor; gather it first (`weight.full_tensor(grad_placements=…)`).
     """
-    check_schedule(schedule)
-    if schedule == "keep_dz":
+    check_passes(passes)
+    if passes == "keep_dz":
         raise ValueError(
-            "schedule='keep_dz' is for losses of linear scores: pair_scores, fused_preference_loss"
+            "passes='keep_dz' is for losses of linear scores: pair_scores, fused_preference_loss"
         )
     options = Options(
         output_names(outputs),
@@ -110,24 +110,24 @@ def token_stats(
     if backend == "reference":
         with torch.autocast(hidden.device.type, enabled=False):
             return _by_definition(heads, options)
-    one_pass = _one_pass(heads, options.outputs, schedule)
+    one_pass = _one_pass(heads, options.outputs, passes)
     stats, _, _ = token_stats_op(*heads, *options.settings(hidden), one_pass)
     return named_stats(options.outputs, stats)
 
 
-def _one_pass(heads: Heads, outputs: tuple[str, ...], schedule: str) -> bool:
-    """Schedule A where it saves products: a frozen head and few enough directions.
+def _one_pass(heads: Heads, outputs: tuple[str, ...], passes: str) -> bool:
+    """One pass where it saves products: a frozen head and few enough directions.
 
     One pass costs 1 unit an output in the forward; two passes cost 1 in the backward and recompute
     the logits, 1 more with a reference that KLs need.
     """
     hidden, weight, _, bias, *_ = heads
-    if schedule == "two_pass" or not torch.is_grad_enabled():
+    if passes == "two_pass" or not torch.is_grad_enabled():
         return False
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        if schedule == "one_pass":
+        if passes == "one_pass":
             raise ValueError(
-                "schedule='one_pass' needs a frozen head here (weight and bias without gradient); "
+                "passes='one_pass' needs a frozen head here (weight and bias without gradient); "
                 "for a trainable one use pair_scores, or fused_preference_loss with one pair"
             )
         return False
@@ -135,7 +135,7 @@ def _one_pass(heads: Heads, outputs: tuple[str, ...], schedule: str) -> bool:
     if not hidden.requires_grad or not directions:
         return False
     recompute = 2 if KLS & set(outputs) else 1
-    return schedule == "one_pass" or directions < 1 + recompute
+    return passes == "one_pass" or directions < 1 + recompute
 
 
 def named_stats(outputs: tuple[str, ...], stats: Tensor) -> TokenStats:

@@ -24,7 +24,7 @@ _FREE = (  # prefkit's own fields that do not change what is learnt
     *("eval_data", "eval_split", "attn_implementation", "output_dir", "logging_steps"),
     *("logging_nan_inf_filter", "remove_unused_columns", "per_device_eval_batch_size"),
     *("precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache_dir", "memory_budget"),
-    *("head_backend", "head_schedule", "pad_to_multiple_of"),
+    *("head_backend", "head_passes", "pad_to_multiple_of"),
 )
 _FIXED = (  # of transformers.TrainingArguments
     *("gradient_accumulation_steps", "seed", "data_seed", "bf16", "fp16", "optim", "optim_args"),

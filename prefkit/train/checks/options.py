@@ -123,23 +123,23 @@ def check_packages(config: Any) -> None:
                 break
 
 
-def check_schedule(config: Any, objective: Objective, trainable: bool) -> None:
-    """Refuses a forced schedule that the first batch would refuse.
+def check_passes(config: Any, objective: Objective, trainable: bool) -> None:
+    """Refuses forced passes that the first batch would refuse.
 
     Raises:
-        ConfigError: head_schedule is one_pass or keep_dz, and the loss or the batch does not allow
+        ConfigError: head_passes is one_pass or keep_dz, and the loss or the batch does not allow
             it.
     """
     pairs = 2 if config.tokens_per_batch else config.per_device_train_batch_size  # 2: several
-    pairs = pairs if config.head_schedule == "one_pass" else 1
+    pairs = pairs if config.head_passes == "one_pass" else 1
     obstacle = obstacle_to_one_pass(objective, pairs, trainable, config.head_backend)
     one_pair = "set per_device_train_batch_size to 1 and raise gradient_accumulation_steps"
     if config.tokens_per_batch:
         one_pair = "leave tokens_per_batch out and " + one_pair
-    if config.head_schedule in ("one_pass", "keep_dz") and obstacle:
-        instead = f", or {one_pair}" if config.head_schedule == "one_pass" else ""
+    if config.head_passes in ("one_pass", "keep_dz") and obstacle:
+        instead = f", or {one_pair}" if config.head_passes == "one_pass" else ""
         raise ConfigError(
-            f"head_schedule is {config.head_schedule}, which cannot compute this loss: {obstacle}. "
+            f"head_passes is {config.head_passes}, which cannot compute this loss: {obstacle}. "
             f"Leave it at auto{instead}."
         )
 

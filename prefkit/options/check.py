@@ -1,0 +1,127 @@
+"""Checks of options that their own fields ask for: types, choices, ranges, and no effect.
+
+Every message has one form: `NAME is VALUE; it must be …`.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from prefkit.errors import ConfigError
+from prefkit.options.option import Rules, choices_of, default_of, rules_of
+
+
+def check_options(options: Any, classes: Iterable[type] | None = None) -> None:
+    """Refuses values that the fields of a dataclass do not allow.
+
+    Args:
+        options: an instance.
+        classes: dataclasses that it inherits from, whose fields are looked at; None = its own.
+
+    Raises:
+        ConfigError: a number of another type, text that is none of the choices, a number out of
+            range, an option without the value that it needs.
+    """
+    for cls in (type(options),) if classes is None else classes:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            check_option(field, hints[field.name], getattr(options, field.name))
+
+
+def check_option(field: dataclasses.Field, hint: Any, value: Any) -> None:
+    """Refuses a value that one field does not allow; see `check_options`."""
+    rules = rules_of(field)
+    if rules.missing and not value:
+        raise ConfigError(f"{field.name} is missing. {rules.missing}")
+    if value is None and default_of(field) is None:
+        return
+    if choices := choices_of(field, hint):
+        if value not in choices:
+            raise refusal(field.name, value, f"one of {', '.join(map(str, choices))}")
+        return
+    kinds = _number_kinds(hint)
+    for one in value if isinstance(value, list) and list in _origins(hint) else [value]:
+        if kinds and not _is_number(one, kinds):
+            what = "a number" if float in kinds else "a whole number"
+            raise ConfigError(
+                f"{field.name} is {one!r}, a {type(one).__name__}; it must be {what}."
+            )
+        if not isinstance(one, bool) and isinstance(one, int | float) and not _within(one, rules):
+            left_out = ", or left out" if default_of(field) is None else ""
+            raise refusal(field.name, one, in_words(rules) + left_out)
+
+
+def refusal(name: str, value: Any, wanted: str) -> ConfigError:
+    """The one form in which an option's value is refused."""
+    return ConfigError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+def check_read(options: Any, cls: type, read: Iterable[str], reader: str) -> None:
+    """Refuses options that have been changed and that nothing reads.
+
+    Args:
+        options: an instance.
+        cls: the dataclass whose fields are looked at.
+        read: names of those that are read.
+        reader: who reads them, for the message: "method 'dpo'".
+
+    Raises:
+        ConfigError: an option that would be ignored.
+    """
+    read = set(read)
+    for field in dataclasses.fields(cls):
+        value = getattr(options, field.name)
+        if field.name not in read and value != default_of(field):
+            raise ConfigError(
+                f"{field.name}={value!r} has no effect with {reader}. Remove it, or choose "
+                "the method that reads it."
+            )
+
+
+def in_words(rules: Rules) -> str:
+    """The range of a number: "a positive number", "0 or more", "in [0, 0.5)"."""
+    low = rules.above if rules.above is not None else rules.at_least
+    high = rules.below if rules.below is not None else rules.at_most
+    if high is not None:
+        opening = "(" if rules.above is not None or low is None else "["
+        closing = ")" if rules.below is not None else "]"
+        return f"in {opening}{'-inf' if low is None else f'{low:g}'}, {high:g}{closing}"
+    if rules.above is not None:
+        return "a positive number" if rules.above == 0 else f"above {rules.above:g}"
+    return "a finite number" if low is None else f"{low:g} or more"
+
+
+def _within(value: float, rules: Rules) -> bool:
+    return (
+        (math.isfinite(value) or rules == Rules())
+        and (rules.above is None or value > rules.above)
+        and (rules.at_least is None or value >= rules.at_least)
+        and (rules.below is None or value < rules.below)
+        and (rules.at_most is None or value <= rules.at_most)
+    )
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _origins(hint: Any) -> set[Any]:
+    return {typing.get_origin(part) for part in _parts(hint)}
+
+
+def _number_kinds(hint: Any) -> set[type]:
+    """int or float where an option is a number, or a list of them, and nothing else."""
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    inner = [typing.get_args(p)[0] if typing.get_origin(p) is list else p for p in parts]
+    kinds = {part for part in inner if isinstance(part, type)}
+    return kinds if kinds and kinds <= {int, float} and len(inner) == len(parts) else set()
+
+
+def _is_number(value: Any, kinds: set[type]) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (float in kinds and isinstance(value, float))
