@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.critical_tokens.models import TwoModels, load_two, look_at_two
@@ -26,6 +25,7 @@ from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, load_rows
 from prefkit.data.tokens.render import Renderer
 from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.files.progress import Progress
 from prefkit.train.setup import tokenize_options
 
 
@@ -143,16 +143,14 @@ def _score_tasks(
     order = sorted(range(len(tasks)), key=lambda i: -lengths[i])
     left = [i for i in order if i not in kept.scores]
     done = sum(lengths) - sum(lengths[i] for i in left)
-    with tqdm(
-        total=sum(lengths), initial=done, desc="Scoring", unit="tok", disable=not progress
-    ) as bar:
+    with Progress(sum(lengths), "Scoring", " tokens", done=done, shown=progress) as bar:
         for start in range(0, len(left), options.batch_size):
             places = left[start : start + options.batch_size]
             batch = collator([tasks[i].side for i in places])
             scores = models.scores(batch, options.beta, options.memory_budget).float().numpy()
             ends = np.cumsum([int(tasks[i].side.scored.sum()) for i in places])
             kept.add(dict(zip(places, np.split(scores, ends[:-1]), strict=True)))
-            bar.update(sum(lengths[i] for i in places))
+            bar.add(sum(lengths[i] for i in places))
 
 
 def _result(found: Scorable, scores: dict[int, np.ndarray], options: ScoreFields) -> Scored:

@@ -8,7 +8,6 @@ import contextlib
 import random
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from prefkit.errors import PrefkitError
+from prefkit.files.progress import say
 from prefkit.pairs.engines.too_long import TooLong
 
 T = TypeVar("T")
@@ -162,11 +162,6 @@ class Patience:
             f"The server {self.url} refuses {what} (HTTP {status}): {reason}. "
             f"{remedies.get(status, remedy)}"
         )
-
-
-def say(line: str) -> None:
-    """One line to the user, on stderr."""
-    print(f"prefkit: {line}", file=sys.stderr, flush=True)
 
 
 def words(error: Exception) -> str:

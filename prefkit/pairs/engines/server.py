@@ -15,10 +15,11 @@ from functools import cached_property, partial
 from typing import Any
 
 from prefkit.errors import ConfigError
+from prefkit.files.progress import say
 from prefkit.pairs.engines import probe
 from prefkit.pairs.engines.address import normal_url, open_client, public_url
 from prefkit.pairs.engines.base import SHORTENED, TOO_LONG, Completion, Request, unread
-from prefkit.pairs.engines.patience import Patience, Unfinished, say
+from prefkit.pairs.engines.patience import Patience, Unfinished
 from prefkit.pairs.engines.server_kinds import (
     TRANSFORMERS,
     VLLM,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prefkit.errors import ConfigError, PrefkitError
+from prefkit.files.progress import say
 from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Request
-from prefkit.pairs.engines.patience import say
 from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.localise.expression import is_expression
 from prefkit.pairs.localise.judge import CUT, judge

@@ -74,7 +74,6 @@ def attach_cache(
     common: dict[str, Any] = {
         "model_fingerprint": model_fingerprint or "",
         "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
-        "say": logger.warning,
     }
     if not args.precompute_ref_hidden:
         return CachedDataset(dataset, build_cache(root / name, pairs, by_side(logp), **common))
@@ -85,6 +84,7 @@ def attach_cache(
         by_side(hidden),
         width=weight.shape[1],
         dtype=torch.bfloat16 if args.bf16 else weight.dtype,  # what the head multiplies in
+        say=logger.warning,
         **common,
     )
     return CachedDataset(dataset, cache)
