@@ -98,9 +98,8 @@ def test_an_engine_that_gives_up_ends_the_run_and_the_rest_is_done_later(
     again = Echo()
     Driver({"model": again}, tmp_path, twice).run(questions(60))
     assert len(outcomes(tmp_path)) == 60
-    assert re.search(
-        r" 60/60 .*, 60 pairs, \d+ tokens", capsys.readouterr().err
-    )  # both runs' pairs
+    told = capsys.readouterr().err
+    assert re.search(r" 60/60 .*, 60 pairs, \d+ tokens", told)  # both runs' pairs
     keys = [line["key"] for line in read_lines(tmp_path / COMPLETIONS)]
     assert len(keys) == len(set(keys)) == 180
 

@@ -6,7 +6,6 @@
 Manifest, shards and resuming: `prefkit.model.reference.cache_folder`.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ from prefkit.model.reference.cache_folder import (
 from prefkit.model.reference.fingerprints import fingerprint_model, fingerprint_pairs
 
 __all__ = ["ReferenceCache", "build_cache", "fingerprint_model"]
-
-logger = logging.getLogger(__name__)
 
 PAIRS_A_SHARD = 256
 _NAME = "log-probabilities"
