@@ -21,8 +21,8 @@ from prefkit.options.parse import (
 from prefkit.pairs.engines.base import SHORTENED
 from prefkit.pairs.fields import EVALUATE, METHODS, BuildFields
 from prefkit.pairs.localise.judge import CUT
-from prefkit.pairs.run.build import TRAIN, BuildResult, check_method, run
-from prefkit.pairs.run.options import check_ignored, resolve, used_by
+from prefkit.pairs.run.build import TRAIN, BuildResult, run
+from prefkit.pairs.run.options import check_method, resolved, used_by
 from prefkit.pairs.run.verdicts import FILE as VERDICTS
 from prefkit.pairs.run.verdicts import show
 
@@ -112,8 +112,7 @@ def parse(method: str, words: Sequence[str], flags: dict[str, list[str]]) -> Bui
     options = _coerced(values, flags)
     if words:
         options["questions"] = words[0]
-    check_ignored(options, method)
-    return resolve(BuildFields(**options), method)
+    return resolved(method, options)
 
 
 def _from_file(config: list[str]) -> dict[str, Any]:

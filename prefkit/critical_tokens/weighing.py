@@ -19,7 +19,7 @@ from prefkit.pairs.run.build import Row
 def weigh(
     rows: list[Row], selected: Mapping[str, list[Row]], options: BuildFields, folder: Path
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Weighs every token of the rejected sides by 1 − s_t (arXiv 2411.19943, eq. 9).
+    """Weights every token of the rejected responses by 1 − s_t (arXiv 2411.19943, eq. 9).
 
     Args:
         rows: the pairs.

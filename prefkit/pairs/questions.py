@@ -119,23 +119,28 @@ def read_questions(
     kept: dict[str, Question] = {}
     repeated = 0
     files, ignored = _files(source)
-    for file in files:
-        rows = _rows(file, split)
-        for index, row in enumerate(rows):
-            if isinstance(row, RowError):
-                raise row
-            fields = renamed(_Fields(rows.source, index, row), columns)
-            question = _read(fields, prompt_field, answer_field, solution_field)
-            known = kept.setdefault(question.id, question)
-            if known is not question:
-                repeated += 1
-                _same_answer(known, question)
+    for fields in _all_fields(files, split, columns):
+        question = _read(fields, prompt_field, answer_field, solution_field)
+        known = kept.setdefault(question.id, question)
+        if known is not question:
+            repeated += 1
+            _same_answer(known, question)
     chosen = [q for q in kept.values() if part is None or int(q.id, 16) % part[1] == part[0]]
     if max_questions is not None:
         chosen = chosen[:max_questions]
     if not chosen:
         raise ConfigError(f"{source}: no question is left (shard {shard}). Choose another shard.")
     return Questions(tuple(chosen), repeated, ignored)
+
+
+def _all_fields(files: list[str], split: str, columns: Columns) -> Iterator[Row]:
+    """Every row of some files."""
+    for file in files:
+        rows = _rows(file, split)
+        for index, row in enumerate(rows):
+            if isinstance(row, RowError):
+                raise row
+            yield renamed(_Fields(rows.source, index, row), columns)
 
 
 def _rows(file: str, split: str) -> Rows:

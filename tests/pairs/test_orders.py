@@ -10,8 +10,8 @@ import pytest
 from prefkit.demo import arithmetic as world
 from prefkit.pairs.asking import Asking
 from prefkit.pairs.grading.rationals import parse, tokens_of, value_of
-from prefkit.pairs.localise.forms import form_of, moves, selections, value
-from prefkit.pairs.localise.orders import decided
+from prefkit.pairs.localise.expression.forms import form_of, moves, selections, value
+from prefkit.pairs.localise.expression.orders import decided
 from prefkit.pairs.pipelines.finding import Finder
 from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from tests.pairs.build_cases import drive, make_context, question

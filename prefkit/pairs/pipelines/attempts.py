@@ -31,12 +31,12 @@ def solve(
 
 
 def ask(
-    context: Context, requests: Sequence[Request], fronts: Sequence[str]
+    context: Context, requests: Sequence[Request], prefixes: Sequence[str]
 ) -> Asking[list[Completion]]:
     """Completions of requests; with an interpreter, code is run as it comes.
 
     Args:
-        fronts: what each request's text already holds of the solution.
+        prefixes: what each request's text already holds of the solution.
     """
     if context.interpreter is None:
         return (yield list(requests))
@@ -46,8 +46,8 @@ def ask(
     return (
         yield from together(
             [
-                continue_with_tools(request, interpreter, front=front)
-                for request, front in zip(requests, fronts, strict=True)
+                continue_with_tools(request, interpreter, prefix=prefix)
+                for request, prefix in zip(requests, prefixes, strict=True)
             ]
         )
     )

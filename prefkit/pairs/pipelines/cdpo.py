@@ -9,7 +9,7 @@ the pairs' rejected sides (`prefkit.critical_tokens.contrast`).
 from collections.abc import Sequence
 
 from prefkit.pairs.asking import Asking
-from prefkit.pairs.grading.grouping import group_key
+from prefkit.pairs.grading.compare.grouping import group_key
 from prefkit.pairs.pipelines.attempts import by_right_steps, solve
 from prefkit.pairs.pipelines.context import Context
 from prefkit.pairs.pipelines.outcome import Attempt, Outcome

@@ -18,7 +18,8 @@ from prefkit.pairs.steps import split_steps
 if TYPE_CHECKING:
     from prefkit.data.tokens.render import Renderer
     from prefkit.pairs.code.interpreter import Interpreter
-    from prefkit.pairs.grading.grader import Grade, Grader
+    from prefkit.pairs.grading.grader import Grader
+    from prefkit.pairs.grading.verdicts import Grade
 
 
 class StepReader(Protocol):
@@ -153,7 +154,7 @@ class Context:
         Raises:
             PrefkitError: the user's grading function failed on an answer.
         """
-        from prefkit.pairs.grading.grader import UNDECIDED
+        from prefkit.pairs.grading.verdicts import UNDECIDED
 
         opened = self._open_thought(question)
         grades = self.grader.grade_many([(opened + text, question.answer) for text in texts])

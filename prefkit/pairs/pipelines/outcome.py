@@ -1,4 +1,4 @@
-"""What a pipeline makes of a question: graded solutions on the way, an outcome at its end."""
+"""What a pipeline makes of a question: graded solutions, and an outcome at its end."""
 
 from collections import Counter
 from collections.abc import Sequence

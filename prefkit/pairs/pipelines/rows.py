@@ -99,12 +99,12 @@ def _message_row(
     chosen: Sequence[str],
     rejected: Sequence[str],
 ) -> Row:
-    """Both sides as messages: the question, the correct steps as `assistant_correct`, the rest."""
-    front = context.messages(question)
+    """Both responses as messages: question, correct steps as `assistant_correct`, the rest."""
+    messages = context.messages(question)
     if prefix:
-        front.append({"role": "assistant_correct", "content": split_blocks("".join(prefix))})
+        messages.append({"role": "assistant_correct", "content": split_blocks("".join(prefix))})
     sides = {
-        side: [*front, {"role": "assistant", "content": split_blocks("".join(steps))}]
+        side: [*messages, {"role": "assistant", "content": split_blocks("".join(steps))}]
         for side, steps in (("chosen", chosen), ("rejected", rejected))
     }
     return {

@@ -22,14 +22,14 @@ import yaml
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.files.atomic import check_writable, write_text
 from prefkit.files.journal import read_lines
-from prefkit.pairs.fields import EVALUATE, METHODS, BuildFields
+from prefkit.pairs.fields import EVALUATE, BuildFields
 from prefkit.pairs.localise.judge import CUT
 from prefkit.pairs.pipelines.cdpo import NEGATIVE, POSITIVE
 from prefkit.pairs.pipelines.choosing import chosen
 from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED
 from prefkit.pairs.questions import Questions, read_questions
 from prefkit.pairs.run.manifest import Manifest
-from prefkit.pairs.run.options import check_ignored, resolve
+from prefkit.pairs.run.options import check_method, resolved
 from prefkit.pairs.run.shards import join, missing
 from prefkit.pairs.run.verdicts import FILE as VERDICTS
 from prefkit.pairs.run.verdicts import Drawn, as_text, drawn
@@ -88,11 +88,9 @@ def build(
         RowError: a question that cannot be read.
         PrefkitError: the model or the server gave up, or not one pair came out.
     """
-    _check_names(options)
     check_method(method)
-    check_ignored(options, method)
-    given = BuildFields(questions=questions, model=model, out=out, **options)
-    return run(method, resolve(given, method), last_stage)
+    given = {"questions": questions, "model": model, "out": out, **options}
+    return run(method, resolved(method, given), last_stage)
 
 
 def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[str, Any]:
@@ -108,25 +106,8 @@ def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[st
     Raises:
         PrefkitError: as `build` does.
     """
-    _check_names(options)
-    check_ignored(options, EVALUATE)
-    given = BuildFields(questions=questions, model=model, out=out, **options)
-    return dict(run(EVALUATE, resolve(given, EVALUATE)).manifest["evaluation"])
-
-
-def _check_names(options: dict[str, Any]) -> None:
-    unknown = sorted(set(options) - set(BuildFields.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
-
-
-def check_method(method: str) -> None:
-    """Raises ConfigError for a method that is none of `METHODS`."""
-    if method not in METHODS:
-        raise ConfigError(
-            f"'{method}' is no method of building. Choose one of: {', '.join(METHODS)} (tdpo "
-            "trains on the pairs of dpo)."
-        )
+    given = {"questions": questions, "model": model, "out": out, **options}
+    return dict(run(EVALUATE, resolved(EVALUATE, given)).manifest["evaluation"])
 
 
 def run(method: str, options: BuildFields, last_stage: LastStage | None = None) -> BuildResult:

@@ -55,7 +55,7 @@ class Driver:
         pairs = {line["id"]: len(line["rows"]) for line in read_lines(self.folder / QUESTIONS)}
         finished = set(pairs)
         engine = self.engines["model"]
-        # Windows by place, not by what is left: the batches after a crash are those before it.
+        # Windows by index, not by what is left: the batches after a crash are those before it.
         windows = [
             list(questions[at : at + engine.window])
             for at in range(0, len(questions), engine.window)

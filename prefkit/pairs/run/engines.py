@@ -1,12 +1,10 @@
 """The engines of a build from its options: who samples, who judges, and how prompts are written."""
 
-from typing import Any
-
 from prefkit.data.pair import Front
 from prefkit.data.tokens.render import Renderer
 from prefkit.pairs.engines.base import Engine
-from prefkit.pairs.engines.connect import connect
-from prefkit.pairs.engines.local_model import load_tokenizer
+from prefkit.pairs.engines.local.loading import load_tokenizer
+from prefkit.pairs.engines.server.finding import ServerSettings
 from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.pipelines.context import tokenize_options
 from prefkit.pairs.questions import Questions
@@ -30,27 +28,45 @@ def open_engines(options: BuildFields, renderer: Renderer | None) -> dict[str, E
     Raises:
         ConfigError: a model that cannot be loaded, a server that is not there.
     """
-    settings = _settings(options)
-    engines = {
-        "model": connect(
-            options.model,
-            server=options.server,
-            server_model=options.server_model or (options.model if options.server else None),
-            tokenizer=options.tokenizer,
-            end_ids=_end_of_turn(options, renderer),
-            **settings,
-        )
-    }
+    engines = {"model": _open_model(options, renderer)}
     engines["judge"] = engines["model"]
     if options.judge_server or options.judge_model:
-        engines["judge"] = connect(
-            options.judge_model or options.model,
-            server=options.judge_server,
-            server_model=options.judge_model,
-            judges=True,
-            **settings,
-        )
+        engines["judge"] = _open_judge(options)
     return engines
+
+
+def _open_model(options: BuildFields, renderer: Renderer | None) -> Engine:
+    if options.server is None:
+        from prefkit.pairs.engines.local.engine import LocalEngine
+
+        return LocalEngine(
+            options.model,
+            tokenizer=options.tokenizer,
+            dtype=options.dtype,
+            batch_size=options.batch_size,
+            end_ids=_end_of_turn(options, renderer),
+        )
+    from prefkit.pairs.engines.server.engine import ServerEngine
+
+    return ServerEngine(
+        options.server,
+        options.server_model or options.model,
+        _settings(options),
+        tokenizer=options.tokenizer or options.model,
+    )
+
+
+def _open_judge(options: BuildFields) -> Engine:
+    name = options.judge_model or options.model
+    if options.judge_server is None:
+        from prefkit.pairs.engines.local.engine import LocalEngine
+
+        return LocalEngine(name, dtype=options.dtype, batch_size=options.batch_size)
+    from prefkit.pairs.engines.server.engine import ServerEngine
+
+    return ServerEngine(
+        options.judge_server, options.judge_model, _settings(options), tokenizer=name, judges=True
+    )
 
 
 def _end_of_turn(options: BuildFields, renderer: Renderer | None) -> tuple[int, ...]:
@@ -61,12 +77,10 @@ def _end_of_turn(options: BuildFields, renderer: Renderer | None) -> tuple[int, 
     return (renderer.end_id(front, is_chat=True),)
 
 
-def _settings(options: BuildFields) -> dict[str, Any]:
-    return {
-        "dtype": options.dtype,
-        "batch_size": options.batch_size,
-        "concurrency": options.concurrency,
-        "timeout": options.timeout,
-        "retries": options.retries,
-        "extra_body": options.extra_body,
-    }
+def _settings(options: BuildFields) -> ServerSettings:
+    return ServerSettings(
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        retries=options.retries,
+        extra_body=options.extra_body or {},  # type: ignore[arg-type]
+    )

@@ -55,8 +55,8 @@ def drawn(outcomes: Iterable[Mapping[str, Any]], kind: str, seed: int) -> Drawn:
         if record["kind"] == kind
     ]
     chance = random.Random(f"{seed}/{kind}")
-    places = chance.sample(range(len(found)), min(SHOWN, len(found)))
-    return Drawn(kind, [found[place] for place in sorted(places)], len(found))
+    indices = chance.sample(range(len(found)), min(SHOWN, len(found)))
+    return Drawn(kind, [found[index] for index in sorted(indices)], len(found))
 
 
 def as_text(outcomes: Sequence[Mapping[str, Any]], seed: int) -> str:
@@ -86,10 +86,10 @@ def show(verdicts: Drawn, stream: TextIO, width: int | None = None) -> None:
         table.add_column(overflow="fold")
         asked = f"{_shown(record['question'], whole)} → {_shown(record['answer'], whole)}"
         table.add_row(f"{number}.", Text(asked, "bold"))
-        for place, step in enumerate(record["steps"]):
-            is_blamed = place == record["step"]
+        for index, step in enumerate(record["steps"]):
+            is_blamed = index == record["step"]
             style = "red" if is_blamed else ""
-            mark = f"{'> ' if is_blamed else ''}{place + 1}"
+            mark = f"{'> ' if is_blamed else ''}{index + 1}"
             table.add_row(Text(mark, style), Text(_shown(step, whole), style))
         table.add_row("", Text(f"{record['by']}: {record['reason']}", "italic"))
         with console.capture() as capture:
