@@ -13,7 +13,7 @@ from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.loss.objectives import METHODS, LossOptions
 from prefkit.options.check import in_words
 from prefkit.options.option import Rules, choices_of, default_of, field_docs, rules_of
-from prefkit.pairs.run.fields import BuildFields
+from prefkit.pairs.fields import BuildFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments, SupervisedFields
 
 _HEAD = """\

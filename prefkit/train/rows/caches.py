@@ -52,7 +52,6 @@ def attach_cache(
     common: dict[str, Any] = {
         "model_fingerprint": model_fingerprint or "",
         "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
-        "say": logger.warning,
     }
     compute = _by_side(_kept_of(reference, args), collator, reference)
     if not args.precompute_ref_hidden:
@@ -64,6 +63,7 @@ def attach_cache(
         compute,
         width=weight.shape[1],
         dtype=torch.bfloat16 if args.bf16 else weight.dtype,  # what the head multiplies in
+        say=logger.warning,
         **common,
     )
     return CachedDataset(dataset, cache)
