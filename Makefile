@@ -14,7 +14,7 @@ BENCH_THREADS ?= 2
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
 	@echo "make test         lint, types, tests, and the GPU script rehearsed"
-	@echo "make lint         ruff and mypy alone      make pytest   the tests alone"
+	@echo "make lint         ruff, mypy, imports      make pytest   the tests alone"
 	@echo "make format       ruff, in place           make types    mypy alone"
 	@echo "make install      .venv with prefkit       make install-dev   and what the tests need"
 	@echo "make bench        the benchmarks that fit a CPU, 10 minutes at most, beside the peers"
@@ -59,6 +59,7 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=.:kernels/torch-ext $(BIN)/lint-imports --no-cache
 
 types: install-dev
 	$(BIN)/mypy

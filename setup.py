@@ -6,8 +6,13 @@ Hub kernel, so the same folder can be published there as it is.
 
 from setuptools import find_packages, setup
 
+KERNELS = ["prefkit_kernels", "prefkit_kernels.*"]
+
 setup(
-    packages=[*find_packages(include=["prefkit", "prefkit.*"]), "prefkit_kernels"],
+    packages=[
+        *find_packages(include=["prefkit", "prefkit.*"]),
+        *find_packages("kernels/torch-ext", include=KERNELS),
+    ],
     package_dir={"prefkit": "prefkit", "prefkit_kernels": "kernels/torch-ext/prefkit_kernels"},
     package_data={"prefkit": ["py.typed", "demo/assets/**/*"], "prefkit_kernels": ["py.typed"]},
 )

@@ -4,7 +4,7 @@ Two limits. The products as the loss cuts them into chunks say what the rest cos
 of the whole size a unit, in the inputs' own dtype, says what the cutting and the fp32 results cost
 as well, and is what a loss could at best be.
 
-The loss itself is run once, with row kernels that do nothing, and every matrix product it asks
+The loss itself is run once, with kernels that do nothing, and every matrix product it asks
 torch for is written down: operands, buffers, order. What is timed afterwards is these products
 and nothing else, so the limit follows the loss when it changes. On a GPU with bf16 inputs
 the gradient by the logits is a rounded copy of the logits: zeros would multiply faster than data.
@@ -22,9 +22,11 @@ from benchmarks.no_rows import NoRows
 from benchmarks.problems import IGNORE, Problem
 from benchmarks.ways.base import Unavailable, Way, objective
 from prefkit.loss.passes import choose
-from prefkit_kernels import backward, forward, kept, one_pass
-from prefkit_kernels import problem as head_problem
-from prefkit_kernels.logits import LogitTransform
+from prefkit_kernels.core import problem as head_problem
+from prefkit_kernels.core.logits import LogitScaling
+from prefkit_kernels.pair_scores import keep_dz, one_pass
+from prefkit_kernels.token_stats.passes import backward, forward
+from prefkit_kernels.vocab_parallel import Shard
 
 _PRODUCTS = frozenset(
     {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm}
@@ -76,8 +78,8 @@ def products(problem: Problem, passes: str) -> Products:
     recorder = _Recorder()
     with torch.no_grad(), recorder:
         if passes == "two_pass":
-            stats, norms, _ = forward.forward(work, False)
-            backward.backward(work, stats, norms, torch.ones_like(stats), needs)
+            stats, norms, _ = forward(work, False)
+            backward(work, stats, norms, torch.ones_like(stats), needs)
         else:
             tokens, keep = problem.case.tokens, passes == "keep_dz"
             coefficients = problem.hidden.new_ones(2, tokens, dtype=work.dtype)
@@ -89,7 +91,7 @@ def products(problem: Problem, passes: str) -> Products:
             if dz is not None and scale is not None:
                 rows = (work.policy.hidden, work.targets, coefficients[0], IGNORE)
                 settings = (problem.case.vocab, problem.weight.dtype, False)
-                kept.gradients(dz, scale, *rows, *settings)
+                keep_dz.gradients(dz, scale, *rows, *settings)
     return recorder.products
 
 
@@ -112,12 +114,12 @@ def whole_products(problem: Problem, passes: str) -> Products:
 
 
 def _of_head(problem: Problem) -> head_problem.Problem:
-    """The problem as the head's code takes it, with silent row kernels."""
-    head = head_problem.Head(problem.hidden.detach(), problem.weight.detach(), None)
+    """The problem as the head's code takes it, with silent kernels."""
+    head = head_problem.HeadInputs(problem.hidden.detach(), problem.weight.detach(), None)
     reference = None
     outputs: tuple[str, ...] = ("logp",)
     if problem.ref_logp is None:
-        reference = head_problem.Head(problem.ref_hidden, problem.ref_weight, None)
+        reference = head_problem.HeadInputs(problem.ref_hidden, problem.ref_weight, None)
         outputs = ("logp", "ref_logp")
     if problem.case.loss == "tdpo2":
         outputs = ("logp", "ref_logp", "kl")
@@ -127,11 +129,11 @@ def _of_head(problem: Problem) -> head_problem.Problem:
         targets=problem.labels,
         ignore_index=IGNORE,
         outputs=outputs,
-        transform=LogitTransform(1.0, 0.0, 1.0),
+        scaling=LogitScaling(1.0, 0.0, 1.0),
         budget=0,
         num_scored=-1,
         kernels=NoRows,  # type: ignore[arg-type]  # a namespace with the module's functions
-        shard=head_problem.Shard(),
+        shard=Shard(),
     )
 
 

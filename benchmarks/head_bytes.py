@@ -4,8 +4,8 @@
     python -m benchmarks.head_bytes --dim 4096 --tokens 8192 64
 
 Counted, not measured: the passes run on tensors without data, with the sizes of a GPU's chunks,
-with matrix products and row kernels that do nothing, and every block of memory is added up while it
-is alive. So it counts what the passes ask torch for, in their own code, without an allocator's
+with matrix products and kernels that do nothing, and every block of memory is added up while it is
+alive. So it counts what the passes ask torch for, in their own code, without an allocator's
 rounding or a library's workspace. Inputs and the gradient of the head, which each of them owes,
 are not counted.
 """
@@ -23,18 +23,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.no_rows import NoRows
-from prefkit_kernels import backward, chunks, forward, kept, one_pass, scaling
-from prefkit_kernels import problem as problem_module
-from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.problem import Head, Problem, Shard
+from prefkit_kernels.core import chunks
+from prefkit_kernels.core import problem as problem_module
+from prefkit_kernels.core.logits import LogitScaling
+from prefkit_kernels.core.problem import HeadInputs, Problem
+from prefkit_kernels.pair_scores import keep_dz, one_pass
+from prefkit_kernels.token_stats import passes as token_passes
+from prefkit_kernels.vocab_parallel import Shard
 
 _OUTPUTS = {"dpo": ("logp", "ref_logp"), "tdpo2": ("logp", "ref_logp", "kl")}
 _PRODUCTS = {
     chunks: ("project_",),
-    forward: ("add_hidden_grad_",),
     one_pass: ("add_hidden_grad_", "add_weight_grad_"),
-    backward: ("project_", "add_hidden_grad_", "weight_grad_"),
-    kept: ("weight_grad_",),
+    token_passes: ("project_", "add_hidden_grad_", "weight_grad_"),
+    keep_dz: ("weight_grad_",),
 }
 
 
@@ -110,7 +112,8 @@ def _problem(shape: Shape) -> Problem:
         return torch.empty(size, dtype=torch.bfloat16, device="meta")
 
     heads = [
-        Head(bf16(shape.tokens, shape.dim), bf16(shape.vocab, shape.dim), None) for _ in range(2)
+        HeadInputs(bf16(shape.tokens, shape.dim), bf16(shape.vocab, shape.dim), None)
+        for _ in range(2)
     ]
     return Problem(
         policy=heads[0],
@@ -118,7 +121,7 @@ def _problem(shape: Shape) -> Problem:
         targets=torch.empty(shape.tokens, dtype=torch.int64, device="meta"),
         ignore_index=-100,
         outputs=_OUTPUTS[shape.loss],
-        transform=LogitTransform(),
+        scaling=LogitScaling(),
         budget=0,
         num_scored=shape.tokens,
         kernels=NoRows,  # type: ignore[arg-type]  # a namespace with the module's functions
@@ -131,8 +134,8 @@ def _step(problem: Problem, shape: Shape, passes: str) -> tuple[Tensor | None, T
     needs = (True, not shape.frozen, False)
     tokens, dtype = shape.tokens, torch.bfloat16
     if passes == "two_pass":
-        stats, norms, _ = forward.forward(problem, False)
-        made = backward.backward(problem, stats, norms, torch.ones_like(stats), needs)
+        stats, norms, _ = token_passes.forward(problem, False)
+        made = token_passes.backward(problem, stats, norms, torch.ones_like(stats), needs)
         return made[0], made[1]
     coefficients = problem.targets.new_ones(2, tokens, dtype=torch.float32)
     pairs = torch.zeros_like(problem.targets)
@@ -147,7 +150,7 @@ def _step(problem: Problem, shape: Shape, passes: str) -> tuple[Tensor | None, T
     if dz is not None:
         settings = (problem.ignore_index, shape.vocab, dtype, False)
         hidden = problem.policy.hidden
-        d_weight, _ = kept.gradients(dz, scale, hidden, problem.targets, factors, *settings)
+        d_weight, _ = keep_dz.gradients(dz, scale, hidden, problem.targets, factors, *settings)
     elif d_weight is not None:
         d_weight = _rows_scaled(d_weight, factors[:1].expand(len(d_weight)))
     return d_hidden, d_weight
@@ -155,13 +158,13 @@ def _step(problem: Problem, shape: Shape, passes: str) -> tuple[Tensor | None, T
 
 def _rows_scaled(direction: Tensor, factors: Tensor) -> Tensor:
     out = direction.new_empty(direction.shape, dtype=torch.bfloat16)
-    return scaling.scale_rows(direction, factors, out)
+    return keep_dz.scale_rows(direction, factors, out)
 
 
 @contextmanager
 def _nothing_computed() -> Iterator[None]:
     with ExitStack() as stack:
-        for module in (chunks, backward, kept):  # as on a GPU
+        for module in (chunks, token_passes, keep_dz):  # as on a GPU
             kind = mock.patch.object(module, "gradient_dtype", lambda hidden: hidden.dtype)
             stack.enter_context(kind)
         stack.enter_context(mock.patch.object(problem_module, "refuse_unless", _nothing))

@@ -1,4 +1,4 @@
-"""Row kernels that do nothing, for what asks only for the products or the memory."""
+"""Kernels that do nothing to logits, for what asks only for the products or the memory."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 class NoRows:
-    """Row kernels that leave everything as it is."""
+    """Kernels over logits that leave everything as it is."""
 
     @staticmethod
-    def normalisers(rows: Any, out: Tensor) -> None: ...
+    def normalisers(block: Any, out: Tensor) -> None: ...
 
     @staticmethod
-    def class_sums(rows: Any, outputs: Any, norms: Tensor, out: Tensor) -> None: ...
+    def class_sums(block: Any, outputs: Any, norms: Tensor, out: Tensor) -> None: ...
 
     @staticmethod
     def gradient(
-        rows: Any,
+        block: Any,
         outputs: Any,
         stats: Tensor,
         norms: Tensor,
@@ -24,5 +24,5 @@ class NoRows:
         out: Tensor,
         kl_sum: Tensor | None = None,
     ) -> None:
-        if out.data_ptr() != rows.raw.data_ptr():
-            out.copy_(rows.raw)
+        if out.data_ptr() != block.raw.data_ptr():
+            out.copy_(block.raw)

@@ -121,7 +121,7 @@ def _arguments(case: Case, folder: str) -> list[str]:
 def predict(case: Case) -> Any:
     """The plan of a case."""
     from prefkit.cli.train import load_options
-    from prefkit.plan import given_lengths, load_config, make_plan, read_setting
+    from prefkit.plan import Planner, given_lengths, load_config, make_plan, read_setting
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.json")
@@ -129,7 +129,8 @@ def predict(case: Case) -> Any:
         config = load_config(str(file))
         setting = read_setting(load_options(_arguments(case, folder)))
     lengths = given_lengths(",".join(map(str, case.lengths)))
-    return make_plan(case.name, config, setting, lengths, room=float(os.sysconf("SC_PAGE_SIZE")))
+    planner = Planner(case.name, config, lengths)
+    return make_plan(planner, setting, room=float(os.sysconf("SC_PAGE_SIZE")))
 
 
 def measure(case: Case, timeout: float = 1800.0) -> int:

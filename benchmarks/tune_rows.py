@@ -1,4 +1,4 @@
-"""Sweeps the Triton row kernels' launches on a GPU: GB/s of every block size and number of warps.
+"""Sweeps the Triton kernels' launches on a GPU: GB/s of every block size and number of warps.
 
     python -m benchmarks.tune_rows                       # the vocabularies and kernels that matter
     python -m benchmarks.tune_rows --vocab 50257 --rows 16
@@ -8,9 +8,9 @@ Compiling takes most of the time (80 kernels a vocabulary, 1 to 2 s each); `--co
 several processes fill Triton's cache first. Each table is also told as a line of JSON.
 PREFKIT_GPU_REHEARSE=1 runs the same on a CPU (TRITON_INTERPRET=1): one launch, few rows.
 
-The project's own choice (`rows_triton.launch`) carries a star, so a table in which another cell is
-clearly larger says what to change there. All kernels are bound by memory: a plain copy's GB/s on
-the same device is the limit and is printed first. Refuses where there is no GPU.
+The project's own choice (`backends/triton/launch.py`) carries a star, so a table in which another
+cell is clearly larger says what to change there. All kernels are bound by memory: a plain copy's
+GB/s on the same device is the limit and is printed first. Refuses where there is no GPU.
 """
 
 import argparse
@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.telling import median_ms, rehearsing, tell
-from prefkit_kernels import rows_triton
-from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows import Rows
-from prefkit_kernels.rows_triton import Launch
+from prefkit_kernels.backends import triton as triton_kernels
+from prefkit_kernels.backends.triton.launch import Launch, launch
+from prefkit_kernels.core.logits import LogitsBlock, LogitScaling
 
 VOCABS = (32_000, 49_152, 128_256, 152_064)
 BLOCKS = (1024, 2048, 4096, 8192)
@@ -56,26 +55,26 @@ def kernels(vocab: int, count: int, device: str) -> list[Kernel]:
     z = torch.randn(count, vocab, generator=draw, device=device)
     zr = z + 0.1 * torch.randn(count, vocab, generator=draw, device=device)
     targets = torch.randint(0, vocab, (count,), generator=draw, device=device)
-    rows = Rows(z, zr, None, None, targets, LogitTransform())
+    block = LogitsBlock(z, zr, None, None, targets, LogitScaling())
     norms = torch.empty(2, 3, count, device=device)
-    rows_triton.normalisers(rows, norms[0])
-    rows_triton.normalisers(replace(rows, raw=zr), norms[1])
+    triton_kernels.normalisers(block, norms[0])
+    triton_kernels.normalisers(replace(block, raw=zr), norms[1])
     whole = norms[:, :2].reshape(4, count)
     ones, kl = torch.ones(2, count, device=device), torch.empty(count, device=device)
     half, sums = torch.empty_like(z, dtype=torch.bfloat16), torch.empty(1, count, device=device)
 
     def gradient(outputs: tuple[str, ...], out: Tensor, kl_sum: Tensor | None, how: Launch) -> None:
         used = ones[: len(outputs)]
-        rows_triton.gradient(rows, outputs, used, whole, used, out, kl_sum, how)
+        triton_kernels.gradient(block, outputs, used, whole, used, out, kl_sum, how)
 
     both, cells = ("logp", "kl"), z.numel()
     return [
-        Kernel("norms", 1, 4 * cells, lambda how: rows_triton.normalisers(rows, norms[0], how)),
+        Kernel("norms", 1, 4 * cells, lambda how: triton_kernels.normalisers(block, norms[0], how)),
         Kernel(
             "class_sums kl",
             2,
             8 * cells,
-            lambda how: rows_triton.class_sums(rows, ("kl",), whole, sums, how),
+            lambda how: triton_kernels.class_sums(block, ("kl",), whole, sums, how),
         ),
         Kernel("gradient dpo", 1, 6 * cells, lambda how: gradient(both[:1], half, None, how)),
         Kernel("gradient tdpo", 2, 10 * cells, lambda how: gradient(both, half, kl, how)),
@@ -124,7 +123,7 @@ def launch_share(vocab: int, rows: int, share: str, device: str, rehearsal: bool
 
 def table(kernel: Kernel, vocab: int, measured: dict[Launch, float]) -> str:
     """Blocks down, warps across; a star at the project's choice, a dash where nothing was tried."""
-    chosen = rows_triton.launch(vocab, kernel.heads)
+    chosen = launch(vocab, kernel.heads)
     lines = [f"V {vocab}, {kernel.name}: GB/s", "block " + "".join(f"{w:>4} warps" for w in WARPS)]
     for block in BLOCKS:
         cells = (Launch(block, warps) for warps in WARPS)
@@ -145,9 +144,9 @@ def sweep(vocab: int, rows: int | None, device: str, rehearsal: bool) -> None:
         text = table(kernel, vocab, measured)
         print(text, flush=True)
         best = max(measured, key=lambda how: measured[how])
-        chosen = measured.get(rows_triton.launch(vocab, kernel.heads))
+        chosen = measured.get(launch(vocab, kernel.heads))
         tell(
-            row=f"GB/s of the row kernels, V {vocab}",
+            row=f"GB/s of the kernels over logits, V {vocab}",
             kernel=kernel.name,
             best=f"{best.block} × {best.warps} warps",
             **{"GB/s": round(measured[best]), "of the project's choice": chosen and round(chosen)},

@@ -21,27 +21,38 @@ HERE = Path(__file__).parent
 def build(out: Path) -> list[Path]:
     """Write one variant a backend of build.toml under `out`/build and return their folders.
 
-    A variant is the package's files beside a metadata.json; its `id` becomes the module's name, and
-    so the namespace of the operators. The id names the sources by their hash: two versions loaded
-    in one process have two names.
+    A variant is the package's files, in their folders, beside a metadata.json; its `id` becomes the
+    module's name, and so the namespace of the operators. The id names the sources by their hash,
+    paths included: two versions loaded in one process have two names.
 
     Raises:
         FileExistsError: a variant is there already.
     """
     general = tomllib.loads((HERE / "build.toml").read_text())["general"]
     package = general["name"].replace("-", "_")
-    sources = sorted((HERE / "torch-ext" / package).glob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:7]
+    root = HERE / "torch-ext" / package
+    sources = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    digest = _digest(root, sources)
     variants = []
     for backend in general["backends"]:
         variant = out / "build" / f"torch-{backend}"
         variant.mkdir(parents=True)
         for path in sources:
-            shutil.copy(path, variant)
+            (variant / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / path, variant / path)
         metadata = _metadata(general, backend, f"_{package}_{backend}_{digest}")
         (variant / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
         variants.append(variant)
     return variants
+
+
+def _digest(root: Path, sources: list[Path]) -> str:
+    """Seven hex digits of the files' names and contents."""
+    found = hashlib.sha256()
+    for path in sources:
+        content = (root / path).read_bytes()
+        found.update(f"{path.as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:7]
 
 
 def _metadata(general: dict[str, Any], backend: str, identifier: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.telling import device, median_ms, row, wait
 from prefkit.data.batch.stream import Stream, Tree
-from prefkit.model.attention.stream import attend
+from prefkit.model.attention.compute.attend import attend
 
 _HEADS, _GROUPS, _WIDTH = 32, 8, 64
 _SHAPES = ((8192, 100), (2048, 4096), (256, 1024))  # tokens of the prefix and of a side

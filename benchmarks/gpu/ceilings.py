@@ -51,7 +51,7 @@ def capabilities(where: str) -> dict[str, object]:
 
 def fp32_results(dtype: torch.dtype, where: str) -> dict[str, object]:
     """Whether low-precision products come with fp32 results, and are added to fp32 matrices."""
-    from prefkit_kernels import gemm
+    from prefkit_kernels.core import gemm
 
     place = (
         torch.device("cuda", torch.cuda.current_device())

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.choices [tiles] [kernels] [small] [budgets]
 
-- tiles: TFLOP/s of the small heads' kernels (`prefkit_kernels.small_head`) by tile.
+- tiles: TFLOP/s of the small heads' kernels (`prefkit_kernels.backends.triton.small_head`) by tile.
 - kernels: what one loss at a small head spends its time on.
 - small: small heads whose logits are made again against logits kept.
 - budgets: bytes of a chunk's buffers. Products that are added to dW need many rows, others few.
@@ -23,9 +23,10 @@ from benchmarks.problems import Case, Problem, build
 from benchmarks.questions import tiny
 from benchmarks.ways.ours import run
 from benchmarks.whole_step import Kernels
-from prefkit_kernels import rows_small, small_head, token_stats
-from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.small_head import Tile
+from prefkit_kernels import token_stats
+from prefkit_kernels.backends.triton import small_head
+from prefkit_kernels.backends.triton.small_head.launch import Tile
+from prefkit_kernels.core.logits import LogitsBlock, LogitScaling
 
 MIB = 1 << 20
 _LAST = 4.0  # seconds that are left when nothing further is begun
@@ -91,7 +92,7 @@ def budgets(where: str) -> None:
 @contextlib.contextmanager
 def logits_kept(keep: bool) -> Iterator[None]:
     """Small heads store their logits like others, or never do so."""
-    with mock.patch.object(rows_small, "worthwhile", return_value=not keep):
+    with mock.patch.object(small_head, "worthwhile", return_value=not keep):
         yield
 
 
@@ -133,7 +134,7 @@ def tiles(where: str) -> None:
         for how in _TILES[: 1 if where == "cpu" else None]:
             if over():
                 return
-            cut = f"{how.rows} × {how.classes} × {how.depth}" + (", halves" if how.halves else "")
+            cut = f"{how.tokens} × {how.classes} × {how.depth}" + (", halves" if how.halves else "")
             row(
                 f"Tiles, D {dim}",
                 tile=cut,
@@ -150,14 +151,16 @@ def _tile(where: str, dim: int, how: Tile) -> dict[str, object]:
     weight = (torch.randn(vocab, dim, device=where) * 3 / dim**0.5).bfloat16()
     targets = torch.randint(0, vocab, (count,), device=where)
     norms, ones = torch.empty(3, count, device=where), torch.ones(1, count, device=where)
-    head, plain, dz = (hidden, weight, None), LogitTransform(), hidden.new_empty(count, vocab)
+    dz = hidden.new_empty(count, vocab)
+    shape = torch.empty(count, vocab, device="meta")  # in the place of stored logits
+    block = LogitsBlock(shape, None, None, None, targets, LogitScaling(), operands=(hidden, weight))
 
     def normalisers() -> None:
-        small_head.normalisers(*head, targets, plain, 0, norms, how)
+        small_head.normalisers(block, norms, how)
 
     def gradient() -> None:
         whole = norms[[0, 1, 0, 1]]
-        small_head.gradient(head, None, ("logp",), targets, plain, 0, whole, ones, dz, None, how)
+        small_head.gradient(block, ("logp",), ones, whole, ones, dz, None, how)
 
     found: dict[str, object] = {}
     for kernel in (normalisers, gradient):

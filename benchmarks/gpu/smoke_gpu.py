@@ -15,10 +15,10 @@ from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
 from prefkit.data.batch.stream import Stream, Tree
-from prefkit.model.attention.blockwise import Blockwise
-from prefkit.model.attention.stream import attend
-from prefkit.model.attention.varlen import varlen_kernel
-from prefkit_kernels import ops_pairs
+from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.blockwise import Blockwise
+from prefkit.model.attention.compute.varlen import varlen_kernel
+from prefkit_kernels.pair_scores.keep_dz import scale_rows
 
 Check = Callable[[], dict[str, Any]]
 
@@ -32,7 +32,7 @@ def scaled(
     factors = torch.randn(shape[0], device=where, dtype=kind)
     true = rows.to(kind) * factors.view(-1, *(1,) * (len(shape) - 1))
     target = rows if out is None else torch.full(shape, torch.nan, device=where, dtype=out)
-    ops_pairs.scale_rows(rows, factors, target)
+    scale_rows(rows, factors, target)
     return {"ok": torch.equal(target, true.to(target.dtype))}
 
 

@@ -75,7 +75,7 @@ STEPS = (
     # 80 launches to compile, in 8 processes.
     Step(
         "tune",
-        "Launches of the row kernels",
+        "Launches of the kernels over logits",
         ("-m", "benchmarks.tune_rows", "--vocab", "128256", "--compile-in", "8"),
         75,
     ),

@@ -116,7 +116,7 @@ def multiplicity(claims: Sequence[Claim], findings: Findings) -> str:
     text = (
         f"{count} claims are tested, without correction for their number: at 95 %, "
         f"{0.05 * count:.1f} of their intervals would be expected not to hold 0 if no method "
-        f"differed from another, half of these on a paper's side. "
+        f"differed from another, half of these in favour of the paper. "
     )
     if seeds < 2 or not claims:
         return text.strip()
@@ -163,8 +163,8 @@ def _unequal(claim: Claim, findings: Findings) -> str:
         return ""
     other = label(next(iter(names - {"step-dpo"})))
     if findings.regime.grader is None:
-        return f"Step-DPO is told the first wrong step by a program that knows; {other} is not."
+        return f"Step-DPO is told the first wrong step by an exact program; {other} is not."
     return (
         "**Not on equal terms**: Step-DPO's localiser and filter know the truth here; the labels "
-        f"of {other} come from the verifier that sees little."
+        f"of {other} come from the weak verifier."
     )

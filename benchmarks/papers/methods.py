@@ -123,7 +123,7 @@ REGIMES = {
         ),
         Regime(
             name="weak",
-            title="A verifier that sees little",
+            title="A weak verifier",
             about=(
                 "The same, but an answer counts as right in the data if it is on the right side of "
                 "50: many right answers come from wrong steps. Accuracy is still measured exactly."

@@ -1,5 +1,6 @@
 """Writes docs/papers.md: tables, picture and what follows from them, all from the journal."""
 
+import textwrap
 from pathlib import Path
 
 from benchmarks import machine
@@ -36,8 +37,24 @@ def write_page(
         parts.append(f"## Accuracy against KL\n\n![accuracy against KL]({picture.name})")
     parts.append(_left_out(comparison, found))
     parts.append(LIMITS)
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    write_text(path, wrapped("\n\n".join(part for part in parts if part)) + "\n")
     return [path, picture] if drawn else [path]
+
+
+def wrapped(text: str) -> str:
+    """Markdown with paragraphs and list items wrapped at 100 columns; tables stay as they are."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = "  " if line.startswith(("- ", "  ")) else ""
+        plain = line.startswith(("|", "#", "!")) or len(line) <= 100
+        lines += (
+            [line]
+            if plain
+            else textwrap.wrap(
+                line, 100, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+            )
+        )
+    return "\n".join(lines)
 
 
 def _intro(comparison: Comparison) -> str:

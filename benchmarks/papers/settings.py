@@ -95,26 +95,27 @@ def _grids(comparison: Comparison, regime: Regime) -> str:
         kind = "fine-tuning" if method.supervised else "the preference losses"
         kinds.setdefault(kind, span(settings_of(method, comparison.size.points)))
     text = f"Tried: {'; '.join(f'{kind}: {words}' for kind, words in kinds.items())}. "
-    text += "As many points each, but not as wide: "
+    text += "Both grids have the same number of points, but not the same width: "
     return text + "a learning rate at an edge might be better beyond it, and so might a β."
 
 
 def _worth(comparison: Comparison, regime: Regime, journal: Journal) -> str:
     size = comparison.size
     text = (
-        "**Such choices are noise to a good part.** The standard error is that of "
+        "**Much of such a choice is noise.** The standard error is that of "
         f"{len(size.tuning_seeds)} × {size.validation} problems alone. "
     )
     apart = [max(found) - min(found) for found in _of_starts(comparison, regime, journal)]
     if len(size.tuning_seeds) > 1:
         text += (
-            "How starts differ comes on top: the chosen settings' accuracies differ by "
-            f"{100 * sum(apart) / len(apart):.1f} points from start to start (mean; at most "
-            f"{100 * max(apart):.1f}). "
+            "Differences between initial models come on top: the chosen settings' accuracies "
+            f"differ by {100 * sum(apart) / len(apart):.1f} points from start to start (mean; at "
+            f"most {100 * max(apart):.1f}). "
         )
     return text + (
-        "The highest of several noisy figures is too high as well. So chosen is not the best but "
-        "the gentlest setting (lowest rate, then highest β) within one standard error of it."
+        "The highest of several noisy figures is also too high. So the choice is not the best "
+        "setting but the gentlest one (lowest rate, then highest β) within one standard error of "
+        "it."
     )
 
 

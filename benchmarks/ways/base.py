@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.problems import Case, Problem
 from benchmarks.truth import ALPHA, BETA
 from prefkit import DPO, TDPO
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit.loss.sides import Sides
 from prefkit_kernels import TokenStats
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from prefkit.data.tokens.chat import PLAIN_TEMPLATE
+from prefkit.data.text.template import PLAIN_TEMPLATE
 from prefkit.demo.lines import LINE_LENGTH
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")

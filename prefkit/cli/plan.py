@@ -112,12 +112,13 @@ def _planned(
 ) -> tuple[Any, Any]:
     options = _options(wanted, given)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    from prefkit.plan.launcher import read_launcher
-    from prefkit.plan.lengths import given_lengths
-    from prefkit.plan.model import load_config
+    from prefkit.plan.inputs.launcher import read_launcher
+    from prefkit.plan.inputs.lengths import given_lengths
+    from prefkit.plan.inputs.setting import DTYPES, read_setting
+    from prefkit.plan.inputs.shape import load_config
+    from prefkit.plan.planner import Planner
     from prefkit.plan.planning import make_plan
     from prefkit.plan.refusals import check_lengths, check_start
-    from prefkit.plan.setting import DTYPES, read_setting
 
     launcher = read_launcher(wanted.accelerate_config)
     config = load_config(options.script.model)
@@ -131,10 +132,8 @@ def _planned(
         lengths = _data_lengths(options, config)
     room, supposed = _room(wanted, setting.on_cpu)
     plan = make_plan(
-        options.script.model,
-        config,
+        Planner(options.script.model, config, lengths),
         setting,
-        lengths,
         room,
         words=_words_of_run(words, flags, options),
         launcher=wanted.accelerate_config,
@@ -143,7 +142,7 @@ def _planned(
     )
     if not wanted.exact:
         return plan, None
-    from prefkit.plan.exact import exact_memory
+    from prefkit.plan.costs.exact import exact_memory
 
     gc.enable()  # garbage would be counted as held
     return plan, exact_memory(config, plan.shape, plan.setting, plan.heaviest)
@@ -176,7 +175,7 @@ def _words_of_run(words: list[str], flags: dict[str, list[str]], options: Option
 
 def _room(wanted: PlanOptions, on_cpu: bool) -> tuple[int, bool]:
     """Bytes that a process may take, and whether they are of a GPU that is only supposed."""
-    from prefkit.plan.setting import parse_bytes
+    from prefkit.plan.inputs.setting import parse_bytes
 
     if wanted.gpu_memory is not None:
         return parse_bytes(wanted.gpu_memory), False
@@ -194,9 +193,9 @@ def _room(wanted: PlanOptions, on_cpu: bool) -> tuple[int, bool]:
 def _data_lengths(options: Any, model_config: Any) -> Any:
     """Tokenises the training data as `prefkit train` will, writing nothing to its folders."""
     from prefkit.model.loading import load_tokenizer
-    from prefkit.plan.lengths import data_lengths
+    from prefkit.plan.inputs.lengths import data_lengths
     from prefkit.train.checks.options import one_line_errors
-    from prefkit.train.setup import prepare_dataset
+    from prefkit.train.rows.pairs import prepare_dataset
 
     script, config, _ = options
     name = script.tokenizer or script.model

@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         PrefkitError: a user's mistake.
     """
-    from prefkit.train.checks.options import check_machine, one_line_errors
+    from prefkit.train.checks.options import one_line_errors
 
     with one_line_errors():
         words, flags, given = read_run(COMMAND, argv)
@@ -67,7 +67,6 @@ def run(argv: Sequence[str]) -> int:
     script, config, _ = options
     folder, resume = Path(config.output_dir), config.resume_from_checkpoint
     check_paths(script, config.output_dir, resume)
-    check_machine(config)
     check_same_run(options, _say)
     started = time.perf_counter()
     with one_line_errors():

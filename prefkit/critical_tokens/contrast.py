@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.atomic import check_writable, write_json
-from prefkit.train.checkpointing.checkpoint import begin as clear
-from prefkit.train.checkpointing.checkpoint import list_checkpoints
+from prefkit.train.checkpointing.checkpoint import delete, list_checkpoints
 
 if TYPE_CHECKING:
     from prefkit.train.supervised import SupervisedTrainer
@@ -279,4 +278,4 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _remove_checkpoints(folder: Path) -> None:
     """The model is saved: the optimiser's state would only take room."""
     for one in list_checkpoints(folder):
-        clear(one)
+        delete(one)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prefkit.errors import ConfigError
-from prefkit.train.fields import TextFields
+from prefkit.options.prompt import TextFields
 
 
 @dataclass(kw_only=True)

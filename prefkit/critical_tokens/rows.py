@@ -15,12 +15,12 @@ import numpy as np
 from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.critical_tokens.writing import Task, with_scores
 from prefkit.data.formats.detect import ReadOptions, detect_format, read_row
-from prefkit.data.formats.row import Row
+from prefkit.data.formats.fields.row import Row
 from prefkit.data.pair import Pair, TokenizedPair, TokenizedSide
 from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, Rows
+from prefkit.data.text.render import Renderer
 from prefkit.data.tokens.encode import Encoded
-from prefkit.data.tokens.render import Renderer
 from prefkit.data.tokens.sequence import Texts, TooLongError
 from prefkit.data.tokens.tokenize import encode_pairs, tokenize_pairs, write_pairs
 from prefkit.errors import RowError

@@ -24,9 +24,9 @@ from prefkit.critical_tokens.writing import Task, with_scores
 from prefkit.data.batch.collators import SolutionCollator
 from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, load_rows
-from prefkit.data.tokens.render import Renderer
+from prefkit.data.text.render import Renderer
 from prefkit.errors import ConfigError, PrefkitError, RowError
-from prefkit.train.setup import tokenize_options
+from prefkit.train.rows.run_rows import tokenize_options
 
 
 @dataclass(frozen=True)

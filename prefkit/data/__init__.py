@@ -2,12 +2,12 @@
 
 from prefkit.data.batch.collators import PairCollator, SolutionCollator
 from prefkit.data.dataset import PairDataset, prepare_pairs
-from prefkit.data.formats.detect import read_pairs
+from prefkit.data.formats.detect import ReadOptions, read_pairs
 from prefkit.data.pair import Pair, PairBatch, Side, TokenizedPair, TokenizedSide, TokenWeights
 from prefkit.data.report import DataReport
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
 from prefkit.data.sources.files import Rows, load_rows
-from prefkit.data.tokens.render import TokenizeOptions
+from prefkit.data.text.render import TokenizeOptions
 from prefkit.data.tokens.tokenize import TooLongError, tokenize_pair
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "PairBatch",
     "PairCollator",
     "PairDataset",
+    "ReadOptions",
     "Rows",
     "Side",
     "SolutionCollator",

@@ -10,21 +10,19 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch.utils.data
 from tqdm.auto import tqdm
 
 from prefkit.data.formats.detect import ReadOptions, iter_pairs
-from prefkit.data.formats.layouts import Columns
 from prefkit.data.pair import Pair, TokenizedPair
 from prefkit.data.report import DataReport, Incident, write_incidents
 from prefkit.data.sources.files import Rows, load_rows
-from prefkit.data.tokens.render import Renderer, TokenizeOptions, is_chat
-from prefkit.data.tokens.template_used import template_used
+from prefkit.data.text.render import Renderer, TokenizeOptions, is_chat, template_used
 from prefkit.data.tokens.tokenize import TooLongError, tokenize_pairs
-from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.errors import PrefkitError, RowError
 from prefkit.files.atomic import check_writable
 
 logger = logging.getLogger(__name__)
@@ -74,16 +72,10 @@ def prepare_pairs(
     source: Any,
     tokenizer: Any,
     options: TokenizeOptions | None = None,
+    reading: ReadOptions | None = None,
     *,
-    level: str = "step",
-    mask_tool_output: bool = True,
-    format: str = "auto",
     split: str = "train",
-    block_style: str = "plain",
-    columns: Columns | None = None,
     vocab_size: int | None = None,
-    on_bad_row: Literal["error", "skip"] = "error",
-    skipped_file: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     keep_text: bool = False,
 ) -> PairDataset:
@@ -93,12 +85,10 @@ def prepare_pairs(
         source: anything `load_rows` takes, `Pair` objects, or a list of such sources, which are
             put one after the other (SCDPO's mixture of naive and step-controlled pairs).
         tokenizer: a fast transformers tokenizer.
-        options: see `TokenizeOptions`.
-        level, mask_tool_output, format, block_style, columns: see `formats.ReadOptions`.
+        options: how pairs become ids, see `TokenizeOptions`.
+        reading: how rows are read, see `ReadOptions`.
         split: which split of a dataset with several.
-        vocab_size: rows of the model's embedding; ids beyond it are refused.
-        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
-        skipped_file: JSON Lines file for skipped and cut rows.
+        vocab_size: size of the model's embedding; ids beyond it are refused.
         progress: show a progress bar; None = from 2000 rows on.
         keep_text: keep the pairs' texts beside their ids (`prefkit inspect` shows them).
 
@@ -107,34 +97,16 @@ def prepare_pairs(
         PrefkitError: an unreadable source, a slow tokenizer, an unwritable `skipped_file`, or no
             pair left.
     """
-    options = options or TokenizeOptions()
-    if on_bad_row not in ("error", "skip"):
-        raise ConfigError(f"on_bad_row is {on_bad_row!r}. Choose one of: error, skip.")
-    reading = ReadOptions(
-        level=level,
-        mask_tool_output=mask_tool_output,
-        format=format,
-        block_style=block_style,
-        columns={} if columns is None else columns,
-    )
+    options, reading = options or TokenizeOptions(), reading or ReadOptions()
     renderer = Renderer(tokenizer, options)
-    if skipped_file is not None:
-        check_writable(Path(skipped_file).parent, "skipped_file")
+    if reading.skipped_file is not None:
+        check_writable(Path(reading.skipped_file).parent, "skipped_file")
     sources = [
         one if _is_pairs(one) else load_rows(one, split=split) for one in _split_sources(source)
     ]
-    report = DataReport(skipped_file=None if skipped_file is None else os.fspath(skipped_file))
-    for one in sources:
-        name = one.source if isinstance(one, Rows) else "pairs in memory"
-        report.sources[name] = report.sources.get(name, 0) + len(one)
-    items = _read(sources, reading)
-    keep = Keeper(report, on_bad_row, options, renderer, [] if keep_text else None)
-    total = sum(report.sources.values())
-    shown = progress if progress is not None else total >= BAR_FROM
-    with tqdm(total=total, desc="Tokenising pairs", unit="row", disable=not shown) as bar:
-        while chunk := list(islice(items, CHUNK)):
-            keep.add(chunk, vocab_size)
-            bar.update(len(chunk))
+    report = _open_report(sources, reading.skipped_file)
+    keep = Keeper(report, reading.on_bad_row, options, renderer, [] if keep_text else None)
+    _tokenize(_read(sources, reading), keep, vocab_size, progress)
     _close_report(keep.pairs, report)
     return PairDataset(keep.pairs, report, keep.texts, template_used(renderer, report.chats))
 
@@ -189,6 +161,26 @@ class Keeper:
             raise error
         field = error.field.split("[")[0] or "whole row"
         self.report.skip("too long" if too_long else field, error)
+
+
+def _tokenize(
+    items: Iterator[Pair | RowError], keep: Keeper, vocab_size: int | None, progress: bool | None
+) -> None:
+    """Tokenises all items in chunks, with a bar on a terminal where that takes a while."""
+    total = sum(keep.report.sources.values())
+    shown = progress if progress is not None else total >= BAR_FROM
+    with tqdm(total=total, desc="Tokenising pairs", unit="row", disable=not shown) as bar:
+        while chunk := list(islice(items, CHUNK)):
+            keep.add(chunk, vocab_size)
+            bar.update(len(chunk))
+
+
+def _open_report(sources: list[Any], skipped_file: str | os.PathLike[str] | None) -> DataReport:
+    report = DataReport(skipped_file=None if skipped_file is None else os.fspath(skipped_file))
+    for one in sources:
+        name = one.source if isinstance(one, Rows) else "pairs in memory"
+        report.sources[name] = report.sources.get(name, 0) + len(one)
+    return report
 
 
 def _close_report(pairs: list[TokenizedPair], report: DataReport) -> None:

@@ -16,6 +16,16 @@ from torch import Tensor
 Message = dict[str, Any]
 
 
+def is_message(value: Any) -> bool:
+    """Whether a value is one message, of either form."""
+    return isinstance(value, dict) and ("role" in value or {"from", "value"} <= set(value))
+
+
+def is_conversational(value: Any) -> bool:
+    """Whether a field holds messages, or a single one, rather than text."""
+    return is_message(value) or (isinstance(value, list) and bool(value) and is_message(value[0]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenWeights:
     """One weight a response token, bound to the tokens it was computed for.
@@ -46,7 +56,7 @@ class Side:
             output).
         token_weights: weights by token instead of by character, or None.
         messages: the response as chat messages, the last of them the assistant's; the chat template
-            writes them (response.py), and `text` only holds what the last one says until then.
+            writes them (text/response.py), and `text` only holds what the last one says until then.
             () = there is `text` alone.
         masks_tools: tool results between the assistant's messages are context.
     """
@@ -61,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """What stands before a response, and where it came from.
+    """The context of a response (prompt and prefix), and the row that it came from.
 
     Attributes:
         prompt: the question, as raw text or as chat messages.
@@ -71,7 +81,7 @@ class Front:
         source, row: where the row came from (for messages); `row` is 0-based.
         system: the row's own system text, of a prompt that is raw text; it makes it a chat, also
             where it is "".
-        tools: schemas of the tools that the chat template is told of.
+        tools: schemas of the tools that the chat template gets.
         variables: the row's own variables of the chat template (`chat_template_kwargs`).
     """
 
@@ -87,7 +97,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A front as text.
+    """The context of a response as text.
 
     Attributes:
         prompt: everything before the prefix.
@@ -114,10 +124,15 @@ class Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Front):
-    """One preference pair as text: a front that both sides share, and two responses."""
+    """One preference pair as text: a context, and two responses that follow it.
+
+    Attributes:
+        margin: by how much the chosen response is better (`ReadOptions.margins`), or None.
+    """
 
     chosen: Side
     rejected: Side
+    margin: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +161,15 @@ class TokenizedSide:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedPair:
-    """A pair as ids. `shared` is the length of the longest common token prefix of both sides."""
+    """A pair as ids. `shared` is the length of the longest common token prefix of both
+    sequences."""
 
     chosen: TokenizedSide
     rejected: TokenizedSide
     shared: int
     source: str
     row: int
+    margin: float | None = None
 
 
 class PairBatch(TypedDict, total=False):
@@ -174,6 +191,7 @@ class PairBatch(TypedDict, total=False):
     ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
     ref_hidden: Tensor  # (T, D') cached hidden states of the reference; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
+    margins: Tensor  # (B,) float32, what each row asks for; only where all bring one
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked
     num_tokens: int  # real tokens that the model reads

@@ -36,14 +36,14 @@ class DataReport:
         pairs: pairs in the dataset.
         chats: those of them that a chat template wrote.
         skipped: reason ("too long", or the field at fault) → pairs skipped for it.
-        truncated: pairs of which one side or both lost their end.
+        truncated: pairs of which one response or both lost their end.
         tokens: all tokens of all sequences.
-        scored: tokens that are scored, by side, those of weight 0 included.
+        scored: scored tokens by response, those of weight 0 included.
         weighted_rows: pairs that have a scored token with another weight than 1.
         zero_weight: scored tokens of weight 0: they count in no loss.
         shared: tokens of the common prefixes, counted once a pair.
         longest: tokens of the longest sequence.
-        eos: sides that end with a scored end-of-sequence token.
+        eos: sequences that end with a scored end-of-sequence token.
         unknown: tokens that are the tokenizer's unknown token: their characters are lost.
         fingerprint: hex digest over ids, flags and weights of every pair in order.
         incidents: every skipped or cut row.
@@ -122,7 +122,7 @@ class DataReport:
 
 
 def two_forms(chats: int, count: int, what: str) -> list[str]:
-    """A line where some rows are chats and some plain text, which a model has to tell apart."""
+    """A line where some rows are chats and some plain text, which the model has to distinguish."""
     if not 0 < chats < count:
         return []
     return [

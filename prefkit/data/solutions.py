@@ -6,8 +6,8 @@
                or messages, also under the names completion and output
     messages   in place of both: a chat whose last message is the response
 
-Rendered and tokenised as the sides of pairs are (sequence.py), so a model is fine-tuned on exactly
-the sequences that preference training reads later.
+Rendered and tokenised as the responses of pairs are (tokens/sequence.py), so a model is fine-tuned
+on exactly the sequences that preference training reads later.
 """
 
 import logging
@@ -21,17 +21,17 @@ from typing import Any, Literal
 
 import torch.utils.data
 
-from prefkit.data.formats.layouts import Columns, check_columns
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.solution_rows import SOLUTION_FIELDS, read_solution
+from prefkit.data.formats.detect import check_on_bad_row
+from prefkit.data.formats.fields.row import Row, iter_rows
+from prefkit.data.formats.other_trainers import Columns, check_columns
+from prefkit.data.formats.solutions import SOLUTION_FIELDS, read_solution
 from prefkit.data.pair import Solution, TokenizedSide
 from prefkit.data.report import Incident, two_forms, write_incidents
 from prefkit.data.sources.files import load_rows
+from prefkit.data.text.render import Renderer, TokenizeOptions, is_chat, template_used
 from prefkit.data.tokens.encode import encode
-from prefkit.data.tokens.render import Renderer, TokenizeOptions, is_chat
 from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
-from prefkit.data.tokens.template_used import template_used
-from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.errors import PrefkitError, RowError
 from prefkit.files.atomic import check_writable
 
 logger = logging.getLogger(__name__)
@@ -127,8 +127,7 @@ def prepare_solutions(
         RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
         PrefkitError: an unreadable source, a slow tokenizer, or no row left.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ConfigError(f"on_bad_row is {on_bad_row!r}. Choose one of: error, skip.")
+    check_on_bad_row(on_bad_row)
     renderer = Renderer(tokenizer, options or TokenizeOptions())
     if skipped_file is not None:
         check_writable(Path(skipped_file).parent, "skipped_file")
@@ -137,10 +136,7 @@ def prepare_solutions(
     sides: list[TokenizedSide] = []
     columns = {} if columns is None else columns
     check_columns(columns, SOLUTION_FIELDS)
-    checked = (
-        data if isinstance(data, RowError) else Row(rows.source, index, data)
-        for index, data in enumerate(rows)
-    )
+    checked = iter_rows(rows)
     while chunk := list(islice(checked, CHUNK)):
         taken = read_solutions(chunk, renderer, report, vocab_size, on_bad_row, columns)
         for solution, side in taken:
@@ -166,7 +162,7 @@ def read_solutions(
     """Rows as text and as tokens, in order; what is left out or cut is in the report.
 
     Args:
-        rows: a few rows, or what stands where one could not be read.
+        rows: a few rows, each a `RowError` where it could not be read.
         renderer: writes prompts and knows the tokenizer.
         report: is added to.
         vocab_size, on_bad_row, columns: as in `prepare_solutions`.

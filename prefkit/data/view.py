@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.data.pair import Pair, Rendered, TokenizedPair, TokenizedSide
+from prefkit.data.text.render import Renderer
 from prefkit.data.tokens.encode import Encoded
-from prefkit.data.tokens.render import Renderer
 from prefkit.data.tokens.sequence import Texts
 from prefkit.data.tokens.tokenize import encode_pairs, write_pairs
 
@@ -18,7 +18,7 @@ class TokenView:
         id: token id.
         text: its characters; of several tokens that share one character, the first has it and the
             others are empty. Special tokens that stand for no text have their name.
-        segment: 2i / 2i + 1 for a scored token of pair i's chosen / rejected side, else -1.
+        segment: 2i / 2i + 1 for a scored token of pair i's chosen / rejected response, else -1.
         weight: 0 where not scored.
         part: "prompt", "prefix", "response" or "end".
     """
@@ -33,7 +33,7 @@ class TokenView:
 def view_pair(
     pair: Pair, tokenized: TokenizedPair, index: int, renderer: Renderer
 ) -> tuple[list[TokenView], list[TokenView]]:
-    """The tokens of both sides of a pair, as (chosen, rejected)."""
+    """The tokens of both sequences of a pair, as (chosen, rejected)."""
     texts = write_pairs([pair], renderer)[0]
     assert isinstance(texts, Texts)  # the pair was tokenised before
     front, tokenizer = texts.front, renderer.tokenizer

@@ -196,7 +196,7 @@ def _train(
                 )
 
     args = PreferenceConfig(
-        method=method,  # type: ignore[arg-type]  # one of METHODS: checked
+        method=method,
         beta=BETA,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant_with_warmup",

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prefkit.loss.objectives import DPO, TDPO, Objective
+from prefkit.loss.objective import Objective
 from prefkit.loss.passes import choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.sides import Sides, check_segments
@@ -43,6 +43,7 @@ def fused_preference_loss(
     passes: str = "auto",
     pairs_in_call: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
+    margins: Tensor | None = None,  # (P,)
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (T, V) logits.
@@ -71,6 +72,8 @@ def fused_preference_loss(
             backward gives each rank the gradient by its own hidden states, and its part of the
             head's: *summed* over the group they are a single process's. Where a data-parallel mean
             over all ranks follows, multiply the loss by the group's size (`sequence_group`).
+        margins: (P,) float, a margin for each pair of the call, where the objective reads it
+            (margin_weight of the DPO family).
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
@@ -80,7 +83,7 @@ def fused_preference_loss(
             passes that cannot compute this loss; with a group also what it cannot compute
             (reduction="position"), and what another rank of it refused.
     """
-    if not isinstance(objective, DPO | TDPO):
+    if not isinstance(objective, Objective):
         raise ValueError(
             f"objective is {objective!r}; give an instance such as DPO(beta=0.1) or TDPO(beta=0.1)"
         )
@@ -108,6 +111,7 @@ def fused_preference_loss(
     like = targets.new_empty(targets.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
+    _check_margins(objective, margins, sides.count)
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
@@ -131,7 +135,7 @@ def fused_preference_loss(
     if ref_logp is not None:
         cached = torch.where(scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
-    result = objective(stats, segments, weights, num_pairs, sides, scores)
+    result = objective(stats, segments, weights, num_pairs, sides, scores, margins)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 
@@ -204,8 +208,18 @@ def _check_any(present: Tensor) -> None:
         raise ValueError("no scored token: every segment is −1 or every weight is 0")
 
 
+def _check_margins(objective: Objective, margins: Tensor | None, pairs: int) -> None:
+    name = type(objective).__name__
+    if objective.needs_margins and margins is None:
+        raise ValueError(f"{name} has margin_weight > 0 and needs margins, one a pair: (P,)")
+    if margins is not None and not objective.needs_margins:
+        raise ValueError(f"margins have no effect on {name} without margin_weight > 0")
+    if margins is not None and margins.shape != (pairs,):
+        raise ValueError(f"margins must have the shape ({pairs},), got {tuple(margins.shape)}")
+
+
 def _check_reduction(objective: Objective) -> None:
-    if isinstance(objective, DPO) and objective.reduction == "position":
+    if getattr(objective, "reduction", "sequence") == "position":
         raise ValueError(
             "reduction='position' sets token j of the chosen side against token j of the rejected "
             "one, which may be on different ranks of a sequence_group: use reduction='sequence', "

@@ -6,11 +6,12 @@ both read from one `Linear`, so that they cannot drift apart.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from prefkit.loss.sides import Sides
+    from prefkit.loss.sides import Sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class Linear:
     shift: float = 0.0
 
     def margins(
-        self, sides: Sides, ratio: Tensor, kl: Tensor | None, scores: Tensor | None
-    ) -> Tensor:
+        self, sides: "Sides", ratio: "Tensor", kl: "Tensor | None", scores: "Tensor | None"
+    ) -> "Tensor":
         """(P,) u of each pair, from ratio (T,) and kl (T,).
 
         With scores (P,), whose gradient is that of u, the gradient goes through them.
@@ -50,13 +51,11 @@ class Linear:
                 u = u + factor * (k.detach() if detached else k)
         return u if scores is None else u.detach() + (scores - scores.detach())
 
-    def coefficients(self, sides: Sides) -> dict[str, Tensor]:
+    def coefficients(self, sides: "Sides") -> "dict[str, Tensor]":
         """(T,) ∂u/∂logp_t and, with a KL, ∂u/∂KL_t of each token's own pair."""
         by_token = sides.by_token(*self.ratio)
         if self.normalized:
-            total = sides.totals.reshape(-1)
-            total = torch.where(total > 0, total, 1)
-            by_token = by_token / torch.cat([total, total.new_ones(1)])[sides.bucket]
+            by_token = by_token / sides.totals_by_token()
         if self.kl is None:
             return {"logp": by_token}
         chosen, rejected = (

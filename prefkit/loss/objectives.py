@@ -1,197 +1,165 @@
-"""The losses, each defined once, on per-token quantities.
+"""The losses, each defined once, on per-token quantities; and the methods that are made of them.
 
-An objective sees log-probabilities, KLs, segments and weights; it knows no model and no kernel.
 With r_t = logp_t − ref_logp_t, weights w_t and, per side, S = Σ w·r and K = Σ w·KL(ref‖policy):
 
     u = β(S_w − S_l) − κ_l·K_l + κ_w·K_w − margin,     loss = mean over pairs of link(u)
 
-DPO has κ = 0; TDPO1 κ_l = κ_w = β; TDPO2 κ = αβ with K_w detached. Step-DPO, SCDPO and cDPO are DPO
-with other segments and weights: one step, everything after the shared front, 1 − s on the rejected.
+DPO has κ = 0; TDPO1 κ_l = κ_w = β; TDPO2 κ = αβ with K_w detached. Step-DPO, SCDPO and cDPO are
+DPO with other segments and weights: one step, everything after the shared prefix, 1 − s on the
+rejected tokens.
+
+A class `…Options` holds an objective's options, for the objective itself and for the options of a
+training run, which has all of them: an option is written down once, here.
 """
 
-import math
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from prefkit.errors import ConfigError
 from prefkit.loss.margins import Linear
-from prefkit.loss.sides import Sides, ranks
+from prefkit.loss.objective import Objective, Terms
+from prefkit.options.option import option
 
-LINKS = ("sigmoid", "robust", "hinge", "ipo")
-REDUCTIONS = ("sequence", "position")
-
-
-class Stats(Protocol):
-    """What an objective reads, each (T,) or None (as in `prefkit_kernels.TokenStats`)."""
-
-    @property
-    def logp(self) -> Tensor | None: ...
-    @property
-    def ref_logp(self) -> Tensor | None: ...
-    @property
-    def kl(self) -> Tensor | None: ...
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ObjectiveResult:
-    """A loss and what to log.
+@dataclass(kw_only=True)
+class BetaOptions:
+    """What every objective has."""
 
-    Attributes:
-        loss: scalar, differentiable.
-        metrics: detached scalars, means over the pairs of this call, under TRL's names
-            (rewards/*, logps/*) plus kl/chosen and kl/rejected (nats a side) where there is a KL.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
+    # -- method ---------------------------------------------------------------------------------
+    beta: float = option(None, above=0)
+    """β, strength of the pull towards the reference; left out, the paper's value for the method."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DPO:
+@dataclass(kw_only=True)
+class DPOOptions(BetaOptions):
+    """Options of `DPO`."""
+
+    # -- method ---------------------------------------------------------------------------------
+    link: Literal["sigmoid", "robust", "hinge", "ipo"] = option("sigmoid")
+    """How the margin becomes a loss: sigmoid (DPO), robust (2403.00409), hinge (SLiC, 2305.10425)
+    or ipo (on token means, 2310.12036)."""
+    label_smoothing: float = option(0.0, at_least=0, below=0.5)
+    """Probability that a label is flipped, in [0, 0.5); for the links sigmoid and robust."""
+    length_normalized: bool = option(False)
+    """Mean log-ratio over a side's tokens instead of the sum."""
+    reference_free: bool = option(False)
+    """Leave the reference out of the loss: r_t = logp_t."""
+    margin: float = option(None)
+    """Target margin subtracted from the difference of rewards (0; in SimPO γ, 1)."""
+    margin_weight: float = option(0.0, at_least=0)
+    """Factor of a margin that each row brings (field `margin`), subtracted besides (offset DPO,
+    2402.10571); 0 = rows bring none."""
+    nll_weight: float = option(0.0, at_least=0)
+    """Weight of an added negative log-likelihood a token of the chosen side (RPO, 2404.19733)."""
+    reduction: Literal["sequence", "position"] = option("sequence")
+    """sequence = the papers' losses; position = cDPO's released code: token j of the chosen against
+    token j of the rejected side, the link on each, and the mean over positions."""
+    positions_per_pair: int | None = option(None, at_least=1)
+    """Divisor of reduction "position", positions without a scored token adding link(0) (the
+    released code: the padded row length minus 1); None = the positions of the longer side."""
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class DPO(DPOOptions, Objective):
     """Direct preference optimisation (arXiv 2305.18290, eq. 7) on weighted tokens, and relatives.
 
-    Args:
-        beta: β > 0, strength of the pull towards the reference.
-        link: "sigmoid" −(1−ε)·log σ(u) − ε·log σ(−u) (ε = label_smoothing: conservative DPO);
-            "robust" the unbiased form of it (arXiv 2403.00409), divided by 1 − 2ε;
-            "hinge" max(0, 1 − u) (SLiC, arXiv 2305.10425);
-            "ipo" (ΔS̄ − 1/2β)² on token means (arXiv 2310.12036, eq. 17).
-        label_smoothing: ε in [0, 0.5), share of pairs believed to be the wrong way round.
-        length_normalized: S̄ = Σ w·r / Σ w instead of the sum.
-        reference_free: r_t = logp_t.
-        margin: subtracted from u (SimPO's γ).
-        nll_weight: adds −nll_weight · Σ w·logp / Σ w of the chosen side (RPO, arXiv 2404.19733).
-        reduction: "sequence": one u a pair. "position": one u for every aligned position, as in the
-            code released with cDPO (arXiv 2411.19943): token j of the chosen against token j of
-            the rejected side, link on each, mean over positions. A token of weight 0 keeps its
-            place; a token of segment −1 (masked tool output) has none, and shifts what follows.
-        positions_per_pair: with "position", divide a pair's sum by this many positions, those
-            without a scored token adding link(0). The released code has the padded row length
-            minus 1 here. None = the positions of the longer side.
+    The options are documented in `DPOOptions`. With `reduction="position"` a token of weight 0
+    keeps its position; a token of segment −1 (masked tool output) has none, and shifts those after.
+
     Raises:
-        ValueError: an option out of its range, or two that exclude each other.
+        ConfigError: (a ValueError) an option out of its range, or two that exclude each other.
     """
 
-    beta: float = 0.1
-    link: str = "sigmoid"
-    label_smoothing: float = 0.0
-    length_normalized: bool = False
-    reference_free: bool = False
-    margin: float = 0.0
-    nll_weight: float = 0.0
-    reduction: str = "sequence"
-    positions_per_pair: int | None = None
-    needs_kl: bool = field(default=False, init=False, repr=False)
+    unset: ClassVar[Mapping[str, Any]] = {"beta": 0.1, "margin": 0.0}
 
-    def __post_init__(self) -> None:
-        _check_positive("beta", self.beta)
-        _check_choice("link", self.link, LINKS)
-        _check_choice("reduction", self.reduction, REDUCTIONS)
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+    def check(self) -> None:
+        position = self.reduction == "position"
         if self.label_smoothing and self.link not in ("sigmoid", "robust"):
-            raise ValueError(f"label_smoothing works with sigmoid and robust, not {self.link!r}")
-        if not math.isfinite(self.margin) or not math.isfinite(self.nll_weight):
-            raise ValueError("margin and nll_weight must be finite numbers")
-        if self.nll_weight < 0:
-            raise ValueError(f"nll_weight must be ≥ 0, got {self.nll_weight}")
-        if self.link == "ipo" and self.margin:
-            raise ValueError("link='ipo' has its own margin 1/(2·beta): leave margin at 0")
-        if self.reduction == "position" and (self.link == "ipo" or self.length_normalized):
-            raise ValueError("reduction='position' excludes link='ipo' and length_normalized")
-        if self.positions_per_pair is not None and self.reduction != "position":
-            raise ValueError("positions_per_pair goes with reduction='position'")
+            raise ConfigError(
+                f"label_smoothing has no effect with link {self.link!r}. Use sigmoid or robust."
+            )
+        if self.link == "ipo" and (self.margin or self.margin_weight):
+            raise ConfigError(
+                "link 'ipo' has its own margin, 1/(2·beta). Leave margin and margin_weight at 0."
+            )
+        if position and (self.link == "ipo" or self.length_normalized):
+            raise ConfigError(
+                "reduction 'position' excludes link 'ipo' and length_normalized. Leave one out."
+            )
+        if self.positions_per_pair is not None and not position:
+            raise ConfigError(
+                "positions_per_pair has no effect with reduction 'sequence': it goes with "
+                "reduction='position'. Remove it, or choose that."
+            )
 
     @property
     def needs_reference(self) -> bool:
         return not self.reference_free
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        return ("logp",) if self.reference_free else ("logp", "ref_logp")
+    def needs_margins(self) -> bool:
+        return self.margin_weight > 0
 
     @property
-    def linear(self) -> Linear | None:
-        """The margin, where the loss of a pair is a function of it alone; None where it is not."""
-        if self.reduction == "position" or self.nll_weight:
-            return None
-        return self._margin
-
-    @property
-    def _margin(self) -> Linear:
+    def margin_of_pair(self) -> Linear:
         beta = 1.0 if self.link == "ipo" else self.beta
         normalized = self.length_normalized or self.link == "ipo"
         return Linear(ratio=(beta, -beta), normalized=normalized, shift=self.margin)
 
-    def __call__(
-        self,
-        stats: Stats,  # of (T,) tensors
-        segments: Tensor,  # (T,) int64
-        weights: Tensor | None = None,  # (T,)
-        num_pairs: int | Tensor | None = None,
-        sides: Sides | None = None,
-        scores: Tensor | None = None,  # (P,)
-    ) -> ObjectiveResult:
-        """Loss and metrics of a flat stream of tokens.
-
-        Args:
-            stats: logp and, unless reference_free, ref_logp, each (T,).
-            segments: (T,) int64: 2i chosen of pair i, 2i + 1 rejected, −1 nothing.
-            weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
-                positions of reduction="position").
-            num_pairs: divisor of the mean; None = the pairs present in this call.
-            sides: those of segments and weights, if they are there already.
-            scores: (P,) margins whose gradient was made in one pass; the stats then need none.
-        """
-        logp = _require(stats.logp, "logp")
-        ref = None if self.reference_free else _require(stats.ref_logp, "ref_logp")
-        ratio = logp if ref is None else logp - ref
-        sides = sides or Sides.of(segments, weights, logp)
+    @property
+    def not_linear(self) -> str | None:
         if self.reduction == "position":
-            per_pair = self._by_position(ratio, sides)
-        else:
-            per_pair = self._link(self._margin.margins(sides, ratio, None, scores))
+            return "reduction='position' has a margin for every position, not one for a pair"
         if self.nll_weight:
-            per_pair = per_pair - self.nll_weight * sides.mean(logp)[:, 0]
-        normalized = self.length_normalized and self.reference_free
-        rewards = self.beta * (sides.mean(ratio) if normalized else sides.weighted(ratio))
-        metrics = _metrics(rewards, logp, sides)
-        if self.nll_weight:
-            metrics["nll_loss"] = sides.average(-sides.mean(logp)[:, 0]).detach()
-        return ObjectiveResult(_mean(per_pair, sides, num_pairs), metrics)
+            return "nll_weight adds a term to the loss that is no function of a pair's margin"
+        return None
 
-    def _by_position(self, ratio: Tensor, sides: Sides) -> Tensor:
+    def losses(self, terms: Terms) -> "Tensor":
+        if self.reduction == "position":
+            losses = self._by_position(terms)
+        else:
+            losses = self._link(self.margins(terms))
+        if self.nll_weight:
+            losses = losses - self.nll_weight * terms.sides.mean(terms.logp)[:, 0]
+        return losses
+
+    def margins(self, terms: Terms) -> "Tensor":
+        """(P,) u of each pair."""
+        u = self.margin_of_pair.margins(terms.sides, terms.ratio, None, terms.scores)
+        return u if terms.margins is None else u - self.margin_weight * terms.margins
+
+    def rewards(self, terms: Terms) -> "Tensor":
+        if self.length_normalized and self.reference_free:
+            return self.beta * terms.sides.mean(terms.ratio)
+        return super().rewards(terms)
+
+    def metrics(self, terms: Terms) -> "dict[str, Tensor]":
+        if not self.nll_weight:
+            return {}
+        return {"nll_loss": terms.sides.average(-terms.sides.mean(terms.logp)[:, 0]).detach()}
+
+    def _by_position(self, terms: Terms) -> "Tensor":
         """(P,) mean over aligned positions of link(β(w·r^w_j − w·r^l_j) − margin)."""
-        rank, lengths = ranks(sides.bucket, 2 * sides.count + 1)
-        lengths = lengths[:-1].view(sides.count, 2).amax(1)
-        width = int(lengths.max()) if sides.count else 0
-        here = (sides.bucket < 2 * sides.count).nonzero().squeeze(1)
-        table = ratio.new_zeros(2 * sides.count, width)
-        values = (sides.weights * ratio)[here]
-        table = table.index_put((sides.bucket[here], rank[here]), values, accumulate=True)
-        table = table.view(sides.count, 2, width)
+        sides = terms.sides
+        table, lengths, active = sides.aligned(sides.weights * terms.ratio)
         u = self.beta * (table[:, 0] - table[:, 1]) - self.margin
-        active = torch.arange(width, device=u.device) < lengths[:, None]
+        if terms.margins is not None:
+            u = u - self.margin_weight * terms.margins[:, None]
         total = (self._link(u) * active).sum(1)
         if self.positions_per_pair is None:
             return total / lengths.clamp(min=1)
         silent = (self.positions_per_pair - lengths).clamp(min=0)
         return (total + silent * self._link(u.new_zeros(()))) / self.positions_per_pair
 
-    def _link(self, u: Tensor) -> Tensor:
-        if self.link == "ipo":
-            return (u - 1 / (2 * self.beta)) ** 2
-        if self.link == "hinge":
-            return torch.relu(1 - u)
-        right, wrong = -F.logsigmoid(u), -F.logsigmoid(-u)
-        e = self.label_smoothing
-        if self.link == "robust":
-            return ((1 - e) * right - e * wrong) / (1 - 2 * e)
-        return (1 - e) * right + e * wrong if e else right
+    def _link(self, u: "Tensor") -> "Tensor":
+        from prefkit.loss.links import link_loss
+
+        return link_loss(self.link, u, self.beta, self.label_smoothing)
 
 
 def SimPO(*, beta: float = 2.0, margin: float = 1.0, nll_weight: float = 0.0) -> DPO:
@@ -205,8 +173,51 @@ def SimPO(*, beta: float = 2.0, margin: float = 1.0, nll_weight: float = 0.0) ->
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TDPO:
+@dataclass(kw_only=True)
+class DPOPOptions:
+    """What `DPOP` has besides the options of `DPO`."""
+
+    # -- method ---------------------------------------------------------------------------------
+    penalty: float = option(50.0, at_least=0)
+    """λ of dpop: how much a chosen response below its reference probability costs."""
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class DPOP(DPOPOptions, DPO):
+    """DPO-Positive (arXiv 2402.13228, eq. 3): u = β(S_w − S_l) − βλ·max(0, −S_w).
+
+    The added term is 0 as long as the chosen response is at least as likely as under the reference.
+    """
+
+    def check(self) -> None:
+        super().check()
+        if self.reduction == "position" or self.reference_free or self.link == "ipo":
+            raise ConfigError(
+                "dpop compares whole chosen responses with the reference. Leave reduction, "
+                "reference_free and link 'ipo' out."
+            )
+
+    @property
+    def not_linear(self) -> str | None:
+        return "the penalty of dpop depends on the chosen side alone"
+
+    def margins(self, terms: Terms) -> "Tensor":
+        sides = terms.sides
+        sums = sides.mean(terms.ratio) if self.length_normalized else sides.weighted(terms.ratio)
+        return super().margins(terms) - self.beta * self.penalty * (-sums[:, 0]).clamp(min=0)
+
+
+@dataclass(kw_only=True)
+class TDPOOptions(BetaOptions):
+    """Options of `TDPO`."""
+
+    # -- method ---------------------------------------------------------------------------------
+    alpha: float = option(None, at_least=0)
+    """α of tdpo2, weight of the sequential KL term; left out, 0.5."""
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class TDPO(TDPOOptions, Objective):
     """Token-level DPO with full-vocabulary KL (arXiv 2404.11999, eqs. 15–18).
 
     u = β(R_w − R_l) − κ(K_l − K_w), loss = −log σ(u), K = Σ_t w_t·KL(ref‖policy)_t.
@@ -217,91 +228,96 @@ class TDPO:
         variant: "tdpo2": κ = αβ and no gradient through K_w; "tdpo1": κ = β, gradient through
             both. (The released yaml trains TDPO1 under the name of TDPO2.)
     Raises:
-        ValueError: an option out of its range.
+        ConfigError: (a ValueError) an option out of its range.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.5
-    variant: str = "tdpo2"
-    needs_kl: bool = field(default=True, init=False, repr=False)
-    needs_reference: bool = field(default=True, init=False, repr=False)
-    outputs: tuple[str, ...] = field(default=("logp", "ref_logp", "kl"), init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        _check_positive("beta", self.beta)
-        _check_choice("variant", self.variant, ("tdpo1", "tdpo2"))
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise ValueError(f"alpha must be a finite number ≥ 0, got {self.alpha}")
+    variant: Literal["tdpo1", "tdpo2"] = "tdpo2"
+    unset: ClassVar[Mapping[str, Any]] = {"beta": 0.1, "alpha": 0.5}
+    needs_kl: ClassVar[bool] = True
 
     @property
-    def linear(self) -> Linear:
-        """The margin: the loss of a pair is a function of it alone."""
+    def margin_of_pair(self) -> Linear:
         first = self.variant == "tdpo1"
         kappa = self.beta if first else self.alpha * self.beta
         return Linear(
             ratio=(self.beta, -self.beta), kl=(kappa, -kappa), kl_detached=(not first, False)
         )
 
-    def __call__(
-        self,
-        stats: Stats,  # of (T,) tensors
-        segments: Tensor,  # (T,) int64
-        weights: Tensor | None = None,  # (T,)
-        num_pairs: int | Tensor | None = None,
-        sides: Sides | None = None,
-        scores: Tensor | None = None,  # (P,)
-    ) -> ObjectiveResult:
-        """Loss and metrics of a flat stream of tokens; arguments as in `DPO.__call__`.
+    def losses(self, terms: Terms) -> "Tensor":
+        from prefkit.loss.links import link_loss
 
-        The logged reward of a side is β(R + K), as in the paper; kl/* are plain sums over tokens.
-        """
-        logp = _require(stats.logp, "logp")
-        kl = _require(stats.kl, "kl")
-        sides = sides or Sides.of(segments, weights, logp)
-        ratio = logp - _require(stats.ref_logp, "ref_logp")
-        u = self.linear.margins(sides, ratio, kl, scores)
-        rewards = self.beta * (sides.weighted(ratio) + sides.weighted(kl))
-        metrics = _metrics(rewards, logp, sides)
-        kl_sums = sides.sum(torch.where(sides.bucket < 2 * sides.count, kl, 0)).detach()
-        metrics["kl/chosen"] = sides.average(kl_sums[:, 0])
-        metrics["kl/rejected"] = sides.average(kl_sums[:, 1])
-        return ObjectiveResult(_mean(-F.logsigmoid(u), sides, num_pairs), metrics)
+        u = self.margin_of_pair.margins(terms.sides, terms.ratio, terms.kl, terms.scores)
+        return link_loss("sigmoid", u)
+
+    def rewards(self, terms: Terms) -> "Tensor":
+        """β(R + K), as in the paper."""
+        assert terms.kl is not None, "needs_kl"
+        return super().rewards(terms) + self.beta * terms.sides.weighted(terms.kl)
+
+    def metrics(self, terms: Terms) -> "dict[str, Tensor]":
+        """Plain sums of the KL over the tokens of each side."""
+        sides, kl = terms.sides, terms.kl
+        assert kl is not None, "needs_kl"
+        sums = sides.sum(kl.where(sides.bucket < 2 * sides.count, 0)).detach()
+        return {
+            "kl/chosen": sides.average(sums[:, 0]),
+            "kl/rejected": sides.average(sums[:, 1]),
+        }
 
 
-Objective = DPO | TDPO
+@dataclass(kw_only=True)
+class LossOptions(DPOPOptions, DPOOptions, TDPOOptions):
+    """The options of every objective, as a training run has them."""
 
 
-def _mean(per_pair: Tensor, sides: Sides, num_pairs: int | Tensor | None) -> Tensor:
-    if num_pairs is None:
-        return sides.average(per_pair)
-    return (per_pair * sides.present).sum() / num_pairs
+@dataclass(frozen=True)
+class Method:
+    """A published method: an objective, and what its paper sets.
+
+    Attributes:
+        objective: makes the objective from options.
+        paper: arXiv number.
+        fixed: options that the method is made of; nobody chooses them.
+        unset: values of options that are left out, as the paper has them, where they differ from
+            the objective's own; a function is called with the options that are given.
+        refused: options of the objective that the method does not have.
+        level: what a row with a prefix trains: "step", "solution", or "auto" = the row says it.
+    """
+
+    objective: Callable[..., Objective]
+    paper: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    unset: Mapping[str, Any] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
+    level: str = "auto"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The options that the method reads."""
+        names = inspect.signature(self.objective).parameters
+        return tuple(name for name in names if name not in (*self.fixed, *self.refused))
+
+    def build(self, options: Mapping[str, Any]) -> Objective:
+        """The objective; options that are None or missing are the paper's."""
+        given = {k: v for k in self.reads if (v := options.get(k)) is not None}
+        unset = {k: v(given) if callable(v) else v for k, v in self.unset.items()}
+        return self.objective(**{**unset, **given, **self.fixed})
 
 
-def _metrics(rewards: Tensor, logp: Tensor, sides: Sides) -> dict[str, Tensor]:
-    """TRL's names; rewards (P, 2) as the loss sees them, logps as unweighted sums over tokens."""
-    rewards, logps = rewards.detach(), sides.sum(logp.detach())
-    chosen, rejected = rewards.unbind(1)
-    return {
-        "rewards/chosen": sides.average(chosen),
-        "rewards/rejected": sides.average(rejected),
-        "rewards/accuracies": sides.average((chosen > rejected).to(chosen.dtype)),
-        "rewards/margins": sides.average(chosen - rejected),
-        "logps/chosen": sides.average(logps[:, 0]),
-        "logps/rejected": sides.average(logps[:, 1]),
-    }
+def _cdpo_beta(given: Mapping[str, Any]) -> float:
+    """Of eq. 9 for a sum over the sequence; of the released script for its position-wise form."""
+    return 0.1 if given.get("reduction") == "position" else 1.0
 
 
-def _require(values: Tensor | None, name: str) -> Tensor:
-    if values is None:
-        raise ValueError(f"this objective needs {name!r}: ask token_stats for objective.outputs")
-    return values
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+METHODS: dict[str, Method] = {
+    "dpo": Method(DPO, "2305.18290"),
+    "step-dpo": Method(DPO, "2406.18629", unset={"beta": 0.4}, level="step"),  # section 4.1
+    "scdpo": Method(DPO, "2407.00782", level="solution"),
+    "cdpo": Method(DPO, "2411.19943", unset={"beta": _cdpo_beta}),
+    "dpop": Method(
+        DPOP, "2402.13228", refused=("reduction", "positions_per_pair", "reference_free")
+    ),
+    "tdpo1": Method(TDPO, "2404.11999", fixed={"variant": "tdpo1"}, refused=("alpha",)),
+    "tdpo2": Method(TDPO, "2404.11999", fixed={"variant": "tdpo2"}),
+    "simpo": Method(SimPO, "2405.14734", refused=("nll_weight",)),
+}

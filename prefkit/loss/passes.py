@@ -4,7 +4,7 @@
   takes it where the loss of a pair is a function of its linear margin (all but
   reduction="position" and nll_weight) and the head is frozen or the call holds one pair.
 - One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head:
-  for several pairs too. `auto` takes it where dz is small (`prefkit_kernels.kept.allowed_bytes`).
+  for several pairs too. `auto` takes it where dz is small (`keep_dz.allowed_bytes`).
 - Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
 
 One pass takes 3 products of the head's size with a frozen head and 4 with a trainable one, the
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.loss.objectives import DPO, TDPO, Objective
-from prefkit_kernels.checks import PASSES, autocast_operands
-from prefkit_kernels.pair_scores import keeps_dz
+from prefkit.loss.objective import Objective
+from prefkit_kernels.core.checks import PASSES, autocast_operands
+from prefkit_kernels.pair_scores.keep_dz import keeps_dz
 
 
 def choose(
@@ -88,12 +88,10 @@ def obstacle_to_one_pass(
     Args:
         pairs: pairs of a call, of which a trainable head takes one; 1 where dz is kept.
     """
-    if type(objective) not in (DPO, TDPO):
+    if type(objective).__module__ != "prefkit.loss.objectives":
         return f"{type(objective).__name__} is a class of its own and may add terms to the loss"
-    if objective.linear is None:
-        if isinstance(objective, DPO) and objective.reduction == "position":
-            return "reduction='position' has a margin for every position, not one for a pair"
-        return "nll_weight adds a term to the loss that is no function of a pair's margin"
+    if objective.not_linear:
+        return objective.not_linear
     if pairs != 1 and trainable_head:
         return (
             f"a trainable head takes one pair a call, this one holds {pairs} (pairs are numbered "

@@ -71,6 +71,28 @@ class Sides:
         """(T,) weight times the coefficient of the token's side, 0 outside all sides."""
         return torch.where(self.bucket % 2 == 0, chosen * self.weights, rejected * self.weights)
 
+    def totals_by_token(self) -> Tensor:
+        """(T,) Σ w of each token's side, 1 where that is 0 and outside all sides."""
+        total = self.totals.reshape(-1)
+        total = torch.where(total > 0, total, 1)
+        return torch.cat([total, total.new_ones(1)])[self.bucket]
+
+    def aligned(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (T,) by position: token j of the chosen beside token j of the rejected side.
+
+        Returns:
+            (P, 2, L) values, 0 where a side has no position j; (P,) the positions of the longer
+            side; (P, L) whether position j is one of them.
+        """
+        rank, lengths = ranks(self.bucket, 2 * self.count + 1)
+        lengths = lengths[:-1].view(self.count, 2).amax(1)
+        width = int(lengths.max()) if self.count else 0
+        here = (self.bucket < 2 * self.count).nonzero().squeeze(1)
+        table = values.new_zeros(2 * self.count, width)
+        table = table.index_put((self.bucket[here], rank[here]), values[here], accumulate=True)
+        active = torch.arange(width, device=values.device) < lengths[:, None]
+        return table.view(self.count, 2, width), lengths, active
+
     def sum(self, values: Tensor) -> Tensor:
         """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted."""
         return sum_over(self.group, _sums(self.bucket, values, self.count))

@@ -1,1 +1,1 @@
-"""Model-side pieces: the fused head, the reference policy and its cache."""
+"""What is asked of models: the fused head, attention without padding, the reference."""

@@ -34,7 +34,7 @@ def unit_of(model: nn.Module, module: nn.Module) -> FSDPModule | None:
 
 
 def release(model: nn.Module, keep: FSDPModule | None = None) -> None:
-    """Frees what the units of `model` gathered and left in place after a forward without backward.
+    """Frees what the units of `model` gathered and kept after a forward without backward.
 
     FSDP2 leaves the root and every unit with `reshard_after_forward=False` gathered for a backward
     to come. Where none comes, that memory would be lost for good.

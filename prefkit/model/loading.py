@@ -79,7 +79,7 @@ def check_model_folder(option: str, name: str, adapters: bool = False) -> None:
 
     Args:
         option: what the message names.
-        name: folder or Hub name; a Hub name is believed.
+        name: folder or Hub name; a Hub name is not checked.
         adapters: whether a folder of an adapter of peft will do.
 
     Raises:

@@ -96,7 +96,7 @@ def in_words(rules: Rules) -> str:
 
 def _within(value: float, rules: Rules) -> bool:
     return (
-        (math.isfinite(value) or rules == Rules())
+        math.isfinite(value)
         and (rules.above is None or value > rules.above)
         and (rules.at_least is None or value >= rules.at_least)
         and (rules.below is None or value < rules.below)

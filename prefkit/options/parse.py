@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefkit.errors import ConfigError
+from prefkit.options.check import check_option
 from prefkit.options.command import Command
 from prefkit.options.page import parsed
 from prefkit.options.values import coerce, is_switch_word, kinds_of
@@ -102,7 +103,10 @@ def _name(word: str) -> str:
 
 
 def _typed(command: Command, name: str, value: Any, where: str) -> Any:
+    field, hint, _ = command.fields[name]
     try:
-        return coerce(name, value, command.fields[name][1])
+        found = coerce(name, value, hint)
+        check_option(field, hint, found)
+        return found
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

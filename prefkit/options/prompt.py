@@ -1,13 +1,18 @@
-"""How a prompt is put: options that sampling, training and scoring share and must agree on."""
+"""How texts become tokens: options that sampling, training and scoring share and must agree on.
+
+The text under a field is its documentation and its `--help` line.
+"""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefkit.options.option import option
+
 
 @dataclass(kw_only=True)
 class PromptFields:
-    """How a prompt becomes the text a model reads. The text under a field is its `--help` line."""
+    """How a prompt becomes the text a model reads."""
 
     # -- prompt -----------------------------------------------------------------------------------
     string_prompts: Literal["raw", "chat"] = "raw"
@@ -19,10 +24,41 @@ class PromptFields:
     system_prompt: str | None = None
     """System message put before plain prompts that are read as chat."""
     chat_template: str | None = None
-    """A chat template in place of the tokenizer's own, or "plain"."""
+    """A chat template in place of the tokenizer's own: Jinja text, a file of it, or "plain"."""
     chat_template_kwargs: dict | str | None = None
     """Extra variables of the chat template, e.g. {"enable_thinking": false}."""
 
     def prompt_options(self) -> dict[str, Any]:
         """Name → value of the fields above, of this object or of one that inherits them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(PromptFields)}
+        return values_of(self, PromptFields)
+
+
+@dataclass(kw_only=True)
+class LengthFields:
+    """How long a sequence may be."""
+
+    # -- data -----------------------------------------------------------------------------------
+    max_length: int | None = option(None, at_least=1)
+    """Longest sequence in tokens, prompt included; None = what the model can read."""
+    too_long: Literal["error", "skip", "truncate_end"] = "error"
+    """Longer sequences: error, skip (counted and listed), or cut the end of whole solutions.
+    Prompt, prefix and single steps are never cut."""
+
+
+@dataclass(kw_only=True)
+class TextFields(PromptFields, LengthFields):
+    """How texts become tokens, of pairs and of single solutions alike."""
+
+    # -- data -----------------------------------------------------------------------------------
+    columns: dict | str | None = None
+    """Fields that stand in columns of other names, e.g. {"prompt": "question"}; null leaves a
+    column out: {"notes": null}."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Unusable rows: stop with a message, or skip them (counted and listed in a file)."""
+    pad_to_multiple_of: int | None = option(None, at_least=1, free=True)
+    """Pad batches to a multiple of this many tokens."""
+
+
+def values_of(options: Any, cls: type) -> dict[str, Any]:
+    """Name → value of the fields of a dataclass, of an object that has them."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(cls)}

@@ -6,10 +6,11 @@ The order is that of what a change costs: nothing first, then time, then another
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from prefkit.plan.lengths import Lengths
-from prefkit.plan.model import Lora
-from prefkit.plan.setting import Setting
+from prefkit.plan.inputs.lengths import Lengths
+from prefkit.plan.inputs.meta_model import Lora
+from prefkit.plan.inputs.setting import Setting
 
+Change = tuple[str, str, Setting]  # the option and its value, what it costs, the setting then
 _LORA = Lora(16, 32, 0.0, "all-linear")
 
 
@@ -36,7 +37,6 @@ def advise(
     peak: Callable[[Setting], float],
     room: float,
     heads: int,
-    padded: bool = False,
 ) -> list[Advice]:
     """Changes that save memory, in the order to try them.
 
@@ -45,19 +45,18 @@ def advise(
         lengths: of its data.
         peak: bytes of a setting's peak, assumed slack included.
         room: bytes that there are.
-        heads: attention heads, which processes can share.
-        padded: rows are padded: they cannot be shared by processes.
+        heads: attention heads that processes which share a row can share; 1 = no row is shared.
     """
     now = peak(setting)
     found = []
-    for change, costs, other in _changes(setting, lengths, 1 if padded else heads):
+    for change, costs, other in _changes(setting, lengths, heads):
         saves = now - peak(other)
         if saves > 0.005 * now:
             found.append(Advice(change, saves, costs, now - saves <= room))
     return found
 
 
-def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[str, str, Setting]]:
+def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[Change]:
     s = setting
     if s.layout == "separate" and lengths.sharing > 1.05:
         yield "layout: shared", "nothing", replace(s, layout="shared")
@@ -84,6 +83,15 @@ def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[s
         # FSDP2 takes no precomputed reference.
         other = replace(s, sharding="fsdp2", precomputed=False, cached_hidden=False)
         yield "fsdp: true (FSDP2: a share of the model in each process)", "communication", other
+    yield from _smaller_batches(s, lengths)
+    if s.sharded:
+        yield from _more_sharding(s, heads)
+    if s.lora is None:
+        text = "trains an adapter instead of the model"
+        yield "adapter: lora", text, replace(s, lora=_LORA, own_reference=False, passes="auto")
+
+
+def _smaller_batches(s: Setting, lengths: Lengths) -> Iterator[Change]:
     if s.tokens_per_batch is not None:
         largest = max(pair.shared for pair in lengths.pairs)
         if s.layout == "separate":
@@ -95,19 +103,18 @@ def _changes(setting: Setting, lengths: Lengths, heads: int) -> Iterator[tuple[s
         text = f"gradient_accumulation_steps: {s.accumulation * s.pairs}, for the same step"
         other = replace(s, pairs=1, accumulation=s.accumulation * s.pairs)
         yield "per_device_train_batch_size: 1", text, other
-    if s.sharded:
-        other = replace(s, gpus=2 * s.gpus)
-        yield f"{2 * s.gpus} GPUs instead of {s.gpus}", "twice the GPUs", other
-        parallel = 2 * s.sequence_parallel
-        if s.gpus % parallel == 0 and heads % parallel == 0:
-            other = replace(s, sequence_parallel=parallel)
-            yield f"sequence_parallel_size: {parallel}", "communication in attention", other
-        if not s.offload_params:
-            other = replace(s, offload_params=True)
-            yield "fsdp_offload_params: true", "optimiser steps on the host", other
-    if s.lora is None:
-        text = "trains an adapter instead of the model"
-        yield "adapter: lora", text, replace(s, lora=_LORA, own_reference=False, passes="auto")
+
+
+def _more_sharding(s: Setting, heads: int) -> Iterator[Change]:
+    other = replace(s, gpus=2 * s.gpus)
+    yield f"{2 * s.gpus} GPUs instead of {s.gpus}", "twice the GPUs", other
+    parallel = 2 * s.sequence_parallel
+    if s.gpus % parallel == 0 and heads % parallel == 0:
+        other = replace(s, sequence_parallel=parallel)
+        yield f"sequence_parallel_size: {parallel}", "communication in attention", other
+    if not s.offload_params:
+        other = replace(s, offload_params=True)
+        yield "fsdp_offload_params: true", "optimiser steps on the host", other
 
 
 def _where(setting: Setting, ending: str) -> str:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.plan.advice import Advice, advise
-from prefkit.plan.flops import Work, work_of
-from prefkit.plan.launch_command import command_of, machines_of
-from prefkit.plan.lengths import Lengths, Load, batches
-from prefkit.plan.memory import Memory, memory_of, states_of
-from prefkit.plan.model import Lora, ModelShape, read_shape
-from prefkit.plan.setting import Setting
-from prefkit.plan.trace import Body, BodyRun, trace_body
+from prefkit.plan.command import command_of, machines_of
+from prefkit.plan.costs.memory import Memory, states_of
+from prefkit.plan.costs.work import Work, work_of
+from prefkit.plan.inputs.lengths import Lengths, Load, batches
+from prefkit.plan.inputs.setting import Setting
+from prefkit.plan.inputs.shape import ModelShape
+from prefkit.plan.planner import Planner
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Plan:
 
     Attributes:
         shape, setting, lengths: what was planned.
-        layout: "shared", "separate" or "padded", as far as it can be told before the weights.
+        layout: "shared", "separate" or "padded", as far as it is known without the weights.
         heaviest, mean: batches of a device.
         memory: of one process at its heaviest batch.
         work: of an optimiser step of mean batches.
@@ -62,82 +61,9 @@ class Plan:
         return None if self.lengths.total is None else self.lengths.total / self.work.pairs
 
 
-class Planner:
-    """Plans settings of one model and one data set; what was traced once is kept.
-
-    Args:
-        name: of the model, for tables.
-        config: of `prefkit.plan.model.load_config`.
-        lengths: of the data.
-    """
-
-    def __init__(self, name: str, config: Any, lengths: Lengths) -> None:
-        self.name, self.config, self.lengths = name, config, lengths
-        self._shapes: dict[str, ModelShape] = {}
-        self._bodies: dict[str, tuple[int, Body]] = {}
-
-    def shape(self, lora: Lora | None) -> ModelShape:
-        """The model's numbers, with or without an adapter."""
-        key = repr(lora)
-        if key not in self._shapes:
-            self._shapes[key] = read_shape(self.name, self.config, lora)
-        return self._shapes[key]
-
-    def layout(self, setting: Setting) -> str:
-        """The layout that a run will have, short of what only the weights can tell."""
-        if self.why_padded(setting) is not None:
-            return "padded"
-        return "separate" if setting.layout == "separate" else "shared"
-
-    def why_padded(self, setting: Setting) -> str | None:
-        """Why a run will have padded rows, in words, or None."""
-        window = self.shape(None).window
-        if window is not None and self.lengths.longest > window:
-            return (
-                f"the model attends within {window} tokens, and the longest sequence has "
-                f"{self.lengths.longest}"
-            )
-        if setting.dropout:
-            return "disable_dropout is off, and attention without padding has no dropout"
-        return None
-
-    def memory(self, setting: Setting) -> Memory:
-        """The memory of one process at the heaviest batch."""
-        load, _ = batches(self.lengths, setting, self.layout(setting))
-        shape = self.shape(setting.lora)
-        return memory_of(shape, setting, load, self.body(setting, load))
-
-    def body(self, setting: Setting, load: Load) -> Body:
-        """What the body keeps of a batch."""
-        run = BodyRun(
-            dtype=setting.computed,
-            autocast=setting.mixed,
-            checkpointing=setting.checkpointing,
-            attention=setting.attention,
-            lora=setting.lora,
-            gathered=setting.sharded and setting.mixed is not None,
-            rows=load.rows,
-        )
-        length = round(load.length)
-        if not load.rows:
-            length = round(load.worst_piece(setting.sequence_parallel)[0])
-        layers = self.shape(setting.lora).layers
-        # Copies of weights and masks are not proportional to the tokens.
-        proportional = not load.rows and run.autocast in (None, run.dtype)
-        key = repr(run) if proportional else repr((run, length))
-        if key not in self._bodies:
-            self._bodies[key] = length, trace_body(self.config, run, layers, length)
-        traced, body = self._bodies[key]
-        if traced != length:
-            body = body.scaled(length / traced)
-        return body.offloaded(layers) if setting.offload else body
-
-
 def make_plan(
-    name: str,
-    config: Any,
+    planner: Planner,
     setting: Setting,
-    lengths: Lengths,
     room: float,
     *,
     words: Sequence[str] = (),
@@ -148,9 +74,8 @@ def make_plan(
     """The plan of a run.
 
     Args:
-        name, config: the model, as for `Planner`.
+        planner: of the model and the data.
         setting: of `read_setting`.
-        lengths: of the data.
         room: bytes of one GPU (or of the machine, on a CPU).
         words: arguments of the command line, for the command at the end.
         launcher: accelerate config file, for the same.
@@ -161,55 +86,53 @@ def make_plan(
     Raises:
         ConfigError: the longest sequence is longer than the model knows positions; no pair fits;
             the processes cannot be spread over machines, or cannot share padded rows.
-        ModelError: layout is "shared" where a run has padded rows; see also `prefkit.plan.trace`.
+        ModelError: layout is "shared" where a run has padded rows; see also `trace_body`.
     """
-    machines_of(setting)
-    planner = Planner(name, config, lengths)
-    shape = planner.shape(setting.lora)
-    if shape.max_length is not None and lengths.longest > shape.max_length:
-        raise ConfigError(
-            f"A sequence of {lengths.longest} tokens is longer than the {shape.max_length} "
-            f"positions that {name} knows. Leave longer rows out (max_length, too_long: skip)."
-        )
-    _check_padded(setting, planner)
-    notes = _notes(setting, planner)
-    if supposed:
-        notes.append(
-            "No GPU is here, so one of usual memory is supposed. Name another with --gpu_memory, "
-            "or plan for this machine with --use_cpu true."
-        )
-    replica = setting.sharding == "ddp"
-    if choose_sharding and replica and sum(states_of(shape, setting).values()) > room:
+    _check(setting, planner)
+    notes = _notes(setting, planner, supposed)
+    if choose_sharding and not _replica_fits(setting, planner, room):
         setting = replace(setting, sharding="fsdp2", precomputed=False, cached_hidden=False)
         notes.append("A replica a process does not fit, so this is a plan with FSDP2.")
-    memory = planner.memory(setting)
-    layout = planner.layout(setting)
+    shape, lengths, layout = planner.shape(setting.lora), planner.lengths, planner.layout(setting)
     heaviest, mean = batches(lengths, setting, layout)
-
-    def peak(other: Setting) -> float:
-        found = planner.memory(other)
-        return found.peak.total + found.slack
-
-    need = memory.peak.total + memory.slack
-    return Plan(
+    plan = Plan(
         shape=shape,
         setting=setting,
         lengths=lengths,
         layout=layout,
         heaviest=heaviest,
         mean=mean,
-        memory=memory,
+        memory=planner.memory(setting),
         work=work_of(shape, setting, mean),
         room=room,
-        advice=(
-            advise(setting, lengths, peak, room, shape.heads, padded=layout == "padded")
-            if need > room
-            else []
-        ),
+        advice=[],
         command=command_of(setting, words, launcher),
         notes=notes,
         supposed=supposed,
     )
+    if plan.fits:
+        return plan
+    heads = 1 if layout == "padded" else shape.heads  # padded rows are shared by no processes
+    return replace(plan, advice=advise(setting, lengths, planner.peak, room, heads))
+
+
+def _replica_fits(setting: Setting, planner: Planner, room: float) -> bool:
+    """Whether parameters and states of a whole replica fit, where each process has one."""
+    if setting.sharding != "ddp":
+        return True
+    return sum(states_of(planner.shape(setting.lora), setting).values()) <= room
+
+
+def _check(setting: Setting, planner: Planner) -> None:
+    """Refuses processes, lengths and layouts that no run can have."""
+    machines_of(setting)
+    limit, longest = planner.shape(setting.lora).max_length, planner.lengths.longest
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"A sequence of {longest} tokens is longer than the {limit} positions that "
+            f"{planner.name} knows. Leave longer rows out (max_length, too_long: skip)."
+        )
+    _check_padded(setting, planner)
 
 
 def _check_padded(setting: Setting, planner: Planner) -> None:
@@ -227,7 +150,7 @@ def _check_padded(setting: Setting, planner: Planner) -> None:
         )
 
 
-def _notes(setting: Setting, planner: Planner) -> list[str]:
+def _notes(setting: Setting, planner: Planner, supposed: bool) -> list[str]:
     notes = []
     if (reason := planner.why_padded(setting)) is not None:
         notes.append(f"Padded rows: {reason}.")
@@ -243,4 +166,9 @@ def _notes(setting: Setting, planner: Planner) -> list[str]:
         notes.append("On a CPU: bytes above the process before the model is loaded.")
     else:
         notes.append("Arithmetic, not measured on a GPU; CUDA's and NCCL's own memory is extra.")
+    if supposed:
+        notes.append(
+            "No GPU is here, so one of usual memory is supposed. Name another with --gpu_memory, "
+            "or plan for this machine with --use_cpu true."
+        )
     return notes

@@ -1,52 +1,46 @@
-"""What `prefkit train` would refuse of a planned run, refused by the plan in the same words.
-
-Some of the trainer's checks ask the machine or the weights; a plan supposes the one and never
-loads the other, so they are made here of what a plan knows.
-"""
+"""What `prefkit train` would refuse of a planned run, refused by the plan in the same words."""
 
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.plan.lengths import Lengths
-from prefkit.plan.setting import Setting
-from prefkit.train.checks.options import check_passes
+from prefkit.plan.inputs.lengths import Lengths
+from prefkit.plan.inputs.setting import Setting
+from prefkit.train.checks.entry import check_run
+from prefkit.train.checks.start import Start
 
 
 def check_start(options: Any, setting: Setting, model_config: Any, launched: bool) -> None:
-    """What options, processes and model's config tell, before anything is counted.
+    """Checks of options, processes and the model's config, before anything is counted.
+
+    A plan supposes the machine and never loads the weights: it asks `check_run` about the rest.
 
     Args:
         options: of `prefkit.train.options.make_options`.
         setting: of `read_setting`.
-        model_config: of `prefkit.plan.model.load_config`.
+        model_config: of `prefkit.plan.inputs.shape.load_config`.
         launched: an accelerate config starts the run.
 
     Raises:
-        ConfigError: passes of the head that cannot compute the loss; FSDP in one process; a
-            loss or DeepSpeed beside processes that share rows.
-        ModelError: processes that share a row and cannot share the model's heads.
+        ConfigError, ModelError: see `check_run`.
     """
-    config = options.config
-    check_passes(config, config.build_objective(), trainable=setting.lora is None)
-    if config.fsdp and setting.gpus == 1 and not launched:
-        raise ConfigError(
-            "fsdp shards a model over several processes, and this is one alone. Give --gpus N, or "
-            "leave fsdp out."
-        )
-    if setting.sequence_parallel == 1:
-        return
-    from prefkit.train.sharding.sequence_parallel import WITH_DEEPSPEED, check_shared_model
-
-    if setting.sharding == "zero3":
-        raise ConfigError(WITH_DEEPSPEED)
-    check_shared_model(setting.sequence_parallel, model_config)
+    start = Start(
+        processes=setting.gpus,
+        shared_by=setting.sequence_parallel,
+        fsdp=bool(options.config.fsdp),
+        deepspeed=setting.sharding == "zero3",
+        alone=setting.gpus == 1 and not launched,
+        remedy="Give --gpus N",
+        supposed=True,
+    )
+    trainable = setting.lora is None
+    check_run(options.config, start, model_config=model_config, trainable_head=trainable)
 
 
 def check_lengths(lengths: Lengths, max_length: int | None) -> None:
     """Refuses given lengths that the run would cut, skip or refuse.
 
     Raises:
-        ConfigError: a side is longer than `max_length`.
+        ConfigError: a sequence is longer than `max_length`.
     """
     if max_length is not None and lengths.longest > max_length:
         raise ConfigError(

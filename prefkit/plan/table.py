@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from prefkit.plan.exact import Exact
+from prefkit.plan.costs.exact import Exact
 from prefkit.plan.planning import Plan
 
 _WIDTH = 46

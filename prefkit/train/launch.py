@@ -47,21 +47,18 @@ def make_trainer(script: ScriptArguments, config: Any) -> Any:
     Raises:
         PrefkitError: a model, an adapter or rows that cannot be trained.
     """
-    from prefkit.train.checks.best_metric import check_best_metric, objective_metrics
-    from prefkit.train.setup import prepare_dataset
-    from prefkit.train.sharding.fsdp2 import loading_whole
-    from prefkit.train.sharding.sequence_parallel import check_shared_model
+    from prefkit.train.checks.entry import check_run
+    from prefkit.train.models.policy import loading_whole
+    from prefkit.train.rows.pairs import prepare_dataset
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
-    names = [*objective_metrics(config.build_objective()), "aux_loss"]  # the trainer knows better
-    check_best_metric(config, names, None, None)
     model_config = load_config(script.model)
+    trains = script.adapter == "none"
+    check_run(config, model_config=model_config, trainable_head=trains)
     tokenizer = load_tokenizer(script.tokenizer or script.model)
     if script.tokenizer and script.tokenizer != script.model:
         _check_tokenizer(script, tokenizer)
-    if config.sequence_parallel_size > 1:
-        check_shared_model(config.sequence_parallel_size, model_config)
     adapter = make_adapter(script)
     train = prepare_dataset(
         script.train_data, tokenizer, config, model_config, "train", split=script.train_split

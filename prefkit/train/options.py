@@ -1,11 +1,14 @@
 """The options of a run as they were given, and `ScriptArguments` and a config made of them."""
 
+import typing
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import yaml
 
 from prefkit.errors import ConfigError
+from prefkit.options.check import check_option
 from prefkit.train.fields import ScriptArguments
 
 ELSEWHERE = {  # names of other libraries
@@ -66,10 +69,10 @@ def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
 
 
 def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data: bool) -> None:
-    if not script.model:
-        raise ConfigError("model is missing. Name the folder or Hub name of the model to train.")
-    if needs_data and not script.train_data:
-        raise ConfigError("train_data is missing. Name the file(s) of preference pairs.")
+    hints = typing.get_type_hints(ScriptArguments)
+    for field in fields(ScriptArguments):
+        if needs_data or field.name != "train_data":
+            check_option(field, hints[field.name], getattr(script, field.name))
     if script.dtype == "float16":
         from prefkit.train.checks.options import FLOAT16
 
@@ -78,5 +81,3 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data:
         for name in given:
             if name.startswith("lora_"):
                 raise ConfigError(f"{name} has no effect without 'adapter: lora'. Add it.")
-    if script.lora_r < 1:
-        raise ConfigError(f"lora_r is {script.lora_r}; it must be 1 or more.")

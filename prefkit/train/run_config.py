@@ -1,6 +1,5 @@
 """What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +13,10 @@ from prefkit.train.checks.sharding import check_sharding
 from prefkit.train.fields import RunFields
 
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
-NUMBERS: dict[str, type] = {
-    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"), float),
-    "router_aux_loss_coef": float,
-    **dict.fromkeys(("max_length", "pad_to_multiple_of", "memory_budget"), int),
+# Options of transformers: a value of another type would fail far from here.
+_NUMBERS: dict[str, type] = {
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "num_train_epochs"), float),
     **dict.fromkeys(("seed", "data_seed", "gradient_accumulation_steps", "max_steps"), int),
-    **dict.fromkeys(BATCH_SIZES, int),
-}
-POSITIVE = ("max_length", "pad_to_multiple_of", "memory_budget")
-CHOICES: dict[str, tuple] = {
-    "too_long": ("error", "skip", "truncate_end"),
-    "on_bad_row": ("error", "skip"),
-    "string_prompts": ("raw", "chat"),
-    "head_backend": ("auto", "triton", "torch", "reference"),
 }
 
 
@@ -40,10 +30,8 @@ class RunConfig(RunFields, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
+        check_types(self, _NUMBERS)
         check_numbers(self)
-        coefficient = self.router_aux_loss_coef
-        if coefficient is not None and not 0 <= coefficient < math.inf:
-            raise ConfigError(f"router_aux_loss_coef is {coefficient}; it must be 0 or more.")
         check_evaluation_options(self)
         self._keep_liger_off_the_head()
         if not torch.accelerator.is_available():
@@ -65,18 +53,6 @@ class RunConfig(RunFields, TrainingArguments):
     def precomputes_reference(self) -> bool:
         """Whether a reference is computed before training, and not in each step."""
         return False
-
-    def _check_choices(self, choices: dict[str, tuple]) -> None:
-        for name, offered in choices.items():
-            if (value := getattr(self, name)) not in offered:
-                words = ", ".join(repr(choice) for choice in offered)
-                raise ConfigError(f"{name} is {value!r}; it must be one of {words}.")
-
-    def _check_numbers(self, kinds: dict[str, type], positive: tuple[str, ...]) -> None:
-        check_types(self, kinds)
-        for name in positive:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; it must be positive, or left out.")
 
     def _keep_liger_off_the_head(self) -> None:
         """Liger's kernels serve the model's body; its own loss would take the head's place."""

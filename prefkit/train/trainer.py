@@ -5,48 +5,36 @@ inside the model's own forward, the mean over pairs runs over the whole accumula
 reference is one of `prefkit.model.reference.policy`, and checkpoints are complete or refused.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from prefkit.data.batch.collators import Layout, PairCollator
 from prefkit.data.pair import PairBatch
+from prefkit.errors import ConfigError
+from prefkit.loss.objectives import Objective
 from prefkit.model.head.fused import install, unwrap
-from prefkit.train.balancing import router_of_run
-from prefkit.train.checks.arguments import (
-    refuse_data_parallel,
-    refuse_missing_eval,
-    refuse_unusable,
-)
-from prefkit.train.checks.best_metric import objective_metrics
-from prefkit.train.checks.options import check_machine, check_passes
+from prefkit.train.base import PrefkitTrainer
+from prefkit.train.checks.arguments import refuse_unusable
+from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.options import check_passes
+from prefkit.train.checks.shared_rows import check_shared_model
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.loss_step import LossTrainer
+from prefkit.train.models.policy import prepare_policy
+from prefkit.train.models.reference import make_reference, reference_fingerprint
+from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows.caches import attach_cache, kept_head
-from prefkit.train.rows.datasets import UnwrappingCollator, packed, plain
-from prefkit.train.rows.layout import choose_layout, longest_sequence
-from prefkit.train.rows.streaming import refuse_streams
-from prefkit.train.rows.templates import with_trained_template
-from prefkit.train.setup import (
-    make_reference,
-    prepare_dataset,
-    prepare_policy,
-    reference_fingerprint,
-)
-from prefkit.train.sharding.sequence_parallel import (
-    check_shared_layout,
-    check_shared_model,
-    join_group,
-)
+from prefkit.train.rows.pairs import PairRows
+from prefkit.train.sharding.fsdp2 import shard_reference
+from prefkit.train.sharding.sequence_parallel import join_group
+from prefkit.train.step.balancing import router_of_run
+from prefkit.train.step.pair_loss import PairLoss
 
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
 
-class PreferenceTrainer(LossTrainer):
+class PreferenceTrainer(PrefkitTrainer):
     """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
 
     Args:
@@ -82,117 +70,79 @@ class PreferenceTrainer(LossTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
+        if not isinstance(args, PreferenceConfig):
+            raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
         refuse_unusable(
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
-        refuse_missing_eval(args, eval_dataset)
-        refuse_streams(args, train_dataset, eval_dataset)
-        self.objective = args.build_objective()
-        self._check_best_metric(args, eval_dataset, callbacks)
-        check_machine(args)
+        adds_metrics = type(self).evaluate is not PrefkitTrainer.evaluate  # it may
+        check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
+        self.objective: Objective = args.build_objective()
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
-        self.router = router_of_run(policy, args)
-        self.reference = make_reference(policy, ref_model, self.objective, tokenizer, args)
-        self.head = install(policy)
-        head = self.head.module.parameters()
-        check_passes(args, self.objective, any(parameter.requires_grad for parameter in head))
-        self._reference_id = reference_fingerprint(self.reference, args)
-        self._start_counting()
-        self._tokenizer = tokenizer
-        train_dataset = self._prepare(args, train_dataset, "train")
-        self._tokenizer = tokenizer = with_trained_template(tokenizer, args, plain(train_dataset))
-        eval_dataset = self._prepare_eval(args, eval_dataset, train_dataset)
-        shared_by = args.sequence_parallel_size
-        if shared_by > 1:
-            check_shared_model(shared_by, policy.config)
-        if data_collator is None:
-            self.layout = self._choose_layout(args, policy, train_dataset, eval_dataset)
-            multiple = math.lcm(args.pad_to_multiple_of or 1, shared_by)
-            data_collator = PairCollator(tokenizer.pad_token_id, multiple, self.layout)
-        check_shared_layout(shared_by, self.layout)
-
-        super().__init__(
-            model=policy,
-            args=args,
-            data_collator=UnwrappingCollator(data_collator),  # type: ignore[arg-type]
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
-        self.model_accepts_loss_kwargs = True
-        refuse_data_parallel(args)
-        self.sequence_group = join_group(args.sequence_parallel_size)
+        models = _models_of(policy, ref_model, self.objective, tokenizer, args)
+        rows = PairRows(args, tokenizer, models.head.owner, data_collator)
+        train_dataset, eval_dataset = rows.prepare(train_dataset, eval_dataset)
+        rows.lay_out(_readers(models), train_dataset, eval_dataset)
+        loss = PairLoss(args, self.objective, models)
+        data = (train_dataset, eval_dataset)
+        super().__init__(args, models, rows, loss, data, callbacks, optimizers)
+        loss.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
-        self._pack_rows()
-
-    # -- set-up ----------------------------------------------------------------------------------
-
-    def _prepare(self, args: PreferenceConfig, rows: Rows, name: str) -> Dataset | None:
-        if rows is None:
-            return None
-        return prepare_dataset(rows, self._tokenizer, args, self.head.owner.config, name)
-
-    def _metric_names(self, args: PreferenceConfig) -> list[str]:
-        return [*objective_metrics(self.objective), *super()._metric_names(args)[1:]]
-
-    def _longest(self, dataset: Any) -> int:
-        return longest_sequence([dataset])
-
-    def _choose_layout(
-        self, args: PreferenceConfig, policy: nn.Module, train_dataset: Any, eval_dataset: Any
-    ) -> Layout:
-        models = [policy]
-        if self.reference is not None and unwrap(self.reference.model) is not unwrap(policy):
-            models.append(self.reference.model)
-        several = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-        datasets = [dataset for dataset in (train_dataset, *several) if dataset is not None]
-        return choose_layout(args, models, longest_sequence(datasets))
-
-    def _pack_rows(self) -> None:
-        """Packs the datasets into rows of tokens_per_batch, where that is set."""
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.train_dataset = self._packed(self.train_dataset, seed)
-        if isinstance(self.eval_dataset, dict):
-            for key, dataset in self.eval_dataset.items():
-                self.eval_dataset[key] = self._packed(dataset)
-        else:
-            self.eval_dataset = self._packed(self.eval_dataset)
-
-    def _packed(self, dataset: Any, seed: int | None = None) -> Any:
-        if self.args.tokens_per_batch is None:
-            return dataset
-        # The collator rounds rows up: to what a multiple leaves of the budget.
-        multiple = math.lcm(self.args.pad_to_multiple_of or 1, self.args.sequence_parallel_size)
-        budget = self.args.tokens_per_batch // multiple * multiple
-        return packed(dataset, budget, self.layout, seed)
+        self._each_dataset(lambda rows, name: self.rows.packed(rows, training=name == "train"))
 
     def _prepare_reference(self) -> None:
         """Puts the reference beside the model, or replaces it by its cache."""
-        if self.reference is None:
+        models = self.models
+        if models.reference is None:
             return
-        if self.reference.adapter_owner is None and self.reference.model is not self.model:
-            self.reference.model = self.shard_reference(self.reference.model)
+        if models.reference.adapter_owner is None and models.reference.model is not self.model:
+            models.reference.model = shard_reference(self.accelerator, models.reference.model)
         if not self.args.precomputes_reference:
             return
         # One process writes, the others read what is there; in the precision of the training.
         with self.accelerator.main_process_first(), self.accelerator.autocast():
-            self.train_dataset = self._with_cache(self.train_dataset, "train")
-            if isinstance(self.eval_dataset, dict):
-                for key, dataset in self.eval_dataset.items():
-                    self.eval_dataset[key] = self._with_cache(dataset, f"eval_{key}")
-            else:
-                self.eval_dataset = self._with_cache(self.eval_dataset, "eval")
+            self._each_dataset(self._with_cache)
         if self.args.precompute_ref_hidden:
-            self.reference_head = kept_head(self.reference, self.head)
-        if self.reference.adapter_owner is None:
-            self.reference = None  # its memory is the point of precomputing
+            models.reference_head = kept_head(models.reference, models.head)
+        if models.reference.adapter_owner is None:
+            models.reference = None  # its memory is the point of precomputing
 
     def _with_cache(self, dataset: Any, name: str) -> Any:
-        if dataset is None:
-            return None
-        assert self.reference is not None
+        reference = self.models.reference
+        assert reference is not None
         return attach_cache(
-            dataset, name, self.reference, self.data_collator, self.args, self._reference_id
+            dataset, name, reference, self.data_collator, self.args, self.models.reference_id
         )
+
+    def _each_dataset(self, change: Callable[[Any, str], Any]) -> None:
+        """Replaces each dataset that is there by `change(dataset, name)`."""
+        if self.train_dataset is not None:
+            self.train_dataset = change(self.train_dataset, "train")
+        if isinstance(self.eval_dataset, dict):
+            for key, dataset in self.eval_dataset.items():
+                if dataset is not None:
+                    self.eval_dataset[key] = change(dataset, f"eval_{key}")
+        elif self.eval_dataset is not None:
+            self.eval_dataset = change(self.eval_dataset, "eval")
+
+
+def _models_of(
+    policy: Any, ref_model: Any, objective: Objective, tokenizer: Any, args: PreferenceConfig
+) -> RunModels:
+    """The policy with its head fused, and its reference; see `make_reference` for the errors."""
+    check_shared_model(args.sequence_parallel_size, policy.config)
+    router = router_of_run(policy, args)
+    reference = make_reference(policy, ref_model, objective, tokenizer, args)
+    head = install(policy)
+    trainable = any(parameter.requires_grad for parameter in head.module.parameters())
+    check_passes(args, objective, trainable)
+    identity = reference_fingerprint(reference, args)
+    return RunModels(policy, head, router, reference, identity)
+
+
+def _readers(models: RunModels) -> list[nn.Module]:
+    """The models that read the batches: the policy and, if it is another, the reference."""
+    reference = None if models.reference is None else models.reference.model
+    if reference is None or unwrap(reference) is unwrap(models.policy):
+        return [models.policy]
+    return [models.policy, reference]

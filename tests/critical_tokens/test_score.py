@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 
 from prefkit.cli.score import run
 from prefkit.critical_tokens import ScoreFields, score_pairs
-from prefkit.data import TokenizeOptions, prepare_pairs
+from prefkit.data import ReadOptions, TokenizeOptions, prepare_pairs
 from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
 from tests.train.trainer_cases import byte_tokenizer, save_model, tiny_model
 
@@ -80,7 +80,9 @@ def test_training_reads_the_weights_for_the_same_tokens(form: str, options: Any)
         tokenizer=tokenizer,  # type: ignore[arg-type]
     )
     plain = prepare_pairs(ROWS, tokenizer, TokenizeOptions(**options)).pairs
-    read = prepare_pairs(scored.rows, tokenizer, TokenizeOptions(**options), level="auto").pairs
+    read = prepare_pairs(
+        scored.rows, tokenizer, TokenizeOptions(**options), ReadOptions(level="auto")
+    ).pairs
     template = options.get("prompt_template", "{prompt}")
     for row, pair, before in zip(ROWS, read, plain, strict=True):
         assert pair.rejected.ids.tolist() == before.rejected.ids.tolist()
@@ -107,7 +109,7 @@ def test_steps_messages_and_masked_tool_output() -> None:
     options = ScoreFields(level="step", chat_template="plain")
     scored = score_pairs(rows, *two(), options, tokenizer=byte_tokenizer())
     text = TokenizeOptions(chat_template="plain")
-    step, tool = prepare_pairs(scored.rows, byte_tokenizer(), text, level="step").pairs
+    step, tool = prepare_pairs(scored.rows, byte_tokenizer(), text, ReadOptions(level="step")).pairs
     assert not step.rejected.eos
     want = 1 - by_definition(two(), "2+2= well,", " 5", 1.0)
     np.testing.assert_allclose(step.rejected.weights[step.rejected.scored], want, atol=1e-6)
@@ -268,7 +270,7 @@ def test_the_command_s_mistakes(tmp_path: Path) -> None:
     for changed, said in (
         (words[1:], "Name one file"),
         (words[:3], "negative is missing"),
-        ([*words, "--batchsize", "3"], "Did you mean --batch_size"),
+        ([*words, "--batchsize", "3"], "Did you mean 'batch_size'"),
         ([*words, "--beta"], "beta needs a value"),
         ([*words, "--beta", "high"], "beta is 'high'"),
         ([*words, "--format", "prob_result"], "must end in .json with"),

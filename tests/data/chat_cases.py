@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefkit.data import TokenizeOptions, prepare_pairs
-from prefkit.data.tokens.render import Renderer
+from prefkit.data.text.render import Renderer
 from prefkit.data.view import view_pair
 from prefkit.errors import RowError
 

@@ -17,20 +17,20 @@ from tests.data.test_layouts import LAYOUTS, OTHER_KINDS, REFUSED
 _HEAD = """\
 # Rows of other trainers, as they are read
 
-Made by `python -m tests.data.layout_examples` from the rows of the tests. Every row is read as it
-is: no option says what it is. Each block is a row and what `prefkit inspect FILE --model MODEL`
-shows of it, with Qwen3's chat template: `⟦scored⟧`, the rest is context. Plain prompts are read as
-they are unless `string_prompts: chat` puts them into the template.
+Made by `python -m tests.data.layout_examples` from the rows of the tests. No option is needed to
+read any of these rows. Each block is a row and what `prefkit inspect FILE --model MODEL` shows of
+it with Qwen3's chat template: `⟦scored⟧`, the rest is context. Plain prompts are used as they are
+unless `string_prompts: chat` puts them into the template.
 
-Columns of other names are told with `columns`, in a config of `train`, `inspect`, `plan` and
-`score`, and likewise for the questions of `build` and `evaluate`:
+For columns of other names use `columns`, in a config of `train`, `inspect`, `plan` and `score`, and
+likewise for the questions of `build` and `evaluate`:
 
 ```yaml
-columns: {prompt: ask, chosen: good, rejected: bad, notes: null}   # null leaves a column out
+columns: {prompt: ask, chosen: good, rejected: bad, notes: null}   # null ignores a column
 ```
 
-A text column that nobody reads is an error that names it. Names that tell about a row (`id`,
-`source`, `model`, `score_…`, `…_model`, `answer`, …) need not be told.
+A text column that is not read is an error that names the column. Columns whose names describe the
+row (`id`, `source`, `model`, `score_…`, `…_model`, `answer`, …) need not be mentioned.
 """
 _OWN: dict[str, Any] = {
     "TRL, standard": STANDARD_ROW,
@@ -61,7 +61,7 @@ def page() -> str:
     rows = _OWN | {title: LAYOUTS[name][0] for name, title in _NAMES.items()}
     parts = [_HEAD, *(_section(title, row) for title, row in rows.items()), "## Refused\n"]
     refused = {_TITLES.get(name, name): row for name, row in OTHER_KINDS.items()}
-    refused["A column that nobody reads"] = REFUSED[_UNREAD][0]
+    refused["A column that is not read"] = REFUSED[_UNREAD][0]
     for title, row in refused.items():
         parts.append(f"{title}:\n\n```text\n{_shown(row)}\n\nerror: {_error(row)}\n```\n")
     return "\n".join(parts)

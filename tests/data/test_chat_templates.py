@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from prefkit.data import TokenizeOptions, prepare_pairs
-from prefkit.data.tokens.chat import ChatTemplate
+from prefkit.data import ReadOptions, TokenizeOptions, prepare_pairs
+from prefkit.data.text.template import ChatTemplate
 from prefkit.errors import ConfigError, RowError
 from tests.data.chat_cases import (
     CASES,
@@ -104,7 +104,9 @@ def test_tool_results_are_context_unless_asked_for(name: str) -> None:
     row, tokenizer = row_of("tools", name), tokenizer_for(name)
     text = "".join(text for scored, text in runs(row, tokenizer) if scored)
     assert "<tool_response>" not in text
-    pair = prepare_pairs([row], tokenizer, mask_tool_output=False).pairs[0].chosen
+    pair = (
+        prepare_pairs([row], tokenizer, reading=ReadOptions(mask_tool_output=False)).pairs[0].chosen
+    )
     first = int(pair.scored.argmax())
     assert pair.scored[first:].all()
     assert "<tool_response>" in tokenizer.decode(pair.ids[first:])
@@ -459,8 +461,8 @@ def test_what_the_user_says_between_is_context_always() -> None:
     middle = [*said("Four."), {"role": "user", "content": "Sure?"}]
     row = {"prompt": QUESTION, "chosen": [*middle, *said("Yes.")], "rejected": said("5")}
     tokenizer = tokenizer_for("llama3_1")
-    for options in ({}, {"mask_tool_output": False}):
-        side = prepare_pairs([row], tokenizer, **options).pairs[0].chosen
+    for reading in (ReadOptions(), ReadOptions(mask_tool_output=False)):
+        side = prepare_pairs([row], tokenizer, reading=reading).pairs[0].chosen
         assert tokenizer.decode(side.ids[side.scored]) == "Four.<|eot_id|>Yes.<|eot_id|>"
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from prefkit.data import PairCollator, PairDataset, TokenizeOptions, prepare_pairs, read_pairs
+from prefkit.data import (
+    PairCollator,
+    PairDataset,
+    ReadOptions,
+    TokenizeOptions,
+    prepare_pairs,
+    read_pairs,
+)
 from prefkit.data.dataset import CHUNK
 from tests.data.data_cases import (
     STANDARD_ROW,
@@ -40,7 +47,7 @@ def test_order_and_content_do_not_depend_on_chunks() -> None:
 
 def test_several_sources_follow_one_another() -> None:
     sources = [[STEP_ROW], datasets.Dataset.from_list(_rows(2)), [scdpo_row()]]
-    dataset = prepare_pairs(sources, TOKENIZER, level="solution")
+    dataset = prepare_pairs(sources, TOKENIZER, reading=ReadOptions(level="solution"))
     assert [p.row for p in dataset.pairs] == [0, 0, 1, 0]
     assert sum(dataset.report.sources.values()) == 4
     assert all(p.chosen.eos for p in dataset.pairs)
@@ -56,7 +63,7 @@ def test_pairs_made_in_memory_are_a_source() -> None:
 
 def test_report_counts_what_the_pairs_hold() -> None:
     rows = [STEP_ROW, {**STANDARD_ROW, "rejected": "\n"}, *_rows(2)]
-    dataset = prepare_pairs(rows, TOKENIZER, on_bad_row="skip")
+    dataset = prepare_pairs(rows, TOKENIZER, reading=ReadOptions(on_bad_row="skip"))
     report = dataset.report
     sides = [s for p in dataset.pairs for s in (p.chosen, p.rejected)]
     assert report.pairs == len(dataset) == 3
@@ -73,7 +80,9 @@ def test_report_counts_what_the_pairs_hold() -> None:
 def test_one_row_of_the_tdpo_layout_is_many_pairs_and_one_bad_pair_spoils_no_other() -> None:
     (entry,) = [{**entry} for entry in TDPO_FILE.values()]
     entry["pairs"] = [[0, 1], [0, 9], [0, 2]]
-    dataset = prepare_pairs([{"prompt": "Q", **entry}], TOKENIZER, on_bad_row="skip")
+    dataset = prepare_pairs(
+        [{"prompt": "Q", **entry}], TOKENIZER, reading=ReadOptions(on_bad_row="skip")
+    )
     assert len(dataset) == 2
     assert dataset.report.skipped == {"pairs": 1}
 

@@ -1,12 +1,13 @@
 """Bad rows: each has its one clear error with row, field and remedy, or is skipped and listed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefkit.data import TokenizeOptions, prepare_pairs
+from prefkit.data import ReadOptions, TokenizeOptions, prepare_pairs
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests.data.data_cases import (
     CONVERSATION_ROW,
@@ -164,14 +165,14 @@ ROWS: dict[str, tuple[Any, dict[str, Any], str, str, str]] = {
     ),
     "no full solution": (
         _without(STEP_ROW, "full_rejected"),
-        {"level": "solution"},
+        {"reading": ReadOptions(level="solution")},
         "full_rejected",
         "is missing",
         'level "step"',
     ),
     "front repeated": (
         {**STEP_ROW, "full_chosen": STEP_ROW["initial_reason_steps"] + STEP_ROW["full_chosen"]},
-        {"level": "solution"},
+        {"reading": ReadOptions(level="solution")},
         "full_chosen",
         "repeats initial_reason_steps",
         "Let it continue after them",
@@ -317,9 +318,9 @@ def test_bad_row_can_be_skipped_and_is_listed(name: str, tmp_path: Path) -> None
     row, options, field, problem, _ = ROWS[name]
     good = {"prompt": "Q", "chosen": "1", "rejected": "2"}  # short: fits every limit above
     listing = tmp_path / "new folder" / "skipped.jsonl"
-    dataset = prepare_pairs(
-        [good, row, good], TOKENIZER, **options, on_bad_row="skip", skipped_file=listing
-    )
+    given = options.get("reading", ReadOptions())
+    reading = replace(given, on_bad_row="skip", skipped_file=listing)
+    dataset = prepare_pairs([good, row, good], TOKENIZER, **{**options, "reading": reading})
     assert len(dataset) == 2
     assert dataset.report.skipped.total() == 1
     (entry,) = [json.loads(line) for line in listing.read_text().splitlines()]
@@ -372,7 +373,9 @@ def test_broken_lines_can_be_skipped(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(BROKEN_LINE)
     listing = tmp_path / "skipped.jsonl"
     dataset = prepare_pairs(
-        tmp_path / "rows.jsonl", TOKENIZER, on_bad_row="skip", skipped_file=listing
+        tmp_path / "rows.jsonl",
+        TOKENIZER,
+        reading=ReadOptions(on_bad_row="skip", skipped_file=listing),
     )
     assert dataset.report.skipped == {"whole row": 1}
     assert "line 3" in listing.read_text()
@@ -399,32 +402,37 @@ def test_objects_that_are_no_source() -> None:
 
 def test_unwritable_listing_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    reading = ReadOptions(skipped_file=tmp_path / "file" / "skipped.jsonl")
     with pytest.raises(PrefkitError, match=r"cannot be written .* another skipped_file"):
-        prepare_pairs([GOOD], TOKENIZER, skipped_file=tmp_path / "file" / "skipped.jsonl")
+        prepare_pairs([GOOD], TOKENIZER, reading=reading)
 
 
 def test_nothing_left_is_an_error_that_names_the_first_cause(tmp_path: Path) -> None:
     listing = tmp_path / "skipped.jsonl"
     with pytest.raises(PrefkitError, match=r"no usable pair, 1 were skipped.*row 0, chosen: is m"):
-        prepare_pairs([{"prompt": "Q"}], TOKENIZER, on_bad_row="skip", skipped_file=listing)
+        prepare_pairs(
+            [{"prompt": "Q"}],
+            TOKENIZER,
+            reading=ReadOptions(on_bad_row="skip", skipped_file=listing),
+        )
     assert listing.exists()
 
 
 def test_too_long_rows_are_skipped_by_their_own_choice(tmp_path: Path) -> None:
     listing = tmp_path / "skipped.jsonl"
     options = TokenizeOptions(max_length=20, too_long="skip")
-    dataset = prepare_pairs([STEP_ROW, GOOD], TOKENIZER, options, skipped_file=listing)
+    dataset = prepare_pairs([STEP_ROW, GOOD], TOKENIZER, options, ReadOptions(skipped_file=listing))
     assert dataset.report.skipped == {"too long": 1}
     with pytest.raises(RowError, match="is missing"):  # other faults still stop
         prepare_pairs([{"prompt": "Q"}, GOOD], TOKENIZER, options)
     options = TokenizeOptions(max_length=11, too_long="truncate_end")
-    dataset = prepare_pairs([GOOD], TOKENIZER, options, skipped_file=listing)
+    dataset = prepare_pairs([GOOD], TOKENIZER, options, ReadOptions(skipped_file=listing))
     entries = [json.loads(line) for line in listing.read_text().splitlines()]
     assert [(e["field"], e["action"]) for e in entries] == [
         ("chosen", "truncated"),
         ("rejected", "truncated"),
     ]
-    prepare_pairs([GOOD], TOKENIZER, skipped_file=listing)
+    prepare_pairs([GOOD], TOKENIZER, reading=ReadOptions(skipped_file=listing))
     assert not listing.exists()  # no list of an earlier run stays behind
 
 
@@ -468,7 +476,7 @@ def test_template_that_refuses_the_roles() -> None:
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        prepare_pairs([GOOD], TOKENIZER, **options)
+        prepare_pairs([GOOD], TOKENIZER, reading=ReadOptions(**options))
     assert message in str(caught.value)
 
 

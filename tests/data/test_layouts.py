@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from prefkit.data import Pair, TokenizeOptions, prepare_pairs, prepare_solutions, read_pairs
-from prefkit.data.tokens.chat import say_once
+from prefkit.data.text.template import say_once
 from prefkit.errors import ConfigError, PrefkitError, RowError
 from tests.data.chat_cases import TOOLS, runs, tokenizer_for, used_tool
 from tests.data.data_cases import character_tokenizer

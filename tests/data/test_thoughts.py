@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefkit.data.tokens.thoughts import is_thinking, opening_tag, spoken
+from prefkit.data.text.thoughts import is_thinking, opening_tag, spoken
 
 CHANNELS = "<|channel|>analysis<|message|>5?<|end|><|start|>assistant<|channel|>final<|message|>7"
 

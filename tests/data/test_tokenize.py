@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefkit.data import TokenizeOptions, prepare_pairs, read_pairs, tokenize_pair
+from prefkit.data import ReadOptions, TokenizeOptions, prepare_pairs, read_pairs, tokenize_pair
 from prefkit.data.pair import Pair, Side
-from prefkit.data.tokens.render import Renderer
+from prefkit.data.text.render import Renderer
 from prefkit.data.tokens.tokenize import TooLongError
 from prefkit.data.view import TokenView, view_pair
 from prefkit.errors import RowError
@@ -205,7 +205,7 @@ def test_append_eos_of_the_row_wins_over_the_level(tokenizer: Any) -> None:
         (False, "solution", False),
     ]:
         row = {**own, "append_eos": append_eos}
-        pair = prepare_pairs([row], tokenizer, level=level).pairs[0]
+        pair = prepare_pairs([row], tokenizer, reading=ReadOptions(level=level)).pairs[0]
         assert pair.chosen.eos == pair.rejected.eos == expected
 
 
@@ -260,10 +260,10 @@ def test_a_straddling_token_is_scored(request: pytest.FixtureRequest) -> None:
 
 
 def test_truncation_cuts_only_the_end_of_solutions(tokenizer: Any) -> None:
-    full = prepare_pairs([STEP_ROW], tokenizer, level="solution").pairs[0]
+    full = prepare_pairs([STEP_ROW], tokenizer, reading=ReadOptions(level="solution")).pairs[0]
     limit = len(full.chosen.ids) - 3
     options = TokenizeOptions(max_length=limit, too_long="truncate_end")
-    dataset = prepare_pairs([STEP_ROW], tokenizer, options, level="solution")
+    dataset = prepare_pairs([STEP_ROW], tokenizer, options, ReadOptions(level="solution"))
     side = dataset.pairs[0].chosen
     np.testing.assert_array_equal(side.ids, full.chosen.ids[:limit])
     assert not side.eos
@@ -274,7 +274,7 @@ def test_truncation_cuts_only_the_end_of_solutions(tokenizer: Any) -> None:
         tokenize_pair(read_pairs([STEP_ROW])[0], tokenizer, options)
     options = TokenizeOptions(max_length=5, too_long="truncate_end")
     with pytest.raises(TooLongError, match="the prompt is never cut"):
-        prepare_pairs([STEP_ROW], tokenizer, options, level="solution")
+        prepare_pairs([STEP_ROW], tokenizer, options, ReadOptions(level="solution"))
 
 
 def test_max_length_counts_the_end_token(tokenizer: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefkit.data import PairCollator, prepare_pairs
+from prefkit.data import PairCollator, ReadOptions, prepare_pairs
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "prefkit" / "demo" / "assets" / "model"
@@ -18,7 +18,7 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
     (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "reading" in x]
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL).float()
-    pairs = prepare_pairs(str(PAIRS), tokenizer, level="step")
+    pairs = prepare_pairs(str(PAIRS), tokenizer, reading=ReadOptions(level="step"))
     names = {"model": model, "tokenizer": tokenizer, "pairs": pairs}
     exec(compile(lines.replace("longest=1024", "longest=64"), "long_context.md", "exec"), names)
     shared = names["hidden"]
@@ -35,7 +35,7 @@ def test_the_loop_of_the_readme_trains() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
     model, reference = model.float().train(), reference.float().requires_grad_(False)
-    pairs = prepare_pairs(str(PAIRS), tokenizer, level="step")
+    pairs = prepare_pairs(str(PAIRS), tokenizer, reading=ReadOptions(level="step"))
     batch = PairCollator(tokenizer.pad_token_id)([pairs[i] for i in range(8)])
     margins: list[float] = []
 

@@ -25,14 +25,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prefkit_kernels import rows_triton, triton_rows
-from prefkit_kernels.rows_triton import Launch
+from prefkit_kernels.backends.triton import class_sums_kernel, gradient_kernel, normalisers_kernel
+from prefkit_kernels.backends.triton.launch import Launch, launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+KERNELS: dict[str, Any] = {
+    "norms": normalisers_kernel.norms_kernel,
+    "combine_norms": normalisers_kernel.combine_norms_kernel,
+    "class_sums": class_sums_kernel.class_sums_kernel,
+    "gradient": gradient_kernel.gradient_kernel,
 }
 FLOATS = ("scale", "softcap", "inv_temp")
 ROW_POINTERS = ("raw", "ref", "bias", "ref_bias", "dz")
@@ -65,12 +71,12 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """What DPO, TDPO and a call for everything launch; a vocabulary that 16 does not divide."""
-    one, two = (rows_triton.launch(WIDTH, heads) for heads in (1, 2))
+    one, two = (launch(WIDTH, heads) for heads in (1, 2))
     tdpo = {"LOGP": 0, "KL": 1, "KL_SUM": True}
     everything = {**EVERY_OPTION, **EVERY_SLOT, "KL_SUM": True}
     yield Case("norms", "plain", one)
     yield Case("norms", "all", one, EVERY_OPTION)
-    yield Case("combine_norms", "", Launch(0, rows_triton._TILE_WARPS))
+    yield Case("combine_norms", "", Launch(0, normalisers_kernel.COMBINING_WARPS))
     yield Case("class_sums", "kl", two, {"KL": 0})
     yield Case("class_sums", "all", two, {**EVERY_OPTION, **EVERY_SUM})
     for dz in ("fp32", "bf16", "fp16"):
@@ -78,7 +84,7 @@ def cases() -> Iterator[Case]:
         yield Case("gradient", "tdpo", two, tdpo, dz)
         yield Case("gradient", "all", two, everything, dz)
     for vocab in ODD_VOCABULARIES:
-        one, two = (rows_triton.launch(vocab, heads) for heads in (1, 2))
+        one, two = (launch(vocab, heads) for heads in (1, 2))
         yield Case("norms", f"V {vocab}", one, PADDED, vocab=vocab)
         yield Case("class_sums", f"V {vocab}", two, {**PADDED, "KL": 0}, vocab=vocab)
         yield Case("gradient", f"dpo, V {vocab}", one, {**PADDED, "LOGP": 0}, "bf16", vocab)
@@ -99,8 +105,8 @@ def sweep() -> Iterator[Case]:
 
 
 def compile_(case: Case, target: GPUTarget) -> Any:
-    function = getattr(triton_rows, f"{case.kernel}_kernel")
-    tile = {"ROWS": rows_triton._TILE, "BLOCKS": rows_triton._TILE}
+    function = KERNELS[case.kernel]
+    tile = {"ROWS": normalisers_kernel.COMBINED, "BLOCKS": normalisers_kernel.COMBINED}
     given = {**OFF, **dict.fromkeys(SLOTS, -1), **case.flags, **tile, "BLOCK": case.how.block}
     constants = {name: given[name] for name in function.arg_names if name in given}
     types = {

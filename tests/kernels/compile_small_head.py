@@ -24,8 +24,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prefkit_kernels import small_head, triton_small_head
-from prefkit_kernels.small_head import Tile
+from prefkit_kernels.backends.triton.small_head.gradient_kernel import gradient_kernel
+from prefkit_kernels.backends.triton.small_head.launch import Tile, group, tile
+from prefkit_kernels.backends.triton.small_head.normalisers_kernel import normalisers_kernel
 
 # Shared memory that one program may take, bytes.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -44,6 +45,7 @@ OFF: dict[str, Any] = {
 EVERY_OPTION = {"BIAS": True, "REF_BIAS": True, "SCALE": True, "CAP": True}
 DPO = {"LOGP": 0}
 TDPO = {"LOGP": 0, "KL": 1, "KL_SUM": True}
+KERNELS: dict[str, Any] = {"normalisers": normalisers_kernel, "gradient": gradient_kernel}
 DIM, VOCAB, ODD_VOCAB = 576, 49_152, 50_257
 
 
@@ -82,14 +84,14 @@ def cases() -> Iterator[Case]:
 
 
 def sweep() -> Iterator[Case]:
-    for rows, classes, depth, warps, stages in (
+    for tokens, classes, depth, warps, stages in (
         *((128, 256, 64, 8, s) for s in (2, 3, 4)),
         *((128, 128, 64, 4, s) for s in (2, 3)),
         *((128, 128, 64, 8, s) for s in (2, 3)),
         *((128, 128, 32, 4, s) for s in (3, 4)),
         *((256, 128, 64, 8, 3), (64, 256, 64, 4, 3), (64, 128, 64, 4, 3), (64, 128, 32, 4, 2)),
     ):
-        how = Tile(rows, classes, depth, warps, stages)
+        how = Tile(tokens, classes, depth, warps, stages)
         yield Case("normalisers", "plain", 1, how)
         yield Case("gradient", "dpo", 1, how, DPO)
         yield Case("gradient", "tdpo", 2, how, TDPO)
@@ -97,11 +99,11 @@ def sweep() -> Iterator[Case]:
 
 
 def compile_(case: Case, how: Tile, target: GPUTarget) -> Any:
-    function = getattr(triton_small_head, f"{case.kernel}_kernel")
+    function = KERNELS[case.kernel]
     given = {
         **{**OFF, **case.flags, "D": case.dim, "REF_D": case.dim},
-        **{"BLOCK_C": how.rows, "BLOCK_V": how.classes, "BLOCK_D": how.depth},
-        "GROUP": small_head.group(case.dim, 2, how),
+        **{"BLOCK_C": how.tokens, "BLOCK_V": how.classes, "BLOCK_D": how.depth},
+        "GROUP": group(case.dim, 2, how),
         "HALVES": how.halves,
     }
     constants = {name: given[name] for name in function.arg_names if name in given}
@@ -148,7 +150,7 @@ def main() -> None:
         for name, target in TARGETS.items():
             if given.target not in (None, name):
                 continue
-            how = case.how or small_head.tile(
+            how = case.how or tile(
                 case.heads,
                 2,
                 SHARED[name],

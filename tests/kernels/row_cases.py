@@ -1,4 +1,4 @@
-"""Rows of logits and what the row functions must make of them, by definition and autograd.
+"""Blocks of logits and what the kernels must make of them, by definition and autograd.
 
 `define` is independent of the kernels: softmaxes of whole rows, plain formulas, autograd for the
 gradient. In fp64 it is the truth; in fp32 it is the plain computation whose error is the yardstick.
@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit_kernels.buffers import new_store, rows_of
-from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows import Rows
+from prefkit_kernels.core.buffers import new_store, padded_view
+from prefkit_kernels.core.logits import LogitsBlock, LogitScaling
 
 OUTPUTS = ("logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 SUMS = OUTPUTS[1:]
 HEADS = ("raw", "ref", "bias", "ref_bias")
 INF = torch.inf
-PLAIN = LogitTransform()
+PLAIN = LogitScaling()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +32,12 @@ class RowCase:
     offset: float = 0.0
     bias: bool = False
     masked: tuple[int, int] | None = None  # classes that both biases mask
-    transform: LogitTransform = PLAIN
+    scaling: LogitScaling = PLAIN
     outputs: tuple[str, ...] = OUTPUTS
     cuts: tuple[int, ...] = ()  # where slices of the vocabulary meet
 
 
-def build(case: RowCase) -> Rows:
+def build(case: RowCase) -> LogitsBlock:
     """fp64 rows, whose numbers an fp32 can hold."""
     draw = torch.Generator().manual_seed(3)
 
@@ -60,13 +59,15 @@ def build(case: RowCase) -> Rows:
     if case.count > 2:
         targets[:2] = torch.tensor([0, min(64, shared - 1)])  # the first class, the edge of a block
     bias, ref_bias = (None if bias is None else bias.double() for bias in biases)
-    return Rows(z.double(), zr.double(), bias, ref_bias, targets, case.transform)
+    return LogitsBlock(z.double(), zr.double(), bias, ref_bias, targets, case.scaling)
 
 
-def slices(rows: Rows, cuts: Sequence[int], padding: float | None = None) -> list[Rows]:
+def slices(
+    block: LogitsBlock, cuts: Sequence[int], padding: float | None = None
+) -> list[LogitsBlock]:
     """The rows cut at these classes; contiguous, or in padded buffers that hold `padding`."""
-    assert rows.ref is not None
-    ends = [*cuts, max(rows.raw.shape[1], rows.ref.shape[1])]
+    assert block.ref is not None
+    ends = [*cuts, max(block.raw.shape[1], block.ref.shape[1])]
 
     def cut(x: Tensor | None, start: int, stop: int) -> Tensor | None:
         if x is None:
@@ -76,8 +77,8 @@ def slices(rows: Rows, cuts: Sequence[int], padding: float | None = None) -> lis
 
     return [
         replace(
-            rows,
-            **{name: cut(getattr(rows, name), start, stop) for name in HEADS},
+            block,
+            **{name: cut(getattr(block, name), start, stop) for name in HEADS},
             first_class=start,
         )
         for start, stop in zip([0, *cuts], ends, strict=True)
@@ -88,24 +89,24 @@ def in_buffer(values: Tensor, padding: float) -> Tensor:
     """(C, S) as the logits' buffers hold it: rows padded, here with a known number."""
     count, width = values.shape
     store = new_store(values, count, width, values.dtype).fill_(padding)
-    return rows_of(store, count, width).copy_(values)
+    return padded_view(store, count, width).copy_(values)
 
 
-def cast(rows: Rows, dtype: torch.dtype, device: str = "cpu") -> Rows:
+def cast(block: LogitsBlock, dtype: torch.dtype, device: str = "cpu") -> LogitsBlock:
     def to(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(dtype).to(device)
 
-    changed: dict[str, Any] = {name: to(getattr(rows, name)) for name in HEADS}
-    return replace(rows, **changed, targets=rows.targets.to(device))
+    changed: dict[str, Any] = {name: to(getattr(block, name)) for name in HEADS}
+    return replace(block, **changed, targets=block.targets.to(device))
 
 
-def define(rows: Rows, case: RowCase, cotangents: Tensor) -> dict[str, Tensor]:
+def define(block: LogitsBlock, case: RowCase, cotangents: Tensor) -> dict[str, Tensor]:
     """Normalisers, sums over classes by slice, and the gradient by raw, in the rows' precision."""
-    assert rows.ref is not None
-    raw = rows.raw.clone().requires_grad_()
-    width = max(raw.shape[1], rows.ref.shape[1])
-    z = _logits(raw, rows.bias, rows.transform, width)
-    zr = _logits(rows.ref, rows.ref_bias, rows.transform, width)
+    assert block.ref is not None
+    raw = block.raw.clone().requires_grad_()
+    width = max(raw.shape[1], block.ref.shape[1])
+    z = _logits(raw, block.bias, block.scaling, width)
+    zr = _logits(block.ref, block.ref_bias, block.scaling, width)
     lp, lr = z.log_softmax(1), zr.log_softmax(1)
     p, q = lp.exp(), lr.exp()
     # A class masked in both is 0 in every sum.
@@ -120,7 +121,7 @@ def define(rows: Rows, case: RowCase, cotangents: Tensor) -> dict[str, Tensor]:
     if "log_sum_sq" in stats:
         stats["log_sum_sq"] = stats["log_sum_sq"].log()
     if "logp" in case.outputs:
-        stats["logp"] = lp.gather(1, rows.targets[:, None])[:, 0]
+        stats["logp"] = lp.gather(1, block.targets[:, None])[:, 0]
     loss = sum((stats[name] * c).sum() for name, c in zip(case.outputs, cotangents, strict=True))
     assert isinstance(loss, Tensor)
     loss.backward()
@@ -133,33 +134,33 @@ def define(rows: Rows, case: RowCase, cotangents: Tensor) -> dict[str, Tensor]:
     }
     tops = torch.stack([z.amax(1), zr.amax(1)])
     log_sums = torch.stack([(x - x.amax(1, keepdim=True)).logsumexp(1) for x in (z, zr)])
-    target = z.gather(1, rows.targets[:, None])[:, 0]
+    target = z.gather(1, block.targets[:, None])[:, 0]
     found |= {"tops": tops, "log_sums": log_sums, "target": target, "dz": raw.grad}
     return {name: x.detach() for name, x in found.items()}
 
 
-def _logits(raw: Tensor, bias: Tensor | None, transform: LogitTransform, width: int) -> Tensor:
-    z = (raw if bias is None else raw + bias) * transform.scale
-    if transform.softcap:
-        z = transform.softcap * torch.tanh(z / transform.softcap)
+def _logits(raw: Tensor, bias: Tensor | None, scaling: LogitScaling, width: int) -> Tensor:
+    z = (raw if bias is None else raw + bias) * scaling.scale
+    if scaling.softcap:
+        z = scaling.softcap * torch.tanh(z / scaling.softcap)
         if bias is not None:
             z = z.masked_fill(bias == -INF, -INF)
-    z = z / transform.temperature
+    z = z / scaling.temperature
     return torch.nn.functional.pad(z, (0, width - z.shape[1]), value=-INF)
 
 
 def found_by(
     module: Any,
-    rows: Rows,
+    block: LogitsBlock,
     case: RowCase,
     cotangents: Tensor,
     how: dict[str, Any] | None = None,
     padding: float | None = None,
 ) -> dict[str, Tensor]:
-    """The same from a row module: every function on every slice, slices put together in fp64."""
+    """The same from a backend: every function on every slice, slices put together in fp64."""
     how = how or {}
-    parts = slices(rows, case.cuts, padding)
-    like = rows.raw
+    parts = slices(block, case.cuts, padding)
+    like = block.raw
     norms, target = like.new_empty(4, case.count), None
     for k, ref in enumerate((False, True)):
         each = like.new_full((len(parts), 3, case.count), torch.nan)

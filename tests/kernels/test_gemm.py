@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefkit_kernels import gemm
+from prefkit_kernels.core import gemm
 from tests.kernels.kernel_cases import relative_error
 
 ROWS, DIM, VOCAB = 5, 7, 300  # slices of 64 rows of the vocabulary: four whole ones and a rest

@@ -1,5 +1,7 @@
 """The folder `kernels/` as a Hugging Face Hub kernel, loaded beside the installed package."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,9 +82,38 @@ def test_the_loaded_copy_has_operators_of_its_own(loaded: ModuleType) -> None:
     ours, theirs = torch.ops.prefkit_kernels.token_stats, getattr(torch.ops, name).token_stats
     assert ours.default is not theirs.default
     own = [module for key, module in sys.modules.items() if key.startswith(f"{name}.")]
-    assert f"{name}.ops" in sys.modules
+    assert f"{name}.token_stats.operator" in sys.modules
     for module in own:  # none of the installed package's
-        assert Path(module.__file__).parent == Path(loaded.__file__).parent
+        assert Path(loaded.__file__).parent in Path(module.__file__).parents
+
+
+def test_a_variant_is_every_file_of_the_package_in_its_folder(folder: Path) -> None:
+    root = Path(prefkit_kernels.__file__).parent
+    sources = {path.relative_to(root): path.read_bytes() for path in root.rglob("*.py")}
+    assert any(len(path.parts) > 3 for path in sources)
+    for variant in (folder / "build").iterdir():
+        assert sources == {p.relative_to(variant): p.read_bytes() for p in variant.rglob("*.py")}
+
+
+def test_the_name_of_a_variant_changes_with_any_file_of_any_folder(tmp_path: Path) -> None:
+    """Two versions loaded in one process must not share the names of their operators."""
+
+    def name_of(tree: Path, out: Path) -> str:
+        command = [sys.executable, tree / "build_local.py", out]
+        subprocess.run(command, check=True, capture_output=True)
+        metadata = (out / "build" / "torch-cpu" / "metadata.json").read_text()
+        return str(json.loads(metadata)["id"])
+
+    tree = tmp_path / "kernels"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "kernels", tree, ignore=ignore)
+    names = [name_of(tree, tmp_path / "0")]
+    deepest = max(tree.rglob("*.py"), key=lambda path: len(path.parts))
+    deepest.write_text(deepest.read_text() + "\n")
+    names.append(name_of(tree, tmp_path / "1"))
+    deepest.rename(deepest.with_name("renamed.py"))
+    names.append(name_of(tree, tmp_path / "2"))
+    assert len(set(names)) == 3
 
 
 def test_the_builder_reads_its_configuration(folder: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels import reference as definition
 from prefkit_kernels import token_stats
+from prefkit_kernels.core import reference as definition
 from tests.kernels.kernel_cases import relative_error
 
 TOKENS, DIM, VOCAB = 48, 64, 32_000

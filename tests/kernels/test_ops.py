@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prefkit_kernels import token_stats
-from prefkit_kernels.logits import OUTPUTS
-from prefkit_kernels.ops import token_stats_backward_op, token_stats_op
+from prefkit_kernels.core.outputs import OUTPUTS
+from prefkit_kernels.token_stats.operator import token_stats_backward_op, token_stats_op
 from tests.kernels.kernel_cases import Case, build
 
 

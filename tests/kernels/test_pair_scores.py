@@ -1,6 +1,5 @@
 """One pass for linear scores: the same loss and gradients as the definition and as two passes."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,19 +11,14 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from prefkit import DPO, TDPO, fused_preference_loss
 from prefkit.loss.sides import Sides
-from prefkit_kernels import (
-    backward,
-    chunks,
-    kept,
-    one_pass,
-    ops_pairs,
-    pair_scores,
-    scaling,
-    token_stats,
-)
-from prefkit_kernels.logits import OUTPUTS
-from prefkit_kernels.ops_pairs import kept_gradients_op, pair_scores_op
-from prefkit_kernels.problem_args import problem_of
+from prefkit_kernels import pair_scores, token_stats
+from prefkit_kernels.core import chunks
+from prefkit_kernels.core.outputs import OUTPUTS
+from prefkit_kernels.core.problem import problem_of
+from prefkit_kernels.pair_scores import keep_dz, one_pass, operator
+from prefkit_kernels.pair_scores.keep_dz import kept_gradients_op
+from prefkit_kernels.pair_scores.one_pass import pair_scores_op
+from prefkit_kernels.token_stats import passes as token_passes
 from tests.kernels.kernel_cases import Case, build, device_of, relative_error
 from tests.loss.test_objectives import CASES, Direct, sample
 
@@ -88,7 +82,7 @@ def test_coefficients_are_the_derivatives_of_the_margin(name: str) -> None:
         torch.testing.assert_close(found["kl"], wanted[1], rtol=1e-12, atol=0)
 
 
-# Shapes and options that take different ways through the row functions: (Case, token_stats).
+# Shapes and options that take different ways through the kernels: (Case, token_stats).
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"bias": False, "near": 0.1}, {}),
     "bias": ({}, {}),
@@ -255,10 +249,10 @@ def test_bytes_decide_whether_dz_is_kept(
     rows: int, pairs: int, dtype: torch.dtype, keeps: bool
 ) -> None:
     hidden, weight = torch.empty(1, 512, dtype=dtype), torch.empty(1600, 512, dtype=dtype)
-    assert kept.fits(hidden, weight, rows, pairs) is keeps
+    assert keep_dz.fits(hidden, weight, rows, pairs) is keeps
     given = 1600 * 4 * 100
-    assert kept.fits(hidden, weight, 100, pairs, budget=given)
-    assert not kept.fits(hidden, weight, 101, pairs, budget=given)
+    assert keep_dz.fits(hidden, weight, 100, pairs, budget=given)
+    assert not keep_dz.fits(hidden, weight, 101, pairs, budget=given)
 
 
 @pytest.mark.parametrize(
@@ -277,8 +271,8 @@ def test_bytes_decide_whether_dz_is_kept(
         ({"weights": torch.ones(19, requires_grad=True)}, "weights that require a gradient"),
         ({"passes": "both"}, "passes must be one of auto, one_pass, keep_dz, two_pass"),
         ({"pairs_in_call": 0}, "pairs_in_call must be a whole number > 0, got 0"),
-        ({"num_scored": 3}, "num_scored is 3, not the number of rows"),
-        ({"num_scored": 19}, "num_scored is 19, every row"),
+        ({"num_scored": 3}, "num_scored is 3, not the number of positions"),
+        ({"num_scored": 19}, "num_scored is 19, every position"),
     ],
 )
 def test_what_one_pass_cannot_do_is_refused(change: dict, message: str) -> None:
@@ -372,7 +366,7 @@ def test_the_gradient_of_an_fp32_weight_is_the_accumulator_itself(
         made.append(found[3].data_ptr())
         return found
 
-    monkeypatch.setattr(sys.modules["prefkit_kernels.pair_scores"], "pair_scores_op", watched)
+    monkeypatch.setattr(operator, "pair_scores_op", watched)
     problem, scores = _scores(Case(), torch.float32)
     scores.sum().backward()
     assert problem.weight.grad.data_ptr() == made[0]
@@ -406,10 +400,10 @@ def test_a_process_may_have_no_class_or_no_token_to_keep(dtype: torch.dtype) -> 
     one, rows = torch.ones(()), torch.tensor([1, 2])
     states, factors = torch.randn(2, 4).to(dtype), torch.ones(2)
     settings = (-100, 0, dtype, True)
-    found = kept.gradients(torch.empty(2, 0, dtype=dtype), one, states, rows, factors, *settings)
+    found = keep_dz.gradients(torch.empty(2, 0, dtype=dtype), one, states, rows, factors, *settings)
     assert [x.shape for x in found] == [(0, 4), (0,)]
     none, settings = torch.empty(0, 16, dtype=dtype), (-100, 16, dtype, True)
-    found = kept.gradients(none, one, states, rows * 0 - 100, factors, *settings)
+    found = keep_dz.gradients(none, one, states, rows * 0 - 100, factors, *settings)
     assert [x.shape for x in found] == [(16, 4), (16,)]
     assert all((x == 0).all() for x in found)
 
@@ -549,7 +543,7 @@ def test_low_precision_inputs(dtype: torch.dtype, frozen: bool, passes: str) -> 
 @pytest.mark.parametrize("budget", [1, 1200, 1 << 20], ids=["a token", "groups", "whole"])
 def test_gradient_products_as_on_a_gpu(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """There dz is rounded to the operands' dtype, and that of several chunks multiplied at once."""
-    for module in (backward, chunks):
+    for module in (token_passes, chunks):
         monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     sizes: list[int] = []
     inner = one_pass.add_weight_grad_
@@ -578,7 +572,7 @@ def test_kept_gradients_as_on_a_gpu(
     budget: int, pairs: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There dz is kept in the operands' dtype; pairs whose factors differ by much, or are tiny."""
-    for module in (backward, chunks, kept, ops_pairs):
+    for module in (token_passes, chunks, keep_dz, one_pass):
         monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     whole = one_pair() if pairs == 1 else sample(True)
     low = {k: v.detach().to(dtype) if v.is_floating_point() else v for k, v in whole.items()}
@@ -600,7 +594,7 @@ def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
     passes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU dz is fp16 before a GradScaler's factor is known: 1/4096 of p would flush to 0."""
-    for module in (chunks, kept, ops_pairs):
+    for module in (chunks, keep_dz, one_pass):
         monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 8, generator=draw).half().requires_grad_()
@@ -619,13 +613,13 @@ def test_fp16_gradients_do_not_underflow_where_coefficients_are_small(
 
 def test_long_vectors_are_scaled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than a block of `scale_rows`, each with its own factor, in place and not."""
-    monkeypatch.setattr(scaling, "_BLOCK_ELEMENTS", 12)
+    monkeypatch.setattr(keep_dz, "_SCALED_BLOCK", 12)
     direction, factors = torch.randn(31, 5), torch.randn(31)
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.empty(31, 5, dtype=dtype)
-        scaling.scale_rows(direction, factors, out)
+        keep_dz.scale_rows(direction, factors, out)
         assert torch.equal(out, (direction * factors[:, None]).to(dtype))
-    scaling.scale_rows(direction.flatten(), torch.ones(155) * 2, doubled := torch.empty(155))
+    keep_dz.scale_rows(direction.flatten(), torch.ones(155) * 2, doubled := torch.empty(155))
     assert torch.equal(doubled, direction.flatten() * 2)
 
 

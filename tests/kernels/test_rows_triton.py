@@ -1,5 +1,6 @@
-"""The Triton row kernels against the definition: interpreted on a CPU, compiled on a GPU."""
+"""The Triton kernels against the definition: interpreted on a CPU, compiled on a GPU."""
 
+import importlib
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -8,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels import rows_torch, token_stats
-from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows import Rows
+from prefkit_kernels import token_stats
+from prefkit_kernels.backends import torch as torch_kernels
+from prefkit_kernels.core.backend import interpreted
+from prefkit_kernels.core.logits import LogitsBlock, LogitScaling
 from tests.kernels.kernel_cases import Case, build, call, relative_error, run
 
-rows_triton = pytest.importorskip("prefkit_kernels.rows_triton", reason="Triton is not installed")
-triton_rows = rows_triton.triton_rows
+TRITON = "prefkit_kernels.backends.triton"
+triton_kernels = pytest.importorskip(TRITON, reason="Triton is not installed")
+Launch = pytest.importorskip(f"{TRITON}.launch").Launch
 tune_rows = pytest.importorskip("benchmarks.tune_rows")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -89,14 +92,14 @@ def test_row_offsets_are_64_bit_before_they_are_multiplied() -> None:
     for rows in (z, zr):
         rows.copy_(torch.randn(3, width, generator=draw))
     targets = torch.tensor([3, 32, 7], device=DEVICE)
-    rows = Rows(z, zr, None, None, targets, LogitTransform())
-    norms = _norms(rows_triton, rows)
+    block = LogitsBlock(z, zr, None, None, targets, LogitScaling())
+    norms = _norms(triton_kernels, block)
     p, q = z.clone().double().softmax(1), zr.clone().double().softmax(1)
     kl_terms = q * (q.log() - p.log())
     sums, kl = torch.empty(1, 3, device=DEVICE), torch.empty(3, device=DEVICE)
-    rows_triton.class_sums(rows, ("kl",), norms, sums)
+    triton_kernels.class_sums(block, ("kl",), norms, sums)
     ones = torch.ones(2, 3, device=DEVICE)
-    rows_triton.gradient(rows, ("logp", "kl"), ones, norms, ones, dz, kl)
+    triton_kernels.gradient(block, ("logp", "kl"), ones, norms, ones, dz, kl)
     for found in (sums[0], kl):
         torch.testing.assert_close(found, kl_terms.sum(1).float())
     expected = torch.nn.functional.one_hot(targets, width) - q
@@ -116,28 +119,30 @@ def test_more_rows_than_the_other_axes_of_a_grid_have(
     """65,538 rows have to lie on axis 0. On a GPU all of them run; interpreted, where a program
     takes milliseconds, the last two."""
     count = 65_538
-    if rows_triton.interpreted():
+    if interpreted():
         for name, keep in (("norms", 2), ("combine_norms", 1), ("class_sums", 2), ("gradient", 2)):
-            kernel = _LastPrograms(getattr(triton_rows, f"{name}_kernel"), keep, monkeypatch)
-            monkeypatch.setattr(triton_rows, f"{name}_kernel", kernel)
+            file = {"norms": "normalisers", "combine_norms": "normalisers"}.get(name, name)
+            module = importlib.import_module(f"{TRITON}.{file}_kernel")
+            kernel = _LastPrograms(getattr(module, f"{name}_kernel"), keep, monkeypatch)
+            monkeypatch.setattr(module, f"{name}_kernel", kernel)
     z = torch.linspace(-3, 3, 2 * count, device=DEVICE).view(count, 2)
     zr, targets = z.flip(1), torch.zeros(count, dtype=torch.int64, device=DEVICE)
-    rows = Rows(z, zr, None, None, targets, LogitTransform())
+    block = LogitsBlock(z, zr, None, None, targets, LogitScaling())
     tops = [x.amax(1) for x in (z, zr)]
     log_sums = [(x - top[:, None]).logsumexp(1) for x, top in zip((z, zr), tops, strict=True)]
     norms = torch.stack([tops[0], log_sums[0], tops[1], log_sums[1]])
     p, q = z[-2:].softmax(1), zr[-2:].softmax(1)
     ones, out = torch.ones(1, count, device=DEVICE), torch.empty(3, count, device=DEVICE)
     if function == "normalisers":
-        rows_triton.normalisers(rows, out)
+        triton_kernels.normalisers(block, out)
         torch.testing.assert_close(out[:2, -2:], norms[:2, -2:])
         assert torch.equal(out[2, -2:], z[-2:, 0])
     elif function == "class_sums":
-        rows_triton.class_sums(rows, ("entropy",), norms, out[:1])
+        triton_kernels.class_sums(block, ("entropy",), norms, out[:1])
         torch.testing.assert_close(out[0, -2:], -(p * p.log()).sum(1))
     else:
         dz = torch.empty_like(z)
-        rows_triton.gradient(rows, ("kl",), ones, norms, ones, dz)
+        triton_kernels.gradient(block, ("kl",), ones, norms, ones, dz)
         torch.testing.assert_close(dz[-2:], p - q)
 
 
@@ -178,7 +183,7 @@ def test_a_bias_may_have_any_stride() -> None:
     torch.testing.assert_close(found.kl, expected.kl, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("module", "bound"), [(rows_torch, 3e-4), (rows_triton, 1e-5)])
+@pytest.mark.parametrize(("module", "bound"), [(torch_kernels, 3e-4), (triton_kernels, 1e-5)])
 def test_digits_survive_next_to_the_reference(module: ModuleType, bound: float) -> None:
     """At |d| ≈ 1e-4, KL 5e-9, and no worse a gradient p − p' than plain fp32 softmaxes have."""
     draw = torch.Generator().manual_seed(5)
@@ -186,11 +191,13 @@ def test_digits_survive_next_to_the_reference(module: ModuleType, bound: float) 
     zr = z + 1e-4 * torch.randn(16, 5000, generator=draw)
     p, q = (x.double().softmax(1) for x in (z, zr))
     kl = (q * (q.log() - p.log())).sum(1)
-    rows = Rows(z.to(DEVICE), zr.to(DEVICE), None, None, z.argmax(1).to(DEVICE), LogitTransform())
-    norms, sums = _norms(module, rows), torch.empty(1, 16, device=DEVICE)
-    module.class_sums(rows, ("kl",), norms, sums)
-    found, ones = torch.empty_like(rows.raw), torch.ones_like(sums)
-    module.gradient(rows, ("kl",), sums, norms, ones, found)
+    block = LogitsBlock(
+        z.to(DEVICE), zr.to(DEVICE), None, None, z.argmax(1).to(DEVICE), LogitScaling()
+    )
+    norms, sums = _norms(module, block), torch.empty(1, 16, device=DEVICE)
+    module.class_sums(block, ("kl",), norms, sums)
+    found, ones = torch.empty_like(block.raw), torch.ones_like(sums)
+    module.gradient(block, ("kl",), sums, norms, ones, found)
     plain = relative_error((z.softmax(1) - zr.softmax(1)).double(), p - q)
     errors = [relative_error(sums[0].double().cpu(), kl), relative_error(found.cpu(), p - q)]
     print(f"KL error {errors[0]:.1e}, gradient {errors[1]:.1e}, plain softmaxes {plain:.1e}")
@@ -198,25 +205,23 @@ def test_digits_survive_next_to_the_reference(module: ModuleType, bound: float) 
     assert errors[1] < plain
 
 
-def _norms(module: ModuleType, rows: Rows) -> Tensor:
+def _norms(module: ModuleType, block: LogitsBlock) -> Tensor:
     """(4, C) normalisers of both heads."""
-    assert rows.ref is not None
-    out = torch.empty(2, 3, len(rows.raw), device=DEVICE)
-    module.normalisers(rows, out[0])
-    module.normalisers(replace(rows, raw=rows.ref, ref=None), out[1])
+    assert block.ref is not None
+    out = torch.empty(2, 3, len(block.raw), device=DEVICE)
+    module.normalisers(block, out[0])
+    module.normalisers(replace(block, raw=block.ref, ref=None), out[1])
     return out[:, :2].reshape(4, -1)
 
 
 def test_the_tuning_script_runs_its_kernels_and_refuses_without_a_gpu() -> None:
     for kernel in tune_rows.kernels(vocab=100, count=2, device=DEVICE):
-        kernel.run(rows_triton.Launch(block=64, warps=1))
+        kernel.run(Launch(block=64, warps=1))
     if DEVICE == "cpu":
         with pytest.raises(SystemExit, match="on a machine with a GPU"):
             tune_rows.main([])
     measured = {
-        rows_triton.Launch(block, warps): 1.0
-        for block in tune_rows.BLOCKS
-        for warps in tune_rows.WARPS
+        Launch(block, warps): 1.0 for block in tune_rows.BLOCKS for warps in tune_rows.WARPS
     }
     assert tune_rows.table(kernel, 32_000, measured).count("*") == 1
 

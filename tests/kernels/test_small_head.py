@@ -13,19 +13,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels.buffers import new_store, rows_of
-from prefkit_kernels.logits import LogitTransform
-from prefkit_kernels.rows import Rows
+from prefkit_kernels.core import chunks
+from prefkit_kernels.core.backend import interpreted
+from prefkit_kernels.core.buffers import new_store, padded_view
+from prefkit_kernels.core.logits import LogitsBlock, LogitScaling
 from tests.kernels.kernel_cases import relative_error
 from tests.kernels.row_cases import PLAIN, RowCase, define
 
-small_head = pytest.importorskip("prefkit_kernels.small_head", reason="Triton is not installed")
+SMALL_HEAD = "prefkit_kernels.backends.triton.small_head"
+small_head = pytest.importorskip(SMALL_HEAD, reason="Triton is not installed")
+launch = pytest.importorskip(f"{SMALL_HEAD}.launch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = torch.inf
 
 # Small tiles: several blocks each way, and several blocks of D.
-SMALL = {"how": small_head.Tile(rows=16, classes=128, depth=64, warps=2, stages=2)}
-HALVES = {"how": small_head.Tile(rows=16, classes=128, depth=32, warps=2, stages=2, halves=True)}
+SMALL = {"how": launch.Tile(tokens=16, classes=128, depth=64, warps=2, stages=2)}
+HALVES = {"how": launch.Tile(tokens=16, classes=128, depth=32, warps=2, stages=2, halves=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +43,35 @@ class HeadCase:
     near: float | None = 0.05
     bias: bool = False
     masked: tuple[int, int] | None = None  # classes that both biases mask
-    transform: LogitTransform = PLAIN
+    scaling: LogitScaling = PLAIN
     outputs: tuple[str, ...] = ("logp", "kl")
     cuts: tuple[int, ...] = ()  # where slices of the vocabulary meet
 
 
+Operands = tuple[Tensor, Tensor, Tensor | None]  # hidden (C, D), weight (S, D), bias (S,)
+
+
 @dataclass(frozen=True)
 class Heads:
-    """Policy and reference as (hidden, weight, bias), and the targets."""
+    """Policy and reference, and the targets."""
 
-    policy: tuple[Tensor, Tensor, Tensor | None]
-    reference: tuple[Tensor, Tensor, Tensor | None]
+    policy: Operands
+    reference: Operands
     targets: Tensor
+
+
+def block_of(
+    policy: Operands,
+    reference: Operands | None,
+    targets: Tensor,
+    scaling: LogitScaling,
+    first_class: int,
+) -> LogitsBlock:
+    """Operands as `Chunks` gives them to the kernels: of the logits there is the shape alone."""
+    ref, ref_bias = (reference[:2], reference[2]) if reference else (None, None)
+    shape = torch.empty(len(policy[0]), len(policy[1]), device="meta")
+    block = LogitsBlock(shape, None, policy[2], ref_bias, targets, scaling, first_class)
+    return replace(block, operands=policy[:2], ref_operands=ref)
 
 
 CASES = {
@@ -65,13 +85,13 @@ CASES = {
     ),
     "one row": (HeadCase(count=1, near=None), SMALL),
     "scale, softcap, temperature, bias": (
-        HeadCase(transform=LogitTransform(0.7, 5.0, 1.3), bias=True, cuts=(100,)),
+        HeadCase(scaling=LogitScaling(0.7, 5.0, 1.3), bias=True, cuts=(100,)),
         HALVES,
     ),
-    "temperature alone": (HeadCase(transform=LogitTransform(temperature=0.8)), SMALL),
+    "temperature alone": (HeadCase(scaling=LogitScaling(temperature=0.8)), SMALL),
     "masked classes, a slice of them alone": (HeadCase(masked=(100, 170), cuts=(100, 164)), SMALL),
     "masked under a softcap": (
-        HeadCase(masked=(60, 70), transform=LogitTransform(softcap=5.0)),
+        HeadCase(masked=(60, 70), scaling=LogitScaling(softcap=5.0)),
         SMALL,
     ),
     "log-probability alone": (HeadCase(outputs=("logp",), cuts=(128,)), SMALL),
@@ -120,13 +140,13 @@ def build(case: HeadCase, dtype: torch.dtype) -> Heads:
     return Heads(policy, reference, targets.to(DEVICE))
 
 
-def rows_of_heads(heads: Heads, transform: LogitTransform, dtype: torch.dtype) -> Rows:
+def logits_of(heads: Heads, scaling: LogitScaling, dtype: torch.dtype) -> LogitsBlock:
     """The same as logits: plain products in `dtype`, on the CPU."""
     raws, biases = [], []
     for hidden, weight, bias in (heads.policy, heads.reference):
         raws.append(hidden.cpu().to(dtype) @ weight.cpu().to(dtype).T)
         biases.append(None if bias is None else bias.cpu().to(dtype))
-    return Rows(*raws, *biases, heads.targets.cpu(), transform)
+    return LogitsBlock(*raws, *biases, heads.targets.cpu(), scaling)
 
 
 def slices(heads: Heads, cuts: tuple[int, ...]) -> Iterator[tuple[int, Heads]]:
@@ -149,8 +169,8 @@ def found_by(
     for k, name in enumerate(("policy", "reference")):
         each = torch.full((len(parts), 3, case.count), torch.nan, device=DEVICE)
         for out, (first, part) in zip(each, parts, strict=True):
-            operands = getattr(part, name), part.targets, case.transform, first
-            small_head.normalisers(*operands[0], *operands[1:], out, **how)
+            block = block_of(getattr(part, name), None, part.targets, case.scaling, first)
+            small_head.normalisers(block, out, **how)
         top = each[:, 0].amax(0)
         total = (each[:, 1] + torch.where(each[:, 0] == -INF, -INF, each[:, 0] - top)).exp()
         norms[2 * k], norms[2 * k + 1] = top, total.sum(0).log()
@@ -160,15 +180,16 @@ def found_by(
     for out, (first, part) in zip(kl_sums, parts, strict=True):
         dz.append(torch.full((case.count, part.policy[1].shape[0]), torch.nan, device=DEVICE))
         kl_sum = out if "kl" in case.outputs else None
-        operands = part.policy, part.reference, case.outputs, part.targets, case.transform, first
-        small_head.gradient(*operands, norms, cotangents, dz[-1], kl_sum, **how)
+        block = block_of(part.policy, part.reference, part.targets, case.scaling, first)
+        stats = torch.full_like(cotangents, torch.nan)  # not read
+        small_head.gradient(block, case.outputs, stats, norms, cotangents, dz[-1], kl_sum, **how)
     assert target is not None
     found = {"tops": norms[::2], "log_sums": norms[1::2], "target": target, "dz": torch.cat(dz, 1)}
     return {**found, **({"kl": kl_sums} if "kl" in case.outputs else {})}
 
 
 def row_case(case: HeadCase) -> RowCase:
-    return RowCase(count=case.count, transform=case.transform, outputs=case.outputs, cuts=case.cuts)
+    return RowCase(count=case.count, scaling=case.scaling, outputs=case.outputs, cuts=case.cuts)
 
 
 @pytest.mark.parametrize(("name", "dtype"), WITH_DTYPES)
@@ -178,9 +199,9 @@ def test_agrees_with_the_definition(name: str, dtype: torch.dtype) -> None:
     heads = build(case, dtype)
     draw = torch.Generator().manual_seed(4)
     cotangents = torch.randn(len(case.outputs), case.count, generator=draw)
-    exact = rows_of_heads(heads, case.transform, torch.float64)
+    exact = logits_of(heads, case.scaling, torch.float64)
     truth = define(exact, row_case(case), cotangents.double())
-    rounded = rows_of_heads(heads, case.transform, torch.float32)
+    rounded = logits_of(heads, case.scaling, torch.float32)
     plain = define(rounded, row_case(case), cotangents)
     found = found_by(heads, case, cotangents.to(DEVICE), how)
     assert truth.keys() == found.keys()
@@ -195,7 +216,7 @@ def test_every_order_of_the_programs_gives_the_same_bits(monkeypatch: pytest.Mon
     cotangents = torch.linspace(-1, 1, 70, device=DEVICE).view(2, 35)
     usual = found_by(heads, case, cotangents, SMALL)
     for size in (1, 2):  # of 3 blocks of tokens
-        monkeypatch.setattr(small_head, "group", lambda *_, size=size: size)
+        monkeypatch.setattr(launch, "group", lambda *_, size=size: size)
         found = found_by(heads, case, cotangents, SMALL)
         for key, values in usual.items():
             assert torch.equal(found[key], values), key
@@ -208,9 +229,10 @@ def test_a_target_outside_the_slice_is_minus_infinity_and_a_negative_one_nan() -
     found = []
     for first, part in slices(heads, (128, 192)):
         out = torch.empty(3, 3, device=DEVICE)
-        small_head.normalisers(*part.policy, part.targets, PLAIN, first, out, **SMALL)
+        block = block_of(part.policy, None, part.targets, PLAIN, first)
+        small_head.normalisers(block, out, **SMALL)
         found.append(out[2])
-    z = rows_of_heads(heads, PLAIN, torch.float64).raw
+    z = logits_of(heads, PLAIN, torch.float64).raw
     assert torch.equal(found[0][:2], torch.full((2,), -INF, device=DEVICE))
     assert float(found[1][0]) == pytest.approx(float(z[0, 140]), rel=1e-6)
     assert found[1][1] == -INF
@@ -225,8 +247,9 @@ def test_a_target_outside_the_slice_has_no_term_in_the_gradient() -> None:
     norms[1] = 4.0
     for first, part in slices(heads, (128, 192)):
         dz = torch.empty(3, part.policy[1].shape[0], device=DEVICE)
-        operands = part.policy, None, ("logp",), part.targets, PLAIN, first, norms
-        small_head.gradient(*operands, torch.ones(1, 3, device=DEVICE), dz, **SMALL)
+        block = block_of(part.policy, None, part.targets, PLAIN, first)
+        ones = torch.ones(1, 3, device=DEVICE)
+        small_head.gradient(block, ("logp",), ones, norms, ones, dz, **SMALL)
         places = [(0, 140 - first), (1, 200 - first)]
         inside = [(i, v) for i, v in places if 0 <= v < dz.shape[1]]
         z = part.policy[0].double() @ part.policy[1].double().T
@@ -244,13 +267,15 @@ def test_a_masked_target_has_its_gradient_and_masked_classes_none() -> None:
     heads.reference[2][40:60] = 0.0  # a class of the reference alone
     out = torch.empty(2, 3, 2, device=DEVICE)
     for each, head in zip(out, (heads.policy, heads.reference), strict=True):
-        small_head.normalisers(*head, heads.targets, PLAIN, 0, each, **SMALL)
+        block = block_of(head, None, heads.targets, PLAIN, 0)
+        small_head.normalisers(block, each, **SMALL)
     norms = out[:, :2].reshape(4, 2)
     assert out[0, 2, 0] == -INF
     dz = torch.empty(2, 301, device=DEVICE)
     kl = torch.empty(2, device=DEVICE)
-    operands = heads.policy, heads.reference, ("logp", "kl"), heads.targets, PLAIN, 0, norms
-    small_head.gradient(*operands, torch.ones(2, 2, device=DEVICE), dz, kl, **SMALL)
+    block = block_of(heads.policy, heads.reference, heads.targets, PLAIN, 0)
+    ones = torch.ones(2, 2, device=DEVICE)
+    small_head.gradient(block, ("logp", "kl"), ones, norms, ones, dz, kl, **SMALL)
     assert dz[0, 50] == 1.0
     assert dz[:, 40:60].sum() == 1.0
     assert torch.isfinite(dz).all()
@@ -270,9 +295,9 @@ def test_a_slice_of_the_reference_alone_adds_to_the_kl() -> None:
     heads = build(HeadCase(count=2), torch.bfloat16)
     hidden, weight, _ = heads.policy
     kl, dz = torch.empty(2, device=DEVICE), torch.empty(2, 0, device=DEVICE)
-    operands = (hidden, weight[:0], None), heads.reference, ("logp", "kl"), heads.targets, PLAIN, 0
-    norms, cotangents = torch.full((4, 2), 3.0, device=DEVICE), torch.ones(2, 2, device=DEVICE)
-    small_head.gradient(*operands, norms, cotangents, dz, kl, **SMALL)
+    block = block_of((hidden, weight[:0], None), heads.reference, heads.targets, PLAIN, 0)
+    norms, ones = torch.full((4, 2), 3.0, device=DEVICE), torch.ones(2, 2, device=DEVICE)
+    small_head.gradient(block, ("logp", "kl"), ones, norms, ones, dz, kl, **SMALL)
     assert kl.isposinf().all()
 
 
@@ -292,21 +317,21 @@ def test_neither_tokens_nor_classes() -> None:
     hidden, weight, _ = heads.policy
     targets = torch.tensor([5, -1], device=DEVICE)
     out = torch.zeros(3, 2, device=DEVICE)
-    small_head.normalisers(hidden, weight[:0], None, targets, PLAIN, 64, out)
+    small_head.normalisers(block_of((hidden, weight[:0], None), None, targets, PLAIN, 64), out)
     assert torch.equal(out[:2], torch.full((2, 2), -INF, device=DEVICE))
     assert out[2, 0] == -INF
     assert out[2, 1].isnan()
-    small_head.normalisers(hidden[:0], weight, None, targets[:0], PLAIN, 0, out[:, :0])
+    none = (hidden[:0], weight, None)
+    block = block_of(none, none, targets[:0], PLAIN, 0)
+    small_head.normalisers(block, out[:, :0])
     dz, kl = torch.empty(0, 301, device=DEVICE), torch.empty(0, device=DEVICE)
     norms = torch.empty(4, 0, device=DEVICE)
-    none = (hidden[:0], weight, None)
-    operands = none, none, ("logp", "kl"), targets[:0], PLAIN, 0, norms
-    small_head.gradient(*operands, norms[:2], dz, kl)
+    small_head.gradient(block, ("logp", "kl"), norms[:2], norms, norms[:2], dz, kl)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_padded_gradient_of_low_precision_is_the_exact_one_rounded(dtype: torch.dtype) -> None:
-    case = HeadCase(transform=LogitTransform(scale=0.5))
+    case = HeadCase(scaling=LogitScaling(scale=0.5))
     heads = build(case, dtype)
     apart = torch.zeros(case.count, 2 * case.dim, dtype=dtype, device=DEVICE)[:, : case.dim]
     apart.copy_(heads.policy[0])  # rows of hidden states that are not next to each other
@@ -314,16 +339,17 @@ def test_a_padded_gradient_of_low_precision_is_the_exact_one_rounded(dtype: torc
     norms = torch.zeros(4, case.count, device=DEVICE)
     norms[1], norms[3] = 6.0, 6.1
     cotangents = torch.linspace(-1, 1, 2 * case.count, device=DEVICE).view(2, case.count)
-    operands = heads.policy, heads.reference, ("logp", "kl"), heads.targets, case.transform, 0
+    block = block_of(heads.policy, heads.reference, heads.targets, case.scaling, 0)
+    given = block, ("logp", "kl"), cotangents, norms, cotangents
     exact = torch.full((case.count, 320), 7.0, device=DEVICE)
     store = new_store(exact, case.count, 301, dtype).fill_(7.0)
     kl, kl_again = torch.empty(2, case.count, device=DEVICE)
-    small_head.gradient(*operands, norms, cotangents, exact[:, :301], kl, **SMALL)
-    rounded = rows_of(store, case.count, 301)
-    small_head.gradient(*operands, norms, cotangents, rounded, kl_again, **SMALL)
+    small_head.gradient(*given, exact[:, :301], kl, **SMALL)
+    rounded = padded_view(store, case.count, 301)
+    small_head.gradient(*given, rounded, kl_again, **SMALL)
     assert (exact[:, 301:] == 7.0).all()  # not known to be padding
     truth = exact[:, :301]
-    if dtype == torch.bfloat16 and small_head.interpreted():  # which cuts the digits off
+    if dtype == torch.bfloat16 and interpreted():  # which cuts the digits off
         truth = (truth.contiguous().view(torch.int32) & -(1 << 16)).view(torch.float32)
     assert torch.equal(rounded, truth.to(dtype))
     assert torch.equal(kl, kl_again)
@@ -332,12 +358,12 @@ def test_a_padded_gradient_of_low_precision_is_the_exact_one_rounded(dtype: torc
 def test_a_tile_fits_every_gpu_and_only_low_precision_is_worthwhile() -> None:
     for heads in (1, 2):
         for shared in (48 << 10, 64 << 10, 99 << 10, 163 << 10, 227 << 10):
-            tile = small_head.tile(heads, 2, shared)
-            assert tile.stages * (tile.rows + tile.classes) * tile.depth * 2 <= shared
+            tile = launch.tile(heads, 2, shared)
+            assert tile.stages * (tile.tokens + tile.classes) * tile.depth * 2 <= shared
     heads_of = build(HeadCase(count=1), torch.bfloat16)
     on_gpu = small_head.worthwhile(*heads_of.policy[:2], ("logp",), PLAIN)
     assert on_gpu == (DEVICE == "cuda")
-    capped = LogitTransform(softcap=5.0)
+    capped = LogitScaling(softcap=5.0)
     assert not small_head.worthwhile(*heads_of.policy[:2], ("logp",), capped)
 
 
@@ -368,10 +394,11 @@ def test_passes_of_small_heads_agree_with_those_that_store_logits(
 ) -> None:
     """`pair_scores` with and without logits, several chunks, masked tokens, an odd vocabulary."""
     dtype = torch.bfloat16
-    from prefkit_kernels import chunks, kept, ops_pairs, pair_scores
+    from prefkit_kernels import pair_scores
+    from prefkit_kernels.pair_scores import keep_dz, one_pass
     from tests.kernels.kernel_cases import Case, build
 
-    for module in (chunks, kept, ops_pairs):
+    for module in (chunks, keep_dz, one_pass):
         monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     found, taken = [], []
     inner = small_head.gradient

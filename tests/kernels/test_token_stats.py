@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit_kernels import backward, chunks, forward, token_stats
-from prefkit_kernels.chunking import token_chunks
+from prefkit_kernels import token_stats
+from prefkit_kernels.core import chunks
+from prefkit_kernels.core.buffers import token_chunks
+from prefkit_kernels.token_stats import passes
 from tests.kernels.kernel_cases import ALL, Case, build, call, device_of, relative_error, run
 
 CASES = {
@@ -268,7 +270,7 @@ def test_low_precision_gradient_products_as_on_a_gpu(
     frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU dz is rounded to the operands' dtype; the same passes, here on the CPU."""
-    for module in (backward, chunks):
+    for module in (passes, chunks):
         monkeypatch.setattr(module, "gradient_dtype", lambda hidden: hidden.dtype)
     case = Case(frozen_head=frozen, outputs=("logp", "ref_logp", "kl"), near=0.05)
     exact = run_on_rounded_inputs(case, torch.bfloat16)
@@ -278,9 +280,9 @@ def test_low_precision_gradient_products_as_on_a_gpu(
             assert relative_error(found[key], truth) < (1e-2 if key.startswith("d_") else 1e-5)
 
 
-def test_chunks_are_whole_tiles_unless_all_rows_fit() -> None:
-    def sizes(rows: int, budget: int) -> list[int]:
-        return [stop - start for start, stop in token_chunks(rows, 1, budget, 256)]
+def test_chunks_are_whole_tiles_unless_all_tokens_fit() -> None:
+    def sizes(tokens: int, budget: int) -> list[int]:
+        return [stop - start for start, stop in token_chunks(tokens, 1, budget, 256)]
 
     assert sizes(0, 1000) == []
     assert sizes(300, 511) == [300]
@@ -291,10 +293,10 @@ def test_chunks_are_whole_tiles_unless_all_rows_fit() -> None:
 
 
 def test_directions_are_scaled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(passes, "_TOKENS_AT_ONCE", 3)
     directions, cotangents = torch.randn(2, 11, 4), torch.randn(2, 11)
     skipped = torch.arange(11) == 5
-    found = forward.scale_directions(directions, cotangents, skipped)
+    found = passes.scale_directions(directions, cotangents, skipped)
     want = (directions * cotangents[:, :, None]).sum(0)
     torch.testing.assert_close(found[~skipped], want[~skipped])
     assert found[5].abs().max() == 0

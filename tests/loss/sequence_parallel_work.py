@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss.fused import PreferenceLoss
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit.train.checkpointing.leaving import leave_group
 from prefkit_kernels import VocabShard
 from tests.gloo import join

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
+from prefkit.loss.objectives import DPOP, METHODS
 from prefkit_kernels import TokenStats
 
 # Pair 0 with a prompt before it and a masked token inside; pair 1 with sides of unequal length.
@@ -99,6 +100,16 @@ def by_position(beta: float, positions: int | None) -> Callable[[Direct, Direct]
     return loss
 
 
+def dpop(beta: float, penalty: float, average: bool = False) -> Callable[[Direct, Direct], Tensor]:
+    """DPO-Positive, eq. 3: the chosen side's shortfall costs λ times what its ratio gains."""
+
+    def loss(c: Direct, d: Direct) -> Tensor:
+        s_c, s_d = (mean(x.r, x.w) if average else (x.w * x.r).sum() for x in (c, d))
+        return -_log_sigmoid(beta * (s_c - s_d - penalty * torch.relu(-s_c)))
+
+    return loss
+
+
 CASES: dict[str, tuple[Objective, Callable[[Direct, Direct], Tensor]]] = {
     "dpo": (DPO(beta=0.3), dpo(0.3)),
     "label smoothing": (DPO(beta=0.3, label_smoothing=0.1), dpo(0.3, 0.1)),
@@ -122,6 +133,11 @@ CASES: dict[str, tuple[Objective, Callable[[Direct, Direct], Tensor]]] = {
     "nll": (
         DPO(beta=0.3, nll_weight=0.7),
         lambda c, d: dpo(0.3)(c, d) - 0.7 * mean(c.lp, c.w),
+    ),
+    "dpop": (DPOP(beta=0.3, penalty=0.7), dpop(0.3, 0.7)),
+    "dpop of means": (
+        DPOP(beta=0.3, penalty=5.0, length_normalized=True),
+        dpop(0.3, 5.0, average=True),
     ),
     "tdpo1": (TDPO(beta=0.3, variant="tdpo1"), tdpo(0.3, 0.3, detach=False)),
     "tdpo2": (TDPO(beta=0.3, alpha=0.5), tdpo(0.3, 0.15, detach=True)),
@@ -153,6 +169,62 @@ def test_loss_and_gradients_equal_the_direct_formula(
     assert (ours["hidden"].grad - direct["hidden"].grad).abs().max() < 1e-10
     if not frozen:
         assert (ours["weight"].grad - direct["weight"].grad).abs().max() < 1e-10
+
+
+def test_the_penalty_of_dpop_is_felt_by_one_pair_and_not_by_the_other() -> None:
+    """Or the cases above would compare dpop with half of its formula."""
+    sums = [
+        (side.w * side.r).sum() for side in (Direct(sample(False), 0), Direct(sample(False), 2))
+    ]
+    assert sorted(bool(s > 0) for s in sums) == [False, True]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable head", "frozen head"])
+@pytest.mark.parametrize("passes", ["auto", "two_pass"])
+def test_margins_of_rows_are_subtracted_from_each_pair(passes: str, frozen: bool) -> None:
+    """Offset DPO (arXiv 2402.10571): −log σ(u_i − α·m_i)."""
+    margins = torch.tensor([0.4, -1.5], dtype=torch.float64)
+    ours, direct = sample(True), sample(True)
+    ours["weight"].requires_grad_(not frozen)
+    objective = DPO(beta=0.3, margin_weight=2.0)
+    found = fused_preference_loss(objective=objective, margins=margins, passes=passes, **ours)
+    pairs = [(Direct(direct, 2 * i), Direct(direct, 2 * i + 1)) for i in (0, 1)]
+    losses = [
+        -_log_sigmoid(0.3 * ((c.w * c.r).sum() - (d.w * d.r).sum()) - 2.0 * m)
+        for (c, d), m in zip(pairs, margins, strict=True)
+    ]
+    expected = torch.stack(losses).mean()
+    assert abs(found.loss.item() - expected.item()) < 1e-10
+    found.loss.backward()
+    expected.backward()
+    assert (ours["hidden"].grad - direct["hidden"].grad).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("objective", "margins", "message"),
+    [
+        (DPO(margin_weight=1.0), None, "needs margins"),
+        (DPO(), torch.zeros(2), "no effect"),
+        (DPO(margin_weight=1.0), torch.zeros(3), r"shape \(2,\)"),
+    ],
+)
+def test_margins_that_do_not_fit_are_refused(
+    objective: DPO, margins: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fused_preference_loss(objective=objective, margins=margins, **sample(False))
+
+
+def test_methods_are_their_papers() -> None:
+    """What a method reads and sets, as METHODS has it; an option left out is the paper's."""
+    built = {name: method.build({}) for name, method in METHODS.items()}
+    betas = {"dpo": 0.1, "step-dpo": 0.4, "scdpo": 0.1, "cdpo": 1.0, "dpop": 0.1}
+    assert {k: built[k].beta for k in betas} == betas
+    assert built["dpop"] == DPOP(penalty=50.0)
+    assert built["simpo"] == SimPO()
+    assert METHODS["cdpo"].build({"reduction": "position"}).beta == 0.1
+    assert "alpha" not in METHODS["tdpo1"].reads
+    assert METHODS["tdpo2"].reads == ("beta", "alpha")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -243,17 +315,20 @@ def test_an_objective_says_what_it_lacks() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPO(beta=0), "beta must be"),
-        (lambda: DPO(beta=float("nan")), "beta must be"),
-        (lambda: DPO(link="logistic"), "link must be one of sigmoid, robust, hinge, ipo"),
-        (lambda: DPO(label_smoothing=0.5), "label_smoothing must be in"),
-        (lambda: DPO(link="hinge", label_smoothing=0.1), "sigmoid and robust"),
+        (lambda: DPO(beta=0), "beta is 0; it must be a positive"),
+        (lambda: DPO(beta=float("nan")), "beta is nan; it must be"),
+        (lambda: DPO(link="logistic"), "link is .*; it must be one of sigmoid, robust, hinge, ipo"),
+        (lambda: DPO(label_smoothing=0.5), "label_smoothing is 0.5; it must be in"),
+        (
+            lambda: DPO(link="hinge", label_smoothing=0.1),
+            "with link 'hinge'. Use sigmoid or robust",
+        ),
         (lambda: DPO(link="ipo", margin=1.0), "its own margin"),
         (lambda: DPO(reduction="position", link="ipo"), "excludes"),
         (lambda: DPO(positions_per_pair=3), "goes with reduction='position'"),
-        (lambda: DPO(nll_weight=-1.0), "nll_weight must be"),
-        (lambda: TDPO(alpha=-0.1), "alpha must be"),
-        (lambda: TDPO(variant="tdpo3"), "variant must be one of"),
+        (lambda: DPO(nll_weight=-1.0), "nll_weight is -1.0; it must be"),
+        (lambda: TDPO(alpha=-0.1), "alpha is -0.1; it must be"),
+        (lambda: TDPO(variant="tdpo3"), "variant is .*; it must be one of"),
     ],
 )
 def test_options_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from prefkit import TDPO, fused_preference_loss
 from prefkit.data.batch.collators import PairCollator
 from prefkit.data.dataset import prepare_pairs
+from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.model.head.fused import install
@@ -30,7 +31,7 @@ from prefkit_kernels import TokenStats, token_stats
 from tests.model.test_reference_cache import Scorer
 from tests.train.trainer_cases import ROWS, byte_tokenizer, tiny_model
 
-PAIRS = prepare_pairs(ROWS, byte_tokenizer(), level="solution").pairs
+PAIRS = prepare_pairs(ROWS, byte_tokenizer(), reading=ReadOptions(level="solution")).pairs
 WIDTH = 4
 
 

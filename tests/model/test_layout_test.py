@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prefkit.model.attention import forced_layers
 from prefkit.model.attention import install as attention
-from prefkit.model.attention.forced_layers import Call, Sides, layer_off
+from prefkit.model.attention import layer_test, limits
 from prefkit.model.attention.install import (
     as_before,
     install_attention,
     reading,
-    why_not,
 )
-from prefkit.model.attention.layout_test import Row, spread_ids
+from prefkit.model.attention.layer_test import Call, LayerCalls, layer_off
+from prefkit.model.attention.layout_row import LayoutRow, spread_ids
+from prefkit.model.attention.limits import why_not
 from tests.train.trainer_cases import SHAPE, VOCAB, tiny_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -38,7 +38,7 @@ def deep(layers: int, scale: float, dtype: torch.dtype) -> Any:
 
 def largest_difference(model: Any) -> float:
     """Of the logits of the test's row and of its sequences alone, by the largest logit."""
-    row = Row.of(model.config, 60, torch.device("cpu"))
+    row = LayoutRow.of(model.config, 60, torch.device("cpu"))
     with torch.no_grad():
         with as_before(model):
             alone = [model(input_ids=row.ids[:, places]).logits[0] for places in row.places]
@@ -95,9 +95,9 @@ def test_a_router_at_a_tie_gets_a_second_chance(monkeypatch: pytest.MonkeyPatch)
     row[0, 2] = torch.tensor([1.0, -1.0, 0.5, -0.5])
     places = [torch.arange(5), torch.arange(5, 9)]
     alone = [Call(layer, (row[:, some],), {}) for some in places]
-    sides = Sides(Call(layer, (row,), {}), alone, places, lambda: torch.no_grad())
+    sides = LayerCalls(Call(layer, (row,), {}), alone, places, lambda: torch.no_grad())
     assert layer_off(sides).good
-    monkeypatch.setattr(forced_layers, "DRAWS", 1)
+    monkeypatch.setattr(layer_test, "DRAWS", 1)
     assert not layer_off(sides).good
 
 
@@ -209,7 +209,7 @@ def test_kinds_of_models_that_compute_otherwise() -> None:
 
 def test_a_name_is_found_by_numbers_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """MiniMax-M3 builds its mask of blocks only for attentions that it knows by name."""
-    monkeypatch.setattr(attention, "window_of", lambda config: None)
+    monkeypatch.setattr(limits, "window_of", lambda config: None)
     sparse = tiny(
         "minimax_m3_vl_text", dense_intermediate_size=16, rotary_dim=4, index_n_heads=1,
         index_head_dim=8, index_block_size=4, index_topk_blocks=3, index_local_blocks=1,
@@ -273,7 +273,7 @@ def test_a_weight_that_is_no_number_is_told_as_such() -> None:
 
 @pytest.mark.parametrize("longest", [0, 5, 9, 10, 31, 4000])
 def test_the_row_holds_no_longer_sequence_than_the_data(longest: int) -> None:
-    row = Row.of(tiny_model().config, longest, torch.device("cpu"))
+    row = LayoutRow.of(tiny_model().config, longest, torch.device("cpu"))
     assert row.stream.longest <= max(longest, 9)
     assert row.ids.shape[1] == len(row.stream)
     positions = row.stream.position_ids()

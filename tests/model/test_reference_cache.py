@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefkit.data.dataset import prepare_pairs
+from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.pair import TokenizedPair
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.model.reference import logp_cache as reference_cache
@@ -22,7 +23,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_cache, "PAIRS_A_SHARD", 8)
 
 
-PAIRS = prepare_pairs(ROWS, byte_tokenizer(), level="solution").pairs
+PAIRS = prepare_pairs(ROWS, byte_tokenizer(), reading=ReadOptions(level="solution")).pairs
 
 
 class Scorer:
@@ -98,7 +99,7 @@ def test_a_damaged_shard_is_computed_anew(damage: str, tmp_path: Path) -> None:
 
 def changed_pairs() -> Any:
     rows = [{**row, "chosen": row["chosen"] + "0"} for row in ROWS]
-    return prepare_pairs(rows, byte_tokenizer(), level="solution").pairs
+    return prepare_pairs(rows, byte_tokenizer(), reading=ReadOptions(level="solution")).pairs
 
 
 @pytest.mark.parametrize("what", ["model", "rows", "manifest"])

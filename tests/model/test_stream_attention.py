@@ -10,12 +10,12 @@ from torch import Tensor
 
 from benchmarks.memory import resident_peak
 from prefkit.data.batch.stream import Packed, Stream, Tree
-from prefkit.model.attention import blockwise as blockwise_attention
-from prefkit.model.attention import stream as stream_attention
-from prefkit.model.attention import varlen as varlen_attention
-from prefkit.model.attention.gathered_keys import gathered
-from prefkit.model.attention.stream import attend
-from prefkit.model.attention.varlen import agrees
+from prefkit.model.attention.compute import attend as stream_attention
+from prefkit.model.attention.compute import blockwise as blockwise_attention
+from prefkit.model.attention.compute import varlen as varlen_attention
+from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.gathered_keys import gathered
+from prefkit.model.attention.compute.varlen import agrees
 
 STREAMS = {
     "shared": Stream((Tree(0, 7, (3, 5)),)),

@@ -7,7 +7,7 @@ import pytest
 from torch.multiprocessing.spawn import spawn
 
 from prefkit.errors import ModelError
-from prefkit.model.attention.ulysses import check_heads
+from prefkit.model.attention.compute.ulysses import check_heads
 from tests.model.ulysses_work import CASES, work
 
 PROCESSES = 2

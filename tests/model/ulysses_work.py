@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from prefkit import TDPO, fused_preference_loss
-from prefkit.model.attention.ulysses import gather_heads, scatter_heads, ulysses_attention
+from prefkit.model.attention.compute.ulysses import gather_heads, scatter_heads, ulysses_attention
 from prefkit.model.head.fused import install
 from prefkit.train.checkpointing.leaving import leave_group
 from tests.gloo import join

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.data import prepare_pairs, read_pairs
-from prefkit.data.tokens.render import Renderer
+from prefkit.data import ReadOptions, prepare_pairs, read_pairs
+from prefkit.data.text.render import Renderer
 from prefkit.errors import ConfigError
 from prefkit.pairs.code.blocks import split_code_steps
 from prefkit.pairs.code.interpreter import PythonInterpreter
@@ -111,7 +111,9 @@ def test_what_the_interpreter_printed_is_never_scored(outcome: Outcome) -> None:
     start, end = pair.chosen.masked[0]
     assert "42" in pair.chosen.text[start:end]
     masked, scored = [
-        prepare_pairs(outcome.rows[:1], tokenizer, level="solution", mask_tool_output=how)[0][1]
+        prepare_pairs(
+            outcome.rows[:1], tokenizer, reading=ReadOptions(level="solution", mask_tool_output=how)
+        )[0][1]
         for how in (True, False)
     ]
     hidden = scored.chosen.scored.sum() - masked.chosen.scored.sum()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.data.formats.blocks import render_content
-from prefkit.data.formats.row import Row
+from prefkit.data.formats.fields.blocks import render_content
+from prefkit.data.formats.fields.row import Row
 from prefkit.errors import ConfigError
 from prefkit.pairs.code.blocks import code_of, is_closed, output_block, split_blocks
 from prefkit.pairs.code.interpreter import CUT, PythonInterpreter

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefkit.data import prepare_pairs
+from prefkit.data import ReadOptions, prepare_pairs
 from prefkit.demo import arithmetic as world
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.pairs.run.build import build, evaluate
@@ -57,8 +57,8 @@ def test_one_file_of_step_pairs_serves_three_trainings(tmp_path: Path) -> None:
     ).rows
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     pairs = read(rows)
-    steps = prepare_pairs(str(rows), tokenizer, level="step")
-    whole = prepare_pairs(str(rows), tokenizer, level="solution")
+    steps = prepare_pairs(str(rows), tokenizer, reading=ReadOptions(level="step"))
+    whole = prepare_pairs(str(rows), tokenizer, reading=ReadOptions(level="solution"))
     for row, (_, step), (_, solution) in zip(pairs, steps, whole, strict=True):
         assert step.chosen.scored.sum() == len(row["chosen"])  # one token a character, no end
         assert solution.chosen.scored.sum() == len(row["full_chosen"]) + 1

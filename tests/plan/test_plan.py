@@ -16,15 +16,16 @@ from benchmarks.plan_vs_measured import CASES, measure, predict
 from prefkit.cli.main import main
 from prefkit.cli.plan import plan_arguments
 from prefkit.errors import ConfigError, ModelError
-from prefkit.plan import memory as memory_module
-from prefkit.plan.head import head_bytes
-from prefkit.plan.launcher import read_launcher
-from prefkit.plan.lengths import PairLength, _packed, batches, given_lengths
-from prefkit.plan.model import Lora, load_config, read_shape
+from prefkit.plan.costs import memory as memory_module
+from prefkit.plan.costs.body import BodyRun, trace_body
+from prefkit.plan.costs.head import head_bytes
+from prefkit.plan.inputs.launcher import read_launcher
+from prefkit.plan.inputs.lengths import PairLength, _packed, batches, given_lengths
+from prefkit.plan.inputs.meta_model import Lora
+from prefkit.plan.inputs.setting import parse_bytes
+from prefkit.plan.inputs.shape import load_config, read_shape
 from prefkit.plan.planning import Plan
-from prefkit.plan.setting import parse_bytes
 from prefkit.plan.table import plan_table, readable
-from prefkit.plan.trace import BodyRun, trace_body
 from tests.train.trainer_cases import CONFIGS, ROWS, byte_tokenizer, save_model, tiny_model
 
 LLAMA = str(Path(__file__).parents[2] / "examples" / "70b" / "llama-3-70b" / "config.json")
@@ -370,7 +371,7 @@ def test_processes_that_share_rows_hold_a_piece_each(tmp_path: Path) -> None:
         for p in (plan, alone)
     ]
     assert kept[0] == pytest.approx(kept[1] / 4, rel=0.01)
-    with pytest.raises(ConfigError, match="does not divide 6"):
+    with pytest.raises(ConfigError, match="and this run has 6 process"):
         plan_arguments({**own, "gpus": 6}, [str(file)])
 
 
@@ -410,8 +411,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     [
         (["--gpus", "0"], "gpus"),
         (["--gpus", "two"], "gpus"),
-        (["--lengths"], "--lengths takes one value"),
-        (["--json", "yes"], "--json takes no value"),
+        (["--lengths"], "lengths needs a value: --lengths VALUE"),
+        (["--json", "maybe"], "maybe: no such config file"),
         (["--gpu_memory", "much"], "gpu_memory"),
         (["--nonsense", "1"], "no option 'nonsense'"),
     ],

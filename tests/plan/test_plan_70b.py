@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from prefkit.cli.plan import plan_arguments
-from prefkit.plan.exact import exact_memory
-from prefkit.plan.model import load_config
+from prefkit.plan.costs.exact import exact_memory
+from prefkit.plan.inputs.shape import load_config
 from prefkit.plan.planning import Plan
 
 RECIPES = Path(__file__).parents[2] / "examples" / "70b"

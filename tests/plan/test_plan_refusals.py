@@ -10,8 +10,8 @@ import pytest
 from prefkit.cli.main import main
 from prefkit.cli.plan import plan_arguments
 from prefkit.errors import ConfigError, ModelError
-from prefkit.plan.launcher import read_launcher, zero_stage
-from prefkit.plan.setting import parse_bytes
+from prefkit.plan.inputs.launcher import read_launcher, zero_stage
+from prefkit.plan.inputs.setting import parse_bytes
 from tests.plan.test_plan import small
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -177,13 +177,14 @@ def test_a_size_without_its_unit() -> None:
 
 def test_flags_of_this_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", small(tmp_path), "--lengths", "5,5,5"]
-    assert "Did you mean --gpus?" in refusal([*words, "--gpu", "4"], capsys)
+    assert "Did you mean 'gpus'?" in refusal([*words, "--gpu", "4"], capsys)
     assert "`prefkit plan --help`" in refusal([*words, "--zzzzzz", "4"], capsys)
     assert "Did you mean 'beta'?" in refusal([*words, "--betta", "4"], capsys)
     file = tmp_path / "run.yaml"
     file.write_text("gpus: 8\n", encoding="utf-8")
     told = refusal([str(file), *words], capsys)
-    assert f"{file}: gpus is a flag of `prefkit plan`. Give it as --gpus." in told
+    assert f"{file}: there is no option 'gpus'." in told
+    assert "It is a flag of `prefkit plan`: give it as --gpus." in told
 
 
 def test_data_that_is_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

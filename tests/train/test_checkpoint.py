@@ -139,7 +139,7 @@ def test_resume_is_exact(changes: dict[str, Any], tmp_path: Path) -> None:
     half = trainer(tmp_path / "half", tiny_model(**model), **options)
     half.train()
     for step in (6, 8):
-        checkpoint.begin(tmp_path / "half" / f"checkpoint-{step}")
+        checkpoint.delete(tmp_path / "half" / f"checkpoint-{step}")
     again = trainer(tmp_path / "half", tiny_model(**model), **options)
     again.train(resume_from_checkpoint="auto")
     assert_same_weights(again.model, whole.model)
@@ -158,7 +158,7 @@ def test_lora_resume_is_exact(tmp_path: Path) -> None:
     whole = make_trainer("whole")
     whole.train()
     make_trainer("half").train()
-    checkpoint.begin(tmp_path / "half" / "checkpoint-8")
+    checkpoint.delete(tmp_path / "half" / "checkpoint-8")
     again = make_trainer("half")
     again.train(resume_from_checkpoint=True)
     assert_same_weights(again.model, whole.model)

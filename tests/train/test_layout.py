@@ -17,7 +17,8 @@ from prefkit import TDPO, PreferenceTrainer, fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.attention.install import install_attention, reading, why_not
+from prefkit.model.attention.install import install_attention, reading
+from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import install
 from tests.train.trainer_cases import (
     CONFIGS,

@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from prefkit import ConfigError, ModelError
-from prefkit.train.checks.sharding import check_model, check_processes
+from prefkit.train.checks.sharding import check_model
+from prefkit.train.checks.start import Start, check_processes
 from tests.train.trainer_cases import config, tiny_model, trainer
 
 ROOT = Path(__file__).parents[2]
@@ -95,17 +96,17 @@ def test_starts_that_cannot_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     described = config(tmp_path, **FSDP)  # a config may be described anywhere
     with pytest.raises(ConfigError, match="torchrun"):
-        check_processes(described)
+        check_processes(described, Start.here(described))
     with pytest.raises(ConfigError, match="torchrun"):
         trainer(tmp_path, **FSDP)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     if not torch.accelerator.is_available():
-        check_processes(described)
+        check_processes(described, Start.here(described))
         offloading = fsdp(cpu_offload=True)
         described.fsdp_config = offloading["fsdp_config"]
         with pytest.raises(ConfigError, match="cpu_offload"):
-            check_processes(described)
+            check_processes(described, Start.here(described))
 
 
 def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from prefkit import PreferenceTrainer, SupervisedConfig, SupervisedTrainer
 from prefkit.data import TokenizeOptions, prepare_pairs
-from prefkit.data.tokens.chat import PLAIN_TEMPLATE
+from prefkit.data.text.template import PLAIN_TEMPLATE
 from prefkit.errors import ConfigError
 from tests.train.trainer_cases import byte_tokenizer, config, run_options, tiny_model, trainer
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from prefkit import SupervisedConfig, SupervisedTrainer
 from prefkit.data import prepare_pairs, prepare_solutions
-from prefkit.data.tokens.render import TokenizeOptions
+from prefkit.data.text.render import TokenizeOptions
 from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
 from prefkit.train.checkpointing import checkpoint
 from tests.torchrun import launch

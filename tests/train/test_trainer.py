@@ -14,9 +14,10 @@ from transformers import TrainerCallback
 from prefkit import PreferenceTrainer
 from prefkit.data.batch.collators import PairCollator
 from prefkit.data.dataset import prepare_pairs
+from prefkit.data.formats.detect import ReadOptions
 from prefkit.errors import ConfigError, ModelError, RowError
 from prefkit.train.metrics import RewardWatch
-from prefkit.train.setup import disable_dropout
+from prefkit.train.models.policy import disable_dropout
 from tests.train.trainer_cases import (
     CONFIGS,
     ROWS,
@@ -226,7 +227,7 @@ def test_rows_in_every_form(tmp_path: Path) -> None:
 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    prepared = prepare_pairs(ROWS, byte_tokenizer(), level="solution")
+    prepared = prepare_pairs(ROWS, byte_tokenizer(), reading=ReadOptions(level="solution"))
     seen = []
     for rows in (ROWS, str(path), [str(path)], datasets.Dataset.from_list(ROWS), prepared):
         metrics = trainer(tmp_path / "out", rows=rows, eval_dataset=rows).evaluate()
@@ -311,7 +312,7 @@ def test_falling_chosen_reward_reaches_the_log(tmp_path: Path, caplog: Any) -> N
     with caplog.at_level(logging.WARNING):
         trained = trainer(tmp_path, rows=rows, max_steps=1)
         for step in range(6):
-            trained._explain({"rewards/chosen": -0.1 * step, "rewards/margins": 0.1 * step})
+            trained.meter.explain({"rewards/chosen": -0.1 * step, "rewards/margins": 0.1 * step})
     assert sum("chosen answers is falling" in record.message for record in caplog.records) == 1
 
 

@@ -11,6 +11,7 @@ from prefkit.data import PairCollator, PairDataset
 from prefkit.data.batch import spread as sharded_rows
 from prefkit.data.batch.stream import Stream
 from prefkit.errors import ConfigError, ModelError
+from prefkit.train.checks.entry import check_run
 from tests.train.test_layout import pair
 from tests.train.trainer_cases import (
     ROWS,
@@ -78,29 +79,34 @@ def test_cached_hidden_states_train_as_the_live_reference(family: str, tmp_path:
 def test_what_cannot_be_shared_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="is 2, and this run has 1 process"):
-        config(tmp_path, sequence_parallel_size=2)
+    described = config(tmp_path, sequence_parallel_size=2)  # a config may be described anywhere
+    with pytest.raises(ConfigError, match=r"is 2, and this run has 1 process.*torchrun"):
+        trainer(tmp_path, sequence_parallel_size=2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="is 2, and this run has 3 process"):
-        config(tmp_path, sequence_parallel_size=2)
+        check_run(described)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    check_run(described)
     with pytest.raises(ConfigError, match="sequence_parallel_size and reduction 'position'"):
         config(tmp_path, sequence_parallel_size=2, method="cdpo", reduction="position")
     with pytest.raises(ConfigError, match="sequence_parallel_size is 0; it must be positive"):
         config(tmp_path, sequence_parallel_size=0)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="sequence_parallel_size and deepspeed"):
-        config(tmp_path, sequence_parallel_size=2)
+        check_run(described)
 
 
-def test_heads_and_rows_that_cannot_be_shared(tmp_path: Path) -> None:
+def test_heads_and_rows_that_cannot_be_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def make(size: int, **options: Any) -> PreferenceTrainer:
-        args = config(tmp_path)
-        args.sequence_parallel_size = size  # past the check of the launcher's processes
+        args = config(tmp_path, sequence_parallel_size=size)
         tokenizer = byte_tokenizer()
-        return PreferenceTrainer(
-            tiny_model(), args=args, train_dataset=ROWS, processing_class=tokenizer, **options
-        )
+        with monkeypatch.context() as launched:
+            launched.setenv("WORLD_SIZE", str(size))
+            return PreferenceTrainer(
+                tiny_model(), args=args, train_dataset=ROWS, processing_class=tokenizer, **options
+            )
 
     with pytest.raises(ModelError, match="2 attention heads cannot be shared out over 4"):
         make(4)

@@ -6,8 +6,9 @@ No (tokens × vocabulary) matrix is ever held; logits are fp32 whatever the inpu
 """
 
 from .contrastive import contrastive_scores
+from .core.outputs import TokenStats
 from .pair_scores import PairScores, pair_scores
-from .token_stats import TokenStats, token_stats
+from .token_stats import token_stats
 from .vocab_parallel import VocabShard
 
 __all__ = [

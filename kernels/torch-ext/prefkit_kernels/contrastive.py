@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .checks import autocast_operands, check_dtypes, check_head, check_targets
-from .chunking import row_tile, token_budget, token_chunks
-from .gemm import compute_dtype, project_
-from .logits import LogitTransform
+from .core.buffers import token_budget, token_chunks, token_tile
+from .core.checks import autocast_operands, check_dtypes, check_head, check_targets
+from .core.gemm import compute_dtype, project_
+from .core.logits import LogitScaling
 
 
 @torch.no_grad()
@@ -34,10 +34,10 @@ def contrastive_scores(
     Args:
         pos_hidden, pos_weight: (T, D), (V, D) of the model tuned on right trajectories.
         neg_hidden, neg_weight: (T, D'), (V', D') of the one tuned on wrong trajectories.
-        targets: (T,) int64; rows equal to `ignore_index` come back 0.
+        targets: (T,) int64; positions equal to `ignore_index` come back 0.
         beta: contrast strength β (b in the paper's code), 1.0 there.
         pos_bias, neg_bias: biases of the heads, or None.
-        ignore_index: target value of rows to skip.
+        ignore_index: target value of positions to skip.
         memory_budget: bytes for logits buffers; None = a sensible default.
         pos_logit_scale, neg_logit_scale, pos_softcap, neg_softcap: what each model does to its
             logits, as in `token_stats`.
@@ -53,20 +53,20 @@ def contrastive_scores(
     neg_hidden, neg_weight = autocast_operands(neg_hidden, neg_weight)
     check_dtypes(pos_hidden, pos_weight, "pos_")
     check_dtypes(neg_hidden, neg_weight, "neg_")
-    pos = LogitTransform(pos_logit_scale, _checked(pos_softcap))
-    neg = LogitTransform(neg_logit_scale, _checked(neg_softcap))
+    pos = LogitScaling(pos_logit_scale, _checked(pos_softcap))
+    neg = LogitScaling(neg_logit_scale, _checked(neg_softcap))
     vocab = min(pos_weight.shape[0], neg_weight.shape[0])
     check_targets(targets, vocab, ignore_index)
-    places = (targets != ignore_index).nonzero().squeeze(1)
+    positions = (targets != ignore_index).nonzero().squeeze(1)
     dtype = compute_dtype(pos_hidden.dtype)
     scores = pos_hidden.new_zeros(len(targets), dtype=dtype)
-    row_bytes = 2 * vocab * scores.element_size()
-    budget = memory_budget or token_budget(pos_hidden.device, row_bytes)
+    token_bytes = 2 * vocab * scores.element_size()
+    budget = memory_budget or token_budget(pos_hidden.device, token_bytes)
     with torch.autocast(pos_hidden.device.type, enabled=False):
         for start, stop in token_chunks(
-            len(places), row_bytes, budget, row_tile(pos_hidden.device)
+            len(positions), token_bytes, budget, token_tile(pos_hidden.device)
         ):
-            here = places[start:stop]
+            here = positions[start:stop]
             z = _logits(pos_hidden[here], pos_weight[:vocab], pos_bias, dtype, pos)
             other = _logits(neg_hidden[here], neg_weight[:vocab], neg_bias, dtype, neg)
             z.mul_(1 + beta).sub_(other, alpha=beta)
@@ -94,15 +94,15 @@ def _logits(
     weight: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    transform: LogitTransform,
+    scaling: LogitScaling,
 ) -> Tensor:
-    """(rows, V); a class that the bias masks is no −inf under a softcap: the caller masks it."""
+    """(tokens, V); a class that the bias masks is no −inf under a softcap: the caller masks it."""
     z = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
     project_(z, hidden, weight)
     if bias is not None:
         z.add_(bias[: weight.shape[0]])
-    if transform.scale != 1:
-        z.mul_(transform.scale)
-    if transform.softcap:
-        z.div_(transform.softcap).tanh_().mul_(transform.softcap)
+    if scaling.scale != 1:
+        z.mul_(scaling.scale)
+    if scaling.softcap:
+        z.div_(scaling.softcap).tanh_().mul_(scaling.softcap)
     return z

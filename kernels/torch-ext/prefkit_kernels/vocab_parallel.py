@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,34 @@ class VocabShard:
                     "cuts; policy and reference alike)"
                 )
         return self.vocab_size
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A `VocabShard` as the operators take it: plain values, and the reductions over the group.
+
+    By default the slice is all of the vocabulary.
+
+    Attributes:
+        group: name of the process group that holds the other slices, "" for none.
+        first_class: class of row 0 of the weight.
+        widest: rows of the widest slice of all, from which every process derives the same chunks.
+    """
+
+    group: str = ""
+    first_class: int = 0
+    widest: int = 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over the group, in place."""
+        return self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The maximum over the group, in place."""
+        return self._reduce(tensor, dist.ReduceOp.MAX)
+
+    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.group:
+            group = _resolve_process_group(self.group)  # type: ignore[arg-type]
+            dist.all_reduce(tensor, operation, group=group)
+        return tensor

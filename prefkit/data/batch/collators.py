@@ -88,10 +88,10 @@ class PairCollator(_Collator):
     Args:
         pad_token_id: fills padded rows' ends, so any valid id will do.
         pad_to_multiple_of: round the row length up to this many tokens.
-        layout: "padded": row 2i is pair i's chosen side, row 2i + 1 its rejected one.
-            "separate": one row, the sides end to end. "shared": one row, each pair as its longest
-            common token prefix, the rest of chosen, the rest of rejected. The last two need an
-            attention that reads the batch's `stream` (`prefkit.model.attention.install`).
+        layout: "padded": row 2i is pair i's chosen sequence, row 2i + 1 its rejected one.
+            "separate": one row, the sequences end to end. "shared": one row, each pair as its
+            longest common token prefix, the rest of chosen, the rest of rejected. The last two need
+            an attention that reads the batch's `stream` (`prefkit.model.attention.install`).
 
     Raises:
         ConfigError: no padding token.
@@ -106,6 +106,9 @@ class PairCollator(_Collator):
         batch, places = self._padded_rows(sides) if padded else self._one_row(self._grow(pairs))
         _score(batch, sides, places)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
+        margins = [pair.margin for pair in pairs if pair.margin is not None]
+        if len(margins) == len(pairs):
+            batch["margins"] = torch.tensor(margins, dtype=torch.float32)
         return batch
 
     def _grow(self, pairs: Sequence[TokenizedPair]) -> Iterator[Grown]:

@@ -3,8 +3,8 @@
 A row is a sequence of trees. A tree is a trunk of tokens followed by its tails; every tail
 continues the trunk and sees nothing of the other tails:
 
-    shared     trunk = the longest common prefix of both sides, tails = the rest of each side
-    separate   one tree a side: a trunk and no tail
+    shared     trunk = the longest common prefix of both sequences, tails = the rest of each
+    separate   one tree for each sequence: a trunk and no tail
 
 Positions restart at each trunk and go on from it in each tail, so a model computes for every token
 what it would compute in a row of its own. Everything here is plain numbers on the host: an
@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """A trunk of `trunk` ≥ 1 tokens from place `start`, then tails of the given lengths."""
+    """A trunk of `trunk` ≥ 1 tokens from position `start`, then tails of the given lengths."""
 
     start: int
     trunk: int
@@ -39,7 +39,7 @@ class Tree:
 
     @property
     def stop(self) -> int:
-        """The place after the tree's last token."""
+        """The position after the tree's last token."""
         return self.start + self.trunk + sum(self.tails)
 
     def tail_starts(self) -> list[int]:

@@ -1,32 +1,29 @@
 """Rows whose responses are chat messages: TRL's conversational rows, and SCDPO's role lists.
 
-What the prompt holds, or without one what both sides begin with, is the front. The rest of each
-side is its response: one message of the assistant's, or several with tool results between them.
+The context is the prompt, or without one the messages that both fields begin with. The rest of each
+field is its response: one message of the assistant's, or several with tool results between them.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from prefkit.data.formats.blocks import Content, join_front, render_content
-from prefkit.data.formats.messages import has_blocks, plain_message, read_messages_field
-from prefkit.data.formats.readers import make_pair, open_end, read_prompt, refuse_media
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.row_weights import read_token_weights
+from prefkit.data.formats.fields.blocks import Content, join_front, render_content
+from prefkit.data.formats.fields.messages import has_blocks, plain_message, read_messages_field
+from prefkit.data.formats.fields.prompt import read_prompt, refuse_media
+from prefkit.data.formats.fields.responses import RowOptions, make_pair, open_end
+from prefkit.data.formats.fields.row import Row
+from prefkit.data.formats.fields.weights import read_token_weights
 from prefkit.data.pair import Message, Pair, Side
-from prefkit.data.tokens.chat import texts_of
-
-if TYPE_CHECKING:
-    from prefkit.data.formats.detect import ReadOptions
+from prefkit.data.text.thoughts import texts_of
 
 Messages = tuple[Message, ...]
 _CORRECT = "assistant_correct"  # SCDPO's role of the correct steps that both sides share
 
 
-def read_conversation(row: Row, options: "ReadOptions") -> Iterator[Pair]:
+def read_conversation(row: Row, options: RowOptions) -> Iterator[Pair]:
     """A pair of conversations.
 
     Raises:
-        RowError: sides that do not end with the assistant, or that begin in different ways.
+        RowError: a field that does not end with the assistant, or two that begin differently.
     """
     refuse_media(row)
     for field in ("chosen_spans", "rejected_spans"):
@@ -71,7 +68,7 @@ def read_conversation(row: Row, options: "ReadOptions") -> Iterator[Pair]:
     )
 
 
-def _plain(row: Row, message: Message, name: str, options: "ReadOptions") -> Message:
+def _plain(row: Row, message: Message, name: str, options: RowOptions) -> Message:
     return plain_message(row, message, name, options.block_style)
 
 
@@ -119,9 +116,7 @@ def _roles(sides: list[Messages], start: int) -> set[str]:
     return {message["role"] for messages in sides for message in messages[start:-1]}
 
 
-def _side(
-    row: Row, name: str, raw: list[Message], response: Messages, options: "ReadOptions"
-) -> Side:
+def _side(row: Row, name: str, raw: list[Message], response: Messages, options: RowOptions) -> Side:
     """A response: messages for the template, or the text of typed blocks with their output."""
     weights = read_token_weights(row, f"{name}_weights")
     blocks = [message for message in raw[-len(response) :] if has_blocks(message.get("content"))]
@@ -139,7 +134,7 @@ def _side(
     )
 
 
-def _from_blocks(row: Row, name: str, message: Message, options: "ReadOptions") -> Side:
+def _from_blocks(row: Row, name: str, message: Message, options: RowOptions) -> Side:
     style = options.block_style
     content = render_content(row, message.get("content"), f"{name}.assistant", style)
     return Side(
@@ -149,7 +144,7 @@ def _from_blocks(row: Row, name: str, message: Message, options: "ReadOptions") 
     )
 
 
-def _controlled_pair(row: Row, sides: list[list[Message]], options: "ReadOptions") -> Pair:
+def _controlled_pair(row: Row, sides: list[list[Message]], options: RowOptions) -> Pair:
     """SCDPO: correct steps that both sides share, then what follows them."""
     style = options.block_style
     fronts, said, responses = [], [], []

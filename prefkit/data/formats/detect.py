@@ -1,65 +1,80 @@
-"""Raw rows of the published formats → Pair. The only place that knows whose row looks how.
+"""Raw rows of the published formats → Pair: which format a row has, and who reads it.
 
     prefkit    prompt, chosen, rejected, optional prefix, weights, spans, append_eos
     trl        the same three fields; the prompt may be implicit; strings or messages
     step-dpo   Math-Step-DPO-10K (arXiv 2406.18629): initial_reason_steps, full_chosen, …
-    scdpo      role lists with an `assistant_correct` front and typed blocks (arXiv 2407.00782)
+    scdpo      role lists with `assistant_correct` steps and typed blocks (arXiv 2407.00782)
     cdpo       scored files with prob_result (arXiv 2411.19943); unscored ones are trl rows
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
 
-A row tells its format by its fields, so one source may mix several. Rows of other trainers are
-brought into these (layouts.py), and no text column is passed over. Other fields are ignored if they
-hold no text, or their name says that they tell about the row; a name that is nearly that of an
-optional field was meant, and the row is refused.
+The format of a row is detected from its fields, so one source may mix several. Rows of other
+trainers are brought into these (other_trainers.py), and no text column is passed over. Other fields
+are ignored if they hold no text, or if their name says that they describe the row. A name that is
+nearly that of an optional field is taken for a spelling mistake, and the row is refused.
 """
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from prefkit.data.formats import readers
-from prefkit.data.formats.blocks import check_block_style
 from prefkit.data.formats.conversations import read_conversation
-from prefkit.data.formats.layouts import Columns, check_columns, known, renamed
-from prefkit.data.formats.messages import has_blocks
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.speech import is_conversational
-from prefkit.data.pair import Pair
+from prefkit.data.formats.fields.messages import has_blocks
+from prefkit.data.formats.fields.responses import RowOptions
+from prefkit.data.formats.fields.row import Row, iter_rows
+from prefkit.data.formats.other_trainers import Columns, check_columns, known, renamed
+from prefkit.data.formats.papers import read_cdpo, read_step_dpo, read_tdpo
+from prefkit.data.formats.strings import read_strings
+from prefkit.data.pair import Pair, is_conversational
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.errors import ConfigError, RowError
 
-LEVELS = ("auto", "step", "solution")
+# A format: its reader, in a file of this folder, and its mark in `detect_format`.
+FORMATS: dict[str, Callable[[Row, RowOptions], Iterator[Pair | RowError]]] = {
+    "prefkit": read_strings,
+    "trl": read_strings,
+    "step-dpo": read_step_dpo,
+    "scdpo": read_conversation,
+    "cdpo": read_cdpo,
+    "tdpo": read_tdpo,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How rows are read.
+class ReadOptions(RowOptions):
+    """How rows are read, and what becomes of bad ones.
 
     Attributes:
-        level: "step" = a row with a prefix ends after one step (no end-of-sequence token) and
-            Math-Step-DPO rows give their single steps; "solution" = responses run to the end of
-            the solution, and rows with full_chosen and full_rejected give those; "auto" = solution,
-            but a row with a prefix that leaves open where its responses end is an error.
-        mask_tool_output: execution blocks are context, not scored.
-        format: one of FORMATS, or "auto" to tell each row by its fields.
-        block_style: how typed blocks become text (blocks.py).
+        level, mask_tool_output, block_style: see `RowOptions`.
+        format: one of FORMATS, or "auto" to detect it from the fields of each row.
         columns: prefkit's field → the column that holds it; a column → None leaves it out.
+        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
+        skipped_file: JSON Lines file for skipped and cut rows, or None.
+        margins: read each row's `margin`, a number: by how much its chosen response is better.
     """
 
-    level: str = "step"
-    mask_tool_output: bool = True
     format: str = "auto"
-    block_style: str = "plain"
     columns: Columns = field(default_factory=dict)
+    on_bad_row: Literal["error", "skip"] = "error"
+    skipped_file: str | os.PathLike[str] | None = None
+    margins: bool = False
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ConfigError(f"level is {self.level!r}. Choose one of: {', '.join(LEVELS)}.")
+        super().__post_init__()
         if self.format != "auto" and self.format not in FORMATS:
             names = ", ".join(["auto", *FORMATS])
             raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
-        check_block_style(self.block_style)
         check_columns(self.columns)
+        check_on_bad_row(self.on_bad_row)
+
+
+MARGIN = "Give every row a margin, or leave margin_weight out."
+
+
+def check_on_bad_row(given: str) -> None:
+    """Raises ConfigError for anything but "error" and "skip"."""
+    if given not in ("error", "skip"):
+        raise ConfigError(f"on_bad_row is {given!r}. Choose one of: error, skip.")
 
 
 def read_pairs(
@@ -99,11 +114,8 @@ def read_pairs(
 
 def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
     """The pairs of loaded rows; a bad row yields its `RowError` and reading goes on."""
-    for index, data in enumerate(rows):
-        if isinstance(data, RowError):
-            yield data
-            continue
-        yield from read_row(Row(rows.source, index, data), options)
+    for row in iter_rows(rows):
+        yield from [row] if isinstance(row, RowError) else read_row(row, options)
 
 
 def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
@@ -113,7 +125,9 @@ def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
         row.check_names()
         row = known(row)
         name = detect_format(row) if options.format == "auto" else options.format
-        yield from FORMATS[name](row, options)
+        margin = row.number("margin", MARGIN) if options.margins else None
+        for pair in FORMATS[name](row, options):
+            yield pair if isinstance(pair, RowError) else replace(pair, margin=margin)
     except RowError as error:
         yield error
 
@@ -139,13 +153,3 @@ def _is_scdpo(row: Row) -> bool:
         and (m.get("role") == "assistant_correct" or has_blocks(m.get("content")))
         for m in messages
     )
-
-
-FORMATS: dict[str, Callable[[Row, ReadOptions], Iterator[Pair | RowError]]] = {
-    "prefkit": readers.read_strings,
-    "trl": readers.read_strings,
-    "step-dpo": readers.read_step_dpo,
-    "scdpo": read_conversation,
-    "cdpo": readers.read_cdpo,
-    "tdpo": readers.read_tdpo,
-}

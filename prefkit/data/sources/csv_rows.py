@@ -1,8 +1,8 @@
 """Rows of a CSV file: texts as they are, everything else as JSON.
 
-A table of texts cannot tell a list from a text that looks like one. So only fields that hold
-objects by their nature are read as JSON, and conversations where they are one. An empty cell of
-these is none; of a text it is the empty text, so that an empty `prefix` is still a step's.
+In a table of texts, a list cannot be distinguished from a text that looks like one. So only fields
+that hold objects by their nature are read as JSON, and conversations where they are one. An empty
+cell of these is none; of a text it is the empty text, so that an empty `prefix` is still a step's.
 """
 
 import csv
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.formats.speech import is_conversational
+from prefkit.data.pair import is_conversational
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 # Fields that are never plain text; an empty cell means that the row has none.

@@ -1,21 +1,26 @@
 """Rows from wherever they lie: files, folders, `datasets` objects, lists, hub names.
 
-A broken line does not hide the lines after it: it becomes a `RowError` in its place, so that the
+A broken line does not hide the lines after it: it becomes a `RowError` at its index, so that the
 caller can stop at the first one or skip and list them all. Nothing here looks inside a row.
 """
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.formats.speech import is_conversational
 from prefkit.data.sources.iterable import refuse_stream
+from prefkit.data.sources.json_rows import (
+    RawRow,
+    as_rows,
+    from_json,
+    looks_like_lines,
+    parse_json,
+    parse_lines,
+)
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
-RawRow = dict[str, Any]
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".csv")
 
 
@@ -25,7 +30,7 @@ class Rows:
 
     Attributes:
         source: the name that messages use.
-        items: one dict a row, or the `RowError` that stands where a row could not be read.
+        items: one dict a row, or a `RowError` where a row could not be read.
     """
 
     source: str
@@ -48,7 +53,7 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
         split: which split of a dataset with several.
 
     Returns:
-        The rows; unreadable ones are `RowError` items, raised by nobody yet.
+        The rows; unreadable ones are `RowError` items, not raised yet.
 
     Raises:
         PrefkitError: the source as a whole is missing, empty, a stream, or of an unknown kind.
@@ -58,9 +63,9 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
     if isinstance(source, str | os.PathLike):
         rows = _load_named(os.fspath(source), split)
     elif isinstance(source, Mapping) and not hasattr(source, "with_format"):
-        rows = Rows("rows in memory", _from_json(dict(source), "rows in memory"))
+        rows = Rows("rows in memory", from_json(dict(source), "rows in memory"))
     elif isinstance(source, list | tuple):
-        rows = Rows("rows in memory", _as_rows(source, "rows in memory"))
+        rows = Rows("rows in memory", as_rows(source, "rows in memory"))
     else:
         rows = _from_dataset(source, split, "dataset")
     if not rows.items:
@@ -98,110 +103,9 @@ def _load_file(path: Path) -> list[RawRow | RowError]:
     if not content.strip():
         raise NoRowsError(f"{path}: the file is empty. Give a file with at least one pair.")
     content = content.removeprefix(b"\xef\xbb\xbf")
-    if path.suffix == ".jsonl" or _looks_like_lines(content):
-        return _parse_lines(content, str(path))
-    return _from_json(_parse_json(content, path), str(path))
-
-
-def _looks_like_lines(content: bytes) -> bool:
-    """Whether a .json file is really JSON Lines: its first line is an object of its own."""
-    first, _, rest = content.strip().partition(b"\n")
-    if not rest.strip() or not first.startswith(b"{"):
-        return False
-    try:
-        return isinstance(json.loads(first), dict)
-    except ValueError:
-        return False
-
-
-def _parse_lines(content: bytes, source: str) -> list[RawRow | RowError]:
-    rows: list[RawRow | RowError] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            rows.append(_parse_line(line, number, len(rows), source))
-    return rows
-
-
-def _parse_line(line: bytes, number: int, row: int, source: str) -> RawRow | RowError:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        problem = f"line {number} is not valid UTF-8 (byte {error.start}: {error.reason})"
-        return RowError(source, row, "", problem, "Save the file as UTF-8 or remove the line.")
-    except (ValueError, RecursionError) as error:
-        problem = f"line {number} is not valid JSON ({error})"
-        return RowError(source, row, "", problem, "Repair or remove the line.")
-    if not isinstance(value, dict):
-        problem = f"line {number} is a {type(value).__name__}, not an object"
-        return RowError(source, row, "", problem, "Write one JSON object a line.")
-    return value
-
-
-def _parse_json(content: bytes, path: Path) -> Any:
-    try:
-        return json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise PrefkitError(
-            f"{path}: line {line} is not valid UTF-8 (byte {error.start}: {error.reason}). "
-            "Save the file as UTF-8."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise PrefkitError(
-            f"{path}: line {error.lineno}, column {error.colno} is not valid JSON ({error.msg}). "
-            "Repair the file, or name it .jsonl if it holds one object a line."
-        ) from error
-    except RecursionError as error:
-        raise PrefkitError(f"{path}: nested too deeply to be rows. Check the file.") from error
-
-
-def _from_json(value: Any, source: str) -> list[RawRow | RowError]:
-    """Rows of a whole JSON value: a list, columns (cDPO's files), or prompt-keyed (TDPO's)."""
-    if isinstance(value, list):
-        return _as_rows(value, source)
-    if not isinstance(value, dict) or not value:
-        raise PrefkitError(
-            f"{source}: is {'empty' if value == {} else f'a bare {type(value).__name__}'}. "
-            "Write a list of objects, or one object with a list under each field."
-        )
-    if _is_columns(value):
-        return _from_columns(value, source)
-    if all(isinstance(entry, dict) and "pairs" in entry for entry in value.values()):
-        return [{"prompt": prompt, **entry} for prompt, entry in value.items()]
-    return [value]
-
-
-def _is_columns(value: RawRow) -> bool:
-    """A list under each side; one conversational row has that too, but lists of messages."""
-    sides = [value.get("chosen"), value.get("rejected")]
-    return all(isinstance(side, list) for side in sides) and not any(map(is_conversational, sides))
-
-
-def _from_columns(value: RawRow, source: str) -> list[RawRow | RowError]:
-    columns = {name: column for name, column in value.items() if isinstance(column, list)}
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        shortest = min(lengths, key=lambda name: lengths[name])
-        raise RowError(
-            source,
-            lengths[shortest],
-            shortest,
-            f"the columns have different lengths: {lengths}",
-            "Write one entry a row under every field.",
-        )
-    return [dict(zip(columns, entry, strict=True)) for entry in zip(*columns.values(), strict=True)]
-
-
-def _as_rows(values: Iterable[Any], source: str) -> list[RawRow | RowError]:
-    rows: list[RawRow | RowError] = []
-    for index, value in enumerate(values):
-        if isinstance(value, Mapping):
-            rows.append(dict(value))
-        else:
-            problem = f"is a {type(value).__name__}, not an object with fields"
-            remedy = "Give one object with prompt, chosen and rejected a row."
-            rows.append(RowError(source, index, "", problem, remedy))
-    return rows
+    if path.suffix == ".jsonl" or looks_like_lines(content):
+        return parse_lines(content, str(path))
+    return from_json(parse_json(content, path), str(path))
 
 
 def _load_parquet(path: Path) -> list[RawRow | RowError]:
@@ -213,7 +117,7 @@ def _load_parquet(path: Path) -> list[RawRow | RowError]:
         raise PrefkitError(
             f"{path}: cannot be read as Parquet ({error}). Check that the file is complete."
         ) from error
-    return _as_rows(map(unfilled_row, table.to_pylist()), str(path))
+    return as_rows(map(unfilled_row, table.to_pylist()), str(path))
 
 
 def _load_folder(path: Path, split: str) -> Rows:
@@ -258,8 +162,8 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
         )
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
-        return Rows(source, _as_rows(map(unfilled_row, dataset), source))
-    return Rows(source, _as_rows(dataset, source))
+        return Rows(source, as_rows(map(unfilled_row, dataset), source))
+    return Rows(source, as_rows(dataset, source))
 
 
 def unfilled_row(row: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sources of rows without a length: told apart, and refused where rows are read whole."""
+"""Sources of rows without a length: recognised, and refused where all rows are read at once."""
 
 from collections.abc import Mapping
 from typing import Any

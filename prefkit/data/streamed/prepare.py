@@ -1,21 +1,22 @@
 """Streams of pairs and of solutions: `prepare_pairs` and `prepare_solutions`, row by row."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.data.dataset import Keeper
 from prefkit.data.formats.detect import ReadOptions, read_row
-from prefkit.data.formats.layouts import Columns, check_columns
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.solution_rows import SOLUTION_FIELDS
+from prefkit.data.formats.fields.row import Row
+from prefkit.data.formats.other_trainers import Columns, check_columns
+from prefkit.data.formats.solutions import SOLUTION_FIELDS
 from prefkit.data.pair import Pair
 from prefkit.data.report import DataReport, Incident
 from prefkit.data.solutions import SolutionReport, read_solutions
 from prefkit.data.sources.files import unfilled_row
 from prefkit.data.streamed.rows import Read, StreamedRows, has_own_shards
-from prefkit.data.tokens.chat import read_template
-from prefkit.data.tokens.render import Renderer, TokenizeOptions
+from prefkit.data.text.render import Renderer, TokenizeOptions
+from prefkit.data.text.template import read_template
 from prefkit.errors import ConfigError, RowError
 from prefkit.files.atomic import check_writable
 
@@ -30,17 +31,14 @@ def stream_pairs(
     reading: ReadOptions,
     *,
     vocab_size: int | None = None,
-    on_bad_row: Bad = "error",
-    skipped_file: Path | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> StreamedRows:
     """Pairs of a stream, tokenised as they come.
 
     Args:
         stream: a `datasets.IterableDataset` of rows of any format.
-        tokenizer, options, vocab_size, on_bad_row: as in `prepare_pairs`.
-        reading: see `ReadOptions`.
-        skipped_file: JSON Lines file for skipped and cut rows, added to as they come.
+        tokenizer, options, vocab_size: as in `prepare_pairs`.
+        reading: see `ReadOptions`; its `skipped_file` is added to as rows come.
         part: (process, processes): each reads other rows.
 
     Raises:
@@ -51,7 +49,7 @@ def stream_pairs(
 
     def read(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Incident]]:
         report = DataReport()
-        keep = Keeper(report, on_bad_row, options, renderer, None)
+        keep = Keeper(report, reading.on_bad_row, options, renderer, None)
         items: list[Pair | RowError] = []
         for index, data in rows:
             checked = _row(name, index, data)
@@ -59,7 +57,7 @@ def stream_pairs(
         keep.add(items, vocab_size)
         return [(pair.row, pair) for pair in keep.pairs], report.incidents
 
-    return _streamed(stream, read, options, skipped_file, part)
+    return _streamed(stream, read, options, reading.skipped_file, part)
 
 
 def stream_solutions(
@@ -117,10 +115,11 @@ def _streamed(
     stream: Any,
     read: Read,
     options: TokenizeOptions,
-    skipped_file: Path | None,
+    skipped_file: str | os.PathLike[str] | None,
     part: tuple[int, int],
 ) -> StreamedRows:
     if skipped_file is not None:
+        skipped_file = Path(skipped_file)
         check_writable(skipped_file.parent, "skipped_file")
         if part[1] > 1:
             skipped_file = skipped_file.with_stem(f"{skipped_file.stem}_{part[0]}")

@@ -1,1 +1,1 @@
-"""Texts as token ids, each with its weight: chat templates, responses, offsets."""
+"""Texts as token ids, each with its weight."""

@@ -1,8 +1,8 @@
 """Text → ids, each with the characters that it holds.
 
-Front and response are tokenised as *one* string, the way the model meets it: for most tokenizers,
-pieces that are tokenised apart are another sequence. But what sampling shows is tokenised before
-the model writes anything, so in chat form the ids of the generation prompt stay what they are.
+Context and response are tokenised as *one* string, as the model reads it: for most tokenizers,
+pieces that are tokenised separately are another sequence. But in sampling, the generation prompt
+is tokenised before the model writes anything, so in chat form its ids stay as they are.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from prefkit.data.pair import Rendered
-from prefkit.data.tokens.render import Renderer
-from prefkit.data.tokens.response import Written
+from prefkit.data.text.render import Renderer
+from prefkit.data.text.response import Written
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from prefkit.data.pair import Front, Rendered, Side, TokenizedSide
+from prefkit.data.text.render import Renderer, TokenizeOptions
+from prefkit.data.text.response import Written, write_response
 from prefkit.data.tokens.encode import Encoded
-from prefkit.data.tokens.render import Renderer, TokenizeOptions
-from prefkit.data.tokens.response import Written, write_response
-from prefkit.data.tokens.token_weights import Tokens, bind_weights, end_is_implied
+from prefkit.data.tokens.weights import Tokens, bind_weights, end_is_implied
 from prefkit.errors import RowError
 
 _WEIGH = "Give one weight above 0, or remove the row."
@@ -30,7 +30,7 @@ class Texts:
     """A row as text.
 
     Attributes:
-        front: what its responses follow.
+        front: the context of its responses.
         sides: name → the response.
     """
 
@@ -62,10 +62,10 @@ def finish_side(
     """Flags, weights and the end token of one sequence.
 
     Args:
-        front: what the sequence begins with, and its place for messages.
+        front: the context of the response; names the row in messages.
         name: the response's field, such as "chosen".
         written: the response.
-        encoded: the sequence of front and response.
+        encoded: the sequence of context and response.
         renderer: knows the tokenizer and the options.
         vocab_size: rows of the model's embedding; ids beyond it are refused.
 
@@ -83,30 +83,44 @@ def finish_side(
     if append and end_id is not None:
         ids, scored = np.append(ids, end_id), np.append(scored, True)
         in_response = np.append(in_response, True)
-    first_scored = int(np.argmax(scored)) if (scored[:-1] if append else scored).any() else -1
-    if first_scored < 0:
-        raise RowError(
-            front.source, front.row, name, "has no scored token", "Unmask some of the response."
-        )
-    if first_scored == 0:
-        problem = "is missing or empty: nothing precedes the first scored token to predict it"
-        raise RowError(front.source, front.row, "prompt", problem, "Give a prompt.")
+    first_scored = _first_scored(front, name, scored, append)
     tokens = Tokens(ids, in_response, encoded, append, renderer.tokenizer)
     weights = np.where(scored, bind_weights(front, name, side, tokens), 0.0).astype(np.float32)
     _check_vocabulary(front, name, ids, vocab_size)
     length = _allowed_length(front, name, len(ids), first_scored, renderer.options)
     implied = length == len(ids) and end_is_implied(side, tokens)
     if not weights[: length - implied].any():
-        problem = "has no token with a weight above 0"
-        if implied:
-            problem += ", so only the end-of-sequence token, weight 1, would be trained"
-        raise RowError(front.source, front.row, _weights_field(name, side), problem, _WEIGH)
+        raise _weightless(front, name, side, implied)
     return TokenizedSide(
         ids=ids[:length].astype(np.int32),
         scored=scored[:length],
         weights=weights[:length],
         eos=bool((append or ends_already) and length == len(ids)),
     )
+
+
+def _first_scored(front: Front, name: str, scored: np.ndarray, append: bool) -> int:
+    """The first scored position; an appended end token alone does not count.
+
+    Raises:
+        RowError: there is none, or nothing precedes it that could predict it.
+    """
+    if not (scored[:-1] if append else scored).any():
+        remedy = "Unmask some of the response."
+        raise RowError(front.source, front.row, name, "has no scored token", remedy)
+    first = int(np.argmax(scored))
+    if first == 0:
+        problem = "is missing or empty: nothing precedes the first scored token to predict it"
+        raise RowError(front.source, front.row, "prompt", problem, "Give a prompt.")
+    return first
+
+
+def _weightless(front: Front, name: str, side: Side, implied: bool) -> RowError:
+    """The error of a response whose weights are all 0, an implied end token's left aside."""
+    problem = "has no token with a weight above 0"
+    if implied:
+        problem += ", so only the end-of-sequence token, weight 1, would be trained"
+    return RowError(front.source, front.row, _weights_field(name, side), problem, _WEIGH)
 
 
 def _weights_field(name: str, side: Side) -> str:

@@ -1,6 +1,6 @@
 """Pair → TokenizedPair: two sequences (sequence.py) and how long their common prefix is.
 
-The shared prefix of the two sides is found on the ids, not on the text.
+The shared prefix of the two sequences is found on the ids, not on the text.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from prefkit.data.pair import Pair, TokenizedPair
+from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.data.tokens.encode import Encoded, encode
-from prefkit.data.tokens.render import Renderer, TokenizeOptions
 from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
 from prefkit.errors import RowError
 
@@ -32,8 +32,8 @@ def tokenize_pair(
         vocab_size: rows of the model's embedding; ids beyond it are refused.
 
     Raises:
-        RowError: a side has no scored token or too many tokens, weights belong to other tokens,
-            both sides are the same ids, …
+        RowError: a response has no scored token or too many tokens, weights belong to other tokens,
+            both sequences are the same ids, …
         PrefkitError: the tokenizer is not fast.
     """
     result = tokenize_pairs([pair], Renderer(tokenizer, options or TokenizeOptions()), vocab_size)[
@@ -63,7 +63,7 @@ def tokenize_pairs(
 
 
 def write_pairs(pairs: Sequence[Pair], renderer: Renderer) -> list[Texts | RowError]:
-    """Each pair as text: its front and both responses, as the chat template has them."""
+    """Each pair as text: its context and both responses, as the chat template writes them."""
     return [
         try_write(pair, {"chosen": pair.chosen, "rejected": pair.rejected}, renderer)
         for pair in pairs
@@ -96,7 +96,12 @@ def _finish_pair(
         remedy += "tokenizer that tells the two apart."
         raise RowError(pair.source, pair.row, "rejected", problem, remedy)
     return TokenizedPair(
-        chosen=chosen, rejected=rejected, shared=shared, source=pair.source, row=pair.row
+        chosen=chosen,
+        rejected=rejected,
+        shared=shared,
+        source=pair.source,
+        row=pair.row,
+        margin=pair.margin,
     )
 
 

@@ -1,13 +1,11 @@
-"""Lets a model of transformers read rows without padding, and says which models cannot.
+"""Lets a model of transformers read rows without padding.
 
 `install_attention` gives the model an attention implementation of its own name, `prefkit_sdpa` over
 `sdpa` and so on, through transformers' `AttentionInterface`. Given a stream (the keyword
 `prefkit_stream`, which a model hands down to its attention like any keyword it does not know) it is
-`prefkit.model.attention.stream`; without one it is what it replaced, mask and all.
+`prefkit.model.attention.compute.attend`; without one it is what it replaced, mask and all.
 
-Nothing is believed: `why_not` compares a small row with its sequences one by one, by numbers
-(`prefkit.model.attention.layout_test`). State-space layers, position biases, models that drop
-unknown keywords: all show there.
+Which models can read such rows is found by `prefkit.model.attention.limits.why_not`.
 """
 
 import contextlib
@@ -27,10 +25,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefkit.data.batch.spread import ShardedStream
 from prefkit.data.batch.stream import Stream
 from prefkit.errors import ModelError
-from prefkit.model.attention.row_limits import rotary_limit, window_of
-from prefkit.model.attention.stream import attend
-from prefkit.model.attention.ulysses import ulysses_attention
-from prefkit.model.fsdp_units import weights_elsewhere
+from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.ulysses import ulysses_attention
 from prefkit.model.head.fused import unwrap
 
 PREFIX = "prefkit_"
@@ -44,7 +40,7 @@ _UNREAD = ("s_aux", "position_bias", "head_mask")
 
 def install_attention(model: nn.Module) -> None:
     """Lets the model read streams (see `reading`); called twice it changes nothing."""
-    config = _text_config(model)
+    config = text_config(model)
     base = config._attn_implementation
     if base.startswith(PREFIX):
         return
@@ -56,7 +52,7 @@ def install_attention(model: nn.Module) -> None:
 
 def remove_attention(model: nn.Module) -> None:
     """Takes `install_attention` back."""
-    config = _text_config(model)
+    config = text_config(model)
     config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
 
 
@@ -79,7 +75,8 @@ def reading(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         _without_mask.reset(token)
 
 
-def _text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> Any:
+    """The config of the text model inside all wrappers."""
     return unwrap(model).config.get_text_config()  # type: ignore[union-attr, operator]
 
 
@@ -168,38 +165,6 @@ def _implementation(base: str, module: nn.Module) -> Callable[..., Any]:
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def too_long_for(model: nn.Module, longest: int) -> str | None:
-    """Why sequences of this length cannot lie in rows without padding, in words, or None."""
-    name = type(unwrap(model)).__name__
-    config = _text_config(model)
-    window, limit = window_of(config), rotary_limit(config)
-    if window is not None and longest > window:
-        return f"{name} attends within a window of {window} tokens, and a sequence has {longest}"
-    if limit is not None and longest > limit:
-        return (
-            f"{name} rotates positions by the length of the whole row from {limit} tokens on, and "
-            f"a sequence has {longest}"
-        )
-    return None
-
-
-def why_not(model: nn.Module, longest: int) -> str | None:
-    """Why a model cannot read streams, in words, or None; `install_attention` must have run.
-
-    Args:
-        model: the policy or the reference, not yet wrapped for several processes.
-        longest: tokens of the longest sequence of the data.
-    """
-    from prefkit.model.attention.layout_test import mismatch  # which needs this file
-
-    if reason := too_long_for(model, longest):
-        return reason
-    parameter = next(unwrap(model).parameters())
-    if parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere():
-        return None  # nothing to compute with yet: the attention itself refuses what it sees
-    return mismatch(model, longest)
-
-
 @contextlib.contextmanager
 def as_before(model: nn.Module, implementation: str | None = None) -> Iterator[None]:
     """The model with the attention that `install_attention` replaced, inside the block.
@@ -207,7 +172,7 @@ def as_before(model: nn.Module, implementation: str | None = None) -> Iterator[N
     Args:
         implementation: another one of transformers, instead of the one that was replaced.
     """
-    config = _text_config(model)
+    config = text_config(model)
     name = config._attn_implementation
     config._attn_implementation = implementation or name.removeprefix(PREFIX)
     try:

@@ -7,95 +7,39 @@ of its attention would be compared with itself). In this order:
 1. every layer attended to the row;
 2. what the first layer is given is the same (position embeddings);
 3. every layer, given the same numbers in fp32, adds the same
-(`prefkit.model.attention.forced_layers`);
+(`prefkit.model.attention.layer_test`);
 4. the logits differ by no more than ten times what one rounding after every layer does to them.
 
-The third tells rounding from mistakes; the last sees what lies between and behind the layers.
+The third distinguishes rounding from mistakes; the last covers what is between and after the
+layers.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prefkit.data.batch.stream import Stream, Tree
 from prefkit.errors import ModelError
-from prefkit.model.attention.forced_layers import (
+from prefkit.model.attention.install import as_before, counting, reading
+from prefkit.model.attention.layer_test import (
     DRAWS,
     Call,
+    LayerCalls,
     Off,
-    Sides,
     Unrunnable,
     layer_off,
     layers_of,
     recording,
 )
-from prefkit.model.attention.install import as_before, counting, reading
+from prefkit.model.attention.layout_row import LayoutRow, spread_ids
 from prefkit.model.evaluating import evaluating
 from prefkit.model.head.fused import unwrap
 
 logger = logging.getLogger(__name__)
-
-_LONGEST = 32  # tokens of the longest sequence of the test; fewer where the data has fewer
-
-
-@dataclass(frozen=True)
-class Row:
-    """The test's row.
-
-    Attributes:
-        ids: (1, N) int64.
-        stream: its trees.
-        places: where the tokens of each of the three sequences lie.
-    """
-
-    ids: Tensor
-    stream: Stream
-    places: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, config: Any, longest: int, device: torch.device) -> "Row":
-        """No sequence longer than the data's longest, as far as 9 tokens allow."""
-        size = max(9, min(longest, _LONGEST))
-        trunk = size // 2 + 1
-        first, second, single = size - trunk, size - trunk - 1, size // 2
-        start = size + second  # of the third sequence
-        spans = (range(size), [*range(trunk), *range(size, start)], range(start, start + single))
-        return cls(
-            ids=spread_ids(config, start + single).to(device)[None],
-            stream=Stream((Tree(0, trunk, (first, second)), Tree(start, single))),
-            places=tuple(torch.tensor([*span], device=device) for span in spans),
-        )
-
-    def inputs(self) -> dict[str, Any]:
-        """The row as a batch."""
-        positions = self.stream.position_ids().to(self.ids.device)[None]
-        return {"input_ids": self.ids, "stream": self.stream, "position_ids": positions}
-
-
-def spread_ids(config: Any, count: int, draw: int = 0) -> Tensor:
-    """(count,) int64 ids from all over the vocabulary but its ends, without special tokens.
-
-    Special tokens lie at the ends, and a model's numbers for them may be so large that their
-    rounding is tens of times that of text (SmolLM2's first 17).
-
-    Args:
-        config: of the text model; `vocab_size` and whatever is named `…_token_id` is read.
-        count: how many.
-        draw: others for each number.
-    """
-    vocab = int(config.vocab_size)
-    named = [v for k, v in vars(config).items() if k.endswith(("_token_id", "_token_index"))]
-    special = {i for v in named for i in (v if isinstance(v, list | tuple) else [v])}
-    inner = [i for i in range(vocab // 8, vocab - vocab // 8) if i not in special]
-    usable = inner or list(range(vocab))
-    golden = 0.6180339887498949  # its multiples, modulo 1, lie as evenly as a sequence can
-    steps = range(1 + draw * count, 1 + (draw + 1) * count)
-    return torch.tensor([usable[int(j * golden % 1 * len(usable))] for j in steps])
 
 
 def mismatch(model: nn.Module, longest: int) -> str | None:
@@ -123,7 +67,7 @@ def mismatch(model: nn.Module, longest: int) -> str | None:
 
 def _mismatch(model: nn.Module, owner: nn.Module, longest: int, device: torch.device) -> str | None:
     name, config = type(owner).__name__, owner.config.get_text_config()  # type: ignore[union-attr, operator]
-    row = Row.of(config, longest, device)
+    row = LayoutRow.of(config, longest, device)
     layers = layers_of(owner)
     with reading(row.inputs()) as inputs, counting() as attended, recording(layers) as calls:
         together = model(**inputs).logits
@@ -158,7 +102,7 @@ def _alone(model: nn.Module, ids: Tensor, layers: Sequence[nn.Module]) -> tuple[
 def _layers(
     calls: list[Call],
     alone: list[list[Call]],
-    row: Row,
+    row: LayoutRow,
     attended: set[nn.Module],
     owner: nn.Module,
 ) -> str | None:
@@ -179,7 +123,7 @@ def _layers(
         raise Unrunnable("a sequence alone takes other layers")
     plain = layer_implementation(owner)
     for index, call in enumerate(calls):
-        sides = Sides(
+        sides = LayerCalls(
             call, [some[index] for some in alone], row.places, lambda: as_before(owner, plain)
         )
         if index == 0 and not (off := _inputs_off(sides)).good:
@@ -199,7 +143,7 @@ def layer_implementation(owner: nn.Module) -> str | None:
     return "sdpa" if "flash_attention" in base or "/" in base else None
 
 
-def _inputs_off(sides: Sides) -> Off:
+def _inputs_off(sides: LayerCalls) -> Off:
     """How far apart the first layer's inputs are: sums and norms of embeddings, token by token."""
     dim, given = sides.token_dim(), sides.row.hidden
     worst = []
@@ -220,7 +164,7 @@ def _logits_off(
     model: nn.Module,
     together: Tensor,  # (1, N, V)
     alone: list[Tensor],  # (n, V) each
-    row: Row,
+    row: LayoutRow,
     layers: Sequence[nn.Module],
     untried: str | None,
 ) -> Off:

@@ -1,6 +1,6 @@
 """What a model does to its logits after the head: read from the config, then proved by numbers.
 
-Known numbers are sent through the model in the head's place, and what comes out must be the
+Known numbers replace the output of the head, and what the model makes of them must be the
 transform that was read (Gemma's softcap, Cohere's and Granite's scale). A model that does anything
 else is refused.
 """
@@ -78,6 +78,39 @@ def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             module.forward = before
 
 
+class _KnownLogits:
+    """Returns known numbers in a head's place, and notes what the head was given.
+
+    Attributes:
+        seen: shapes of the hidden states, call by call.
+        known: (1, 2, V) what was returned.
+        is_linear: whether the head itself is one linear layer.
+    """
+
+    known: Tensor
+    is_linear: bool
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self._name, self._module, self._inner = name, module, module.forward
+        self.seen: list[torch.Size] = []
+
+    def __call__(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        weight: Tensor = self._module.weight  # type: ignore[assignment]  # whole here with FSDP2
+        if isinstance(weight, DTensor):
+            raise ModelError(
+                f"{self._name}: inside the model's forward the weight of its head is still a "
+                "shard. With FSDP2, hand over the module that fully_shard was called on last (the "
+                "root); leave the head out of tensor-parallel plans."
+            )
+        self.is_linear = _is_linear(self._inner, weight, getattr(self._module, "bias", None))
+        # Logits from -90 to 90: a softcap or scale shows at once, whatever the model's own are.
+        vocab = weight.shape[0]
+        ramp = torch.linspace(-90.0, 90.0, 2 * vocab, device=weight.device)
+        self.known = ramp.reshape(1, 2, vocab).to(weight.dtype)
+        self.seen.append(hidden.shape)
+        return self.known.clone()
+
+
 def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> LogitTransform:
     """The transform that turns known head outputs into the logits `model` really returns.
 
@@ -90,49 +123,29 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
         ModelError: a head that is called otherwise than once, is not linear, or whose weight is a
             shard even inside the forward; logits that the config does not explain.
     """
-    name, inner = type(owner).__name__, module.forward
-    seen: list[Tensor] = []
-    known: list[Tensor] = []
-    linear: list[bool] = []
-
-    def stand_in(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-        weight: Tensor = module.weight  # type: ignore[assignment]  # FSDP2 makes it whole here
-        if isinstance(weight, DTensor):
-            raise ModelError(
-                f"{name}: inside the model's forward the weight of its head is still a shard. With "
-                "FSDP2, hand over the module that fully_shard was called on last (the root); leave "
-                "the head out of tensor-parallel plans."
-            )
-        linear.append(_is_linear(inner, weight, getattr(module, "bias", None)))
-        # Logits from -90 to 90: a softcap or scale shows at once, whatever the model's own are.
-        vocab = weight.shape[0]
-        ramp = torch.linspace(-90.0, 90.0, 2 * vocab, device=weight.device)
-        known.append(ramp.reshape(1, 2, vocab).to(weight.dtype))
-        seen.append(hidden)
-        return known[-1].clone()
-
+    name, head = type(owner).__name__, _KnownLogits(type(owner).__name__, module)
     device = module.weight.device
     ids = torch.zeros((1, 2), dtype=torch.long, device=device)  # type: ignore[arg-type]
     was_training = owner.training
     owner.eval()
     try:
-        with torch.no_grad(), _forward_replaced(module, stand_in):
+        with torch.no_grad(), _forward_replaced(module, head):
             mask = torch.ones_like(ids)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:
         owner.train(was_training)
-    if len(seen) != 1 or seen[0].shape[:-1] != (1, 2) or logits.shape != known[0].shape:
+    if len(head.seen) != 1 or head.seen[0][:-1] != (1, 2) or logits.shape != head.known.shape:
         raise ModelError(
             f"{name} does not call its head once with one vector a token, so the head cannot be "
             "fused. Use an ordinary decoder-only model."
         )
-    if not linear[0]:
+    if not head.is_linear:
         raise ModelError(
             f"{name}: its head ({type(module).__name__}) computes something else than hidden @ "
             "weight.T + bias, so it cannot be fused. Use a model with an ordinary linear head."
         )
     for transform in candidates(owner.config):
-        if torch.allclose(logits.double(), transform(known[0].double()), rtol=2e-2, atol=1e-2):
+        if torch.allclose(logits.double(), transform(head.known.double()), rtol=2e-2, atol=1e-2):
             return transform
     raise ModelError(
         f"{name} changes its logits after the head in a way that its config does not tell (neither "

@@ -103,7 +103,8 @@ def write_shard(path: Path, tensors: dict[str, Tensor], origin: str) -> None:
 
 
 def scored_counts(pairs: Sequence[TokenizedPair]) -> list[int]:
-    """Scored tokens that can be predicted (the first token of a sequence cannot), a side each."""
+    """Scored tokens that can be predicted (the first token of a sequence cannot), for each
+    response."""
     return [int(side.scored[1:].sum()) for pair in pairs for side in (pair.chosen, pair.rejected)]
 
 
@@ -120,7 +121,7 @@ def compute_sides(
     what: str,
     progress: "Progress",
 ) -> list[Tensor]:
-    """compute's values of the sides of these pairs in their order, on the CPU.
+    """compute's values of the responses of these pairs in their order, on the CPU.
 
     Args:
         part: pairs.
@@ -128,7 +129,7 @@ def compute_sides(
         batch_size: pairs a call.
         dtype: of the result.
         what: the values' name.
-        progress: told of each call.
+        progress: updated at each call.
 
     Raises:
         PrefkitError: a value that is not finite, in `dtype`.

@@ -51,13 +51,13 @@ _KEY = "hidden"
 
 @dataclass(frozen=True)
 class HiddenCache:
-    """A complete cache on disk: `cache[i]` reads the two sides of pair i, each (tokens, D).
+    """A complete cache on disk: `cache[i]` reads both responses of pair i, each (tokens, D).
 
     It holds no open file and no values, so workers of a data loader may have copies.
 
     Attributes:
         folder: where the shards are.
-        starts: 2 · pairs + 1 numbers: the row at which each side begins, over all shards.
+        starts: 2 · pairs + 1 numbers: the token at which each response begins, over all shards.
         first_pairs: the first pair of each shard.
         width: D.
         dtype: of what is stored and read.
@@ -123,32 +123,15 @@ def build_hidden_cache(
         ValueError: `compute` gives other shapes than asked for.
     """
     counts = scored_counts(pairs)
-    bytes_a_token = width * dtype.itemsize
     starts = tuple(accumulate(counts, initial=0))
-    firsts = _first_pairs(counts, bytes_a_token)
-    cache = HiddenCache(folder, starts, tuple(firsts), width, dtype)
-    wanted = {
-        "kind": _NAME,
-        "version": 1,
-        "model": model_fingerprint,
-        "pairs": fingerprint_pairs(pairs),
-        "bytes_a_shard": BYTES_A_SHARD,
-        "dtype": str(dtype),
-        "width": width,
-    }
+    firsts = tuple(_first_pairs(counts, width * dtype.itemsize))
+    cache = HiddenCache(folder, starts, firsts, width, dtype)
+    wanted = _manifest(cache, pairs, model_fingerprint)
     start_manifest(folder, wanted)
     progress = Progress(_NAME, pairs, say)
-    missing = []
-    for shard, (first, last) in enumerate(pairwise([*firsts, len(pairs)])):
-        part = pairs_slice(pairs, first, last)
-        origin = f"{model_fingerprint}:{fingerprint_pairs(part)}"
-        rows = starts[2 * last] - starts[2 * first]
-        if _is_whole(shard_path(folder, shard), [rows, width], dtype, origin):
-            progress.skip(part)
-        else:
-            missing.append((shard, first, last, origin))
+    missing = _missing(cache, pairs, model_fingerprint, progress)
     needed = sum(starts[2 * last] - starts[2 * first] for _, first, last, _ in missing)
-    _check_space(cache, needed * bytes_a_token, say)
+    _check_space(cache, needed * width * dtype.itemsize, say)
     for shard, first, last, origin in missing:
         part = pairs_slice(pairs, first, last)
         sides = compute_sides(part, compute, batch_size, dtype, _NAME, progress)
@@ -156,6 +139,21 @@ def build_hidden_cache(
         write_shard(shard_path(folder, shard), {_KEY: torch.cat(sides)}, origin)
     finish_manifest(folder, wanted)
     return cache
+
+
+def _manifest(
+    cache: HiddenCache, pairs: Sequence[TokenizedPair], model: str
+) -> dict[str, str | int]:
+    """What the folder has to say of itself to be this cache."""
+    return {
+        "kind": _NAME,
+        "version": 1,
+        "model": model,
+        "pairs": fingerprint_pairs(pairs),
+        "bytes_a_shard": BYTES_A_SHARD,
+        "dtype": str(cache.dtype),
+        "width": cache.width,
+    }
 
 
 def _first_pairs(counts: list[int], bytes_a_token: int) -> list[int]:
@@ -168,6 +166,23 @@ def _first_pairs(counts: list[int], bytes_a_token: int) -> list[int]:
             size = 0
         size += rows * bytes_a_token
     return firsts
+
+
+def _missing(
+    cache: HiddenCache, pairs: Sequence[TokenizedPair], model: str, progress: Progress
+) -> list[tuple[int, int, int, str]]:
+    """(shard, its first pair, the pair after its last, its origin) of shards still to be made."""
+    missing = []
+    for shard, (first, last) in enumerate(pairwise([*cache.first_pairs, len(pairs)])):
+        part = pairs_slice(pairs, first, last)
+        origin = f"{model}:{fingerprint_pairs(part)}"
+        tokens = cache.starts[2 * last] - cache.starts[2 * first]
+        path = shard_path(cache.folder, shard)
+        if _is_whole(path, [tokens, cache.width], cache.dtype, origin):
+            progress.skip(part)
+        else:
+            missing.append((shard, first, last, origin))
+    return missing
 
 
 def _check_shapes(sides: list[Tensor], counts: list[int], width: int) -> None:

@@ -39,7 +39,8 @@ _NAME = "log-probabilities"
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """A complete cache in memory: `cache[i]` gives the two sides of pair i, each (tokens,) fp32."""
+    """A complete cache in memory: `cache[i]` gives both responses of pair i, each (tokens,)
+    fp32."""
 
     logp: Tensor  # (total scored tokens,) float32
     starts: Tensor  # (2 · pairs + 1,) int64: where each side begins

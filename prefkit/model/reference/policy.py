@@ -196,7 +196,7 @@ def check_tokenizers(policy: Any, reference: Any) -> None:
 
 
 def check_adapter(model: Any) -> None:
-    """Refuses an adapter that is no sound way to a reference by switching it off.
+    """Refuses an adapter whose model is not a sound reference when it is switched off.
 
     Raises:
         ModelError: prompt-learning adapters, and adapters that already change the model: without

@@ -4,7 +4,7 @@
     ```output          execution written by the interpreter, masked in training
 
 Fences stay in the blocks' contents, so the joined contents are the text again, to the character,
-also as `prefkit.data.formats.blocks` joins them in its style "plain".
+also as `prefkit.data.formats.fields.blocks` joins them in its style "plain".
 """
 
 import re

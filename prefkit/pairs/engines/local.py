@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from prefkit.data.tokens.render import Renderer, TokenizeOptions
+from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.pairs.engines.bare import bare
 from prefkit.pairs.engines.base import SHORTENED, Completion, Request

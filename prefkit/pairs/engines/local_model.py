@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from prefkit.data.pair import Front
-from prefkit.data.tokens.render import Renderer
+from prefkit.data.text.render import Renderer
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model import loading
 

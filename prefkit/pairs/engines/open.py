@@ -3,7 +3,7 @@
 from typing import Any
 
 from prefkit.data.pair import Front
-from prefkit.data.tokens.render import Renderer
+from prefkit.data.text.render import Renderer
 from prefkit.pairs.engines.base import Engine
 from prefkit.pairs.engines.connect import connect
 from prefkit.pairs.engines.local_model import load_tokenizer

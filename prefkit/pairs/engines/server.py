@@ -274,7 +274,7 @@ class ServerEngine:
     @cached_property
     def _bos(self) -> str:
         """What the server's tokenizer puts before a text by itself, as text."""
-        from prefkit.data.tokens.render import Renderer, TokenizeOptions
+        from prefkit.data.text.render import Renderer, TokenizeOptions
         from prefkit.pairs.engines.local_model import load_tokenizer
 
         tokenizer = load_tokenizer(self._tokenizer or self.model)

@@ -65,7 +65,7 @@ def find(text: str, how: str = "auto") -> Found:
     r"""The answer that a solution states, and how it was found.
 
     Args:
-        text: a solution, without thoughts (`prefkit.data.tokens.thoughts.spoken`). Of one with more
+        text: a solution, without thoughts (`prefkit.data.text.thoughts.spoken`). Of one with more
         than
             `MAX_TEXT` characters the end is read.
         how: auto = the rules above in their order; boxed, hash, last_number = that rule alone;

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from prefkit.data.tokens.thoughts import parted
+from prefkit.data.text.thoughts import parted
 from prefkit.errors import ConfigError
 from prefkit.pairs.grading.answers import check_way, find
 from prefkit.pairs.grading.found import Found

@@ -12,7 +12,7 @@ may be a thought, or be taken back later.
 import re
 from collections.abc import Callable, Generator, Sequence
 
-from prefkit.data.tokens.thoughts import spoken
+from prefkit.data.text.thoughts import spoken
 from prefkit.pairs.engines.base import Completion, Request
 from prefkit.pairs.localise.verdict import Verdict
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefkit.data.pair import Front, Message
-from prefkit.data.tokens.render import TokenizeOptions
-from prefkit.data.tokens.thoughts import is_thinking, opening_tag
+from prefkit.data.text.render import TokenizeOptions
+from prefkit.data.text.thoughts import is_thinking, opening_tag
 from prefkit.errors import PrefkitError
 from prefkit.pairs.code.blocks import split_code_steps
 from prefkit.pairs.engines.base import Request, seed_of
@@ -15,7 +15,7 @@ from prefkit.pairs.run.fields import BuildFields
 from prefkit.pairs.run.questions import Question
 
 if TYPE_CHECKING:
-    from prefkit.data.tokens.render import Renderer
+    from prefkit.data.text.render import Renderer
     from prefkit.pairs.code.interpreter import Interpreter
     from prefkit.pairs.grading.grader import Grade, Grader
     from prefkit.pairs.pipelines.finding import Finder
@@ -149,11 +149,4 @@ class Context:
 
 def tokenize_options(options: BuildFields) -> TokenizeOptions:
     """How prompts are written, as training reads it."""
-    return TokenizeOptions(
-        string_prompts=options.string_prompts,
-        prompt_template=options.prompt_template,
-        joiner=options.joiner,
-        system_prompt=options.system_prompt,
-        chat_template=options.chat_template,
-        chat_template_kwargs=options.chat_template_kwargs or {},  # type: ignore[arg-type]
-    )
+    return TokenizeOptions(**options.prompt_options())

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.formats.layouts import Columns, check_columns, renamed
-from prefkit.data.formats.row import Row
-from prefkit.data.formats.speech import is_conversational
-from prefkit.data.pair import Message
+from prefkit.data.formats.fields.row import Row
+from prefkit.data.formats.other_trainers import Columns, check_columns, renamed
+from prefkit.data.pair import Message, is_conversational
 from prefkit.data.sources.files import FILE_TYPES, Rows, load_rows
 from prefkit.errors import ConfigError, NoRowsError, PrefkitError, RowError
 

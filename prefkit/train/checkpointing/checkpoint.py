@@ -20,8 +20,8 @@ MARKER = "prefkit_complete.json"
 _FOLDER = re.compile(r"^checkpoint-(\d+)$")
 
 
-def begin(folder: Path) -> None:
-    """Clears a folder of an earlier, interrupted save, its marker first."""
+def delete(folder: Path) -> None:
+    """Deletes a checkpoint or what an interrupted save left of one, its marker first."""
     if folder.is_dir():
         (folder / MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -139,7 +139,7 @@ def rotate(output_dir: Path, limit: int | None, keep: Path | None = None) -> Non
         if complete and kept < limit:
             kept += 1
         elif kept and (keep is None or folder.resolve() != keep.resolve()):
-            begin(folder)
+            delete(folder)
 
 
 def save_atomically(save: Callable[[str], None], target: Path) -> None:

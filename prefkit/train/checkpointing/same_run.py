@@ -10,23 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.errors import ConfigError
+from prefkit.loss.objectives import METHODS, LossOptions
+from prefkit.options.option import former_names, rules_of
 from prefkit.options.yaml_file import read_yaml
 from prefkit.train.checkpointing import checkpoint
-from prefkit.train.fields import (
-    CDPO_POSITION_BETA,
-    DEFAULT_BETA,
-    PreferenceFields,
-    ScriptArguments,
-)
+from prefkit.train.fields import PreferenceFields, ScriptArguments
 from prefkit.train.options import Options
 
 CONFIG_FILE = "prefkit_config.yaml"
-_FREE = (  # prefkit's own fields that do not change what is learnt
-    *("eval_data", "eval_split", "attn_implementation", "output_dir", "logging_steps"),
-    *("logging_nan_inf_filter", "remove_unused_columns", "per_device_eval_batch_size"),
-    *("precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache_dir", "memory_budget"),
-    *("head_backend", "head_passes", "pad_to_multiple_of"),
-)
 _FIXED = (  # of transformers.TrainingArguments
     *("gradient_accumulation_steps", "seed", "data_seed", "bf16", "fp16", "optim", "optim_args"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay"),
@@ -48,12 +39,12 @@ def check_same_run(options: Options, say: Callable[[str], None]) -> None:
     folder = _resumed(options.config)
     if folder is None or not (folder / CONFIG_FILE).is_file():
         return
-    old = read_yaml(str(folder / CONFIG_FILE))
+    renamed = former_names(PreferenceFields, ScriptArguments)
+    old = {renamed.get(k, k): v for k, v in read_yaml(str(folder / CONFIG_FILE)).items()}
     defaults = _defaults(options.config)
     then, now = _effective(old, defaults), _effective(options.given, defaults)
-    fixed = set(_FIXED)
-    for cls in (PreferenceFields, ScriptArguments):
-        fixed |= {field.name for field in fields(cls)} - set(_FREE)
+    own = [*fields(PreferenceFields), *fields(ScriptArguments)]
+    fixed = {*_FIXED, *(field.name for field in own if not rules_of(field).free)}
     names = sorted(name for name in {*old, *options.given} if name not in _SILENT)
     changed = [name for name in names if then.get(name) != now.get(name)]
     lines = [f"{name} {_shown(then.get(name))} → {_shown(now.get(name))}" for name in changed]
@@ -93,11 +84,9 @@ def _defaults(config: Any) -> dict[str, Any]:
 def _effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """All options with their defaults, in one way of writing each."""
     values = {**defaults, **given}
-    if values["beta"] is None:
-        by_position = values["method"] == "cdpo" and values["reduction"] == "position"
-        values["beta"] = CDPO_POSITION_BETA if by_position else DEFAULT_BETA[values["method"]]
-    if values["alpha"] is None and values["method"] == "tdpo2":
-        values["alpha"] = 0.5
+    objective = METHODS[values["method"]].build(values)
+    for field in fields(LossOptions):
+        values[field.name] = getattr(objective, field.name, None)
     for name in ("model", "ref_model", "tokenizer", "train_data", "eval_data"):
         value = values.get(name)
         items = value if isinstance(value, list) else [] if value is None else [value]

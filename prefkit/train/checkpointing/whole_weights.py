@@ -9,43 +9,34 @@ from typing import Any
 
 from prefkit.errors import ModelError
 from prefkit.model.head.fused import unwrap
-from prefkit.train.sharding.fsdp2 import ShardedTrainer
 
 
-class WholeWeightsTrainer(ShardedTrainer):
-    """A Trainer whose checkpoints are loaded whole or refused.
+def load_missing(model: Any, missing: list[str], folder: str | None) -> None:
+    """Loads what Trainer did not find in a checkpoint, looking under the converted names.
+
+    Args:
+        model: what Trainer has loaded the checkpoint into; wrapped or not.
+        missing: names that it did not find.
+        folder: the checkpoint.
 
     Raises:
         ModelError: weights of the model are in no file of the checkpoint.
     """
-
-    _loading: str | None = None
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._loading = resume_from_checkpoint
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        self._loading = self.state.best_model_checkpoint
-        super()._load_best_model()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Called with the names that were not found: they are looked for under converted names."""
-        model: Any = unwrap(self.model)  # type: ignore[arg-type]
-        model.tie_weights()  # a tied weight is saved once
-        tied = set(getattr(model, "all_tied_weights_keys", None) or model._tied_weights_keys or ())
-        missing = {name.removeprefix("module.") for name in load_result.missing_keys} - tied
-        if not missing:
-            return
-        assert self._loading is not None
-        first = next(model.parameters())
-        whole = type(model).from_pretrained(self._loading, dtype=first.dtype)
-        found = whole.state_dict()
-        lost = sorted(missing - set(found))
-        if lost:
-            raise ModelError(
-                f"{self._loading} holds no weights for {', '.join(lost[:3])}"
-                + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-                + ". Start from a checkpoint of this model."
-            )
-        model.load_state_dict(found)
+    model = unwrap(model)
+    model.tie_weights()  # a tied weight is saved once
+    tied = set(getattr(model, "all_tied_weights_keys", None) or model._tied_weights_keys or ())
+    names = {name.removeprefix("module.") for name in missing} - tied
+    if not names:
+        return
+    assert folder is not None
+    first = next(model.parameters())
+    whole = type(model).from_pretrained(folder, dtype=first.dtype)
+    found = whole.state_dict()
+    lost = sorted(names - set(found))
+    if lost:
+        raise ModelError(
+            f"{folder} holds no weights for {', '.join(lost[:3])}"
+            + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            + ". Start from a checkpoint of this model."
+        )
+    model.load_state_dict(found)

@@ -1,1 +1,1 @@
-"""What of a run cannot work, told before anything is loaded."""
+"""What of a run cannot work, told before anything is loaded; `entry` has the order."""

@@ -3,11 +3,10 @@
 from typing import Any
 
 from prefkit.errors import ConfigError, ModelError
-from prefkit.train.config import PreferenceConfig
 
 
 def refuse_unusable(
-    args: PreferenceConfig,
+    args: Any,
     compute_metrics: Any,
     model: Any,
     ref_model: Any,
@@ -26,13 +25,11 @@ def refuse_unusable(
         raise ModelError(
             f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
         )
-    if data_collator is not None and getattr(args, "layout", "auto") != "auto":
+    if data_collator is not None and args.layout != "auto":
         raise ConfigError(
             f"layout is {args.layout!r}, but a data_collator of your own lays its rows out itself. "
             "Leave layout out, or give no data_collator."
         )
-    if not isinstance(args, PreferenceConfig):
-        raise ConfigError(f"args is a {type(args).__name__}; it must be a PreferenceConfig.")
     if compute_metrics is not None:
         raise ConfigError(
             "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "

@@ -12,7 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from prefkit.errors import ConfigError
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit_kernels import TokenStats
 
 # Metrics that may be wanted high or low: what transformers would take for granted is no answer.
@@ -30,8 +30,21 @@ def objective_metrics(objective: Objective) -> list[str]:
     """The names under which an evaluation of pairs reports, without `eval_`: those of one pair."""
     nothing = torch.zeros(2)
     stats = TokenStats(logp=nothing, ref_logp=nothing, kl=nothing)
-    result = objective(stats, torch.tensor([0, 1]))
+    margins = torch.zeros(1) if objective.needs_margins else None
+    result = objective(stats, torch.tensor([0, 1]), margins=margins)
     return ["loss", *result.metrics, "active_weight_fraction"]
+
+
+def expected_metrics(own: list[str], config: Any) -> list[str]:
+    """Names under which an evaluation may report, before the model is there.
+
+    Args:
+        own: of the loss.
+        config: whether the model has routers whose balance is trained shows when it is loaded;
+            until then `aux_loss` counts where it is asked for.
+    """
+    asked = str(config.metric_for_best_model).endswith("aux_loss")
+    return [*own, "aux_loss"] if asked and config.router_aux_loss_coef != 0 else own
 
 
 def check_evaluation_options(config: Any) -> None:

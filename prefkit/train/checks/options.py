@@ -4,10 +4,8 @@ transformers takes many of these values and fails later, deep inside, or never s
 names the option and the remedy.
 """
 
-import importlib.util
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 import torch
 
 from prefkit.errors import ConfigError, ModelError, PrefkitError
-from prefkit.loss.objectives import Objective
+from prefkit.loss.objective import Objective
 from prefkit.loss.passes import obstacle_to_one_pass
-from prefkit.train.checks.sharding import check_processes
-from prefkit.train.sharding.sequence_parallel import check_sharing_processes
+from prefkit.train.checks.machine import need_package
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +79,7 @@ def check_types(config: Any, names: dict[str, type]) -> None:
 
 
 def check_loggers(names: list[str]) -> None:
-    """Refuses loggers of `report_to` that are unknown or not installed.
+    """Refuses loggers of `report_to` that transformers does not know.
 
     Raises:
         ConfigError: see above.
@@ -95,33 +92,19 @@ def check_loggers(names: list[str]) -> None:
             raise ConfigError(
                 f"report_to is {name!r}; it must be none or some of: {', '.join(known)}."
             )
-        installed = getattr(integrations, f"is_{name}_available", None)
-        if installed is not None and not installed():
-            raise ConfigError(
-                f"report_to asks for {name}, which is not installed. Install it with pip, or leave "
-                "report_to out."
-            )
 
 
 def check_packages(config: Any) -> None:
-    """Refuses engines whose package or launcher is missing, before transformers looks for them.
+    """Refuses engines that transformers loads as soon as its arguments are made.
 
     Raises:
-        ConfigError: DeepSpeed that is not installed or has no config file, a folder of the
-            reference's cache that is a file.
+        ConfigError: DeepSpeed that is not installed or has no config file.
     """
     if config.deepspeed:
-        _need("deepspeed", "deepspeed")
+        need_package("deepspeed", "deepspeed")
         file = config.deepspeed
         if isinstance(file, str) and not file.startswith("{") and not Path(file).is_file():
             raise ConfigError(f"deepspeed: there is no config file {file}.")
-    if cache := getattr(config, "ref_cache_dir", None):
-        folder = Path(cache).absolute()
-        for place in (folder, *folder.parents):
-            if place.exists():
-                if not place.is_dir():
-                    raise ConfigError(f"ref_cache_dir: {place} is a file. Name a folder.")
-                break
 
 
 def check_passes(config: Any, objective: Objective, trainable: bool) -> None:
@@ -145,38 +128,6 @@ def check_passes(config: Any, objective: Objective, trainable: bool) -> None:
         )
 
 
-def check_machine(config: Any) -> None:
-    """Refuses what this machine cannot run; called when a run starts, not when it is described.
-
-    Raises:
-        ConfigError: Triton without a GPU, Liger that is not installed, a Hub out of reach; see
-            `check_processes` and `check_sharing_processes`.
-    """
-    check_processes(config)
-    check_sharing_processes(config)
-    if config.head_backend == "triton":
-        _need("triton", "head_backend triton")
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if config.use_cpu and not interpreted:
-            raise ConfigError(
-                "head_backend is triton, which needs a GPU, and this run is on the CPU. Use auto or"
-                " torch."
-            )
-    if config.use_liger_kernel:
-        _need("liger_kernel", "use_liger_kernel")
-    if config.push_to_hub:
-        from huggingface_hub import HfApi
-
-        try:
-            HfApi(token=config.hub_token).whoami()
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                f"push_to_hub: the Hub cannot be used ({reason}). Log in with `hf auth login`, "
-                "check the network, or leave push_to_hub out."
-            ) from error
-
-
 def check_precision(model: Any, raised: bool = False) -> None:
     """Refuses to train weights kept in float16, and warns of weights kept in bfloat16.
 
@@ -198,14 +149,6 @@ def check_precision(model: Any, raised: bool = False) -> None:
         logger.warning(
             "Weights trained in pure bfloat16 hardly move at small learning rates: most updates "
             "round to nothing. Use --dtype float32 --bf16 for mixed precision."
-        )
-
-
-def _need(package: str, option: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"{option} needs the package {package.replace('_', '-')}, which is not installed. "
-            f"Install it with pip, or leave {option} out."
         )
 
 

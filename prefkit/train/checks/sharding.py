@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -20,13 +19,14 @@ LAUNCH = "Start with torchrun --nproc_per_node N (or accelerate launch --num_pro
 WRAPPING = "TRANSFORMER_BASED_WRAP"
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
+    """Whether a variable or an option is on, however it was written."""
     return str(value).lower() in ("1", "true", "yes")
 
 
 def asks_for_fsdp(config: Any) -> bool:
     """Whether the options or the launcher's variables ask for FSDP."""
-    return bool(config.fsdp) or _flag(os.environ.get("ACCELERATE_USE_FSDP"))
+    return bool(config.fsdp) or flag(os.environ.get("ACCELERATE_USE_FSDP"))
 
 
 def processes() -> int:
@@ -77,12 +77,12 @@ def check_sharding(config: Any) -> None:
         ConfigError: names the option and what to use instead.
     """
     if str(config.fsdp).lower() in ("true", "false", "none"):
-        config.fsdp = _flag(config.fsdp)  # as YAML and flags write it; transformers wants a bool
+        config.fsdp = flag(config.fsdp)  # as YAML and flags write it; transformers wants a bool
     _check_parallelism(config)
     _check_loader(config)
     if asks_for_fsdp(config):
         _check_fsdp(config)
-    elif config.deepspeed or _flag(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
+    elif config.deepspeed or flag(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
         _check_precomputing(config, "deepspeed")
 
 
@@ -100,7 +100,7 @@ def _check_precomputing(config: Any, engine: str) -> None:
 def _check_parallelism(config: Any) -> None:
     """Tensor, context, sequence and pipeline parallelism of the Trainer, accelerate, Megatron."""
     given = config.parallelism_config
-    on = _flag(os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG"))
+    on = flag(os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG"))
 
     def size(name: str) -> int:
         variable = os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1") if on else "1"
@@ -119,7 +119,7 @@ def _check_parallelism(config: Any) -> None:
                 "input_ids and labels only: each process would take the loss of its part of a pair "
                 "for the whole one. Use prefkit's own sequence_parallel_size."
             )
-    if _flag(os.environ.get("ACCELERATE_USE_MEGATRON_LM")):
+    if flag(os.environ.get("ACCELERATE_USE_MEGATRON_LM")):
         raise ConfigError(
             "Megatron-LM (pipeline and tensor parallelism of accelerate) brings its own models and "
             "loss, in which the preference loss has no place. Use FSDP2."
@@ -140,9 +140,9 @@ def _check_loader(config: Any) -> None:
 
 def _check_fsdp(config: Any) -> None:
     settings = fsdp_settings(config)
-    if config.deepspeed or _flag(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
+    if config.deepspeed or flag(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
         raise ConfigError("fsdp and deepspeed both shard the model. Leave one of them out.")
-    if _flag(settings["xla"]):
+    if flag(settings["xla"]):
         raise ConfigError("fsdp_config: xla is another FSDP, which prefkit has not been run with.")
     if settings["version"] != "2":
         raise ConfigError(
@@ -170,34 +170,6 @@ def _check_fsdp(config: Any) -> None:
         raise ConfigError(
             "save_only_model and fsdp with SHARDED_STATE_DICT: shards without an optimiser are "
             "neither a model folder nor a checkpoint. Leave save_only_model out."
-        )
-
-
-def check_processes(config: Any) -> None:
-    """Refuses sharding that this start cannot do; called when a run starts.
-
-    Raises:
-        ConfigError: FSDP in one process, or options of FSDP that a CPU does not have.
-    """
-    if not asks_for_fsdp(config):
-        return
-    on_cpu = config.use_cpu or not torch.accelerator.is_available()
-    if "LOCAL_RANK" not in os.environ or (on_cpu and processes() < 2):
-        raise ConfigError(
-            "fsdp shards a model over several processes, and this is one alone. "
-            f"{LAUNCH}, or leave fsdp out."
-        )
-    if not on_cpu:
-        return
-    if torch.accelerator.is_available():
-        raise ConfigError(
-            "fsdp with use_cpu: FSDP would still take the accelerator that it sees. Hide it "
-            "(CUDA_VISIBLE_DEVICES=) to train on the CPU, or leave use_cpu out."
-        )
-    if _flag(fsdp_settings(config)["cpu_offload"]):
-        raise ConfigError(
-            "fsdp_config: cpu_offload moves shards from an accelerator to the CPU, and this run is "
-            "on the CPU already. Leave it out."
         )
 
 

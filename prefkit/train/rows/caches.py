@@ -48,12 +48,33 @@ def attach_cache(
     if isinstance(dataset, CachedDataset):
         return dataset
     root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
-    device = next(reference.model.parameters()).device
-    # Rows of any length may follow one another here: the layout's own padding and packing serve.
-    options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
+    pairs = [pair_of(dataset[i]) for i in range(len(dataset))]
+    common: dict[str, Any] = {
+        "model_fingerprint": model_fingerprint or "",
+        "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
+        "say": logger.warning,
+    }
+    compute = _by_side(_kept_of(reference, args), collator, reference)
+    if not args.precompute_ref_hidden:
+        return CachedDataset(dataset, build_cache(root / name, pairs, compute, **common))
+    weight: Tensor = reference.head.module.weight  # type: ignore[assignment]
+    cache = build_hidden_cache(
+        root / f"{name}_hidden",
+        pairs,
+        compute,
+        width=weight.shape[1],
+        dtype=torch.bfloat16 if args.bf16 else weight.dtype,  # what the head multiplies in
+        **common,
+    )
+    return CachedDataset(dataset, cache)
+
+
+def _kept_of(reference: Reference, args: PreferenceConfig) -> Callable[[PairBatch], Tensor]:
+    """Of a batch's T scored tokens: (T,) fp32 log-probabilities or (T, D) hidden states."""
     transform, vocab = reference.head.transform, reference.head.vocab_size
 
     def logp(batch: PairBatch) -> Tensor:
+        options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
         return reference.logp(batch, batch["rows"], batch["targets"], **options).float()
 
     def hidden(batch: PairBatch) -> Tensor:
@@ -61,33 +82,23 @@ def attach_cache(
         assert operands["ref_hidden"] is not None
         return operands["ref_hidden"]
 
-    def by_side(compute: Callable[[PairBatch], Tensor]) -> Callable[..., BySide]:
-        def sides(pairs: Sequence[TokenizedPair]) -> BySide:
-            batch = send_to_device(collator(pairs), device)
-            sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
-            found = compute(batch).cpu().split(sizes)
-            return list(zip(found[::2], found[1::2], strict=True))
+    return hidden if args.precompute_ref_hidden else logp
 
-        return sides
 
-    pairs = [pair_of(dataset[i]) for i in range(len(dataset))]
-    common: dict[str, Any] = {
-        "model_fingerprint": model_fingerprint or "",
-        "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
-        "say": logger.warning,
-    }
-    if not args.precompute_ref_hidden:
-        return CachedDataset(dataset, build_cache(root / name, pairs, by_side(logp), **common))
-    weight: Tensor = reference.head.module.weight  # type: ignore[assignment]
-    cache = build_hidden_cache(
-        root / f"{name}_hidden",
-        pairs,
-        by_side(hidden),
-        width=weight.shape[1],
-        dtype=torch.bfloat16 if args.bf16 else weight.dtype,  # what the head multiplies in
-        **common,
-    )
-    return CachedDataset(dataset, cache)
+def _by_side(
+    compute: Callable[[PairBatch], Tensor], collator: Any, reference: Reference
+) -> Callable[[Sequence[TokenizedPair]], BySide]:
+    """The same for pairs, cut into what belongs to each chosen and each rejected side."""
+    device = next(reference.model.parameters()).device
+
+    # Rows of any length may follow one another here: the layout's own padding and packing serve.
+    def sides(pairs: Sequence[TokenizedPair]) -> BySide:
+        batch = send_to_device(collator(pairs), device)
+        sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
+        found = compute(batch).cpu().split(sizes)
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    return sides
 
 
 def kept_head(reference: Reference, policy: Head) -> ReferenceHead:

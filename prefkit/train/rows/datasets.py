@@ -12,7 +12,7 @@ from prefkit.data.pair import PairBatch, TokenizedPair
 from prefkit.data.streamed.rows import PASSED
 from prefkit.model.reference.hidden_cache import HiddenCache
 from prefkit.model.reference.logp_cache import ReferenceCache
-from prefkit.train.sharding.even_evaluation import without_fillers
+from prefkit.train.rows.even_evaluation import without_fillers
 
 
 class CachedDataset(Dataset):

@@ -13,9 +13,8 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.model.attention.install import (
     install_attention,
     remove_attention,
-    too_long_for,
-    why_not,
 )
+from prefkit.model.attention.limits import too_long_for, why_not
 from prefkit.train.rows.datasets import pair_of, plain
 
 logger = logging.getLogger(__name__)

@@ -1,153 +1,95 @@
-"""Training on a stream: what it excludes, who reads which rows, and where it goes on.
+"""Training on a stream: who reads which rows, and where it goes on.
 
 The rows of a stream are shared out among the processes, and each tokenises its own. A checkpoint
-holds where each process stood, so that a resumed run reads on from there.
+holds where each process stood, so that a resumed run reads on from there. The position itself is
+kept by `StreamedRows`; of rows that are no stream these functions leave everything as it is.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
-from prefkit.data.sources.iterable import SOME, stream_of
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
-from prefkit.train.checkpointing.whole_weights import WholeWeightsTrainer
 
 
-def refuse_streams(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuses what a stream cannot serve, before anything is read of it.
+def stream_loader(stream: StreamedRows, batch_size: int, collator: Any, args: Any) -> DataLoader:
+    """The batches of this process's part of a stream: nothing is shared out again.
 
     Args:
-        args: a config that has passed its own checks.
-        train_dataset, eval_dataset: as given to the trainer.
+        stream: this process's part.
+        batch_size: of one process and one forward.
+        collator: of the run.
+        args: `device` is read.
 
     Raises:
-        ConfigError: a stream without max_steps, with options that need every row beforehand, or to
-            evaluate on.
+        ConfigError: the processes see the stream in different orders.
     """
-    several = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-    for name, one in several.items():
-        refuse_eval_stream(one, name)
-    if stream_of(train_dataset, "train") is None:
-        return
-    if args.max_steps < 1:
-        raise ConfigError(
-            "train_dataset is a stream, which has no length, so an epoch has no end. Set max_steps."
-        )
-    needs_all = ["tokens_per_batch", "precompute_ref_log_probs", "precompute_ref_hidden"]
-    needs_all += ["auto_find_batch_size"]
-    if found := next((name for name in needs_all if getattr(args, name, None)), None):
-        raise ConfigError(
-            f"{found} needs to know the rows beforehand, and train_dataset is a stream. Leave "
-            f"{found} out, or give some of the rows: {SOME}."
-        )
-    if args.dataloader_num_workers:
-        raise ConfigError(
-            "dataloader_num_workers: a stream is read and tokenised in a thread of the training "
-            "process, ahead of the step. Leave it out."
-        )
-    if (order := getattr(args, "train_sampling_strategy", "random")) != "random":
-        raise ConfigError(
-            f"train_sampling_strategy is {order}, and a stream has the order it comes in (its own "
-            ".shuffle(seed=..., buffer_size=...) changes that). Leave train_sampling_strategy out."
-        )
+    _check_order(stream)
+    return prepare_data_loader(
+        DataLoader(stream, batch_size, collate_fn=collator, drop_last=True),
+        args.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+    )
 
 
-def refuse_eval_stream(rows: Any, name: str) -> None:
-    """Refuses to evaluate on a stream: it may have no end, and every evaluation would differ.
+def use(rows: Any, batches: list) -> None:
+    """Notes the rows that were taken for training: the next checkpoint stands behind them."""
+    if isinstance(rows, StreamedRows):
+        rows.use(sum(len(batch["pair_index"]) for batch in batches))
+
+
+def states(rows: Any, args: Any) -> list[Any] | None:
+    """Where each process stands in the stream, None without one; every process must ask."""
+    if not isinstance(rows, StreamedRows):
+        return None
+    found: list[Any] = [rows.state()]
+    if args.world_size > 1:
+        found *= args.world_size
+        dist.all_gather_object(found, found[args.process_index])
+    return found
+
+
+def start(rows: Any) -> None:
+    """Makes a stream begin at its beginning."""
+    if isinstance(rows, StreamedRows):
+        rows.go_to()
+
+
+def resume(rows: Any, saved: list[Any] | None, folder: Path, args: Any, passed: int) -> None:
+    """Makes a stream begin where it stood.
+
+    Args:
+        rows: the training rows.
+        saved: of `states`, as the checkpoint holds them.
+        folder: the checkpoint.
+        args: `world_size` and `process_index` are read.
+        passed: rows that transformers will drop because they have been trained on.
 
     Raises:
-        ConfigError: see above.
+        ConfigError: the checkpoint is of another number of processes, or of rows that were no
+            stream.
     """
-    if stream_of(rows, "train") is not None:
-        raise ConfigError(
-            f"The {name} rows are a stream, which may have no end. Evaluate on some of them: "
-            f"{SOME}."
-        )
-
-
-class StreamingTrainer(WholeWeightsTrainer):
-    """A Trainer that reads each process's part of a stream, and can go on where it stood."""
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As in Trainer; a stream is not shared out again, since each process has its part of it.
-
-        Raises:
-            ConfigError: the processes see the stream in different orders.
-        """
-        stream = self.train_dataset
-        if not isinstance(stream, StreamedRows):
-            return super().get_train_dataloader()
-        _check_order(stream)
-        loader = DataLoader(
-            stream, self._train_batch_size, collate_fn=self.data_collator, drop_last=True
-        )
-        return prepare_data_loader(
-            loader,
-            self.args.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
-            dispatch_batches=False,
-        )
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """As in Trainer; what it takes of a stream is used when the next checkpoint is made."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if isinstance(self.train_dataset, StreamedRows):
-            self.train_dataset.use(sum(len(batch["pair_index"]) for batch in batches))
-        return batches, items
-
-    def _stream_states(self) -> list[Any] | None:
-        """Where each process stands in the stream, None without one; every process must ask."""
-        if not isinstance(self.train_dataset, StreamedRows):
-            return None
-        states: list[Any] = [self.train_dataset.state()]
-        if self.args.world_size > 1:
-            states *= self.args.world_size
-            dist.all_gather_object(states, states[self.args.process_index])
-        return states
-
-    def _begin_stream(self) -> None:
-        """Makes a stream begin at its beginning."""
-        if isinstance(self.train_dataset, StreamedRows):
-            self.train_dataset.go_to()
-
-    def _go_on_in_stream(self, states: list[Any] | None, folder: Path) -> None:
-        """Makes the stream begin where it stood.
-
-        Args:
-            states: of `_stream_states`, as the checkpoint holds them.
-            folder: the checkpoint.
-
-        Raises:
-            ConfigError: the checkpoint is of another number of processes, or of rows that were no
-                stream.
-        """
-        stream = self.train_dataset
-        if not isinstance(stream, StreamedRows):
-            if states is not None:
-                raise ConfigError(
-                    f"{folder} is of a run on a stream, and train_dataset is none. Give the stream "
-                    "again."
-                )
-            return
-        if states is None or len(states) != self.args.world_size:
-            were = "rows that were no stream" if states is None else f"{len(states)} processes"
+    if not isinstance(rows, StreamedRows):
+        if saved is not None:
             raise ConfigError(
-                f"train_dataset is a stream for {self.args.world_size} process(es), and {folder} "
-                f"is of {were}. Go on as then, or start anew."
+                f"{folder} is of a run on a stream, and train_dataset is none. Give the stream "
+                "again."
             )
-        # transformers drops as many batches as have been trained on, unless told not to.
-        steps = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step
-        batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
-        stream.go_to(states[self.args.process_index], batches * self._train_batch_size)
+        return
+    if saved is None or len(saved) != args.world_size:
+        were = "rows that were no stream" if saved is None else f"{len(saved)} processes"
+        raise ConfigError(
+            f"train_dataset is a stream for {args.world_size} process(es), and {folder} "
+            f"is of {were}. Go on as then, or start anew."
+        )
+    rows.go_to(saved[args.process_index], passed)
 
 
 def _check_order(stream: StreamedRows) -> None:

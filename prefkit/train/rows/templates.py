@@ -8,24 +8,10 @@ import copy
 import logging
 from typing import Any
 
-from prefkit.data.tokens.chat import read_template
+from prefkit.data.text.template import read_template
 from prefkit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-
-def with_padding(tokenizer: Any, given: bool) -> Any:
-    """The tokenizer with a padding token: where the user's own has none, a copy of it.
-
-    Args:
-        tokenizer: of transformers.
-        given: whether it is the user's object, which stays as it is.
-    """
-    if tokenizer.pad_token_id is not None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer) if given else tokenizer
-    tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def with_trained_template(tokenizer: Any, args: Any, dataset: Any) -> Any:

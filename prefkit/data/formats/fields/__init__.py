@@ -1,0 +1,1 @@
+"""What the fields of a row hold, read with checks: text, messages, blocks, weights, prompts."""

@@ -1,0 +1,1 @@
+"""What a plan starts from: the options, the launcher, the lengths of the data, the model."""

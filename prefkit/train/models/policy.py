@@ -1,0 +1,143 @@
+"""The model that trains, checked and with its adapter, and its tokenizer."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from prefkit.errors import ConfigError, ModelError
+from prefkit.train.checks.options import check_precision
+from prefkit.train.checks.sharding import asks_for_fsdp, check_model
+
+
+def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
+    """The model, loaded in float32 where it is only named, and its tokenizer with a padding token.
+
+    Args:
+        model: a causal LM, or the name or folder of one.
+        tokenizer: the tokenizer, or None for the model's own.
+        args: the run's options.
+    """
+    if isinstance(model, str):
+        with loading_whole(args):
+            model = AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, trust_remote_code=False
+            )
+    found = tokenizer or AutoTokenizer.from_pretrained(
+        model.config.name_or_path, trust_remote_code=False
+    )
+    return model, with_padding(found, given=tokenizer is not None)
+
+
+@contextmanager
+def loading_whole(args: Any) -> Iterator[None]:
+    """Models loaded inside the block are whole in every process, under ZeRO-3 as well.
+
+    Partitioned while they are loaded, as transformers does as soon as the options ask for ZeRO-3,
+    neither the head nor an adapter could be proved, nor the reference be copied.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
+
+
+def with_padding(tokenizer: Any, given: bool) -> Any:
+    """The tokenizer with a padding token: where the user's own has none, a copy of it.
+
+    Args:
+        tokenizer: of transformers.
+        given: whether it is the user's object, which stays as it is.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer) if given else tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> tuple[Any, Any]:
+    """The model that is trained, checked and with its adapter, and its tokenizer.
+
+    Args:
+        model, tokenizer: as in `load_policy`.
+        peft_config: of an adapter to wrap the model in, or None.
+        args: the run's options.
+
+    Raises:
+        ModelError, ConfigError: a model that cannot be trained so; see the functions called.
+    """
+    policy, tokenizer = load_policy(model, tokenizer, args)
+    if args.disable_dropout:
+        disable_dropout(policy)
+    check_model(policy, args)
+    policy = apply_peft(policy, peft_config, args)
+    check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
+    return policy, tokenizer
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout of the model to zero, an adapter's own `lora_dropout` excepted.
+
+    All kinds: Dropout modules, and the rates (attention_dropout, hidden_dropout, layerdrop, …) that
+    functions read from the module that holds them. Falcon and Persimmon read a rate from the
+    config, which is left as it is because it is saved with the model; its default is 0.
+    """
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for rate, value in vars(module).items():
+            if "drop" in rate and isinstance(value, float):
+                setattr(module, rate, 0.0)
+
+
+def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
+    """Wraps the model in an adapter where one is asked for, and checks the adapter it has.
+
+    Raises:
+        ConfigError: peft is not installed, or there is an adapter already.
+    """
+    if peft_config is not None:
+        try:
+            from peft import get_peft_model
+        except ImportError as error:
+            raise ConfigError(
+                "peft_config needs the package peft. Install it with: pip install 'prefkit[peft]'"
+            ) from error
+        if is_peft(model):
+            raise ConfigError(
+                "The model has an adapter already and peft_config asks for another. Merge the first"
+                " (merge_and_unload), or leave peft_config out."
+            )
+        torch.manual_seed(args.seed)  # the adapter's random half, the same at every start
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise ConfigError(f"The adapter cannot be added: {error}") from error
+    if is_peft(model) and (
+        args.gradient_checkpointing or getattr(args, "activation_checkpointing", None)
+    ):
+        model.enable_input_require_grads()  # else nothing in a checkpointed block needs a gradient
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "No parameter of the model is trainable. Load a PEFT model with is_trainable=True, or "
+            "call requires_grad_(True) on what is to be trained."
+        )
+    return model
+
+
+def is_peft(model: Any) -> bool:
+    """Whether the model is a PEFT model."""
+    return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")

@@ -1,0 +1,130 @@
+"""Rows of pairs as a run reads them."""
+
+import logging
+import math
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from prefkit.data.batch.collators import PairCollator
+from prefkit.data.dataset import PairDataset, prepare_pairs
+from prefkit.data.formats.detect import ReadOptions
+from prefkit.data.sources.iterable import stream_of
+from prefkit.data.streamed.prepare import stream_pairs
+from prefkit.data.streamed.rows import StreamedRows
+from prefkit.errors import ConfigError
+from prefkit.train.checks.shared_rows import check_shared_layout
+from prefkit.train.checks.streams import refuse_eval_stream
+from prefkit.train.config import PreferenceConfig
+from prefkit.train.rows.datasets import CachedDataset, packed
+from prefkit.train.rows.layout import choose_layout, longest_sequence
+from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
+
+logger = logging.getLogger(__name__)
+
+
+class PairRows(RunRows):
+    """Rows of pairs, in batches of `PairCollator`."""
+
+    def read(self, rows: Any, name: str) -> Dataset | None:
+        """See `prepare_dataset`."""
+        if rows is None:
+            return None
+        config: Any = self.model.config
+        return prepare_dataset(rows, self.tokenizer, self.args, config, name)
+
+    def longest(self, datasets: list[Any]) -> int:
+        """See `longest_sequence`."""
+        return longest_sequence(datasets)
+
+    def lay_out(self, models: list[nn.Module], train: Any, evaluation: Any) -> None:
+        """See `RunRows.lay_out`; packed rows are made when the reference's cache is there."""
+        if self.collator is None:
+            longest = self.longest(datasets_of(train, evaluation))
+            self.layout = choose_layout(self.args, models, longest)
+            pad: Any = self.tokenizer.pad_token_id
+            self.collator = PairCollator(pad, self._multiple, self.layout)
+        check_shared_layout(self.args.sequence_parallel_size, self.layout)
+
+    def packed(self, dataset: Any, training: bool = False) -> Any:
+        """Rows of `tokens_per_batch` tokens, where that is set; shuffled for training."""
+        args = self.args
+        if args.tokens_per_batch is None:
+            return dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        # The collator rounds rows up: to what a multiple leaves of the budget.
+        budget = args.tokens_per_batch // self._multiple * self._multiple
+        return packed(dataset, budget, self.layout, seed if training else None)
+
+    @property
+    def _multiple(self) -> int:
+        """Tokens that the length of a row is a multiple of."""
+        return math.lcm(self.args.pad_to_multiple_of or 1, self.args.sequence_parallel_size)
+
+
+def prepare_dataset(
+    rows: Any,
+    tokenizer: Any,
+    args: PreferenceConfig,
+    model_config: Any,
+    name: str,
+    *,
+    split: str = "train",
+) -> Dataset:
+    """Rows of any format as tokenised pairs; prepared datasets pass through, streams stay streams.
+
+    Args:
+        rows: whatever `prefkit.data.prepare_pairs` reads, or a Dataset of tokenised pairs.
+        model_config: the model's config: its longest sequence and size of vocabulary count.
+        name: "train", "eval" or "eval_NAME"; names the file of skipped rows.
+
+    Raises:
+        RowError, PrefkitError: see `prepare_pairs`.
+    """
+    margins = args.build_objective().needs_margins
+    if isinstance(rows, PairDataset | CachedDataset | StreamedRows):
+        if margins and isinstance(rows, PairDataset):
+            _check_margins(rows, name)
+        return rows
+    text_config = model_config.get_text_config()
+    options = tokenize_options(args, text_config)
+    checks = row_options(args, text_config, name)
+    vocab_size = checks.pop("vocab_size")
+    reading = ReadOptions(
+        level=args.resolved_level,
+        mask_tool_output=args.mask_tool_output,
+        format=args.format,
+        block_style=args.block_style,
+        columns={} if args.columns is None else args.columns,  # type: ignore[arg-type]
+        margins=margins,
+        **checks,
+    )
+    if (stream := stream_of(rows, split)) is not None:
+        if name != "train":
+            refuse_eval_stream(stream, name)
+        part = (args.process_index, args.world_size)
+        return stream_pairs(stream, tokenizer, options, reading, vocab_size=vocab_size, part=part)
+    dataset = prepare_pairs(rows, tokenizer, options, reading, split=split, vocab_size=vocab_size)
+    if not len(dataset):
+        raise ConfigError(
+            f"The {name} data hold no usable pair. Look at the rows that were skipped."
+        )
+    if args.method == "cdpo" and not dataset.report.weighted_rows:
+        logger.warning(
+            "method cdpo: no row of the %s data carries weights, so this is plain DPO. Give "
+            "rejected_weights, rejected_spans or a scored file (docs/data.md).",
+            name,
+        )
+    return dataset
+
+
+def _check_margins(dataset: PairDataset, name: str) -> None:
+    """Pairs that were prepared before have the margins that the loss reads."""
+    missing = next((pair for pair in dataset.pairs if pair.margin is None), None)
+    if missing is not None:
+        raise ConfigError(
+            f"margin_weight is set, but {missing.source}, row {missing.row} of the {name} data was "
+            "prepared without its margin. Prepare the pairs with ReadOptions(margins=True), or "
+            "leave margin_weight out."
+        )

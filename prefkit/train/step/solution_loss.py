@@ -1,0 +1,69 @@
+"""The loss of a batch of solutions: the negative log-likelihood of the responses' tokens."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from prefkit.train.models.run_models import RunModels
+from prefkit.train.run_config import RunConfig
+from prefkit.train.step.balancing import balance_of
+from prefkit.train.step.batch_loss import BatchLoss, with_balance
+from prefkit.train.step.forward import ask_head
+from prefkit_kernels import token_stats
+
+
+class SolutionLoss:
+    """−(1 / T) Σ_t log p(y_t | x, y_<t), in nats a token, over T response tokens of the window.
+
+    Args:
+        args: `memory_budget` and `head_backend` are read.
+        models: of the run.
+    """
+
+    def __init__(self, args: RunConfig, models: RunModels) -> None:
+        self.args, self.models = args, models
+        self.metrics = ["loss"]
+
+    def count(self, batches: list) -> int:
+        """Response tokens of the batches."""
+        return sum(len(batch["targets"]) for batch in batches)
+
+    def turns(self, batch: Any) -> Iterator[Any]:
+        """The batch itself: no row is shared by processes."""
+        yield batch
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any, steps: int
+    ) -> BatchLoss:
+        """The loss of a batch of `SolutionCollator` on the device (see `StepLoss`)."""
+        rows, targets = inputs["rows"], inputs["targets"]
+        tokens, transform = len(targets), self.models.head.transform
+        divisor = tokens if num_items is None else num_items
+
+        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            stats = token_stats(
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
+                weight,
+                targets,
+                bias=bias,
+                logit_scale=transform.logit_scale,
+                softcap=transform.softcap,
+                num_scored=tokens,
+                memory_budget=self.args.memory_budget,
+                backend=self.args.head_backend,
+            )
+            assert stats.logp is not None
+            total = -stats.logp.sum()
+            return total / divisor, {"loss": total.detach() / tokens}
+
+        balance = balance_of(self.models.router, inputs, steps)
+        output = ask_head(model, inputs, request, self.models.head, balance)
+        assert output.value is not None
+        return BatchLoss(
+            value=output.value,
+            metrics=with_balance(dict(output.extras or {}), self.models.router),
+            items=0 if inputs.get("filler") else tokens,
+            tokens=inputs["num_tokens"],
+            output=output,
+        )
