@@ -262,7 +262,7 @@ def test_tool_output_and_template_variables(
 def test_help_says_choices_and_the_shape_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     show_help(COMMAND)
     shown = capsys.readouterr().out
-    for words in ("step-dpo,scdpo,cdpo,tdpo", '{"id": …, "text": …', "2i+1", "-1 for"):
+    for words in ("step-dpo,scdpo,cdpo,dpop,tdpo", '{"id": …, "text": …', "2i+1", "-1 for"):
         assert words in shown
 
 
