@@ -48,7 +48,7 @@ that is cached, or a config.json by itself; weights are never loaded.
 """
 COMMAND = Command(
     name="plan",
-    line=("[CONFIG.yaml] [--gpus N] [--json]", "memory, work and command of a run, before it"),
+    line=("CONFIG.yaml [--gpus N] [--json]", "memory, work and command of a run, before it"),
     about=_ABOUT,
     words=train.COMMAND.words,
     options=(PlanOptions, *train.COMMAND.options),

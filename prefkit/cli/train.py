@@ -28,7 +28,7 @@ several values make a list.
 """
 COMMAND = Command(
     name="train",
-    line=("[CONFIG.yaml] [--field value …]", "train a model on preference pairs"),
+    line=("CONFIG.yaml [--field value …]", "train a model on preference pairs"),
     about=_ABOUT,
     words=("CONFIG.yaml", "Options as a YAML file."),
     options=(ScriptArguments, PreferenceFields, CommonFields),

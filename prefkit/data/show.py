@@ -37,18 +37,19 @@ GREEN, RED, GREY = (0, 200, 0), (235, 60, 60), (110, 110, 110)
 def show_pairs(
     source: Any,
     model: Any,
-    *,
     options: TokenizeOptions | None = None,
+    reading: ReadOptions | None = None,
+    *,
     method: str | None = None,
     limit: int | None = None,
     as_json: bool = False,
     stream: TextIO | None = None,
-    **reading: Any,
+    **source_options: Any,
 ) -> int:
     """Shows the tokens of the pairs of a source.
 
     Args:
-        source, options: as for `prepare_pairs`.
+        source, options, reading: as for `prepare_pairs`.
         model: a model folder, hub name, or tokenizer.
         method: the training method the level was taken from; only named in the summary.
         limit: pairs to show, 0 or more; None = all as JSON, three in colour.
@@ -56,8 +57,7 @@ def show_pairs(
             "text", "segment", "weight"}, …], "eos": {"chosen": bool, "rejected": bool}}`, the
             tokens of the chosen sequence first, then those of the rejected one.
         stream: where to write; None = standard output.
-        reading: attributes of `ReadOptions`, such as `level` and `columns`; `split` and
-            `vocab_size` of `prepare_pairs`.
+        source_options: further arguments of `prepare_pairs`: split, vocab_size.
 
     Returns:
         The exit status, 0.
@@ -67,12 +67,10 @@ def show_pairs(
     """
     if limit is not None and limit < 0:
         raise ConfigError(f"limit is {limit}. Give 0 pairs or more, or leave it out.")
-    options = options or TokenizeOptions()
+    options, reading = options or TokenizeOptions(), reading or ReadOptions()
     stream = stream or sys.stdout
     tokenizer = load_tokenizer(model) if isinstance(model, str | os.PathLike) else model
-    apart = {name: reading.pop(name) for name in ("split", "vocab_size") if name in reading}
-    kept = ReadOptions(**reading)
-    dataset = prepare_pairs(source, tokenizer, options, kept, keep_text=True, **apart)
+    dataset = prepare_pairs(source, tokenizer, options, reading, keep_text=True, **source_options)
     renderer = Renderer(tokenizer, options)
     if as_json:
         for index, sides in _views(dataset, renderer, limit):
@@ -83,11 +81,7 @@ def show_pairs(
     console.print(Text(legend, style="italic"))
     for index, sides in _views(dataset, renderer, SHOWN if limit is None else limit):
         _print_pair(console, index, sides, dataset)
-    read_as = {
-        "level": kept.level,
-        "method": method,
-        "string prompts": options.string_prompts,
-    }
+    read_as = {"level": reading.level, "method": method, "string prompts": options.string_prompts}
     console.print(_summary_table(dataset, read_as))
     return 0
 

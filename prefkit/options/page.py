@@ -122,7 +122,8 @@ def _flag(command: Command, name: str) -> tuple[str, Any, Any]:
     option, hint, cls = command.fields[name]
     text = field_docs(cls).get(name, "")
     values = metavar(hint, choices_of(option, hint))
-    shown = "" if "None = " in text or "(required)" in text else _shown(default_of(option))
+    told = any(words in text for words in ("None = ", "left out", "(required)"))
+    shown = "" if told else _shown(default_of(option))
     return name, _argument(values, text, shown), field(default=None)
 
 

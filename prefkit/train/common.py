@@ -34,7 +34,7 @@ class CommonFields:
     transformers 5.23 on."""
     use_liger_kernel: bool = False
     """Liger's kernels in the model's body; its loss stays off."""
-    fsdp: str | None = None
+    fsdp: bool | str | None = None
     """Shard policy and reference over processes by FSDP2: true (docs/sharding.md). None = no."""
     fsdp_config: dict | str | None = None
     """Its settings, as JSON or a file; None = transformers' own."""

@@ -311,7 +311,7 @@ def test_mistakes_get_one_clear_message(
     [
         (["trian"], ["trian", "train"]),
         (["inspect"], ["inspect", "data"]),
-        (["env", "--jsn"], ["--jsn"]),
+        (["env", "--jsn"], ["'jsn'", "'json'"]),
         (["train"], ["model is missing"]),
         (["train", "nowhere.yaml"], ["nowhere.yaml"]),
     ],

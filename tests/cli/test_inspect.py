@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from prefkit.cli.inspect import COMMAND, run
 from prefkit.cli.train import load_options
-from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs, show
+from prefkit.data import PairCollator, ReadOptions, TokenizeOptions, prepare_pairs, show
 from prefkit.data.show import show_pairs
 from prefkit.errors import ConfigError, ModelError
 from prefkit.options.page import show_help
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], str, str, bool]] = {
     ),
     "whole solution": (
         [STEP_ROW],
-        {"level": "solution"},
+        {"reading": ReadOptions(level="solution")},
         STEP_ROW["full_chosen"],
         STEP_ROW["full_rejected"],
         True,
@@ -262,7 +262,7 @@ def test_tool_output_and_template_variables(
 def test_help_says_choices_and_the_shape_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     show_help(COMMAND)
     shown = capsys.readouterr().out
-    for words in ("step-dpo,scdpo,cdpo,tdpo", '{"id": …, "text": …', "2i+1", "-1 for"):
+    for words in ("step-dpo,scdpo,cdpo,dpop,tdpo", '{"id": …, "text": …', "2i+1", "-1 for"):
         assert words in shown
 
 

@@ -270,7 +270,7 @@ def test_the_command_s_mistakes(tmp_path: Path) -> None:
     for changed, said in (
         (words[1:], "Name one file"),
         (words[:3], "negative is missing"),
-        ([*words, "--batchsize", "3"], "Did you mean --batch_size"),
+        ([*words, "--batchsize", "3"], "Did you mean 'batch_size'"),
         ([*words, "--beta"], "beta needs a value"),
         ([*words, "--beta", "high"], "beta is 'high'"),
         ([*words, "--format", "prob_result"], "must end in .json with"),

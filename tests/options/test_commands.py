@@ -126,7 +126,8 @@ def test_every_command_shows_its_flags_in_one_form(
         assert (f"--{flag} " in flat) == (flag not in command.hidden), flag
         if flag in command.hidden:
             continue
-        told = "" if "None = " in text or "(required)" in text else " (default: "
+        elsewhere = any(words in text for words in ("None = ", "left out", "(required)"))
+        told = "" if elsewhere else " (default: "
         if told and default not in (None, "", []) and not isinstance(default, list):
             told += f"{str(default).lower() if isinstance(default, bool) else default})"
         assert f"{' '.join(text.split())}{told}" in flat, flag

@@ -411,8 +411,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     [
         (["--gpus", "0"], "gpus"),
         (["--gpus", "two"], "gpus"),
-        (["--lengths"], "--lengths takes one value"),
-        (["--json", "yes"], "--json takes no value"),
+        (["--lengths"], "lengths needs a value: --lengths VALUE"),
+        (["--json", "maybe"], "maybe: no such config file"),
         (["--gpu_memory", "much"], "gpu_memory"),
         (["--nonsense", "1"], "no option 'nonsense'"),
     ],

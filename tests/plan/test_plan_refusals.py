@@ -177,13 +177,14 @@ def test_a_size_without_its_unit() -> None:
 
 def test_flags_of_this_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", small(tmp_path), "--lengths", "5,5,5"]
-    assert "Did you mean --gpus?" in refusal([*words, "--gpu", "4"], capsys)
+    assert "Did you mean 'gpus'?" in refusal([*words, "--gpu", "4"], capsys)
     assert "`prefkit plan --help`" in refusal([*words, "--zzzzzz", "4"], capsys)
     assert "Did you mean 'beta'?" in refusal([*words, "--betta", "4"], capsys)
     file = tmp_path / "run.yaml"
     file.write_text("gpus: 8\n", encoding="utf-8")
     told = refusal([str(file), *words], capsys)
-    assert f"{file}: gpus is a flag of `prefkit plan`. Give it as --gpus." in told
+    assert f"{file}: there is no option 'gpus'." in told
+    assert "It is a flag of `prefkit plan`: give it as --gpus." in told
 
 
 def test_data_that_is_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,6 +189,15 @@ def test_resolved_options_read_back(tmp_path: Path) -> None:
     assert again.config.to_dict() == options.config.to_dict()
 
 
+def test_a_file_may_say_true_where_transformers_wants_text(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: m\ntrain_data: d\nfsdp: true\nresume_from_checkpoint: true\n")
+    config = load_options([str(path)]).config
+    assert (config.fsdp, config.resume_from_checkpoint) == (True, True)
+    assert load_options([*NEEDED, "--resume_from_checkpoint"]).config.resume_from_checkpoint is True
+    assert load_options([*NEEDED, "--fsdp"]).config.fsdp is True
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_sound(path: Path) -> None:
     script, config, _ = load_options([str(path)])
