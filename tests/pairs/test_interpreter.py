@@ -178,7 +178,7 @@ def solve(writes, interpreter, *, front="", max_tokens=100, calls=4):
     request = Request(
         key="q/s/0", text="Q\n" + front, temperature=1.0, max_tokens=max_tokens, seed=5
     )
-    solving = continue_with_tools(request, interpreter, front=front, calls=calls)
+    solving = continue_with_tools(request, interpreter, prefix=front, calls=calls)
     asked, writes = [], list(writes)
     try:
         (sent,) = next(solving)
