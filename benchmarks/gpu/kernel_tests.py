@@ -19,8 +19,14 @@ _FEW = "strided"  # in the names of the tests of a rehearsal
 
 
 def command(names: list[str]) -> list[str]:
-    """pytest on those of the files that there are."""
-    files = [path for name in names if (path := ROOT / "tests" / f"test_{name}.py").exists()]
+    """pytest on the files of these names.
+
+    Raises:
+        FileNotFoundError: there is no such file: a step that ran fewer tests would pass unseen.
+    """
+    files = [ROOT / "tests" / "kernels" / f"test_{name}.py" for name in names]
+    if missing := [path for path in files if not path.exists()]:
+        raise FileNotFoundError(f"no {missing[0]}")
     found = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb", "short"]
     found += ["-p", "benchmarks.gpu.failing"]
     if find_spec("xdist") is not None:
@@ -32,7 +38,7 @@ def command(names: list[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", help="of tests/test_NAME.py")
+    parser.add_argument("names", nargs="+", help="of tests/kernels/test_NAME.py")
     options = parser.parse_args()
     running = subprocess.Popen(
         command(options.names),

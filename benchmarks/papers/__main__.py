@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.papers.journal import Journal
 from benchmarks.papers.methods import REGIMES, Regime
 from benchmarks.papers.runs import Comparison
-from benchmarks.papers.schedule import Clock
+from benchmarks.papers.task_order import Clock
 from benchmarks.papers.tasks import Size
 from prefkit.errors import PrefkitError
 

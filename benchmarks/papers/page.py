@@ -12,8 +12,8 @@ from benchmarks.papers.methods import METHODS
 from benchmarks.papers.pairs import BUILDS
 from benchmarks.papers.plot import plot
 from benchmarks.papers.runs import Comparison
-from benchmarks.papers.schedule import Clock
 from benchmarks.papers.settings import settings
+from benchmarks.papers.task_order import Clock
 from benchmarks.papers.words import INTRO, LIMITS, SEEN_BEFORE, SMALL_RUN, TRIALS
 from prefkit.files.atomic import write_text
 

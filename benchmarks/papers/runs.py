@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.papers.journal import Journal
 from benchmarks.papers.methods import METHODS, Method, Regime, Setting
-from benchmarks.papers.schedule import Clock, Task, run
 from benchmarks.papers.statistics import standard_error
+from benchmarks.papers.task_order import Clock, Task, run
 from benchmarks.papers.tasks import Size, attempt, measure, prepare
 
 # Seconds on one core of the machine these were first run on; they only shape the projection.

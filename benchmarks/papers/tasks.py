@@ -49,7 +49,7 @@ def prepare(work: Path, regime: Regime, size: Size, seed: int) -> dict[str, Any]
         "measured" of the start, "checks" of the pairs, and the seconds of each build.
     """
     from benchmarks.papers import solve, start
-    from benchmarks.papers.schedule import timed
+    from benchmarks.papers.task_order import timed
     from examples.tiny_model import training
 
     folder = folder_of(work, regime, seed)

@@ -16,7 +16,7 @@ from benchmarks.papers.journal import Journal
 from benchmarks.papers.methods import METHODS, REGIMES
 from benchmarks.papers.page import write_page
 from benchmarks.papers.runs import Comparison, settings_of
-from benchmarks.papers.schedule import Clock, Task, run
+from benchmarks.papers.task_order import Clock, Task, run
 from benchmarks.papers.tasks import Size
 from examples.tiny_model.line_model import Habit
 
@@ -60,7 +60,7 @@ _FAMILY = """
 import sys
 from pathlib import Path
 from benchmarks.papers.journal import Journal
-from benchmarks.papers.schedule import Clock, Task, run
+from benchmarks.papers.task_order import Clock, Task, run
 from tests.benchmarks.test_papers_run import _wait
 
 if __name__ == "__main__":
