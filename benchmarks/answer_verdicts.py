@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.localiser_gsm8k import read
-from prefkit.pairs.grading.grader import Grade, Grader
+from prefkit.pairs.grading.grader import Grader
+from prefkit.pairs.grading.verdicts import Grade
 
 FORMS: dict[str, Callable[[str], str]] = {
     "boxed": lambda a: f"Therefore, $x = \\boxed{{{a}}}.$",

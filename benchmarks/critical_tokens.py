@@ -32,8 +32,8 @@ from prefkit.critical_tokens.contrast import ContrastModels, ContrastSettings, t
 from prefkit.demo import arithmetic as world
 from prefkit.demo.lines import split_lines
 from prefkit.demo.run import MODEL
-from prefkit.pairs.pipelines.attempts import Attempt
 from prefkit.pairs.pipelines.cdpo import by_answer, half_of
+from prefkit.pairs.pipelines.outcome import Attempt
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 SETTINGS = {

@@ -86,8 +86,8 @@ class Clock:
 
 
 def main() -> None:
-    from prefkit.pairs.engines.local import LocalEngine
-    from prefkit.pairs.engines.row_sampling import RowEnds, RowSampler
+    from prefkit.pairs.engines.local.engine import LocalEngine
+    from prefkit.pairs.engines.local.sampling import RowEnds, RowSampler
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.program.locate import locate
 from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.steps import split_steps
 
 
 class Solution(NamedTuple):

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 from prefkit.demo import arithmetic as world
 from prefkit.demo.run import MODEL
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Completion, Request, seed_of
-from prefkit.pairs.engines.local import LocalEngine
+from prefkit.pairs.engines.local.engine import LocalEngine
 from prefkit.pairs.grading.grader import Grader
-from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.program.locate import locate
 from prefkit.pairs.localise.rollouts import first_hopeless
-from prefkit.pairs.pipelines.pipeline import Asking, together
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.steps import split_steps
 
 Case = tuple[world.Problem, list[str], int]  # problem, steps of a wrong solution, first wrong step
 

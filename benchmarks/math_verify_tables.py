@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from prefkit.pairs.grading.grader import Grade, Grader
+from prefkit.pairs.grading.grader import Grader
+from prefkit.pairs.grading.verdicts import Grade
 
 _ROUNDING = 6  # decimals: math-verify's default, the only one that counts here
 

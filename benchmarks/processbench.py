@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.localisers import ask
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Engine, Request
-from prefkit.pairs.engines.connect import connect
 from prefkit.pairs.localise.judge import judge
-from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.program.locate import locate
 from prefkit.pairs.localise.verdict import Verdict
 from prefkit.pairs.pipelines.evaluate import wilson
-from prefkit.pairs.pipelines.pipeline import Asking, together
-from prefkit.pairs.run.questions import read_questions
+from prefkit.pairs.questions import read_questions
 
 
 class Case(NamedTuple):
@@ -146,6 +145,16 @@ def always(cases: Sequence[Case]) -> None:
     print(f"always step {place}: {share(count, len(wrong))} (counted from 0)")
 
 
+def open_judge(judge: str | None, server: str | None) -> Engine:
+    if server is not None:
+        from prefkit.pairs.engines.server.engine import ServerEngine
+
+        return ServerEngine(server, judge)
+    from prefkit.pairs.engines.local.engine import LocalEngine
+
+    return LocalEngine(judge, batch_size=4)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("labels", type=Path)
@@ -166,11 +175,7 @@ def main() -> None:
     print(f"{len(everything)} solutions, {len(cases)} with a right one to compare")
     always(everything)
     if options.judge or options.judge_server:
-        named = options.judge if options.judge_server else None
-        engine = connect(
-            options.judge or "", server=options.judge_server, server_model=named, batch_size=4
-        )
-        with closing(engine):
+        with closing(open_judge(options.judge, options.judge_server)) as engine:
             report("judge", cases, by_judge(engine, options.judge_max_tokens))
         return
     if cases:

@@ -66,12 +66,14 @@ def build_pairs(method: str, regime: Regime, questions: Path, model: Path, out: 
     Raises:
         PrefkitError: fewer rows came out than the regime needs.
     """
+    from prefkit.critical_tokens import weigh
     from prefkit.pairs.run.build import build
 
     options = {**_SAMPLING, **BUILDS[method]}
     if regime.grader is not None:
         options["grader"] = regime.grader
-    result = build(method, str(questions), model=str(model), out=str(out), **options)
+    paths = {"model": str(model), "out": str(out)}
+    result = build(method, str(questions), **paths, last_stage=weigh, **options)
     return select(method, read_rows(result.rows), regime.pairs)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prefkit.errors import ConfigError
 from prefkit.options.command import Command
 from prefkit.options.parse import read_file, read_flags, split
-from prefkit.pairs.run.fields import METHODS, BuildFields
-from prefkit.pairs.run.options import check_ignored, resolve
+from prefkit.pairs.fields import METHODS, BuildFields
+from prefkit.pairs.run.options import check_method, resolved
 
 if TYPE_CHECKING:
     from prefkit.pairs.run.build import BuildResult
@@ -62,10 +62,10 @@ def run(argv: Sequence[str]) -> int:
     words, flags = split(COMMAND, argv)
     if not words:
         raise ConfigError(f"build: name a method ({', '.join(METHODS)}) and a file of questions.")
-    build.check_method(words[0])
+    check_method(words[0])
     options = read(COMMAND, words[0], words[1:], flags)
     quiet()
-    _say_pairs(words[0], build.run(words[0], options))
+    _say_pairs(words[0], build.run(words[0], options, _weigh))
     return 0
 
 
@@ -76,7 +76,7 @@ def read(
 
     Args:
         command: this one, or `prefkit evaluate`.
-        method: of `prefkit.pairs.run.fields`.
+        method: of `prefkit.pairs.fields`.
         words: the questions.
         flags: and a config file, if one is named.
 
@@ -90,8 +90,13 @@ def read(
         given = read_file(replace(command, options=(BuildFields,)), config) | given
     if words:
         given["questions"] = words[0]
-    check_ignored(given, method)
-    return resolve(BuildFields(**given), method)
+    return resolved(method, given)
+
+
+def _weigh(*given: Any) -> Any:
+    from prefkit.critical_tokens import weigh  # torch and transformers
+
+    return weigh(*given)
 
 
 def quiet() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from prefkit.cli.build import ConfigFile, quiet, read
 from prefkit.options.command import Command
 from prefkit.options.parse import split
-from prefkit.pairs.run.fields import EVALUATE, BuildFields
+from prefkit.pairs.fields import EVALUATE, BuildFields
 from prefkit.pairs.run.options import used_by
 
 if TYPE_CHECKING:

@@ -138,6 +138,7 @@ def run(argv: Sequence[str]) -> int:
         as_json=options.json,
         split=options.split,
         vocab_size=limits.get("vocab_size"),
+        **{name: getattr(options, name) for name in _READING},
     )
 
 

@@ -13,7 +13,7 @@ from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.loss.objectives import METHODS, LossOptions
 from prefkit.options.check import in_words
 from prefkit.options.option import Rules, choices_of, default_of, field_docs, rules_of
-from prefkit.pairs.run.fields import BuildFields
+from prefkit.pairs.fields import BuildFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments, SupervisedFields
 
 _HEAD = """\
@@ -48,8 +48,8 @@ def _section(title: str, classes: Sequence[type]) -> str:
             cells = (
                 f"`{field.name}`",
                 _values(field, hints[field.name]),
-                _default(field),
-                f"{docs[field.name]}{_notes(field)}",
+                _default(field, cls),
+                f"{docs[field.name]}{_notes(field, cls)}",
             )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -70,8 +70,12 @@ def _limited(rules: Rules) -> bool:
     return any(limit is not None for limit in limits)
 
 
-def _default(field: dataclasses.Field) -> str:
-    if field.name in {field.name for field in dataclasses.fields(LossOptions)}:
+def _of_loss(field: dataclasses.Field, cls: type) -> bool:
+    return issubclass(cls, LossOptions) and field.name in LossOptions.__dataclass_fields__
+
+
+def _default(field: dataclasses.Field, cls: type) -> str:
+    if _of_loss(field, cls):
         return _by_method(field.name)
     if by_method := rules_of(field).by_method:
         return "; ".join(f"{method}: {_shown(value)}" for method, value in by_method.items())
@@ -89,10 +93,10 @@ def _by_method(name: str) -> str:
     return "; ".join(f"{_names(methods)}: {value}" for value, methods in found.items())
 
 
-def _notes(field: dataclasses.Field) -> str:
+def _notes(field: dataclasses.Field, cls: type) -> str:
     rules = rules_of(field)
     readers: Iterable[str] = rules.only_for or ()
-    if field.name in {field.name for field in dataclasses.fields(LossOptions)}:
+    if _of_loss(field, cls):
         readers = [name for name, method in METHODS.items() if field.name in method.reads]
         readers = () if len(list(readers)) == len(METHODS) else readers
     notes = [f"Read by {_names(readers)}."] if readers else []

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +149,10 @@ def _say(line: str) -> None:
 
 def describe(objective: Any) -> str:
     """The objective in words: its beta, and what differs from its defaults."""
-    parts = [f"beta {objective.beta:g}"]
-    for field in fields(objective):
-        value = getattr(objective, field.name)
-        if field.name != "beta" and value != field.default:
-            shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
-            parts.append(f"{field.name} {shown}")
+    parts = []
+    for name, value in objective.changed().items():
+        shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
+        parts.append(f"{name} {shown}")
     return ", ".join(parts)
 
 

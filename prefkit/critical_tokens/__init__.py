@@ -9,13 +9,19 @@ Names load on first use, so that the help of `prefkit score` costs nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ScoreFields", "Scored", "score_pairs"]
+__all__ = ["ScoreFields", "Scored", "score_pairs", "weigh"]
 
 if TYPE_CHECKING:
     from prefkit.critical_tokens.fields import ScoreFields
     from prefkit.critical_tokens.scoring import Scored, score_pairs
+    from prefkit.critical_tokens.weighing import weigh
 
-_HOMES = {"ScoreFields": "fields", "Scored": "scoring", "score_pairs": "scoring"}
+_HOMES = {
+    "ScoreFields": "fields",
+    "Scored": "scoring",
+    "score_pairs": "scoring",
+    "weigh": "weighing",
+}
 
 
 def __getattr__(name: str) -> Any:

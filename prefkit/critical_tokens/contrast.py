@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.atomic import check_writable, write_json
+from prefkit.options.check import check_options
+from prefkit.options.option import option
+from prefkit.pairs.pipelines.cdpo import NEGATIVE, POSITIVE
 from prefkit.train.checkpointing.checkpoint import delete, list_checkpoints
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RECORD = "contrast.json"
-POSITIVE, NEGATIVE = "positive", "negative"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,31 +50,24 @@ class ContrastSettings:
     """
 
     adapter: Literal["lora", "none"] = "lora"
-    lora_r: int = 8
-    lora_alpha: int = 16
-    learning_rate: float = 3e-4
-    epochs: float = 1.0
-    batch_size: int = 8
-    device_batch_size: int | None = None
+    lora_r: int = option(8, at_least=1)
+    lora_alpha: int = option(16, at_least=1)
+    learning_rate: float = option(3e-4, above=0)
+    epochs: float = option(1.0, above=0)
+    batch_size: int = option(8, at_least=1)
+    device_batch_size: int | None = option(None, at_least=1)
     seed: int = 0
     bf16: bool = False
-    save_steps: int = 50
+    save_steps: int = option(50, at_least=1)
     text: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.adapter not in ("lora", "none"):
-            raise ConfigError(f"adapter is {self.adapter!r}; it must be lora or none.")
-        for name in ("lora_r", "lora_alpha", "batch_size", "save_steps", "device_batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more.")
+        check_options(self)
         if self.batch_size % (self.device_batch_size or 1):
             raise ConfigError(
                 f"device_batch_size is {self.device_batch_size}; it must divide batch_size "
                 f"({self.batch_size})."
             )
-        for name in ("learning_rate", "epochs"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ConfigError(f"{name} is {value}; it must be above 0.")
 
 
 class ContrastModels(NamedTuple):

@@ -1,10 +1,11 @@
 """Options of `prefkit score`, without importing anything heavy; texts are the help lines."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from prefkit.errors import ConfigError
+from prefkit.options.check import check_options
+from prefkit.options.option import option
 from prefkit.options.prompt import TextFields
 
 
@@ -17,10 +18,11 @@ class ScoreFields(TextFields):
     """
 
     # -- scores ---------------------------------------------------------------------------------
-    beta: float = 1.0
+    beta: float = option(1.0, at_least=0)
     """Contrast strength b of s = softmax((1 + b) z_p - b z_n) (1 in the paper's code)."""
     sides: Literal["rejected", "both"] = "rejected"
-    """both also scores the chosen side, into chosen_scores, to look at: training reads it not."""
+    """both also scores the chosen response, into chosen_scores, to look at; training does not read
+    it."""
     format: Literal["weights", "prob_result"] = "weights"
     """weights = rejected_weights with token ids, as JSON lines; prob_result = the scored file of
     cDPO's released code, as columns in one JSON object."""
@@ -39,7 +41,7 @@ class ScoreFields(TextFields):
     """Split of a dataset with several."""
 
     # -- computation ----------------------------------------------------------------------------
-    batch_size: int = 16
+    batch_size: int = option(16, at_least=1)
     """Sequences a forward pass of each model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Number format of the models; scores are computed in float32."""
@@ -47,18 +49,7 @@ class ScoreFields(TextFields):
     """Bytes for buffers of logits; None = a sensible default."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf:
-            raise ConfigError(f"beta is {self.beta}; it must be 0 or more, such as 1.")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; it must be 1 or more.")
-        for name, offered in (
-            ("sides", ("rejected", "both")),
-            ("format", ("weights", "prob_result")),
-            ("on_bad_row", ("error", "skip")),
-            ("dtype", ("auto", "float32", "bfloat16", "float16")),
-        ):
-            if (value := getattr(self, name)) not in offered:
-                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(offered)}.")
+        check_options(self)
         if self.too_long == "truncate_end":
             raise ConfigError(
                 "too_long is truncate_end, but weights belong to all tokens of a response, and the "

@@ -84,7 +84,7 @@ class TwoModels:
         if self._adapters:
             model.set_adapter(name)
         reference = Reference(model, self.heads[name])
-        return reference.run(batch, batch["rows"], lambda *operands: operands)
+        return reference.run(batch, batch["positions"], lambda *operands: operands)
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,15 @@ def load_two(positive: Any, negative: Any, dtype: str) -> TwoModels:
     if not isinstance(positive, str):
         return TwoModels(positive, negative)
     bases = base_of(positive), base_of(negative)
-    place = torch.accelerator.current_accelerator() or torch.device("cpu")
+    index = torch.accelerator.current_accelerator() or torch.device("cpu")
     if bases[0] is not None and bases[0] == bases[1]:
         both = _adapted(bases[0], {"positive": positive, "negative": negative}, dtype)
-        return TwoModels(both.to(place), both)
+        return TwoModels(both.to(index), both)
     loaded = [
         load_model(name, dtype) if base is None else _adapted(base, {"default": name}, dtype)
         for name, base in zip((positive, negative), bases, strict=True)
     ]
-    return TwoModels(*(model.to(place) for model in loaded))
+    return TwoModels(*(model.to(index) for model in loaded))
 
 
 def check_same_tokenizer(positive: str, negative: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rows of pairs → the sides to score.
+"""Rows of pairs → the responses to score.
 
 A row is refused before any model runs where its weights could not be read back: made-up scores are
 written into it, and it is read and tokenised as in training. What training binds the weights to is
@@ -41,8 +41,8 @@ class Scorable:
         source: the name that messages use.
         total: rows of the source.
         rows: the usable rows, as they were read.
-        places: their places in the source, from 0.
-        tasks: their sides to score, row by row.
+        indices: their 0-based indices in the source.
+        tasks: their responses to score, row by row.
         skipped: reason → rows left out.
         incidents: the same, one by one.
     """
@@ -50,7 +50,7 @@ class Scorable:
     source: str
     total: int
     rows: list[RawRow] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     incidents: list[Incident] = field(default_factory=list)
@@ -103,13 +103,13 @@ class ScorableReader:
                     assert isinstance(raw, dict)
                     found.tasks += [replace(task, row=len(found.rows)) for task in tasks]
                     found.rows.append(raw)
-                    found.places.append(start + i)
+                    found.indices.append(start + i)
         return found
 
     def _chunk(
         self, source: str, start: int, chunk: Sequence[RawRow | RowError]
     ) -> list[list[Task] | RowError]:
-        """The sides to score of each row, or why there are none."""
+        """The responses to score of each row, or why there are none."""
         rows = [
             raw if isinstance(raw, RowError) else Row(source, start + i, raw)
             for i, raw in enumerate(chunk)
@@ -154,13 +154,13 @@ class ScorableReader:
                 raise row.error(name, problem, "Remove the field to score the row anew.")
         given = self.reading.format
         if (detect_format(row) if given == "auto" else given) == "tdpo":
-            problem = "make several pairs of one row, whose weights would have no place"
+            problem = "make several pairs of one row, whose weights cannot be kept in it"
             remedy = "Write each pair as a row with prompt, chosen and rejected."
             raise row.error("pairs", problem, remedy)
         if self.options.format == "prob_result":
             for name in ("prefix", "initial_reason_steps", "append_eos"):
                 if name in row:
-                    problem = "has no place in a file of cDPO's released code"
+                    problem = "cannot be written to a file of cDPO's released code"
                     raise row.error(name, problem, "Use --format weights.")
 
     def _probe(self, row: Any, tasks: Sequence[Task]) -> Pair | RowError:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.critical_tokens.models import TwoModels, load_two, look_at_two
@@ -26,6 +25,7 @@ from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, load_rows
 from prefkit.data.text.render import Renderer
 from prefkit.errors import ConfigError, PrefkitError, RowError
+from prefkit.files.progress import Progress
 from prefkit.train.rows.run_rows import tokenize_options
 
 
@@ -143,32 +143,30 @@ def _score_tasks(
     order = sorted(range(len(tasks)), key=lambda i: -lengths[i])
     left = [i for i in order if i not in kept.scores]
     done = sum(lengths) - sum(lengths[i] for i in left)
-    with tqdm(
-        total=sum(lengths), initial=done, desc="Scoring", unit="tok", disable=not progress
-    ) as bar:
+    with Progress(sum(lengths), "Scoring", " tokens", done=done, shown=progress) as bar:
         for start in range(0, len(left), options.batch_size):
-            places = left[start : start + options.batch_size]
-            batch = collator([tasks[i].side for i in places])
+            some = left[start : start + options.batch_size]
+            batch = collator([tasks[i].side for i in some])
             scores = models.scores(batch, options.beta, options.memory_budget).float().numpy()
-            ends = np.cumsum([int(tasks[i].side.scored.sum()) for i in places])
-            kept.add(dict(zip(places, np.split(scores, ends[:-1]), strict=True)))
-            bar.update(sum(lengths[i] for i in places))
+            ends = np.cumsum([int(tasks[i].side.scored.sum()) for i in some])
+            kept.add(dict(zip(some, np.split(scores, ends[:-1]), strict=True)))
+            bar.add(sum(lengths[i] for i in some))
 
 
 def _result(found: Scorable, scores: dict[int, np.ndarray], options: ScoreFields) -> Scored:
     by_row: list[list[int]] = [[] for _ in found.rows]
-    for place, task in enumerate(found.tasks):
-        by_row[task.row].append(place)
+    for i, task in enumerate(found.tasks):
+        by_row[task.row].append(i)
     rows, rejected = [], []
-    for index, row, places in zip(found.places, found.rows, by_row, strict=True):
-        tasks = [found.tasks[i] for i in places]
-        s = tasks[0].spread(scores[places[0]])[tasks[0].in_response]  # the rejected side is first
+    for index, row, own in zip(found.indices, found.rows, by_row, strict=True):
+        tasks = [found.tasks[i] for i in own]
+        s = tasks[0].spread(scores[own[0]])[tasks[0].in_response]  # the rejected response is first
         if (s == 1).all():
             problem = "has no critical token: every score is 1, so no token would have a weight"
             found.leave_out(RowError(found.source, index, "rejected", problem, ""))
             continue
         rejected.append(s)
-        rows.append(with_scores(row, tasks, [scores[i] for i in places], options.format))
+        rows.append(with_scores(row, tasks, [scores[i] for i in own], options.format))
     if not rows:
         raise PrefkitError(f"{found.source}: no rejected response has a critical token.")
     return Scored(rows, found.total, found.skipped, found.incidents, np.concatenate(rejected))

@@ -1,49 +1,39 @@
-"""The last stages of `prefkit build cdpo`: two models from the selected solutions, then weights."""
+"""The last stage of `prefkit build cdpo`: two models from the selected solutions, then weights.
 
-import json
-from collections.abc import Sequence
+from prefkit.critical_tokens import weigh
+build("cdpo", "questions.jsonl", model="MODEL", out="pairs", last_stage=weigh)
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefkit.critical_tokens.contrast import (
-    NEGATIVE,
-    POSITIVE,
-    ContrastModels,
-    ContrastSettings,
-    train_two_models,
-)
+from prefkit.critical_tokens.contrast import ContrastModels, ContrastSettings, train_two_models
 from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.critical_tokens.scoring import score_pairs
-from prefkit.files.atomic import write_text
-from prefkit.pairs.run.fields import BuildFields
-
-Row = dict[str, Any]
+from prefkit.pairs.fields import BuildFields
+from prefkit.pairs.pipelines.cdpo import NEGATIVE, POSITIVE
+from prefkit.pairs.run.build import Row
 
 
 def weigh(
-    rows: list[Row], outcomes: Sequence[Row], options: BuildFields, folder: Path
+    rows: list[Row], selected: Mapping[str, list[Row]], options: BuildFields, folder: Path
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Weighs every token of the rejected sides by 1 − s_t (arXiv 2411.19943, eq. 9).
+    """Weights every token of the rejected responses by 1 − s_t (arXiv 2411.19943, eq. 9).
 
     Args:
         rows: the pairs.
-        outcomes: of all questions, with the solutions selected for both models.
+        selected: the solutions for both models, "positive" and "negative".
         options: of the build.
         folder: of the build; the models are kept in its `contrast`.
 
     Returns:
         The rows with `rejected_weights`, and what the manifest says of the two models and of rows
-        that could not be weighed. With `shard`, or without `weigh`, the rows as they are.
+        that could not be weighed.
 
     Raises:
         PrefkitError: not one right, or not one wrong solution was sampled.
     """
-    selected = {name: _selected(outcomes, name) for name in (POSITIVE, NEGATIVE)}
-    for name, chosen in selected.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
-        write_text(folder / f"{name}.jsonl", lines)
-    if options.shard is not None or not options.weigh:
-        return rows, {"weighted": False}
     models = _train(selected, options, folder)
     scored = score_pairs(
         rows,
@@ -68,11 +58,7 @@ def weigh(
     }
 
 
-def _selected(outcomes: Sequence[Row], name: str) -> list[Row]:
-    return [row for outcome in outcomes for row in outcome["extra"].get(name, ())]
-
-
-def _train(selected: dict[str, list[Row]], options: BuildFields, folder: Path) -> ContrastModels:
+def _train(selected: Mapping[str, list[Row]], options: BuildFields, folder: Path) -> ContrastModels:
     settings = ContrastSettings(
         adapter=options.contrast_adapter,
         lora_r=options.contrast_lora_r,

@@ -16,7 +16,7 @@ from prefkit.files.journal import Journal, read_lines
 
 
 class WorkFile:
-    """Scores by the place of their task, on disk.
+    """Scores by the index of their task, on disk.
 
     Args:
         path: the file; it is continued where it is there.

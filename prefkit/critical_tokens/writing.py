@@ -14,10 +14,10 @@ RELEASED = {"chosen": "pos", "rejected": "neg"}
 
 @dataclass(frozen=True)
 class Task:
-    """One side of a row to score.
+    """One response of a row to score.
 
     Attributes:
-        row: place of its row among the usable ones.
+        row: index of its row among the usable ones.
         name: "chosen" or "rejected".
         side: ids without an appended end token; `scored` marks the tokens that get a score. An end
             token that the text itself holds gets none, so its weight is 1 like an appended one's.
@@ -32,7 +32,7 @@ class Task:
     text: str
 
     def spread(self, scores: np.ndarray) -> np.ndarray:
-        """(n,) float32: the scores of the scored tokens at their places, 0 elsewhere."""
+        """(n,) float32: the scores of the scored tokens at their positions, 0 elsewhere."""
         everywhere = np.zeros(len(self.side.ids), np.float32)
         everywhere[self.side.scored] = scores
         return everywhere
@@ -41,11 +41,11 @@ class Task:
 def with_scores(
     row: RawRow, tasks: Sequence[Task], scores: Sequence[np.ndarray], form: str
 ) -> RawRow:
-    """The row with what was found of its sides.
+    """The row with the scores of its responses.
 
     Args:
         row: as it was read.
-        tasks, scores: its sides, and s_t of each side's scored tokens.
+        tasks, scores: its responses, and s_t of the scored tokens of each.
         form: "weights" or "prob_result".
     """
     found = {task.name: (task, task.spread(s)) for task, s in zip(tasks, scores, strict=True)}

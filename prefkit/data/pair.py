@@ -176,21 +176,21 @@ class PairBatch(TypedDict, total=False):
     """A collated batch of B pairs: what the model reads, and T scored tokens.
 
     The model reads R padded rows of length L, or one row without padding (R = 1) that comes with
-    its `stream`. `targets`, `segments`, `weights` and `ref_logp` are aligned with `rows`, so no
-    consumer shifts anything.
+    its `stream`. `targets`, `segments`, `weights` and `ref_logp` are aligned with `positions`, so
+    no consumer shifts anything.
     """
 
     input_ids: Tensor  # (R, L) int64
     attention_mask: Tensor  # (R, L) int64, 1 = real token; padded rows only
     position_ids: Tensor  # (1, L) int64; rows without padding only
     stream: Any  # Stream, or ShardedStream: who attends to whom; rows without padding only
-    rows: Tensor  # (T,) int64: places of the predicting tokens in the flattened R·L
+    positions: Tensor  # (T,) int64: positions of the predicting tokens in the flattened R·L
     targets: Tensor  # (T,) int64: the tokens they predict
     segments: Tensor  # (T,) int64: 2i chosen of pair i in this batch, 2i + 1 rejected
     weights: Tensor  # (T,) float32
     ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
     ref_hidden: Tensor  # (T, D') cached hidden states of the reference; only where precomputed
-    pair_index: Tensor  # (B,) int64: the pairs' places in the dataset
+    pair_index: Tensor  # (B,) int64: the pairs' indices in the dataset
     margins: Tensor  # (B,) float32, what each row asks for; only where all bring one
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked

@@ -57,7 +57,8 @@ def show_pairs(
             "text", "segment", "weight"}, …], "eos": {"chosen": bool, "rejected": bool}}`, the
             tokens of the chosen sequence first, then those of the rejected one.
         stream: where to write; None = standard output.
-        source_options: further arguments of `prepare_pairs`: split, vocab_size.
+        reading: attributes of `ReadOptions`, such as `level` and `columns`; `split` and
+            `vocab_size` of `prepare_pairs`.
 
     Returns:
         The exit status, 0.
@@ -70,7 +71,9 @@ def show_pairs(
     options, reading = options or TokenizeOptions(), reading or ReadOptions()
     stream = stream or sys.stdout
     tokenizer = load_tokenizer(model) if isinstance(model, str | os.PathLike) else model
-    dataset = prepare_pairs(source, tokenizer, options, reading, keep_text=True, **source_options)
+    apart = {name: reading.pop(name) for name in ("split", "vocab_size") if name in reading}
+    kept = ReadOptions(**reading)
+    dataset = prepare_pairs(source, tokenizer, options, kept, keep_text=True, **apart)
     renderer = Renderer(tokenizer, options)
     if as_json:
         for index, sides in _views(dataset, renderer, limit):
@@ -81,7 +84,11 @@ def show_pairs(
     console.print(Text(legend, style="italic"))
     for index, sides in _views(dataset, renderer, SHOWN if limit is None else limit):
         _print_pair(console, index, sides, dataset)
-    read_as = {"level": reading.level, "method": method, "string prompts": options.string_prompts}
+    read_as = {
+        "level": kept.level,
+        "method": method,
+        "string prompts": options.string_prompts,
+    }
     console.print(_summary_table(dataset, read_as))
     return 0
 

@@ -1,73 +1,109 @@
-"""One line on stderr that says how far a build is, how fast, and how long it will take."""
+"""Progress on stderr: one kind of bar for everything that takes long, and lines above it."""
 
 import sys
 import threading
-import time
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+SECONDS = 15.0  # between two lines where stderr is no terminal
 
 
 class Progress:
-    """Counts questions and pairs of all runs, tokens of this one; safe to call from threads.
+    """How far, how fast, and how long still; a context manager, safe to share among threads.
+
+    The time left follows from the average speed of this run: what was done before does not count.
+    Nothing is written before the first `add`, so work that was all done before shows no bar.
 
     Args:
-        noun: what the rows are ("pairs").
-        seconds: pause between two lines; on a terminal the line is rewritten every second.
+        total: units of all runs.
+        what: what is being done ("Scoring").
+        unit: what is counted ("tok").
+        done: units that were done before.
+        shown: False = nothing is written.
+        tallies: what else is counted, and how much of it was done before ({"pairs": 3}).
     """
 
-    def __init__(self, noun: str = "pairs", seconds: float = 15.0) -> None:
-        self._noun = noun
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        unit: str,
+        *,
+        done: int = 0,
+        shown: bool = True,
+        tallies: Mapping[str, int] | None = None,
+    ) -> None:
+        self._total, self._what, self._unit = total, what, unit
+        self._done, self._shown = done, shown
+        self._tallies = Counter(tallies or {})
         self._lock = threading.Lock()
-        self._terminal = sys.stderr.isatty()
-        self._pause = 1.0 if self._terminal else seconds
-        self._began = self._said = time.monotonic()
-        self._total = self._before = self._done = self._pairs = self._tokens = 0
-        self._together = 1
+        self._bar: _Bar | None = None
 
-    def begin(self, total: int, done: int, pairs: int = 0, together: int = 1) -> None:
-        """`total` questions, of which an earlier run finished `done`, with so many pairs.
-
-        Questions that go through their stages `together` end together: before so many have ended,
-        their number says nothing of the time left.
-        """
-        self._total, self._before, self._together = total, done, together
-        self._pairs = pairs
-        self._began = self._said = time.monotonic()
-        if done:
-            print(f"{done:,} of {total:,} questions are done already.", file=sys.stderr, flush=True)
-
-    def tokens(self, count: int) -> None:
-        """`count` more tokens were sampled."""
+    def skip(self, count: int) -> None:
+        """These units were done before; to be told before they are added to."""
         with self._lock:
-            self._tokens += count
-            self._say()
+            self._done += count
+            if self._bar is not None:
+                self._bar.initial += count
+                self._bar.n += count
 
-    def question(self, pairs: int) -> None:
-        """One more question is finished, with so many pairs."""
+    def add(self, count: int = 0, **tallies: int) -> None:
+        """More units are done; `tallies` are added to what is shown behind the bar."""
         with self._lock:
-            self._done += 1
-            self._pairs += pairs
-            self._say(last=self._before + self._done == self._total)
+            if self._bar is None:
+                self._bar = self._open()
+            self._tallies.update(tallies)
+            told = ", ".join(f"{number:,} {name}" for name, number in self._tallies.items())
+            self._bar.set_postfix_str(told, refresh=False)
+            self._bar.update(count)
 
-    def _say(self, last: bool = False) -> None:
-        now = time.monotonic()
-        if not last and now - self._said < self._pause:
-            return
-        self._said = now
-        seconds = max(now - self._began, 1e-9)
-        left = self._total - self._before - self._done
-        told = self._done >= self._together and left
-        eta = f", about {_span(seconds / self._done * left)} left" if told else ""
-        done = self._before + self._done
-        line = (
-            f"{done:,} of {self._total:,} questions, {self._pairs:,} {self._noun}, "
-            f"{self._tokens:,} tokens ({self._tokens / seconds:,.0f}/s){eta}"
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open(self) -> "_Bar":
+        return _Bar(
+            total=self._total,
+            initial=self._done,
+            desc=self._what,
+            unit=self._unit,
+            disable=not self._shown,
+            file=sys.stderr,
+            smoothing=0,  # the average of the run
+            miniters=0,
+            mininterval=0.5 if sys.stderr.isatty() else SECONDS,
+            dynamic_ncols=True,
         )
-        end = "\n" if last or not self._terminal else ""
-        print(f"\r\033[K{line}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
 
 
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+class _Bar(tqdm):
+    """tqdm that writes whole lines where stderr is a file."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Any:
+        if file.isatty():
+            return tqdm.status_printer(file)
+
+        def print_line(text: str) -> None:
+            if text.strip():
+                print(text, file=file, flush=True)
+
+        return print_line
+
+
+def say(line: str) -> None:
+    """One line to the user, on stderr, above the bars."""
+    tqdm.write(f"prefkit: {line}", file=sys.stderr)
+    sys.stderr.flush()

@@ -14,12 +14,15 @@ from prefkit.errors import ConfigError
 from prefkit.options.option import Rules, choices_of, default_of, rules_of
 
 
-def check_options(options: Any, classes: Iterable[type] | None = None) -> None:
+def check_options(
+    options: Any, classes: Iterable[type] | None = None, without: Iterable[str] = ()
+) -> None:
     """Refuses values that the fields of a dataclass do not allow.
 
     Args:
         options: an instance.
         classes: dataclasses that it inherits from, whose fields are looked at; None = its own.
+        without: fields that are not looked at.
 
     Raises:
         ConfigError: a number of another type, text that is none of the choices, a number out of
@@ -28,7 +31,8 @@ def check_options(options: Any, classes: Iterable[type] | None = None) -> None:
     for cls in (type(options),) if classes is None else classes:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            check_option(field, hints[field.name], getattr(options, field.name))
+            if field.name not in without:
+                check_option(field, hints[field.name], getattr(options, field.name))
 
 
 def check_option(field: dataclasses.Field, hint: Any, value: Any) -> None:

@@ -65,6 +65,11 @@ def option(
     )
 
 
+def is_option(field: dataclasses.Field) -> bool:
+    """Whether a field was made with `option`."""
+    return _KEY in field.metadata
+
+
 def rules_of(field: dataclasses.Field) -> Rules:
     """The rules of a field; those of an option without any where it was made without `option`."""
     return field.metadata.get(_KEY, Rules())

@@ -11,6 +11,7 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.options.check import check_option
 from prefkit.options.command import Command
+from prefkit.options.option import is_option
 from prefkit.options.page import parsed
 from prefkit.options.values import coerce, is_switch_word, kinds_of
 from prefkit.options.yaml_file import read_yaml
@@ -105,8 +106,9 @@ def _name(word: str) -> str:
 def _typed(command: Command, name: str, value: Any, where: str) -> Any:
     field, hint, _ = command.fields[name]
     try:
-        found = coerce(name, value, hint)
-        check_option(field, hint, found)
-        return found
+        read = coerce(name, value, hint)
+        if is_option(field):
+            check_option(field, hint, read)
+        return read
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

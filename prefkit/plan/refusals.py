@@ -15,7 +15,7 @@ def check_start(options: Any, setting: Setting, model_config: Any, launched: boo
     A plan supposes the machine and never loads the weights: it asks `check_run` about the rest.
 
     Args:
-        options: of `prefkit.train.options.make_options`.
+        options: of `prefkit.options.parse.load_options`.
         setting: of `read_setting`.
         model_config: of `prefkit.plan.inputs.shape.load_config`.
         launched: an accelerate config starts the run.

@@ -23,6 +23,7 @@ from prefkit.model.head.fused import Head
 from prefkit.model.reference.policy import Reference
 from prefkit.model.router import Router
 from prefkit.train.checkpointing import checkpoint
+from prefkit.train.checkpointing.checkpoint import newest_until
 from prefkit.train.checkpointing.store import CheckpointStore, finished
 from prefkit.train.checkpointing.whole_weights import load_missing
 from prefkit.train.checks.arguments import refuse_data_parallel
@@ -68,7 +69,8 @@ class PrefkitTrainer(Trainer):
     ) -> None:
         # Before Trainer's own __init__, which calls methods of this class.
         self.models, self.rows, self.loss = models, rows, loss
-        self.meter = Meter(args)
+        folder = Path(args.output_dir or ".")
+        self.meter = Meter(args, lambda step: newest_until(folder, step))
         self.checkpoints = CheckpointStore(args, models, self.meter)
         super().__init__(
             model=models.policy,

@@ -3,14 +3,13 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from prefkit.train.checkpointing import checkpoint
 from prefkit.train.metrics import (
     MetricWindow,
     NotFiniteError,
@@ -27,11 +26,12 @@ class Meter:
     """Collects the metrics of batches and writes them into the lines that Trainer logs.
 
     Args:
-        args: `output_dir`, `fp16`, `device` and `process_index` are read.
+        args: `fp16`, `device` and `process_index` are read.
+        checkpoint_until: the newest complete checkpoint of at most so many steps, or None.
     """
 
-    def __init__(self, args: Any) -> None:
-        self.args = args
+    def __init__(self, args: Any, checkpoint_until: Callable[[int], Path | None]) -> None:
+        self.args, self._checkpoint_until = args, checkpoint_until
         self.clock = TokenClock()
         self._training, self._evaluation = MetricWindow(), MetricWindow()
         self._watch = RewardWatch()
@@ -120,15 +120,10 @@ class Meter:
         if not bad:
             return
         good = self._last_good_step
-        found = checkpoint.list_checkpoints(Path(self.args.output_dir or "."))
-        kept = [
-            folder
-            for folder in found
-            if int(folder.name.split("-")[1]) <= good and checkpoint.problem_with(folder) is None
-        ]
+        kept = self._checkpoint_until(good)
         where = f"step {step}" if good + 1 >= step else f"a step from {good + 1} to {step}"
         raise NotFiniteError(
             f"{bad[0]} became {logs[bad[0]]} at {where}; training stopped and the model was not "
-            f"saved. The last good checkpoint is {kept[0] if kept else 'none'}. Lower learning_rate"
+            f"saved. The last good checkpoint is {kept or 'none'}. Lower learning_rate"
             " or lengthen warmup_steps; with fp16, use bf16 or float32."
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from prefkit.errors import ConfigError
-from prefkit.options.check import check_option
+from prefkit.options.check import check_options
 from prefkit.train.fields import ScriptArguments
 
 ELSEWHERE = {  # names of other libraries
@@ -69,10 +69,7 @@ def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
 
 
 def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data: bool) -> None:
-    hints = typing.get_type_hints(ScriptArguments)
-    for field in fields(ScriptArguments):
-        if needs_data or field.name != "train_data":
-            check_option(field, hints[field.name], getattr(script, field.name))
+    check_options(script, without=() if needs_data else ("train_data",))
     if script.dtype == "float16":
         from prefkit.train.checks.options import FLOAT16
 

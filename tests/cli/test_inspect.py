@@ -129,7 +129,7 @@ def test_what_is_shown_is_what_is_trained(tokenizer: Any) -> None:
             scored = [(j, t) for j, t in enumerate(tokens) if t["segment"] >= 0]
             mine = batch["segments"] == scored[0][1]["segment"]
             before = r * batch["input_ids"].shape[1] - 1
-            assert batch["rows"][mine].tolist() == [before + j for j, _ in scored]
+            assert batch["positions"][mine].tolist() == [before + j for j, _ in scored]
             assert batch["targets"][mine].tolist() == [t["id"] for _, t in scored]
             weights = batch["weights"][mine].tolist()
             assert weights == pytest.approx([t["weight"] for _, t in scored])

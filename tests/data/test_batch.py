@@ -35,9 +35,9 @@ def test_scored_tokens_and_their_predictors(dataset: PairDataset, layout: Any) -
         scored = [j for j in range(1, len(side.ids)) if side.scored[j]]
         assert batch["targets"][mine].tolist() == [int(side.ids[j]) for j in scored]
         assert batch["weights"][mine].tolist() == [float(side.weights[j]) for j in scored]
-        for row, j in zip(batch["rows"][mine].tolist(), scored, strict=True):
+        for row, j in zip(batch["positions"][mine].tolist(), scored, strict=True):
             assert history(batch, row) == side.ids[:j].tolist()
-    assert batch["num_scored"] == len(batch["rows"])
+    assert batch["num_scored"] == len(batch["positions"])
     assert batch["text_tokens"] == sum(len(side.ids) for side in sides_of(dataset))
 
 

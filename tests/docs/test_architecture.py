@@ -14,14 +14,6 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TREE = re.search(r"^```text\n(.*?)^```$", PAGE, re.M | re.S)[1]
 STOPS = re.findall(r"`([\w/-]+\.py):([\w.]+)`", PAGE)
-# To be removed with the work on pairs.
-KNOWN = [
-    (
-        "prefkit.pairs.pipelines.attempts",
-        "prefkit.pairs.pipelines.context",
-        "prefkit.pairs.pipelines.finding",
-    )
-]
 
 
 def rooms() -> list[str]:
@@ -91,4 +83,4 @@ def circles(graph: grimp.ImportGraph) -> list[tuple[str, ...]]:
 
 
 def test_no_modules_import_each_other_in_a_circle(graph: grimp.ImportGraph) -> None:
-    assert circles(graph) == KNOWN
+    assert circles(graph) == []

@@ -24,7 +24,7 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
     shared = names["hidden"]
     batch = PairCollator(tokenizer.pad_token_id)([pairs[0], pairs[1]])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    padded = model.base_model(**inputs).last_hidden_state.flatten(0, 1)[batch["rows"]]
+    padded = model.base_model(**inputs).last_hidden_state.flatten(0, 1)[batch["positions"]]
     torch.testing.assert_close(shared, padded, rtol=1e-4, atol=1e-4)
 
 

@@ -218,9 +218,9 @@ def test_margins_that_do_not_fit_are_refused(
 def test_methods_are_their_papers() -> None:
     """What a method reads and sets, as METHODS has it; an option left out is the paper's."""
     built = {name: method.build({}) for name, method in METHODS.items()}
-    betas = {"dpo": 0.1, "step-dpo": 0.4, "scdpo": 0.1, "cdpo": 1.0, "dpop": 0.1}
+    betas = {"dpo": 0.1, "step-dpo": 0.4, "scdpo": 0.1, "cdpo": 1.0, "dpop": 0.3}
     assert {k: built[k].beta for k in betas} == betas
-    assert built["dpop"] == DPOP(penalty=50.0)
+    assert built["dpop"] == DPOP(beta=0.3, penalty=50.0)
     assert built["simpo"] == SimPO()
     assert METHODS["cdpo"].build({"reduction": "position"}).beta == 0.1
     assert "alpha" not in METHODS["tdpo1"].reads

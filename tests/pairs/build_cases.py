@@ -4,14 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Completion, Request
+from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.grading.grader import Grader
 from prefkit.pairs.pipelines.context import Context
 from prefkit.pairs.pipelines.finding import Finder
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
-from prefkit.pairs.run.fields import BuildFields
+from prefkit.pairs.pipelines.outcome import Outcome
+from prefkit.pairs.questions import Question
 from prefkit.pairs.run.options import resolve
-from prefkit.pairs.run.questions import Question
 
 MODEL = str(Path(__file__).parents[2] / "prefkit" / "demo" / "assets" / "model")
 # (request) → what is written, and how it ends

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from prefkit.pairs.grading.answers import MAX_TEXT, final_answer, find
-from prefkit.pairs.grading.spans import spans_of
+from prefkit.pairs.grading.find.answers import MAX_TEXT, final_answer, find
+from prefkit.pairs.grading.find.spans import spans_of
 
 MATRIX = r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"
 

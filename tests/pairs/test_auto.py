@@ -19,9 +19,9 @@ from prefkit.pairs.localise.judge import CUT_OFF_THINKING
 from prefkit.pairs.localise.verdict import Verdict
 from prefkit.pairs.pipelines.dpo import dpo
 from prefkit.pairs.pipelines.finding import Finder, announcement
-from prefkit.pairs.pipelines.pipeline import Outcome
+from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED, Outcome, keep
 from prefkit.pairs.pipelines.step_dpo import step_dpo
-from prefkit.pairs.run.verdicts import LOCALISED, REMOVED, SHOWN, Drawn, as_text, drawn, keep, show
+from prefkit.pairs.run.verdicts import SHOWN, Drawn, as_text, drawn, show
 from tests.pairs.build_cases import drive, make_context, question
 from tests.pairs.tiny_servers import answering
 

@@ -15,13 +15,13 @@ from prefkit.errors import ConfigError
 from prefkit.pairs.code.blocks import split_code_steps
 from prefkit.pairs.code.interpreter import PythonInterpreter
 from prefkit.pairs.engines.base import Request
+from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.grading.grader import Grader
 from prefkit.pairs.pipelines.context import Context, tokenize_options
 from prefkit.pairs.pipelines.finding import Finder
-from prefkit.pairs.pipelines.pipeline import Outcome
+from prefkit.pairs.pipelines.outcome import Outcome
 from prefkit.pairs.pipelines.scdpo import CONTROLLED, NAIVE, scdpo
 from prefkit.pairs.run.build import build
-from prefkit.pairs.run.fields import BuildFields
 from prefkit.pairs.run.options import resolve
 from tests.pairs.build_cases import MODEL, drive, question
 

@@ -1,5 +1,6 @@
 """The driver: several lanes, faults in one of them, and completions that belong to other texts."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,11 @@ import pytest
 
 from prefkit.errors import PrefkitError
 from prefkit.files.journal import read_lines
-from prefkit.files.progress import Progress
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Completion, Request
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Outcome
+from prefkit.pairs.questions import Question
 from prefkit.pairs.run.driver import COMPLETIONS, Driver
-from prefkit.pairs.run.questions import Question
 from tests.pairs.build_cases import question
 
 
@@ -78,7 +79,7 @@ def outcomes(folder: Path) -> dict[str, str]:
 
 def test_lanes_run_beside_each_other_and_do_everything_once(tmp_path: Path) -> None:
     engine = Echo()
-    Driver({"model": engine}, tmp_path, twice, Progress()).run(questions(60))
+    Driver({"model": engine}, tmp_path, twice).run(questions(60))
     found = outcomes(tmp_path)
     assert found == {f"q{i}": f"question {i} 1question {i} 0" for i in range(60)}
     assert engine.most > 1
@@ -90,14 +91,15 @@ def test_an_engine_that_gives_up_ends_the_run_and_the_rest_is_done_later(
 ) -> None:
     engine = Echo(poison="question 30")
     with pytest.raises(PrefkitError, match="gave up"):
-        Driver({"model": engine}, tmp_path, twice, Progress()).run(questions(60))
+        Driver({"model": engine}, tmp_path, twice).run(questions(60))
     after = len(engine.asked)
     time.sleep(0.1)
     assert len(engine.asked) == after  # no lane goes on behind the caller's back
     again = Echo()
-    Driver({"model": again}, tmp_path, twice, Progress()).run(questions(60))
+    Driver({"model": again}, tmp_path, twice).run(questions(60))
     assert len(outcomes(tmp_path)) == 60
-    assert "60 of 60 questions, 60 pairs" in capsys.readouterr().err  # both runs' pairs
+    told = capsys.readouterr().err
+    assert re.search(r" 60/60 .*, 60 pairs, \d+ tokens", told)  # both runs' pairs
     keys = [line["key"] for line in read_lines(tmp_path / COMPLETIONS)]
     assert len(keys) == len(set(keys)) == 180
 
@@ -112,7 +114,7 @@ def test_a_completion_is_kept_for_its_own_text_only(tmp_path: Path) -> None:
                 raise RuntimeError("killed")
             return Outcome(one.id, rows=[{"text": found[0].text}])
 
-        Driver({"model": Echo(lanes=1)}, tmp_path, start, Progress()).run(questions(1))
+        Driver({"model": Echo(lanes=1)}, tmp_path, start).run(questions(1))
 
     with pytest.raises(RuntimeError, match="killed"):
         build("then", end=False)
@@ -126,5 +128,5 @@ def test_a_request_that_its_model_cannot_read_comes_back_empty(tmp_path: Path) -
         rows = [{"text": f"{c.text}:{c.finish}:{c.tokens}"} for c in found]
         return Outcome(one.id, rows=[{"text": " ".join(row["text"] for row in rows)}])
 
-    Driver({"model": Echo(lanes=1)}, tmp_path, start, Progress()).run(questions(1))
+    Driver({"model": Echo(lanes=1)}, tmp_path, start).run(questions(1))
     assert outcomes(tmp_path) == {"q0": ":length:0 ba:end:1"}

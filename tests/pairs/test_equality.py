@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.pairs.grading import equality
-from prefkit.pairs.grading.equality import equal
-from prefkit.pairs.grading.grouping import MAX_KEY, group_key
-from prefkit.pairs.grading.normal_form import normal
+from prefkit.pairs.grading.compare import equality
+from prefkit.pairs.grading.compare.equality import equal
+from prefkit.pairs.grading.compare.grouping import MAX_KEY, group_key
+from prefkit.pairs.grading.compare.normal_form import normal
 from prefkit.pairs.grading.units import quantity
 from tests.pairs.hostile_answers import HOSTILE
 

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from prefkit.demo import arithmetic as world
-from prefkit.pairs.localise import expression
-from prefkit.pairs.localise.program import locate
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.localise.expression.question import is_plain
+from prefkit.pairs.localise.program.locate import locate
+from prefkit.pairs.steps import split_steps
 
 
 def corrupted(problem: world.Problem, rng: random.Random) -> str:
@@ -134,10 +134,10 @@ def test_long_expressions_are_followed_in_any_order() -> None:
 
 def test_bare_calculations_are_told_from_words() -> None:
     lines = RIGHT.splitlines(keepends=True)
-    assert expression.is_plain(lines)
-    assert expression.is_plain([*lines, "A: 18"])
-    assert not expression.is_plain([RIGHT])
-    assert not expression.is_plain(LABELLED)
-    assert not expression.is_plain(BACKWARDS)
-    assert not expression.is_plain([lines[0], f"then {lines[1]}", lines[2]])
-    assert not expression.is_plain([])
+    assert is_plain(lines)
+    assert is_plain([*lines, "A: 18"])
+    assert not is_plain([RIGHT])
+    assert not is_plain(LABELLED)
+    assert not is_plain(BACKWARDS)
+    assert not is_plain([lines[0], f"then {lines[1]}", lines[2]])
+    assert not is_plain([])

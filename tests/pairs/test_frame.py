@@ -15,15 +15,15 @@ from prefkit.cli.build import COMMAND, read
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.journal import Journal, read_lines
 from prefkit.options.parse import split
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Completion, Request, seed_of
+from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.pipelines.evaluate import summary, wilson
-from prefkit.pairs.pipelines.pipeline import Asking, together
 from prefkit.pairs.pipelines.scdpo import temperatures
-from prefkit.pairs.pipelines.steps import STYLES, label_of, split_steps
-from prefkit.pairs.run.fields import BuildFields
+from prefkit.pairs.questions import Questions, read_questions
 from prefkit.pairs.run.manifest import Manifest
 from prefkit.pairs.run.options import resolve
-from prefkit.pairs.run.questions import Questions, read_questions
+from prefkit.pairs.steps import STYLES, label_of, split_steps
 
 NUMBERED = "Let's think.\nStep 1: 2+2=4\nso far.\n\nStep 2: 4+1=5\nStep 3. done"
 _TEXT = st.text(alphabet="ab \n\tStep1:.", max_size=60)

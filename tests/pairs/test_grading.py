@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import ConfigError
-from prefkit.pairs.grading.equality import equal
+from prefkit.pairs.grading.compare.equality import equal
 from prefkit.pairs.grading.grader import Grader
 from tests.pairs.hostile_answers import HOSTILE
 

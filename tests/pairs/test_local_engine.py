@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from prefkit.demo.run import MODEL
 from prefkit.errors import ConfigError
-from prefkit.pairs.engines.base import SHORTENED, Request, seed_of
-from prefkit.pairs.engines.local import LocalEngine
-from prefkit.pairs.engines.stops import cut_at_stop
+from prefkit.pairs.engines.base import SHORTENED, Request, cut_at_stop, seed_of
+from prefkit.pairs.engines.local.engine import LocalEngine
 
 PROMPTS = ("59+1+9+7+8+4-5=\n", "27-5-5-2+8-6+6=\n", "12+3=\n", "4-", "27-5-5-2+8-6+6=\n27-5=22\n")
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefkit.demo.run import MODEL
 from prefkit.errors import ConfigError, ModelError
 from prefkit.pairs.engines.base import Request
-from prefkit.pairs.engines.local import LocalEngine
+from prefkit.pairs.engines.local.engine import LocalEngine
 
 
 def test_an_adapter_folder(tmp_path):

@@ -4,10 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from prefkit.pairs.localise.calculations import calculations
-from prefkit.pairs.localise.equations import first_false
-from prefkit.pairs.localise.origins import stated
-from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.arithmetic.calculations import calculations, first_false
+from prefkit.pairs.localise.program.locate import locate
+from prefkit.pairs.localise.program.origins import stated
 from prefkit.pairs.localise.verdict import Verdict
 
 TRUE = [

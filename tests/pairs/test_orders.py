@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from prefkit.demo import arithmetic as world
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.grading.rationals import parse, tokens_of, value_of
-from prefkit.pairs.localise.forms import form_of, moves, selections, value
-from prefkit.pairs.localise.orders import decided
-from prefkit.pairs.pipelines.attempts import Attempt
+from prefkit.pairs.localise.expression.forms import form_of, moves, selections, value
+from prefkit.pairs.localise.expression.orders import decided
 from prefkit.pairs.pipelines.finding import Finder
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from tests.pairs.build_cases import drive, make_context, question
 from tests.pairs.test_expression import corrupted
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prefkit.critical_tokens import weigh
 from prefkit.data import ReadOptions, prepare_pairs
 from prefkit.demo import arithmetic as world
 from prefkit.errors import ConfigError, PrefkitError
@@ -174,7 +175,12 @@ def test_joined_shards_are_the_whole_build_and_cdpo_weighs_them(tmp_path: Path) 
     path.write_text("".join(Path(QUESTIONS, "a.jsonl").read_text().splitlines(True)[:16]))
 
     def run(name: str, **more: Any) -> Any:
-        return build("cdpo", str(path), model=MODEL, out=str(tmp_path / name), **options, **more)
+        common = {"model": MODEL, "out": str(tmp_path / name), **options}
+        return build("cdpo", str(path), **common, last_stage=weigh, **more)
+
+    with pytest.raises(ConfigError, match=r"last_stage=prefkit\.critical_tokens\.weigh"):
+        build("cdpo", str(path), model=MODEL, out=str(tmp_path / "none"), **options)
+    assert not (tmp_path / "none").exists()
 
     whole = run("whole")
     parts = [run(f"part{i}", shard=f"{i}/2") for i in (1, 2)]

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from prefkit.errors import ConfigError, PrefkitError
-from prefkit.pairs.engines.address import normal_url, public_url
-from prefkit.pairs.engines.patience import Patience
-from prefkit.pairs.engines.server import ServerEngine
+from prefkit.pairs.engines.server.engine import ServerEngine
+from prefkit.pairs.engines.server.finding import normal_url, public_url
+from prefkit.pairs.engines.server.patience import Patience
 from tests.pairs.serving import free_port
 from tests.pairs.tiny_servers import Closer, answering
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import ConfigError, PrefkitError, RowError
-from prefkit.pairs.run.questions import read_questions
+from prefkit.pairs.questions import read_questions
 
 
 def write(path: Path, *rows: object) -> str:

@@ -11,9 +11,9 @@ from prefkit.cli.build import run as run_build
 from prefkit.cli.evaluate import run as run_evaluate
 from prefkit.cli.main import main as prefkit
 from prefkit.errors import ConfigError, ModelError, RowError
+from prefkit.pairs.questions import read_questions
 from prefkit.pairs.run.build import build, evaluate
 from prefkit.pairs.run.manifest import model_identity
-from prefkit.pairs.run.questions import read_questions
 from tests.pairs.build_cases import MODEL
 
 QUESTIONS = str(Path(__file__).parents[2] / "examples" / "tiny_model" / "questions")
@@ -182,7 +182,7 @@ def slow_but_once(answer: str, right: str) -> bool:
 
 
 def test_the_manifest_keeps_no_password(tmp_path: Path) -> None:
-    from prefkit.pairs.run.fields import BuildFields
+    from prefkit.pairs.fields import BuildFields
     from prefkit.pairs.run.manifest import Manifest
     from prefkit.pairs.run.options import resolve
 

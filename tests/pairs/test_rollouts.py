@@ -11,7 +11,7 @@ from prefkit.demo.run import MODEL
 from prefkit.pairs.engines.base import Completion, Request
 from prefkit.pairs.localise.rollouts import first_hopeless, last_with_hope
 from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.steps import split_steps
 
 
 def run(asking: Generator[list[Request], list[Completion], Verdict], answer: Any) -> Verdict:

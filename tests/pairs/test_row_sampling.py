@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from prefkit.demo.run import MODEL
 from prefkit.errors import PrefkitError
 from prefkit.pairs.engines.base import Request, seed_of
-from prefkit.pairs.engines.local import LocalEngine
-from prefkit.pairs.engines.row_sampling import draws_of, keep_nucleus, pick
+from prefkit.pairs.engines.local.engine import LocalEngine
+from prefkit.pairs.engines.local.sampling import draws_of, keep_nucleus, pick
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefkit.demo.run import MODEL
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.pairs.engines.base import SHORTENED, TOO_LONG, Request, seed_of
-from prefkit.pairs.engines.connect import connect
-from prefkit.pairs.engines.local import LocalEngine
-from prefkit.pairs.engines.patience import Unfinished
-from prefkit.pairs.engines.server import ServerEngine
-from prefkit.pairs.engines.server_kinds import (
-    OTHER,
-    VLLM,
-    Server,
-    body_of,
-    choose_model,
-    completion_of,
-)
+from prefkit.pairs.engines.local.engine import LocalEngine
+from prefkit.pairs.engines.server.engine import ServerEngine
+from prefkit.pairs.engines.server.finding import OTHER, VLLM, Server, ServerSettings, choose_model
+from prefkit.pairs.engines.server.messages import body_of, completion_of
+from prefkit.pairs.engines.server.patience import Unfinished
+from prefkit.pairs.fields import BuildFields
+from prefkit.pairs.run.engines import open_engines
 from tests.pairs.serving import serving
 
 pytest.importorskip("fastapi", reason="transformers serve needs transformers[serving]")
@@ -58,10 +53,11 @@ def run(engine, requests):
 
 def test_it_knows_the_server_and_that_its_seeds_hold_one_at_a_time(served, engine, capsys):
     assert (engine.kind, engine.lanes, engine.honours_seeds) == ("transformers serve", 1, True)
-    with closing(connect("ignored", server=served.url, server_model=str(MODEL))) as other:
+    options = BuildFields(model=str(MODEL), server=served.url)
+    with closing(open_engines(options, None)["model"]) as other:
         assert other.lanes == 1
     assert "one request at a time" in capsys.readouterr().err
-    with closing(ServerEngine(served.url, str(MODEL), concurrency=3)) as forced:
+    with closing(ServerEngine(served.url, str(MODEL), ServerSettings(concurrency=3))) as forced:
         assert forced.lanes == 3
         assert len(run(forced, [ask(f"q/{i}") for i in range(6)])) == 6
 
@@ -128,7 +124,7 @@ def test_what_another_client_left_running_does_not_shift_the_seeds(served, engin
     """A killed client's requests go on at the server and draw from the same random state."""
     requests = [ask(f"q/{i}", temperature=1.5) for i in range(3)]
     expected = run(engine, requests)
-    with closing(ServerEngine(served.url, str(MODEL), concurrency=8)) as gone:
+    with closing(ServerEngine(served.url, str(MODEL), ServerSettings(concurrency=8))) as gone:
         tasks = [ask(f"left/{i}", temperature=1.5) for i in range(8)]
         threading.Thread(target=lambda: list(gone.sample(tasks)), daemon=True).start()
         time.sleep(0.1)
@@ -146,7 +142,7 @@ def test_an_unknown_model_is_refused_with_the_servers_words(served):
 
 def test_an_unknown_field_is_refused(served):
     with pytest.raises(PrefkitError, match="temprature"):
-        ServerEngine(served.url, str(MODEL), extra_body={"temprature": 1})
+        ServerEngine(served.url, str(MODEL), ServerSettings(extra_body={"temprature": 1}))
 
 
 def test_what_passes_the_models_positions_ends_no_build(engine, capsys):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from prefkit.pairs.pipelines.steps import STYLES, label_of, split_steps
+from prefkit.pairs.steps import STYLES, label_of, split_steps
 
 UNITS = ["\n", " \n", "\n\n ", "\nStep 1", "Step 1:\n", " ", "Step "]
 

@@ -8,8 +8,9 @@ import pytest
 
 from prefkit.errors import PrefkitError
 from prefkit.pairs.engines.base import SHORTENED, TOO_LONG, Request
-from prefkit.pairs.engines.server import ServerEngine
-from prefkit.pairs.engines.too_long import fewer_tokens, is_too_long
+from prefkit.pairs.engines.server.engine import ServerEngine
+from prefkit.pairs.engines.server.finding import ServerSettings
+from prefkit.pairs.engines.server.patience import fewer_tokens, is_too_long
 from tests.pairs.tiny_servers import answering
 
 pytest.importorskip("openai")
@@ -62,7 +63,10 @@ def test_a_long_prompt_is_answered_shorter_and_one_too_long_with_nothing(templat
     def ask(prompt):
         return Request(key="q", text="1" * prompt, temperature=1.0, max_tokens=400, seed=1)
 
-    with answering(answer) as url, closing(ServerEngine(url, concurrency=1)) as engine:
+    with (
+        answering(answer) as url,
+        closing(ServerEngine(url, settings=ServerSettings(concurrency=1))) as engine,
+    ):
         assert engine.fits(ask(1000))
         (long,) = engine.sample([ask(40)])
         assert (long.text, long.finish, long.tokens) == ("x" * wrote, "length", wrote)
@@ -82,7 +86,10 @@ def test_the_users_own_max_tokens_is_shortened_too():
 
     extra = {"max_tokens": 70}
     request = Request(key="q", text="1", temperature=1.0, max_tokens=5, seed=8)
-    with answering(answer) as url, closing(ServerEngine(url, extra_body=extra)) as engine:
+    with (
+        answering(answer) as url,
+        closing(ServerEngine(url, settings=ServerSettings(extra_body=extra))) as engine,
+    ):
         assert next(engine.sample([request])).text == "8"
         assert engine.notes == {SHORTENED: 1}
 

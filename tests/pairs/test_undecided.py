@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefkit.pairs.grading.grader import UNDECIDED, Grader
+from prefkit.pairs.grading.grader import Grader
+from prefkit.pairs.grading.verdicts import UNDECIDED
 
 pytest.importorskip("math_verify", reason="grading needs math-verify: pip install 'prefkit[build]'")
 pytest.importorskip("pebble", reason="grading needs pebble: pip install 'prefkit[build]'")

@@ -88,7 +88,7 @@ def loss_and_gradients(
     reference = torch.randn(vocab, width, generator=generator)
 
     def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-        flat = hidden.reshape(-1, width)[batch["rows"]]
+        flat = hidden.reshape(-1, width)[batch["positions"]]
         out = fused_preference_loss(
             flat,
             weight,
@@ -296,7 +296,7 @@ def test_a_model_after_training_still_reads_padded_rows(tmp_path: Path) -> None:
 def test_a_batch_size_beside_a_token_budget_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="per_device_train_batch_size and tokens_per_batch both"):
         trainer(tmp_path, tokens_per_batch=100, per_device_train_batch_size=2)
-    with pytest.raises(ConfigError, match="tokens_per_batch is 0; it must be positive"):
+    with pytest.raises(ConfigError, match="tokens_per_batch is 0; it must be 1 or more"):
         trainer(tmp_path, tokens_per_batch=0)
     with pytest.raises(
         ConfigError, match=r"row \d+: the pair has \d+ tokens in layout shared, more"

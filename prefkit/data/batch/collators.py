@@ -1,8 +1,8 @@
 """TokenizedPair → PairBatch: padded rows, or one row without padding that shares prefixes.
 
-Whatever the layout, what is scored is a list of T tokens: `rows` tells from which place of the row
-each is predicted. In a shared layout the last token of a prefix predicts the first token of both
-sides, so its place occurs twice.
+Whatever the layout, what is scored is a list of T tokens: `positions` tells from which position of
+the row each is predicted. In a shared layout the last token of a prefix predicts the first token of
+both sides, so its position occurs twice.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from prefkit.errors import ConfigError
 
 IndexedPair = tuple[int, TokenizedPair]
 Layout = Literal["shared", "separate", "padded"]
-Grown = tuple[list[Tree], list[np.ndarray], list[np.ndarray]]  # trees, their ids, sides' places
+Grown = tuple[list[Tree], list[np.ndarray], list[np.ndarray]]  # trees, their ids, sides' positions
 
 
 class _Collator:
@@ -60,13 +60,13 @@ class _Collator:
         for row, side in enumerate(sides):
             ids[row, : len(side.ids)] = torch.from_numpy(side.ids.astype(np.int64))
             mask[row, : len(side.ids)] = 1
-        places = [row * length + np.arange(len(side.ids)) for row, side in enumerate(sides)]
+        positions = [row * length + np.arange(len(side.ids)) for row, side in enumerate(sides)]
         real = sum(len(side.ids) for side in sides)
-        return PairBatch(input_ids=ids, attention_mask=mask, num_tokens=real), places
+        return PairBatch(input_ids=ids, attention_mask=mask, num_tokens=real), positions
 
     def _one_row(self, grown: Iterable[Grown]) -> tuple[PairBatch, list[np.ndarray]]:
         """All trees in one row without padding."""
-        trees, ids, places = (list(chain(*parts)) for parts in zip(*grown, strict=True))
+        trees, ids, positions = (list(chain(*parts)) for parts in zip(*grown, strict=True))
         count = trees[-1].stop
         if filler := self._rounded(count) - count:
             trees.append(Tree(count, filler))
@@ -79,7 +79,7 @@ class _Collator:
             stream=stream,
             num_tokens=count,
         )
-        return batch, places
+        return batch, positions
 
 
 class PairCollator(_Collator):
@@ -103,8 +103,8 @@ class PairCollator(_Collator):
         pairs = [pair for _, pair in indexed]
         sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
         padded = self.layout == "padded"
-        batch, places = self._padded_rows(sides) if padded else self._one_row(self._grow(pairs))
-        _score(batch, sides, places)
+        batch, positions = self._padded_rows(sides) if padded else self._one_row(self._grow(pairs))
+        _score(batch, sides, positions)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
         margins = [pair.margin for pair in pairs if pair.margin is not None]
         if len(margins) == len(pairs):
@@ -137,48 +137,50 @@ class SolutionCollator(_Collator):
         indexed = _indexed(items)
         sides = [side for _, side in indexed]
         padded = self.layout == "padded"
-        batch, places = (
+        batch, positions = (
             self._padded_rows(sides) if padded else self._one_row([_own_trees(sides, 0)])
         )
-        _score(batch, sides, places)
+        _score(batch, sides, positions)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
         return batch
 
 
 def _indexed(items: Sequence[Any]) -> list[tuple[int, Any]]:
-    return [item if isinstance(item, tuple) else (place, item) for place, item in enumerate(items)]
+    return [item if isinstance(item, tuple) else (index, item) for index, item in enumerate(items)]
 
 
 def _shared_tree(both: tuple[TokenizedSide, TokenizedSide], shared: int, start: int) -> Grown:
     tails = tuple(len(side.ids) - shared for side in both)
     tree = Tree(start, shared, tails)
     trunk = start + np.arange(shared)
-    places = [
+    positions = [
         np.concatenate([trunk, first + np.arange(length)])
         for first, length in zip(tree.tail_starts(), tails, strict=True)
     ]
-    return [tree], [both[0].ids, both[1].ids[shared:]], places
+    return [tree], [both[0].ids, both[1].ids[shared:]], positions
 
 
 def _own_trees(sides: Sequence[TokenizedSide], start: int) -> Grown:
-    trees, places = [], []
+    trees, positions = [], []
     for side in sides:
         trees.append(Tree(start, len(side.ids)))
-        places.append(start + np.arange(len(side.ids)))
+        positions.append(start + np.arange(len(side.ids)))
         start += len(side.ids)
-    return trees, [side.ids for side in sides], places
+    return trees, [side.ids for side in sides], positions
 
 
-def _score(batch: PairBatch, sides: Sequence[TokenizedSide], places: Sequence[np.ndarray]) -> None:
-    """The scored tokens, side by side; a token's predictor is the place before it."""
-    rows, targets, segments, weights = [], [], [], []
-    for segment, (side, place) in enumerate(zip(sides, places, strict=True)):
+def _score(
+    batch: PairBatch, sides: Sequence[TokenizedSide], positions: Sequence[np.ndarray]
+) -> None:
+    """The scored tokens, side by side; a token's predictor is the position before it."""
+    predicting, targets, segments, weights = [], [], [], []
+    for segment, (side, own) in enumerate(zip(sides, positions, strict=True)):
         scored = side.scored[1:]
-        rows.append(place[:-1][scored])
+        predicting.append(own[:-1][scored])
         targets.append(side.ids[1:][scored])
         weights.append(side.weights[1:][scored])
         segments.append(np.full(int(scored.sum()), segment))
-    batch["rows"] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    batch["positions"] = torch.from_numpy(np.concatenate(predicting).astype(np.int64))
     batch["targets"] = torch.from_numpy(np.concatenate(targets).astype(np.int64))
     batch["segments"] = torch.from_numpy(np.concatenate(segments).astype(np.int64))
     batch["weights"] = torch.from_numpy(np.concatenate(weights).astype(np.float32))

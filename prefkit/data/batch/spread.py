@@ -48,14 +48,14 @@ def cut(batch: PairBatch, group: dist.ProcessGroup, device: torch.device) -> Pai
     length = len(batch["stream"]) // group.size()
     assert length * group.size() == len(batch["stream"]), "the collator rounds rows up"
     start = group.rank() * length
-    mine = (batch["rows"] >= start) & (batch["rows"] < start + length)
+    mine = (batch["positions"] >= start) & (batch["positions"] < start + length)
     piece = PairBatch(**batch)
     piece["input_ids"] = batch["input_ids"][:, start : start + length]
     piece["position_ids"] = batch["position_ids"][:, start : start + length]
     for name in _BY_ROW:
         if name in batch:
             piece[name] = batch[name][mine]  # type: ignore[literal-required]
-    piece["rows"] = batch["rows"][mine] - start
+    piece["positions"] = batch["positions"][mine] - start
     piece["num_scored"] = int((piece["weights"] != 0).sum())
     piece["num_tokens"] = min(max(batch["num_tokens"] - start, 0), length)
     piece["stream"] = ShardedStream(batch["stream"], group)

@@ -9,7 +9,6 @@ present one: anything else is refused by name, never half used.
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from prefkit.data.pair import TokenizedPair
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.atomic import replace_file, write_json
+from prefkit.files.progress import Progress
 
 MANIFEST = "manifest.json"
 Sides = tuple[Tensor, Tensor]  # of one pair: chosen, rejected
@@ -119,7 +119,7 @@ def compute_sides(
     batch_size: int,
     dtype: torch.dtype,
     what: str,
-    progress: "Progress",
+    progress: Progress,
 ) -> list[Tensor]:
     """compute's values of the responses of these pairs in their order, on the CPU.
 
@@ -129,7 +129,7 @@ def compute_sides(
         batch_size: pairs a call.
         dtype: of the result.
         what: the values' name.
-        progress: updated at each call.
+        progress: counts tokens.
 
     Raises:
         PrefkitError: a value that is not finite, in `dtype`.
@@ -141,7 +141,7 @@ def compute_sides(
         chunk = order[start : start + batch_size]
         for i, both in zip(chunk, compute([part[i] for i in chunk]), strict=True):
             sides[2 * i : 2 * i + 2] = [side.to("cpu", dtype) for side in both]
-        progress.done([part[i] for i in chunk])
+        progress.add(tokens_of([part[i] for i in chunk]))
     for i, side in enumerate(sides):
         if not bool(torch.isfinite(side).all()):
             pair = part[i // 2]
@@ -152,38 +152,6 @@ def compute_sides(
     return sides
 
 
-class Progress:
-    """Says every ten seconds how far, how fast and how long still.
-
-    Args:
-        what: the values' name.
-        pairs: all that are to be computed.
-        say: receives the lines.
-    """
-
-    def __init__(
-        self, what: str, pairs: Sequence[TokenizedPair], say: Callable[[str], None]
-    ) -> None:
-        self.what, self.left, self.say = what, _tokens(pairs), say
-        self.tokens, self.start, self.last = 0, time.monotonic(), time.monotonic()
-
-    def skip(self, pairs: Sequence[TokenizedPair]) -> None:
-        """These are there already."""
-        self.left -= _tokens(pairs)
-
-    def done(self, pairs: Sequence[TokenizedPair]) -> None:
-        """These have just been computed."""
-        count = _tokens(pairs)
-        self.tokens, self.left = self.tokens + count, self.left - count
-        now = time.monotonic()
-        if now - self.last >= 10 or not self.left:
-            rate = self.tokens / max(now - self.start, 1e-9)
-            self.last = now
-            self.say(
-                f"Reference {self.what}: {rate:,.0f} tokens/s, {self.left:,} tokens left, "
-                f"about {self.left / max(rate, 1e-9):.0f} s."
-            )
-
-
-def _tokens(pairs: Sequence[TokenizedPair]) -> int:
+def tokens_of(pairs: Sequence[TokenizedPair]) -> int:
+    """Tokens of both sequences of some pairs."""
     return sum(len(pair.chosen.ids) + len(pair.rejected.ids) for pair in pairs)

@@ -28,15 +28,16 @@ from torch import Tensor
 
 from prefkit.data.pair import TokenizedPair
 from prefkit.errors import ConfigError
+from prefkit.files.progress import Progress
 from prefkit.model.reference.cache_folder import (
     ComputeFn,
-    Progress,
     compute_sides,
     finish_manifest,
     pairs_slice,
     scored_counts,
     shard_path,
     start_manifest,
+    tokens_of,
     write_shard,
 )
 from prefkit.model.reference.fingerprints import fingerprint_pairs
@@ -114,7 +115,7 @@ def build_hidden_cache(
             moves each KL (docs/long_context.md has measurements).
         model_fingerprint: of the reference, with its precision.
         batch_size: pairs a call of `compute`.
-        say: receives the size, then progress lines (tokens a second, time left).
+        say: receives the size, before anything is computed.
 
     Raises:
         ConfigError: the folder holds something else; the disk lacks the space. Nothing has been
@@ -128,15 +129,16 @@ def build_hidden_cache(
     cache = HiddenCache(folder, starts, firsts, width, dtype)
     wanted = _manifest(cache, pairs, model_fingerprint)
     start_manifest(folder, wanted)
-    progress = Progress(_NAME, pairs, say)
+    progress = Progress(tokens_of(pairs), f"Reference {_NAME}", " tokens")
     missing = _missing(cache, pairs, model_fingerprint, progress)
     needed = sum(starts[2 * last] - starts[2 * first] for _, first, last, _ in missing)
     _check_space(cache, needed * width * dtype.itemsize, say)
-    for shard, first, last, origin in missing:
-        part = pairs_slice(pairs, first, last)
-        sides = compute_sides(part, compute, batch_size, dtype, _NAME, progress)
-        _check_shapes(sides, counts[2 * first : 2 * last], width)
-        write_shard(shard_path(folder, shard), {_KEY: torch.cat(sides)}, origin)
+    with progress:
+        for shard, first, last, origin in missing:
+            part = pairs_slice(pairs, first, last)
+            sides = compute_sides(part, compute, batch_size, dtype, _NAME, progress)
+            _check_shapes(sides, counts[2 * first : 2 * last], width)
+            write_shard(shard_path(folder, shard), {_KEY: torch.cat(sides)}, origin)
     finish_manifest(folder, wanted)
     return cache
 
@@ -179,7 +181,7 @@ def _missing(
         tokens = cache.starts[2 * last] - cache.starts[2 * first]
         path = shard_path(cache.folder, shard)
         if _is_whole(path, [tokens, cache.width], cache.dtype, origin):
-            progress.skip(part)
+            progress.skip(tokens_of(part))
         else:
             missing.append((shard, first, last, origin))
     return missing

@@ -6,8 +6,7 @@
 Manifest, shards and resuming: `prefkit.model.reference.cache_folder`.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +15,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prefkit.data.pair import TokenizedPair
+from prefkit.files.progress import Progress
 from prefkit.model.reference.cache_folder import (
     ComputeFn,
-    Progress,
     compute_sides,
     finish_manifest,
     pairs_slice,
     scored_counts,
     shard_path,
     start_manifest,
+    tokens_of,
     write_shard,
 )
 from prefkit.model.reference.fingerprints import fingerprint_model, fingerprint_pairs
 
 __all__ = ["ReferenceCache", "build_cache", "fingerprint_model"]
-
-logger = logging.getLogger(__name__)
 
 PAIRS_A_SHARD = 256
 _NAME = "log-probabilities"
@@ -60,7 +58,6 @@ def build_cache(
     *,
     model_fingerprint: str,
     batch_size: int,
-    say: Callable[[str], None] = logger.info,
 ) -> ReferenceCache:
     """Completes the cache in `folder` (or finds it complete) and loads it.
 
@@ -70,7 +67,6 @@ def build_cache(
         score: log-probabilities (nats) of the scored tokens of a few pairs.
         model_fingerprint: of the reference, with its precision.
         batch_size: pairs a call of `score`.
-        say: receives progress lines (tokens a second, time left).
 
     Raises:
         ConfigError: the folder holds a cache of another model or of other pairs.
@@ -84,19 +80,20 @@ def build_cache(
     }
     start_manifest(folder, wanted)
     logps, counts = [], []
-    progress = Progress(_NAME, pairs, say)
-    for shard, start in enumerate(range(0, len(pairs), PAIRS_A_SHARD)):
-        part = pairs_slice(pairs, start, start + PAIRS_A_SHARD)
-        path, origin = shard_path(folder, shard), f"{model_fingerprint}:{fingerprint_pairs(part)}"
-        loaded = _read_shard(path, scored_counts(part), origin)
-        if loaded is None:
-            sides = compute_sides(part, score, batch_size, torch.float32, _NAME, progress)
-            loaded = torch.cat(sides), torch.tensor([len(side) for side in sides])
-            write_shard(path, {"logp": loaded[0], "counts": loaded[1]}, origin)
-        else:
-            progress.skip(part)
-        logps.append(loaded[0])
-        counts.append(loaded[1])
+    with Progress(tokens_of(pairs), f"Reference {_NAME}", " tokens") as progress:
+        for shard, start in enumerate(range(0, len(pairs), PAIRS_A_SHARD)):
+            part = pairs_slice(pairs, start, start + PAIRS_A_SHARD)
+            path, mark = shard_path(folder, shard), fingerprint_pairs(part)
+            loaded = _read_shard(path, scored_counts(part), f"{model_fingerprint}:{mark}")
+            if loaded is None:
+                sides = compute_sides(part, score, batch_size, torch.float32, _NAME, progress)
+                loaded = torch.cat(sides), torch.tensor([len(side) for side in sides])
+                values = {"logp": loaded[0], "counts": loaded[1]}
+                write_shard(path, values, f"{model_fingerprint}:{mark}")
+            else:
+                progress.skip(tokens_of(part))
+            logps.append(loaded[0])
+            counts.append(loaded[1])
     finish_manifest(folder, wanted)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), *counts]).cumsum(0)
     return ReferenceCache(torch.cat(logps) if logps else torch.empty(0), starts)

@@ -53,7 +53,7 @@ class Reference:
     adapter_owner: Any = None
     _held: FSDPModule | None = field(default=None, init=False, repr=False)
 
-    def run(self, inputs: ModelInputs, rows: Tensor, compute: Compute) -> Any:
+    def run(self, inputs: ModelInputs, positions: Tensor, compute: Compute) -> Any:
         """compute(hidden (T, D), weight (V, D), bias (V,) | None) inside the model's forward.
 
         Autocast is on there. Units of FSDP2 are freed after it, but for the one that is held.
@@ -61,7 +61,7 @@ class Reference:
         got: list[Any] = []
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
+            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
             got.append(compute(hidden, weight, bias))
             return hidden[:0], {}
 
@@ -74,13 +74,13 @@ class Reference:
         return got[0]
 
     def operands(
-        self, inputs: ModelInputs, rows: Tensor, policy: LogitTransform, vocab_size: int
+        self, inputs: ModelInputs, positions: Tensor, policy: LogitTransform, vocab_size: int
     ) -> dict[str, Tensor | None]:
         """Keyword arguments `ref_hidden`, `ref_weight`, `ref_bias` of the loss.
 
         Args:
             inputs: the batch.
-            rows: (T,) int64, places of the scored tokens in the flattened R·L.
+            positions: (T,) int64, of the scored tokens in the flattened R·L.
             policy: the policy's logit transform, which the loss applies to both.
             vocab_size: rows of the policy's head.
 
@@ -91,7 +91,7 @@ class Reference:
             self._hold_head()
         keep = outliving if self.adapter_owner is None else (lambda value: value)
         hidden, weight, bias = self.run(
-            inputs, rows, lambda hidden, *head: (hidden, *map(keep, head))
+            inputs, positions, lambda hidden, *head: (hidden, *map(keep, head))
         )
         # With the adapter off, the weight is the policy's own, and freed memory is as it should be:
         # the policy's forward gathers it into the same tensor again before the loss reads it.
@@ -115,12 +115,14 @@ class Reference:
         if self._held is not None:
             self._held.set_reshard_after_forward(False, recurse=False)
 
-    def logp(self, inputs: ModelInputs, rows: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    def logp(
+        self, inputs: ModelInputs, positions: Tensor, targets: Tensor, **options: Any
+    ) -> Tensor:
         """(T,) log-probabilities of `targets` in nats, fp32 (fp64 for an fp64 model).
 
         Args:
-            inputs, rows: as in `operands`.
-            targets: (T,) int64, the token each row predicts.
+            inputs, positions: as in `operands`.
+            targets: (T,) int64, the token that each position predicts.
             options: `memory_budget`, `backend` of `token_stats`.
         """
         transform = self.head.transform
@@ -138,7 +140,7 @@ class Reference:
             assert stats.logp is not None
             return stats.logp
 
-        return self.run(inputs, rows, compute)
+        return self.run(inputs, positions, compute)
 
 
 def check_vocabularies(policy: Head, reference: Head, tokens: int) -> None:

@@ -9,7 +9,7 @@ also as `prefkit.data.formats.fields.blocks` joins them in its style "plain".
 
 import re
 
-from prefkit.pairs.pipelines.steps import split_steps
+from prefkit.pairs.steps import split_steps
 
 Block = dict[str, str]  # {"type": "text" | "code" | "execution", "content": …}
 

@@ -127,3 +127,9 @@ def seed_of(base: int, key: str) -> int:
     """The seed of a request: 31 bits of SHA-256 of the build's seed and the request's key."""
     digest = hashlib.sha256(f"{base}/{key}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop text, and whether there was one."""
+    indices = [index for stop in stops if (index := text.find(stop)) >= 0]
+    return (text[: min(indices)], True) if indices else (text, False)

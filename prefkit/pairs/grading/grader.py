@@ -15,59 +15,20 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from prefkit.data.text.thoughts import parted
 from prefkit.errors import ConfigError
-from prefkit.pairs.grading.answers import check_way, find
-from prefkit.pairs.grading.found import Found
-from prefkit.pairs.grading.verdicts import verdict_on
+from prefkit.pairs.grading.find.answers import check_rule, find
+from prefkit.pairs.grading.find.found import Found
+from prefkit.pairs.grading.verdicts import Grade, verdict_on
 
-DEFAULT_FUNCTION = "prefkit.pairs.grading.equality:equal"
+DEFAULT_FUNCTION = "prefkit.pairs.grading.compare.equality:equal"
 MAX_ANSWER = 10_000  # characters; what is longer is no answer
 MEMORY = 2 << 30  # bytes of address space that a worker may take beyond what it starts with
 
-# Why a verdict could not be had: `Grade.how` → as the manifest counts it.
-UNDECIDED = {
-    "none": "no answer found",
-    "thought": "the thought does not end",
-    "unclear": "several answers, one of them right",
-    "part": "a number that is a part of the answer, or may be",
-    "corrected": "an answer that is taken back",
-    "rounded": "a number that rounds to the right one",
-    "disagree": "prefkit and math-verify disagree",
-    "unread": "words or a formula that cannot be read",
-    "refused": "too long or too large to be compared",
-    "timeout": "grading ended in timeout",
-    "error": "grading ended in error",
-}
 _PLAIN_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
-
-
-@dataclass(frozen=True)
-class Grade:
-    """The verdict on one solution.
-
-    Attributes:
-        correct: the answer equals the right one. False whenever that could not be found out.
-        answer: what the solution states, None where it states nothing (or the pattern that finds
-            it was stopped).
-        how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
-            the grading function), or why it is undecided, one of `UNDECIDED`.
-        note: a word for the log where `how` does not say it all (the exception's text), else "".
-    """
-
-    correct: bool
-    answer: str | None
-    how: str
-    note: str = ""
-
-    @property
-    def decided(self) -> bool:
-        """Whether right or wrong was found out."""
-        return self.how not in UNDECIDED
 
 
 class Grader:
@@ -98,9 +59,9 @@ class Grader:
             raise ConfigError(f"grader workers is {workers}; at least 1 is needed.")
         if not seconds > 0:
             raise ConfigError(f"grader seconds is {seconds}; it must be above 0.")
-        check_way(answer)
+        check_rule(answer)
         load_function(function)  # a mistake shows here, not after an hour of sampling
-        self.seconds, self.way, self.function = seconds, answer, function
+        self.seconds, self.rule, self.function = seconds, answer, function
         self._workers, self._lock, self._closed = workers, threading.Lock(), False
         self._pool: Any = None  # a pebble.ProcessPool
 
@@ -118,15 +79,15 @@ class Grader:
         golds = [_gold(gold) for _, gold in items]
         waiting: list[tuple[int, str | None, Any]] = []
         grades: list[Grade | None] = [None] * len(items)
-        for place, (solution, _) in enumerate(items):
-            task = self._at_once(solution, golds[place])
+        for index, (solution, _) in enumerate(items):
+            task = self._at_once(solution, golds[index])
             if isinstance(task, Grade):
-                grades[place] = task
+                grades[index] = task
             else:
                 answer = task.answer if isinstance(task, Found) else None
-                waiting.append((place, answer, self._schedule(task, golds[place])))
-        for place, answer, future in waiting:
-            grades[place] = _result(future, answer, self.seconds)
+                waiting.append((index, answer, self._schedule(task, golds[index])))
+        for index, answer, future in waiting:
+            grades[index] = _result(future, answer, self.seconds)
         return [grade for grade in grades if grade is not None]
 
     def try_out(self, gold: str) -> None:
@@ -169,9 +130,9 @@ class Grader:
         text, is_thinking = parted(solution)
         if is_thinking:
             return Grade(False, None, "thought")
-        if self.way.startswith("regex:"):
+        if self.rule.startswith("regex:"):
             return text
-        found = find(text, self.way)
+        found = find(text, self.rule)
         if found.answer is None:
             return Grade(False, None, "none")
         if len(found.answer) > MAX_ANSWER:
@@ -200,7 +161,7 @@ class Grader:
                     initargs=(self.function,),
                     context=multiprocessing.get_context("spawn"),
                 )
-            arguments = (self.function, self.way, task, gold)
+            arguments = (self.function, self.rule, task, gold)
             return self._pool.schedule(_work, args=arguments, timeout=self.seconds)
 
 
@@ -228,7 +189,7 @@ def load_function(path: str) -> Callable[[str, str], bool]:
 
 
 def _gold(gold: str) -> str:
-    """The right answer; of a solution in its place, the answer that it states."""
+    """The right answer; where that is a whole solution, the answer that it states."""
     gold = gold.strip()
     found = find(gold)
     is_solution = found.by in ("hash", "tag", "boxed", "stated") or (
@@ -262,9 +223,9 @@ def _prepare(path: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
 
-def _work(path: str, way: str, task: Found | str, gold: str) -> tuple[bool, str | None, str]:
+def _work(path: str, rule: str, task: Found | str, gold: str) -> tuple[bool, str | None, str]:
     """(right, answer, how) of an answer, or of a text in which it has to be found."""
-    found = task if isinstance(task, Found) else find(task, way)
+    found = task if isinstance(task, Found) else find(task, rule)
     if found.answer is None:
         return False, None, "none"
     if len(found.answer) > MAX_ANSWER:

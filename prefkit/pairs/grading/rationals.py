@@ -122,9 +122,9 @@ def evaluate(node: Node, percent: str = "hundredths") -> Fraction:
             return value / 100 if is_percent and percent != "plain" else value
         case Sum(terms):
             total = Fraction(0)
-            for place, (sign, term) in enumerate(terms):
+            for index, (sign, term) in enumerate(terms):
                 value = evaluate(term, percent)
-                if percent == "relative" and place and isinstance(term, Number) and term.percent:
+                if percent == "relative" and index and isinstance(term, Number) and term.percent:
                     value *= total
                 total += sign * value
             return total

@@ -1,18 +1,16 @@
-"""A number with its unit: 18, $18, 18 dollars, 1.5 hours, 50 %.
+r"""A number with its unit: 18, $18, 18 dollars, 1.5 hours, 50 %; and the words behind a number.
 
 Units of one kind are converted to a basic one; a word that is no known unit ("18 apples") says
 nothing and is left out. What is composed (m/s, m^3) or has an opposite (am, north) is not left out
-beside another one. A word that multiplies ("5 million") is part of the number; behind one that
-calculates ("5 squared") no number with a unit is read. Two units of one kind are added: 1 hour 30
-minutes are 90 minutes.
+beside another one. Two units of one kind are added: 1 hour 30 minutes are 90 minutes. Words that
+multiply (5 million, 2 dozen, 7 tenths, 1.5k) are part of the number. Words and signs that calculate
+with it (5 squared, 5 divided by 2, 5 and a half) are none of a unit: 5 squared is not 5.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from prefkit.pairs.grading.magnitudes import scale_of, spelt_out
-from prefkit.pairs.grading.operations import word_calculates
 from prefkit.pairs.grading.rationals import value_of
 
 _TABLE: dict[str, dict[str, int | Fraction]] = {
@@ -181,3 +179,86 @@ def _known(unit: str) -> tuple[str | None, Fraction]:
     if kind == "angle" and len(words) > 1 and words[1] in _DEGREES:
         kind = f"temperature {words[1][0]}"
     return (kind if power == 1 else f"{kind} ^{power}"), factor**power
+
+
+_MAGNITUDES: dict[str, int | Fraction] = {
+    "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "dozen": 12, "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000), "millionth": Fraction(1, 10**6), "mln": 10**6, "bn": 10**9,
+}  # fmt: skip
+# Only right behind a digit: "1.5k" is 1500, "5 k" a formula; "5 m" are metres, "5M" are million.
+_LETTERS = {"k": 1000, "K": 1000, "M": 10**6, "B": 10**9}
+_LETTER = re.compile(r"(?<=\d)([kKMB])(?![A-Za-z/^\d])")
+_NAMES = {value: name for name, value in _MAGNITUDES.items() if len(name) > 3}
+
+
+def spelt_out(text: str) -> str:
+    """A number's letter as a word: "$1.5k" as "$1.5 thousand"."""
+    return _LETTER.sub(lambda match: f" {_NAMES[_LETTERS[match[1]]]}", text)
+
+
+def _magnitude(word: str) -> int | Fraction | None:
+    return _MAGNITUDES.get(word) or _MAGNITUDES.get(word.removesuffix("s"))
+
+
+def scale_of(unit: str) -> tuple[Fraction, str]:
+    """(what the leading words of a unit multiply by, the unit without them).
+
+    Args:
+        unit: what stands after a number, in lower case: "hundred thousand dollars".
+
+    Returns:
+        (1, unit) where no such word leads; "hundred thousand dollars" gives (100000, "dollars").
+    """
+    scale, words = Fraction(1), unit.split()
+    while words and (found := _magnitude(words[0])):
+        scale *= found
+        words = words[1:]
+    return scale, " ".join(words)
+
+
+_FRACTION = r"(?:half|halves|quarters?|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?)"
+_DIRECT = "|".join(  # behind the number itself: "5 cm squared" is a unit
+    [
+        r"squared|cubed|factorial|remainder|mod(?:ulo)?|out[ \t]+of",
+        r"[xX](?=[ \t]*\d)|(?:of|in|over|less)(?=[ \t]+[$\d(\\])|over(?=[ \t]+[b-z]\b)",
+        rf"[-–]?{_FRACTION}",
+    ]
+)
+_ANYWHERE = "|".join(  # behind its unit as well
+    [
+        r"times(?=[ \t]+\S)|divided|multiplied|raised|plus|minus|to[ \t]+the[ \t]+power",
+        r"(?:more|less|fewer)[ \t]+than|(?:by|to)(?=[ \t]+[$\d(\\])",
+        r"or[ \t]+(?:more|less|fewer)|below[ \t]+zero|at[ \t]+(?:most|least)",
+        rf"and[ \t]+{_FRACTION}|(?:an?|one|two|three)[ \t-]+{_FRACTION}",
+    ]
+)
+_CALCULATING = re.compile(
+    rf"[ \t]*(?:(?:{_DIRECT})(?![A-Za-z])"
+    rf"|(?:[A-Za-z²³°%.]+[ \t]+){{0,2}}?(?:{_ANYWHERE})(?![A-Za-z]))"
+)
+_STARTS_WITH_NUMBER = re.compile(r"[-+(]*[$€£]?(?:\d[\d,. ]*|\([^()]*\))(?:/\d+)?(?:\s*%)?")
+_CALCULATING_SIGNS = re.compile(
+    r"[(\[!]|[ \t]*[\^*/√\\+×÷·⋅<>≤≥≠]|[-−–](?=\w)|[ \t]+[-−–][ \t]*(?=[\d$(\\])"
+)
+
+
+def calculates(answer: str) -> bool:
+    """Whether an answer begins with a number and a word calculates with it: 5 divided by 2."""
+    number = _STARTS_WITH_NUMBER.match(answer)
+    return number is not None and word_calculates(" " + answer[number.end() :])
+
+
+def word_calculates(rest: str) -> bool:
+    """Whether a word in what stands behind a number calculates with it.
+
+    Args:
+        rest: begins behind the number; two words, its unit, may stand before the one that
+            calculates, but no full stop.
+    """
+    return bool(_CALCULATING.match(rest))
+
+
+def sign_calculates(rest: str) -> bool:
+    """Whether a sign behind a number does: of a power, a factorial, a product, an inequality."""
+    return bool(_CALCULATING_SIGNS.match(rest))

@@ -6,12 +6,53 @@ wrong that is right in the other reading. Nor is one a clear mistake where anoth
 line, or another box, is right.
 """
 
-from prefkit.pairs.grading.bounds import bounded, sane
-from prefkit.pairs.grading.equality import compare
-from prefkit.pairs.grading.formulas import found_in, read, readable, verified
-from prefkit.pairs.grading.found import Found
-from prefkit.pairs.grading.normal_form import normal
+from dataclasses import dataclass
+
+from prefkit.pairs.grading.compare.comparison import bounded, sane
+from prefkit.pairs.grading.compare.equality import compare
+from prefkit.pairs.grading.compare.formulas import found_in, read, readable, verified
+from prefkit.pairs.grading.compare.normal_form import normal
+from prefkit.pairs.grading.find.found import Found
 from prefkit.pairs.grading.units import quantity
+
+# Why a verdict could not be had: `Grade.how` → as the manifest counts it.
+UNDECIDED = {
+    "none": "no answer found",
+    "thought": "the thought does not end",
+    "unclear": "several answers, one of them right",
+    "part": "a number that is a part of the answer, or may be",
+    "corrected": "an answer that is taken back",
+    "rounded": "a number that rounds to the right one",
+    "disagree": "prefkit and math-verify disagree",
+    "unread": "words or a formula that cannot be read",
+    "refused": "too long or too large to be compared",
+    "timeout": "grading ended in timeout",
+    "error": "grading ended in error",
+}
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one solution.
+
+    Attributes:
+        correct: the answer equals the right one. False whenever that could not be found out.
+        answer: what the solution states, None where it states nothing (or the pattern that finds
+            it was stopped).
+        how: "exact" (the same characters), "integer" (two plain integers), "function" (decided by
+            the grading function), or why it is undecided, one of `UNDECIDED`.
+        note: a word for the log where `how` does not say it all (the exception's text), else "".
+    """
+
+    correct: bool
+    answer: str | None
+    how: str
+    note: str = ""
+
+    @property
+    def decided(self) -> bool:
+        """Whether right or wrong was found out."""
+        return self.how not in UNDECIDED
 
 
 def verdict_on(found: Found, gold: str) -> tuple[bool, str]:

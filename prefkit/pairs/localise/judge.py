@@ -1,4 +1,4 @@
-"""The first wrong step as a judge model sees it (the way of Step-DPO, arXiv 2406.18629).
+"""The first wrong step as a judge model sees it (as in Step-DPO, arXiv 2406.18629).
 
 The judge reads problem, right solution and the numbered steps, comments on one step after the
 other, and closes with a list of verdicts. The first step it calls neutral or incorrect is taken as

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 
 from prefkit.pairs.engines.base import Completion, Request
-from prefkit.pairs.localise.equations import first_false
+from prefkit.pairs.localise.arithmetic.calculations import first_false
 from prefkit.pairs.localise.verdict import Verdict
 
 
@@ -64,15 +64,16 @@ def first_hopeless(
     tries = [continuations - right[part].count(None) for part in parts]
     if not any(wins):
         return Verdict(None, f"none of {len(whole)} continuations is right")
-    step = last_with_hope(wins, tries)
+    return Verdict(last_with_hope(wins, tries), _in_words(wins, tries, continuations))
+
+
+def _in_words(wins: Sequence[int], tries: Sequence[int], continuations: int) -> str:
     trust = "likely" if share_of_best(wins, tries) > 0.5 else "a guess"
     counts = " ".join(
         f"{won}" if tried == continuations else f"{won}/{tried}"
         for won, tried in zip(wins, tries, strict=True)
     )
-    return Verdict(
-        step, f"right continuations of {continuations} after 0, 1, … steps: {counts} ({trust})"
-    )
+    return f"right continuations of {continuations} after 0, 1, … steps: {counts} ({trust})"
 
 
 def last_with_hope(wins: Sequence[int], tries: Sequence[int]) -> int:

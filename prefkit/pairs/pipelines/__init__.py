@@ -1,1 +1,1 @@
-"""A question's way to its pairs, one file a method; nothing here knows a model or a server."""
+"""From a question to its pairs, one file a method; nothing here knows a model or a server."""

@@ -1,37 +1,12 @@
 """The first stage of every build: sample whole solutions and grade them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Completion, Request
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome, together
-from prefkit.pairs.run.questions import Question
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A sampled and graded solution of a question.
-
-    Attributes:
-        number: of the sample.
-        text: the whole solution, the opening included.
-        steps: their joined texts are `text`.
-        right: whether its final answer is the question's.
-        answer: that answer as it was read, or None.
-        ended: the model ended it; False = it ran into max_tokens.
-        decided: right or wrong was found out. False = no answer was found, it could not be
-            compared, or it is right so far and the solution goes on: the solution may stand on
-            neither side of a pair.
-    """
-
-    number: int
-    text: str
-    steps: tuple[str, ...]
-    right: bool
-    answer: str | None
-    ended: bool
-    decided: bool
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
+from prefkit.pairs.questions import Question
 
 
 def solve(
@@ -56,12 +31,12 @@ def solve(
 
 
 def ask(
-    context: Context, requests: Sequence[Request], fronts: Sequence[str]
+    context: Context, requests: Sequence[Request], prefixes: Sequence[str]
 ) -> Asking[list[Completion]]:
     """Completions of requests; with an interpreter, code is run as it comes.
 
     Args:
-        fronts: what each request's text already holds of the solution.
+        prefixes: what each request's text already holds of the solution.
     """
     if context.interpreter is None:
         return (yield list(requests))
@@ -71,8 +46,8 @@ def ask(
     return (
         yield from together(
             [
-                continue_with_tools(request, interpreter, front=front)
-                for request, front in zip(requests, fronts, strict=True)
+                continue_with_tools(request, interpreter, prefix=prefix)
+                for request, prefix in zip(requests, prefixes, strict=True)
             ]
         )
     )

@@ -8,12 +8,13 @@ the pairs' rejected sides (`prefkit.critical_tokens.contrast`).
 
 from collections.abc import Sequence
 
-from prefkit.pairs.grading.grouping import group_key
-from prefkit.pairs.pipelines.attempts import Attempt, by_right_steps, solve
+from prefkit.pairs.asking import Asking
+from prefkit.pairs.grading.compare.grouping import group_key
+from prefkit.pairs.pipelines.attempts import by_right_steps, solve
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from prefkit.pairs.pipelines.rows import whole_row
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.questions import Question
 
 POSITIVE, NEGATIVE = "positive", "negative"
 

@@ -1,15 +1,15 @@
 """Who is asked for the first wrong step, and who reads right answers again, by the options alone.
 
 "auto" is decided for every solution by itself: the program where the steps of an expression can
-be followed (`prefkit.pairs.localise.orders`); else a judge, where one is given; else rollouts for a
-wrong answer, and nobody for a right one, of which rollouts say nothing.
+be followed (`prefkit.pairs.localise.expression.orders`); else a judge, where one is given; else
+rollouts for a wrong answer, and nobody for a right one, of which rollouts say nothing.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.pairs.run.fields import EVALUATE
+from prefkit.pairs.fields import EVALUATE
 
 LOCALISERS = ("auto", "program", "judge", "rollouts")
 OF_A_JUDGE = ("judge_server", "judge_model", "judge_max_tokens")

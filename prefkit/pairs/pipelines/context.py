@@ -1,24 +1,48 @@
 """What a pipeline needs beside its question: how to ask, how to grade, how to cut into steps."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prefkit.data.pair import Front, Message
 from prefkit.data.text.render import TokenizeOptions
 from prefkit.data.text.thoughts import is_thinking, opening_tag
 from prefkit.errors import PrefkitError
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.code.blocks import split_code_steps
 from prefkit.pairs.engines.base import Request, seed_of
-from prefkit.pairs.pipelines.pipeline import Outcome
-from prefkit.pairs.pipelines.steps import split_steps
-from prefkit.pairs.run.fields import BuildFields
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.fields import BuildFields
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
+from prefkit.pairs.questions import Question
+from prefkit.pairs.steps import split_steps
 
 if TYPE_CHECKING:
     from prefkit.data.text.render import Renderer
     from prefkit.pairs.code.interpreter import Interpreter
-    from prefkit.pairs.grading.grader import Grade, Grader
-    from prefkit.pairs.pipelines.finding import Finder
+    from prefkit.pairs.grading.grader import Grader
+    from prefkit.pairs.grading.verdicts import Grade
+
+
+class StepReader(Protocol):
+    """Judges the steps of solutions: `prefkit.pairs.pipelines.finding.Finder`."""
+
+    filter: str
+
+    def first_wrong(
+        self, question: Question, context: "Context", outcome: Outcome, attempt: Attempt
+    ) -> Asking[int | None]:
+        """The 0-based first wrong step of a wrong solution, or None."""
+        ...
+
+    def fault(
+        self,
+        question: Question,
+        context: "Context",
+        outcome: Outcome,
+        steps: Sequence[str],
+        name: str,
+    ) -> Asking[str | None]:
+        """Why a solution with a right answer is left out; None = it is not."""
+        ...
 
 
 class Context:
@@ -37,7 +61,7 @@ class Context:
         options: BuildFields,
         grader: "Grader",
         renderer: "Renderer | None",
-        finder: "Finder",
+        finder: StepReader,
         interpreter: "Interpreter | None" = None,
     ) -> None:
         self.options, self.grader, self.renderer = options, grader, renderer
@@ -130,7 +154,7 @@ class Context:
         Raises:
             PrefkitError: the user's grading function failed on an answer.
         """
-        from prefkit.pairs.grading.grader import UNDECIDED
+        from prefkit.pairs.grading.verdicts import UNDECIDED
 
         opened = self._open_thought(question)
         grades = self.grader.grade_many([(opened + text, question.answer) for text in texts])

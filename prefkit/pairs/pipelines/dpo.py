@@ -7,11 +7,12 @@ With the model's own solutions on both sides these are also SCDPO's naive pairs 
 from collections.abc import Sequence
 from typing import Any
 
-from prefkit.pairs.pipelines.attempts import Attempt, by_right_steps, distinct, solve
+from prefkit.pairs.asking import Asking
+from prefkit.pairs.pipelines.attempts import by_right_steps, distinct, solve
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from prefkit.pairs.pipelines.rows import whole_row
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.questions import Question
 
 
 def dpo(question: Question, context: Context) -> Asking[Outcome]:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.pipelines.attempts import solve
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import Outcome
+from prefkit.pairs.questions import Question
 
 
 def evaluate(question: Question, context: Context) -> Asking[Outcome]:

@@ -1,8 +1,8 @@
 """Who finds the first wrong step, and who removes right answers that were reached by wrong steps.
 
-One interface for the ways of `prefkit.pairs.localise`: by program, by judge, by rollouts, or by a
-function of the user's. Whoever finds is not always who filters: rollouts say nothing of a solution
-whose answer is right. Who was asked, and why, is counted for every solution; what was blamed is
+One interface for the methods of `prefkit.pairs.localise`: program, judge, rollouts, a function of
+the user's. Whoever finds is not always who filters: rollouts say nothing of a solution whose answer
+is right. Who was asked, and why, is counted for every solution; what was blamed is
 kept, so that it can be looked at (`prefkit.pairs.run.verdicts`).
 """
 
@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prefkit.errors import ConfigError, PrefkitError
+from prefkit.files.progress import say
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Request
-from prefkit.pairs.engines.patience import say
-from prefkit.pairs.localise.expression import is_expression
+from prefkit.pairs.fields import BuildFields
+from prefkit.pairs.localise.expression.orders import decided
+from prefkit.pairs.localise.expression.question import is_expression
 from prefkit.pairs.localise.judge import CUT, judge
-from prefkit.pairs.localise.orders import decided
-from prefkit.pairs.localise.program import locate
+from prefkit.pairs.localise.program.locate import locate
 from prefkit.pairs.localise.rollouts import first_hopeless
 from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.attempts import Attempt
 from prefkit.pairs.pipelines.choosing import LOCALISERS, chosen, gives_judge
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
-from prefkit.pairs.run.fields import BuildFields
-from prefkit.pairs.run.questions import Question
-from prefkit.pairs.run.verdicts import LOCALISED, REMOVED, keep
+from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED, Attempt, Outcome, keep
+from prefkit.pairs.questions import Question
 
 # (question, steps, right solution or None) → 0-based first wrong step, or None
 Function = Callable[[str, Sequence[str], str | None], int | None]
@@ -152,7 +151,7 @@ class Finder:
 def _doubt(question: Question, outcome: Outcome, steps: Sequence[str]) -> str | None:
     """Why a solution to an expression is left out that nobody could read without a doubt.
 
-    What the program finds wrong by its own order may be right, but the chosen side has to be: a row
+    What the program finds wrong by its own order may be right, but the chosen one has to be: a row
     that is lost is the lesser evil.
     """
     if not is_expression(question.text):
@@ -229,17 +228,17 @@ def load_function(path: str) -> Function:
 
 def _checked(path: str, function: Function, question: Question, steps: Sequence[str]) -> int | None:
     try:
-        place: Any = function(question.text, list(steps), question.solution)
+        index: Any = function(question.text, list(steps), question.solution)
     except Exception as error:
         raise PrefkitError(
             f"localiser {path} failed on {question.source}, row {question.row}: "
             f"{type(error).__name__}: {error}. It must take (question, steps, solution). Repair it "
             "and give the same command again: what was sampled is kept."
         ) from error
-    if place is None or (type(place) is int and 0 <= place < len(steps)):
-        return place
+    if index is None or (type(index) is int and 0 <= index < len(steps)):
+        return index
     raise ConfigError(
-        f"localiser {path} gave {place!r} for a solution of {len(steps)} steps. It must give the "
+        f"localiser {path} gave {index!r} for a solution of {len(steps)} steps. It must give the "
         "0-based first wrong step, or None."
     )
 

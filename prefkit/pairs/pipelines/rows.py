@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefkit.pairs.code.blocks import split_blocks
-from prefkit.pairs.pipelines.attempts import Attempt
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import Attempt
+from prefkit.pairs.questions import Question
 
 Row = dict[str, Any]
 
@@ -99,12 +99,12 @@ def _message_row(
     chosen: Sequence[str],
     rejected: Sequence[str],
 ) -> Row:
-    """Both sides as messages: the question, the correct steps as `assistant_correct`, the rest."""
-    front = context.messages(question)
+    """Both responses as messages: question, correct steps as `assistant_correct`, the rest."""
+    messages = context.messages(question)
     if prefix:
-        front.append({"role": "assistant_correct", "content": split_blocks("".join(prefix))})
+        messages.append({"role": "assistant_correct", "content": split_blocks("".join(prefix))})
     sides = {
-        side: [*front, {"role": "assistant", "content": split_blocks("".join(steps))}]
+        side: [*messages, {"role": "assistant", "content": split_blocks("".join(steps))}]
         for side, steps in (("chosen", chosen), ("rejected", rejected))
     }
     return {

@@ -8,12 +8,13 @@ steps up to there. The paper trains on these together with naive pairs; the rows
 import random
 from collections.abc import Sequence
 
-from prefkit.pairs.pipelines.attempts import Attempt, ask, by_right_steps, solve
+from prefkit.pairs.asking import Asking
+from prefkit.pairs.pipelines.attempts import ask, by_right_steps, solve
 from prefkit.pairs.pipelines.context import Context
 from prefkit.pairs.pipelines.dpo import naive_rows
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from prefkit.pairs.pipelines.rows import Row, continuation_row
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.questions import Question
 
 NAIVE, CONTROLLED = "naive", "step-controlled"
 _ROUNDS_AT_CAP = (
@@ -71,29 +72,31 @@ def _go_wrong(
     """Continuations of the right solution's prefixes that end in a wrong answer.
 
     Every round asks for twice as many prefixes as pairs are still wanted. The prefixes are taken in
-    an order drawn for the question, so that fronts of every length occur, not only the shortest.
+    an order drawn for the question, so that prefixes of every length occur, not only the shortest.
     """
-    places = list(range(1, len(right.steps)))
-    random.Random(f"{context.options.seed}/{question.id}").shuffle(places)
+    indices = list(range(1, len(right.steps)))
+    random.Random(f"{context.options.seed}/{question.id}").shuffle(indices)
     rows: list[Row] = []
     for round_number, temperature in enumerate(temperatures(context.options.rising)):
-        asked = places[: 2 * (context.options.wrong_per_question - len(rows))]
-        fronts = ["".join(right.steps[:place]) for place in asked]
+        asked = indices[: 2 * (context.options.wrong_per_question - len(rows))]
+        prefixes = ["".join(right.steps[:index]) for index in asked]
         requests = [
             context.request(
                 question,
-                f"continue/{right.number}/{round_number}/{place}",
-                front,
+                f"continue/{right.number}/{round_number}/{index}",
+                prefix,
                 temperature=temperature,
                 top_p=1.0,
             )
-            for place, front in zip(asked, fronts, strict=True)
+            for index, prefix in zip(asked, prefixes, strict=True)
         ]
-        completions = yield from ask(context, requests, fronts)
-        texts = [front + c.text for front, c in zip(fronts, completions, strict=True)]
+        completions = yield from ask(context, requests, prefixes)
+        texts = [prefix + c.text for prefix, c in zip(prefixes, completions, strict=True)]
         grades = context.grade(question, texts, outcome)
         outcome.counts["continuations sampled"] += len(asked)
-        for place, front, completion, grade in zip(asked, fronts, completions, grades, strict=True):
+        for index, prefix, completion, grade in zip(
+            asked, prefixes, completions, grades, strict=True
+        ):
             if completion.finish == "length" or not completion.text.strip():
                 outcome.drops["continuations: unfinished"] += 1
             elif not grade.decided:
@@ -102,10 +105,10 @@ def _go_wrong(
                 outcome.drops["continuations: still right"] += 1
             else:
                 outcome.counts["continuations wrong"] += 1
-                places.remove(place)
-                name = f"{right.number}-{place}-{round_number}"
-                rows.append(_row(question, context, right, place, name, front, completion.text))
-        if len(rows) >= context.options.wrong_per_question or not places:
+                indices.remove(index)
+                name = f"{right.number}-{index}-{round_number}"
+                rows.append(_row(question, context, right, index, name, prefix, completion.text))
+        if len(rows) >= context.options.wrong_per_question or not indices:
             break
     most = context.options.wrong_per_question
     outcome.drops["continuations: beyond wrong_per_question"] += max(0, len(rows) - most)
@@ -116,18 +119,18 @@ def _row(
     question: Question,
     context: Context,
     right: Attempt,
-    place: int,
+    index: int,
     name: str,
-    front: str,
+    prefix: str,
     continuation: str,
 ) -> Row:
-    steps = context.split(front + continuation)
-    aligned = "".join(steps[:place]) == front  # not where it begins with an empty line
+    steps = context.split(prefix + continuation)
+    aligned = "".join(steps[:index]) == prefix  # not where it begins with an empty line
     return continuation_row(
         question,
         context,
         name=name,
-        prefix_steps=right.steps[:place],
-        chosen=right.steps[place:],
-        rejected=steps[place:] if aligned else context.split(continuation),
+        prefix_steps=right.steps[:index],
+        chosen=right.steps[index:],
+        rejected=steps[index:] if aligned else context.split(continuation),
     )

@@ -1,4 +1,4 @@
-"""`prefkit build step-dpo`: the first wrong step of a solution and a right one in its place.
+"""`prefkit build step-dpo`: the first wrong step of a solution and a right one instead of it.
 
 Step-DPO's three stages (arXiv 2406.18629, section 3.2): collect solutions with a wrong answer, find
 the first wrong step, and sample from the steps before it until the answer comes out right. Kept
@@ -8,12 +8,13 @@ are pairs of single steps, together with both continuations to the end.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefkit.pairs.pipelines.attempts import Attempt, distinct, solve
+from prefkit.pairs.asking import Asking, together
+from prefkit.pairs.pipelines.attempts import distinct, solve
 from prefkit.pairs.pipelines.context import Context
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome, together
+from prefkit.pairs.pipelines.outcome import Attempt, Outcome
 from prefkit.pairs.pipelines.rows import Row, step_row
-from prefkit.pairs.pipelines.steps import label_of
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.questions import Question
+from prefkit.pairs.steps import label_of
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Mistake:
 
     Attributes:
         attempt: the solution.
-        place: 0-based first wrong step.
+        index: 0-based first wrong step.
         prefix: all text before it, its label included ("Step 3:").
         rejected: the steps from there on, the first without its label.
     """
 
     attempt: Attempt
-    place: int
+    index: int
     prefix: str
     rejected: tuple[str, ...]
 
@@ -60,31 +61,31 @@ def _follow(
     question: Question, context: Context, outcome: Outcome, attempt: Attempt
 ) -> Asking[list[Row]]:
     """From one wrong solution to its pairs."""
-    place = yield from context.finder.first_wrong(question, context, outcome, attempt)
-    if place is None:
+    index = yield from context.finder.first_wrong(question, context, outcome, attempt)
+    if index is None:
         outcome.drops["mistakes: first wrong step not found"] += 1
         return []
-    if not attempt.ended and place == len(attempt.steps) - 1:
+    if not attempt.ended and index == len(attempt.steps) - 1:
         outcome.drops["mistakes: the wrong step is cut off by max_tokens"] += 1
         return []
     outcome.counts["mistakes located"] += 1
-    mistake = cut_at(attempt, place, context)
+    mistake = cut_at(attempt, index, context)
     rows = yield from _rectify(question, context, outcome, mistake)
     if not rows:
         outcome.drops["mistakes: never put right"] += 1
     return rows
 
 
-def cut_at(attempt: Attempt, place: int, context: Context) -> Mistake:
+def cut_at(attempt: Attempt, index: int, context: Context) -> Mistake:
     """The mistake with its prefix; the build's opening always belongs to the prefix."""
-    before = "".join(attempt.steps[:place])
-    before += label_of(attempt.steps[place], context.options.steps)
+    before = "".join(attempt.steps[:index])
+    before += label_of(attempt.steps[index], context.options.steps)
     opening = context.options.opening
     if len(before) < len(opening):
         before = opening
-    end = len("".join(attempt.steps[: place + 1]))
-    rejected = (attempt.text[len(before) : end], *attempt.steps[place + 1 :])
-    return Mistake(attempt, place, before, rejected)
+    end = len("".join(attempt.steps[: index + 1]))
+    rejected = (attempt.text[len(before) : end], *attempt.steps[index + 1 :])
+    return Mistake(attempt, index, before, rejected)
 
 
 def _rectify(
@@ -134,12 +135,12 @@ def _rectify(
 def _steps_after(mistake: Mistake, text: str, context: Context) -> tuple[str, ...] | None:
     """The steps that follow the mistake's prefix, the first without label; None = misaligned."""
     steps = context.split(text)
-    before = "".join(steps[: mistake.place])
-    if len(steps) <= mistake.place or before != "".join(mistake.attempt.steps[: mistake.place]):
+    before = "".join(steps[: mistake.index])
+    if len(steps) <= mistake.index or before != "".join(mistake.attempt.steps[: mistake.index]):
         return None
-    end = len(before) + len(steps[mistake.place])
+    end = len(before) + len(steps[mistake.index])
     first = text[len(mistake.prefix) : end]
-    return (first, *steps[mistake.place + 1 :]) if first.strip() else None
+    return (first, *steps[mistake.index + 1 :]) if first.strip() else None
 
 
 def _row(question: Question, mistake: Mistake, chosen: tuple[str, ...], number: int) -> Row:
@@ -147,7 +148,7 @@ def _row(question: Question, mistake: Mistake, chosen: tuple[str, ...], number: 
         question,
         name=f"{mistake.attempt.number}-{number}",
         prefix=mistake.prefix,
-        prefix_steps=mistake.attempt.steps[: mistake.place],
+        prefix_steps=mistake.attempt.steps[: mistake.index],
         chosen=chosen,
         rejected=mistake.rejected,
     )

@@ -5,12 +5,13 @@
     build("step-dpo", "questions.jsonl", model="MODEL", out="pairs")    # → pairs/pairs.jsonl
 
 `prefkit build` calls the same. A folder that holds the same build, killed at whatever moment, is
-taken up where it stands.
+taken up where it stands. The last stage of cdpo, which trains two models and weighs the pairs, is
+handed in: `build("cdpo", …, last_stage=prefkit.critical_tokens.weigh)`.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,25 @@ import yaml
 from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.files.atomic import check_writable, write_text
 from prefkit.files.journal import read_lines
+from prefkit.pairs.fields import EVALUATE, BuildFields
 from prefkit.pairs.localise.judge import CUT
+from prefkit.pairs.pipelines.cdpo import NEGATIVE, POSITIVE
 from prefkit.pairs.pipelines.choosing import chosen
-from prefkit.pairs.run.fields import EVALUATE, METHODS, BuildFields
+from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED
+from prefkit.pairs.questions import Questions, read_questions
 from prefkit.pairs.run.manifest import Manifest
-from prefkit.pairs.run.options import check_ignored, resolve
-from prefkit.pairs.run.questions import Questions, read_questions
+from prefkit.pairs.run.options import check_method, resolved
 from prefkit.pairs.run.shards import join, missing
 from prefkit.pairs.run.verdicts import FILE as VERDICTS
-from prefkit.pairs.run.verdicts import LOCALISED, REMOVED, Drawn, as_text, drawn
+from prefkit.pairs.run.verdicts import Drawn, as_text, drawn
 
 PAIRS, SOLUTIONS, TRAIN = "pairs.jsonl", "solutions.jsonl", "train.yaml"
+Row = dict[str, Any]
+# (pairs, solutions for both models by name, options, folder of the build) → (pairs, with their
+# weights; what the manifest says of the stage)
+LastStage = Callable[
+    [list[Row], Mapping[str, list[Row]], BuildFields, Path], tuple[list[Row], dict[str, Any]]
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,15 @@ class BuildResult:
     verdicts: Drawn | None = None
 
 
-def build(method: str, questions: str, *, model: str, out: str, **options: Any) -> BuildResult:
+def build(
+    method: str,
+    questions: str,
+    *,
+    model: str,
+    out: str,
+    last_stage: LastStage | None = None,
+    **options: Any,
+) -> BuildResult:
     """Builds preference pairs from questions and a model's own mistakes.
 
     Args:
@@ -59,6 +76,8 @@ def build(method: str, questions: str, *, model: str, out: str, **options: Any) 
         questions: file, folder or dataset (`questions.read_questions`).
         model: folder or name of the model that samples.
         out: folder of the result.
+        last_stage: of cdpo: `prefkit.critical_tokens.weigh`; needed unless `weigh` is False or
+            only a shard is built.
         options: any other field of `BuildFields`.
 
     Returns:
@@ -69,11 +88,9 @@ def build(method: str, questions: str, *, model: str, out: str, **options: Any) 
         RowError: a question that cannot be read.
         PrefkitError: the model or the server gave up, or not one pair came out.
     """
-    _check_names(options)
     check_method(method)
-    check_ignored(options, method)
-    given = BuildFields(questions=questions, model=model, out=out, **options)
-    return run(method, resolve(given, method))
+    given = {"questions": questions, "model": model, "out": out, **options}
+    return run(method, resolved(method, given), last_stage)
 
 
 def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[str, Any]:
@@ -89,30 +106,18 @@ def evaluate(questions: str, *, model: str, out: str, **options: Any) -> dict[st
     Raises:
         PrefkitError: as `build` does.
     """
-    _check_names(options)
-    check_ignored(options, EVALUATE)
-    given = BuildFields(questions=questions, model=model, out=out, **options)
-    return dict(run(EVALUATE, resolve(given, EVALUATE)).manifest["evaluation"])
+    given = {"questions": questions, "model": model, "out": out, **options}
+    return dict(run(EVALUATE, resolved(EVALUATE, given)).manifest["evaluation"])
 
 
-def _check_names(options: dict[str, Any]) -> None:
-    unknown = sorted(set(options) - set(BuildFields.__dataclass_fields__))
-    if unknown:
-        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
-
-
-def check_method(method: str) -> None:
-    """Raises ConfigError for a method that is none of `METHODS`."""
-    if method not in METHODS:
-        raise ConfigError(
-            f"'{method}' is no method of building. Choose one of: {', '.join(METHODS)} (tdpo "
-            "trains on the pairs of dpo)."
-        )
-
-
-def run(method: str, options: BuildFields) -> BuildResult:
+def run(method: str, options: BuildFields, last_stage: LastStage | None = None) -> BuildResult:
     """Builds with resolved options; see `build`."""
     check_models(options, method)
+    if is_weighed(options, method) and last_stage is None:
+        raise ConfigError(
+            "cdpo trains two models at its end. Give last_stage=prefkit.critical_tokens.weigh, or "
+            "say weigh=False to stop after the selection."
+        )
     questions = _read(options)
     folder = Path(options.out)
     check_writable(folder, "out")
@@ -128,13 +133,18 @@ def run(method: str, options: BuildFields) -> BuildResult:
                 sample(method, options, questions, manifest, stack)
             else:
                 manifest.begin("none: nothing was left to sample")
-            _finish(method, options, folder, manifest, questions)
+            _finish(method, options, folder, manifest, questions, last_stage)
     name = SOLUTIONS if method == EVALUATE else PAIRS
     verdicts = None
     if set(chosen(vars(options), method)) != {"none"}:
         kind = LOCALISED if method == "step-dpo" else REMOVED
         verdicts = drawn(_outcomes(folder, questions), kind, options.seed)
     return BuildResult(folder / name, manifest.content["rows"], manifest.content, verdicts)
+
+
+def is_weighed(options: BuildFields, method: str) -> bool:
+    """Whether a build ends with the weights of its tokens: cdpo's, of all questions."""
+    return method == "cdpo" and options.weigh and options.shard is None
 
 
 def check_models(options: BuildFields, method: str) -> None:
@@ -150,7 +160,7 @@ def check_models(options: BuildFields, method: str) -> None:
         check_model_folder("model", options.model, adapters=True)
     if options.judge_model and options.judge_server is None:
         check_model_folder("judge_model", options.judge_model, adapters=True)
-    if method == "cdpo" and options.server and options.weigh and options.shard is None:
+    if is_weighed(options, method) and options.server:
         try:
             load_config(options.model)
         except ModelError as error:
@@ -175,7 +185,12 @@ def _read(options: BuildFields) -> Questions:
 
 
 def _finish(
-    method: str, options: BuildFields, folder: Path, manifest: Manifest, questions: Questions
+    method: str,
+    options: BuildFields,
+    folder: Path,
+    manifest: Manifest,
+    questions: Questions,
+    last_stage: LastStage | None,
 ) -> None:
     """The rows in the order of the questions, written at once; for cdpo with their weights."""
     ordered = _outcomes(folder, questions)
@@ -192,16 +207,27 @@ def _finish(
 
         more = {"evaluation": summary(rows)}
     if method == "cdpo":
-        from prefkit.critical_tokens.weighing import weigh
-
-        rows, more = weigh(rows, ordered, options, folder)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), lines)
+        selected = {name: _selected(ordered, name) for name in (POSITIVE, NEGATIVE)}
+        for name, solutions in selected.items():
+            write_text(folder / f"{name}.jsonl", _as_lines(solutions))
+        more = {"weighted": False}
+        if is_weighed(options, method):
+            assert last_stage is not None
+            rows, more = last_stage(rows, selected, options, folder)
+    write_text(folder / (SOLUTIONS if method == EVALUATE else PAIRS), _as_lines(rows))
     if method != EVALUATE and more.get("weighted") is not False:
         write_text(folder / TRAIN, training_options(method, options, folder))
     if text := as_text(ordered, options.seed):
         write_text(folder / VERDICTS, text)
     manifest.end(ordered, len(rows), further_drops=more.pop("drops", {}), **more)
+
+
+def _selected(outcomes: list[dict[str, Any]], name: str) -> list[Row]:
+    return [row for outcome in outcomes for row in outcome["extra"].get(name, ())]
+
+
+def _as_lines(rows: list[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def training_options(method: str, options: BuildFields, folder: Path) -> str:

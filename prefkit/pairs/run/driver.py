@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from prefkit.files.journal import Journal, read_lines
-from prefkit.files.progress import Progress
+from prefkit.files.progress import Progress, say
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.engines.base import Completion, Engine, Request, unread
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome, together
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import Outcome
+from prefkit.pairs.questions import Question
 
 COMPLETIONS, QUESTIONS = "completions.jsonl", "questions.jsonl"
 Start = Callable[[Question], Asking[Outcome]]
@@ -35,13 +36,13 @@ class Driver:
         engines: by role: who answers requests of that role.
         folder: where the journals lie.
         start: makes a question's pipeline.
-        progress: is told of tokens and finished questions.
+        noun: what the rows are ("pairs"), for the progress bar.
     """
 
     def __init__(
-        self, engines: Mapping[str, Engine], folder: Path, start: Start, progress: Progress
+        self, engines: Mapping[str, Engine], folder: Path, start: Start, noun: str = "pairs"
     ) -> None:
-        self.engines, self.folder, self.start, self.progress = engines, folder, start, progress
+        self.engines, self.folder, self.start, self.noun = engines, folder, start, noun
         self._kept: dict[tuple[str, str], Completion] = {}
         self._stop = threading.Event()
 
@@ -54,7 +55,7 @@ class Driver:
         pairs = {line["id"]: len(line["rows"]) for line in read_lines(self.folder / QUESTIONS)}
         finished = set(pairs)
         engine = self.engines["model"]
-        # Windows by place, not by what is left: the batches after a crash are those before it.
+        # Windows by index, not by what is left: the batches after a crash are those before it.
         windows = [
             list(questions[at : at + engine.window])
             for at in range(0, len(questions), engine.window)
@@ -63,12 +64,20 @@ class Driver:
         wanted = {question.id for window in todo for question in window}
         self._kept = dict(_kept(self.folder / COMPLETIONS, wanted))
         done = [pairs[question.id] for question in questions if question.id in finished]
-        together = engine.window if engine.lanes == 1 else 1
-        self.progress.begin(len(questions), len(done), sum(done), together)
+        if done:
+            say(f"{len(done):,} of {len(questions):,} questions are done already.")
         self._completions = Journal(self.folder / COMPLETIONS)
         self._questions = Journal(self.folder / QUESTIONS)
         try:
-            self._run_lanes(todo, finished, engine.lanes)
+            bar = Progress(
+                len(questions),
+                "Asking",
+                " questions",
+                done=len(done),
+                tallies={self.noun: sum(done)},
+            )
+            with bar as self._progress:
+                self._run_lanes(todo, finished, engine.lanes)
         finally:
             self._completions.close()
             self._questions.close()
@@ -122,7 +131,7 @@ class Driver:
         outcome = yield from self.start(question)
         if question.id not in finished:
             self._questions.append([outcome.as_json()])
-            self.progress.question(len(outcome.rows))
+            self._progress.add(1, **{self.noun: len(outcome.rows)})
 
     def _answers(self, requests: Sequence[Request]) -> dict[str, Completion]:
         """Completions of all requests: those kept, and those sampled and kept now.
@@ -157,7 +166,7 @@ class Driver:
             self._completions.append(
                 [{**vars(completion), "request": marks[completion.key]} for completion in new]
             )
-            self.progress.tokens(sum(completion.tokens for completion in new))
+            self._progress.add(tokens=sum(completion.tokens for completion in new))
             found.update({completion.key: completion for completion in new})
         return found
 

@@ -18,20 +18,14 @@ from typing import IO, Any
 
 from prefkit.errors import ConfigError
 from prefkit.files.atomic import write_json
-from prefkit.pairs.engines.address import public_url
-from prefkit.pairs.run.fields import BuildFields
-from prefkit.pairs.run.options import used_by
-from prefkit.pairs.run.questions import Questions
+from prefkit.pairs.engines.server.finding import public_url
+from prefkit.pairs.fields import BuildFields
+from prefkit.pairs.questions import Questions
+from prefkit.pairs.run.options import FREE, used_by
 
 MANIFEST = "manifest.json"
-# They may differ from one run of a build to the next: what comes out stays the same (with another
-# batch_size up to the rounding of what is still to be sampled).
-FREE = (
-    *("out", "questions", "model", "server", "concurrency", "timeout", "retries"),
-    *("batch_size", "grading_workers", "judge_server", "join"),
-)
 _PACKAGES = ("torch", "transformers", "math-verify", "openai", "peft")
-_SAMPLES, _SAMPLE = 64, 1 << 16  # places in a file of weights, and bytes at each
+_SAMPLES, _SAMPLE = 64, 1 << 16  # positions in a file of weights, and bytes at each
 LOCK = ".lock"
 _OTHER = {
     "method": "another method",
@@ -126,7 +120,7 @@ class Manifest:
         """Continues what an earlier run left, if it was the same build."""
         for name in ("method", "questions", "model"):
             ours, theirs = self.content[name], old.get(name)
-            if name == "questions":  # the same questions may lie in another place
+            if name == "questions":  # the same questions may come from another file
                 ours, theirs = ours["sha256"], (theirs or {}).get("sha256")
             if ours != theirs:
                 raise ConfigError(
@@ -190,8 +184,8 @@ def model_identity(model: str) -> str:
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         with open(path, "rb") as file:
             size = path.stat().st_size
-            for place in range(_SAMPLES if size > _SAMPLES * _SAMPLE else 1):
-                file.seek(place * (size - _SAMPLE) // (_SAMPLES - 1) if place else 0)
+            for index in range(_SAMPLES if size > _SAMPLES * _SAMPLE else 1):
+                file.seek(index * (size - _SAMPLE) // (_SAMPLES - 1) if index else 0)
                 digest.update(file.read(_SAMPLE if size > _SAMPLES * _SAMPLE else -1))
     return f"sha256:{digest.hexdigest()[:32]}"
 

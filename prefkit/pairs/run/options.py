@@ -1,38 +1,67 @@
 """Options of a build: defaults by method, values out of range, options that have no effect."""
 
+import copy
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.pairs.pipelines.choosing import OF_A_JUDGE, check_finders
-from prefkit.pairs.run.fields import EVALUATE, METHOD_DEFAULTS, METHODS, BuildFields
+from prefkit.options.check import check_options
+from prefkit.options.option import rules_of
+from prefkit.pairs.fields import EVALUATE, METHODS, BuildFields
+from prefkit.pairs.pipelines.choosing import check_finders
+
+_RULES = {field.name: rules_of(field) for field in dataclasses.fields(BuildFields)}
+# Options that a finished part of a build does not depend on.
+FREE = tuple(name for name, rules in _RULES.items() if rules.free)
+_OF_SERVERS = ("concurrency", "timeout", "retries", "extra_body", "server_model")
+
+
+def check_method(method: str) -> None:
+    """Raises ConfigError for a method that is none of `METHODS`."""
+    if method not in METHODS:
+        raise ConfigError(
+            f"'{method}' is no method of building. Choose one of: {', '.join(METHODS)} (tdpo "
+            "trains on the pairs of dpo)."
+        )
+
+
+def resolved(method: str, given: Mapping[str, Any]) -> BuildFields:
+    """The options of a build from what the user has set; see `resolve`.
+
+    Raises:
+        ConfigError: an option that there is not, is out of range, or has no effect.
+    """
+    unknown = sorted(set(given) - set(_RULES))
+    if unknown:
+        raise ConfigError(f"there is no option '{unknown[0]}' of a build. See BuildFields.")
+    check_ignored(given, method)
+    return resolve(BuildFields(**given), method)
 
 
 def resolve(options: BuildFields, method: str) -> BuildFields:
     """Fills in what depends on the method and checks every value.
 
     Raises:
-        ConfigError: an option out of range, or one that the method would ignore.
+        ConfigError: an option out of range.
     """
-    for name, value in METHOD_DEFAULTS[method].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    for name, rules in _RULES.items():
+        if getattr(options, name) is None and method in rules.by_method:
+            setattr(options, name, copy.deepcopy(rules.by_method[method]))
     if not isinstance(options.temperature, list):
         options.temperature = [options.temperature]  # type: ignore[list-item]
     options.extra_body = _as_object(options.extra_body)
-    _check_numbers(options)
+    check_options(options)
+    _check_together(options)
     _check_temperatures(options, greedy=method == EVALUATE)
-    for name in ("questions", "model", "out"):
-        if not getattr(options, name):
-            raise ConfigError(f"{name} is missing. {_MISSING[name]}")
     return options
 
 
 def used_by(name: str, method: str) -> bool:
     """Whether an option has an effect on a method."""
-    return all(method in methods for names, methods in _ONLY_FOR if name in names)
+    readers = _RULES[name].only_for
+    return readers is None or method in readers
 
 
 def check_ignored(given: Mapping[str, Any], method: str) -> None:
@@ -49,70 +78,20 @@ def check_ignored(given: Mapping[str, Any], method: str) -> None:
             raise ConfigError(
                 f"{name} has no effect without server. Add --server, or leave it out."
             )
-    for names, methods in _ONLY_FOR:
-        for name in sorted(set(given) & set(names)):
-            if method not in methods:
-                raise ConfigError(
-                    f"{name} has no effect on {method}: it belongs to {' and '.join(methods)}. "
-                    "Leave it out."
-                )
+    for name in sorted(given):
+        if not used_by(name, method):
+            readers = " and ".join(_RULES[name].only_for or ())
+            raise ConfigError(
+                f"{name} has no effect on {method}: it belongs to {readers}. Leave it out."
+            )
     check_finders(given, method)
 
 
-_OF_SERVERS = ("concurrency", "timeout", "retries", "extra_body", "server_model")
-_MISSING = {
-    "questions": "Name a file or folder of questions, as the first word after the method.",
-    "model": "Name the model that samples: --model FOLDER.",
-    "out": "Name the folder of the result: --out FOLDER.",
-}
-_ONLY_FOR: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        (
-            *("localiser", "rollouts", "mistakes_per_question", "rectifications"),
-            *("pairs_per_mistake",),
-        ),
-        ("step-dpo",),
-    ),
-    (("process_filter", *OF_A_JUDGE), METHODS),
-    (("pairs_per_question",), ("dpo", "scdpo")),
-    (("max_samples", "wrong_per_question", "rising"), ("scdpo",)),
-    (("interpreter",), ("dpo", "scdpo", EVALUATE)),
-    (("weigh",), ("cdpo",)),
-    (tuple(f.name for f in fields(BuildFields) if f.name.startswith("contrast_")), ("cdpo",)),
-    (("shard", "join"), METHODS),
-)
-_AT_LEAST_ONE = (
-    *("max_questions", "batch_size", "concurrency", "samples", "max_tokens", "grading_workers"),
-    *(
-        "judge_max_tokens",
-        "rollouts",
-        "mistakes_per_question",
-        "rectifications",
-        "pairs_per_mistake",
-    ),
-    *("pairs_per_question", "max_samples", "wrong_per_question"),
-    *("contrast_lora_r", "contrast_lora_alpha", "contrast_batch_size"),
-    "contrast_device_batch_size",
-)
-
-
-def _check_numbers(options: BuildFields) -> None:
-    for name in _AT_LEAST_ONE:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be 1 or more.")
-    for name in ("timeout", "grading_seconds", "contrast_learning_rate", "contrast_epochs"):
-        if not getattr(options, name) > 0:
-            raise ConfigError(f"{name} is {getattr(options, name)}; it must be above 0.")
+def _check_together(options: BuildFields) -> None:
     if options.interpreter != "none" and options.stop:
         raise ConfigError("stop texts would cut code anywhere. Leave stop out, or the interpreter.")
     if options.join and options.shard:
         raise ConfigError("join makes one build of all shards. Leave shard out.")
-    for name in ("retries", "seed"):
-        if getattr(options, name) < 0:
-            raise ConfigError(f"{name} is {getattr(options, name)}; it must be 0 or more.")
-    if options.top_p is None or not 0 < options.top_p <= 1:
-        raise ConfigError(f"top_p is {options.top_p}; it must be in (0, 1].")
     if len(options.rising) != 3 or options.rising[0] <= 0 or options.rising[1] < 0:
         raise ConfigError(
             f"rising is {options.rising}; write first temperature, rise a round, cap: 1.1 0.05 1.4."
@@ -134,11 +113,8 @@ def _check_temperatures(options: BuildFields, greedy: bool) -> None:
     assert isinstance(options.temperature, list)
     if options.top_p != 1 and not any(options.temperature):
         raise ConfigError("top_p has no effect at temperature 0. Leave it out.")
-    for value in options.temperature:
-        if not isinstance(value, int | float) or not 0 <= value <= 5:
-            raise ConfigError(f"temperature is {value!r}; it must be above 0 and at most 5.")
-        if value == 0 and not (greedy and options.samples == 1):
-            raise ConfigError(
-                "temperature is 0: greedy solutions of a question are all the same. Take a "
-                "temperature above 0, or (prefkit evaluate) one sample."
-            )
+    if 0 in options.temperature and not (greedy and options.samples == 1):
+        raise ConfigError(
+            "temperature is 0: greedy solutions of a question are all the same. Take a temperature "
+            "above 0, or (prefkit evaluate) one sample."
+        )

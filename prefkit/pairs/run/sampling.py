@@ -5,24 +5,24 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from prefkit.errors import ConfigError, RowError
-from prefkit.files.progress import Progress
+from prefkit.files.progress import say
+from prefkit.pairs.asking import Asking
 from prefkit.pairs.code.interpreter import Interpreter, PythonInterpreter
 from prefkit.pairs.engines.base import Engine
-from prefkit.pairs.engines.open import open_engines, open_renderer
-from prefkit.pairs.engines.patience import say
+from prefkit.pairs.fields import EVALUATE, BuildFields
 from prefkit.pairs.grading.grader import DEFAULT_FUNCTION, Grader
 from prefkit.pairs.pipelines.cdpo import cdpo
 from prefkit.pairs.pipelines.context import Context
 from prefkit.pairs.pipelines.dpo import dpo
 from prefkit.pairs.pipelines.evaluate import evaluate
 from prefkit.pairs.pipelines.finding import announcement, make_finder
-from prefkit.pairs.pipelines.pipeline import Asking, Outcome
+from prefkit.pairs.pipelines.outcome import Outcome
 from prefkit.pairs.pipelines.scdpo import scdpo
 from prefkit.pairs.pipelines.step_dpo import step_dpo
+from prefkit.pairs.questions import Question, Questions
 from prefkit.pairs.run.driver import Driver
-from prefkit.pairs.run.fields import EVALUATE, BuildFields
+from prefkit.pairs.run.engines import open_engines, open_renderer
 from prefkit.pairs.run.manifest import Manifest
-from prefkit.pairs.run.questions import Question, Questions
 
 _PIPELINES: dict[str, Callable[[Question, Context], Asking[Outcome]]] = {
     "dpo": dpo,
@@ -60,7 +60,7 @@ def sample(
         stack.enter_context(closing(engine))
     manifest.begin(engines["model"].name)
     pipeline = _PIPELINES[method]
-    progress = Progress("solutions" if method == EVALUATE else "pairs")
+    noun = "solutions" if method == EVALUATE else "pairs"
     skipped = _unreadable(options, questions, context, engines["model"])
     if line := announcement(finder, options, questions):
         say(line)
@@ -71,7 +71,7 @@ def sample(
         return pipeline(question, context)
 
     try:
-        Driver(engines, Path(options.out), start, progress).run(questions.items)
+        Driver(engines, Path(options.out), start, noun).run(questions.items)
     finally:
         for role, engine in engines.items():
             if role == "model" or engine is not engines["model"]:  # not the same ones twice

@@ -11,8 +11,8 @@ from pathlib import Path
 from prefkit.errors import ConfigError
 from prefkit.files.journal import Journal, read_lines
 from prefkit.pairs.run.driver import QUESTIONS
-from prefkit.pairs.run.manifest import FREE, MANIFEST, Manifest
-from prefkit.pairs.run.options import used_by
+from prefkit.pairs.run.manifest import MANIFEST, Manifest
+from prefkit.pairs.run.options import FREE, used_by
 
 _OF_SHARDS = (*FREE, "shard", "max_questions")
 

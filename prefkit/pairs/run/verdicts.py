@@ -14,51 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefkit.pairs.localise.verdict import Verdict
-from prefkit.pairs.pipelines.pipeline import Outcome
-from prefkit.pairs.run.questions import Question
+from prefkit.pairs.pipelines.outcome import LOCALISED, REMOVED, VERDICTS
 
 FILE = "verdicts.txt"
 SHOWN = 10
-# Kinds of what is kept: the first wrong step of a wrong solution, and a right answer left out.
-LOCALISED, REMOVED = "localised", "removed"
 _HEADS = {
     LOCALISED: "{count} of {of} wrong solutions, and the step (>) that is called the first wrong",
     REMOVED: "{count} of {of} texts left out with a right answer, and the step (>) called wrong",
 }
-_EXTRA = "verdicts"
 _WIDTH = 100  # columns of the file
 _LONG = 400  # characters of a text on the terminal; the file has all of it
-
-
-def keep(
-    outcome: Outcome,
-    kind: str,
-    question: Question,
-    steps: Sequence[str],
-    found: Verdict,
-    by: str,
-) -> None:
-    """Puts a verdict that blames a step into a question's outcome, each text once.
-
-    Args:
-        kind: `LOCALISED` or `REMOVED`.
-        steps: of the solution.
-        found: its `step` is not None.
-        by: who judged, and why they were asked.
-    """
-    record = {
-        "kind": kind,
-        "question": question.text,
-        "answer": question.answer,
-        "steps": list(steps),
-        "step": found.step,
-        "reason": found.reason,
-        "by": by,
-    }
-    kept = outcome.extra.setdefault(_EXTRA, [])
-    if record not in kept:  # the same text may be sampled often
-        kept.append(record)
 
 
 @dataclass(frozen=True)
@@ -86,12 +51,12 @@ def drawn(outcomes: Iterable[Mapping[str, Any]], kind: str, seed: int) -> Drawn:
     found = [
         record
         for outcome in outcomes
-        for record in outcome["extra"].get(_EXTRA, ())
+        for record in outcome["extra"].get(VERDICTS, ())
         if record["kind"] == kind
     ]
     chance = random.Random(f"{seed}/{kind}")
-    places = chance.sample(range(len(found)), min(SHOWN, len(found)))
-    return Drawn(kind, [found[place] for place in sorted(places)], len(found))
+    indices = chance.sample(range(len(found)), min(SHOWN, len(found)))
+    return Drawn(kind, [found[index] for index in sorted(indices)], len(found))
 
 
 def as_text(outcomes: Sequence[Mapping[str, Any]], seed: int) -> str:
@@ -121,10 +86,10 @@ def show(verdicts: Drawn, stream: TextIO, width: int | None = None) -> None:
         table.add_column(overflow="fold")
         asked = f"{_shown(record['question'], whole)} → {_shown(record['answer'], whole)}"
         table.add_row(f"{number}.", Text(asked, "bold"))
-        for place, step in enumerate(record["steps"]):
-            is_blamed = place == record["step"]
+        for index, step in enumerate(record["steps"]):
+            is_blamed = index == record["step"]
             style = "red" if is_blamed else ""
-            mark = f"{'> ' if is_blamed else ''}{place + 1}"
+            mark = f"{'> ' if is_blamed else ''}{index + 1}"
             table.add_row(Text(mark, style), Text(_shown(step, whole), style))
         table.add_row("", Text(f"{record['by']}: {record['reason']}", "italic"))
         with console.capture() as capture:

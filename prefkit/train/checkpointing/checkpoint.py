@@ -84,6 +84,12 @@ def newest_complete(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str
     return None, passed_over
 
 
+def newest_until(output_dir: Path, step: int) -> Path | None:
+    """The newest complete checkpoint of at most so many optimiser steps."""
+    early = (one for one in list_checkpoints(output_dir) if int(one.name.split("-")[1]) <= step)
+    return next((folder for folder in early if problem_with(folder) is None), None)
+
+
 def resolve_resume(
     request: str | bool | None, output_dir: Path, say: Callable[[str], None]
 ) -> str | None:

@@ -52,7 +52,6 @@ def attach_cache(
     common: dict[str, Any] = {
         "model_fingerprint": model_fingerprint or "",
         "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
-        "say": logger.warning,
     }
     compute = _by_side(_kept_of(reference, args), collator, reference)
     if not args.precompute_ref_hidden:
@@ -64,6 +63,7 @@ def attach_cache(
         compute,
         width=weight.shape[1],
         dtype=torch.bfloat16 if args.bf16 else weight.dtype,  # what the head multiplies in
+        say=logger.warning,
         **common,
     )
     return CachedDataset(dataset, cache)
@@ -75,10 +75,10 @@ def _kept_of(reference: Reference, args: PreferenceConfig) -> Callable[[PairBatc
 
     def logp(batch: PairBatch) -> Tensor:
         options = {"memory_budget": args.memory_budget, "backend": args.head_backend}
-        return reference.logp(batch, batch["rows"], batch["targets"], **options).float()
+        return reference.logp(batch, batch["positions"], batch["targets"], **options).float()
 
     def hidden(batch: PairBatch) -> Tensor:
-        operands = reference.operands(batch, batch["rows"], transform, vocab)
+        operands = reference.operands(batch, batch["positions"], transform, vocab)
         assert operands["ref_hidden"] is not None
         return operands["ref_hidden"]
 

@@ -82,7 +82,7 @@ class PairLoss:
 
     def _request(self, inputs: Mapping[str, Any], num_items: Any) -> Any:
         """What is computed on the head's operands: the loss, and metrics beside it."""
-        rows, targets = inputs["rows"], inputs["targets"]
+        positions, targets = inputs["positions"], inputs["targets"]
         options: dict[str, Any] = {
             "memory_budget": self.args.memory_budget,
             "backend": self.args.head_backend,
@@ -92,7 +92,7 @@ class PairLoss:
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             out = fused_preference_loss(
-                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions),
                 weight,
                 targets,
                 inputs["segments"],
@@ -118,7 +118,7 @@ class PairLoss:
         self, inputs: Mapping[str, Any], options: dict[str, Any]
     ) -> dict[str, Any]:
         """What the loss reads of the reference, as keywords of `fused_preference_loss`."""
-        rows, models = inputs["rows"], self.models
+        positions, models = inputs["positions"], self.models
         if not self.objective.needs_reference:
             return {}
         if "ref_logp" in inputs:
@@ -133,7 +133,7 @@ class PairLoss:
             )
         if self.objective.needs_kl:
             head = models.head
-            return models.reference.operands(inputs, rows, head.transform, head.vocab_size)
-        # Every row has a target: nothing to look for.
-        options = {**options, "num_scored": len(rows)}
-        return {"ref_logp": models.reference.logp(inputs, rows, inputs["targets"], **options)}
+            return models.reference.operands(inputs, positions, head.transform, head.vocab_size)
+        # Every position has a target: nothing to look for.
+        options = {**options, "num_scored": len(positions)}
+        return {"ref_logp": models.reference.logp(inputs, positions, inputs["targets"], **options)}

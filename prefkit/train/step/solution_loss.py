@@ -37,13 +37,13 @@ class SolutionLoss:
         self, model: nn.Module, inputs: Mapping[str, Any], num_items: Any, steps: int
     ) -> BatchLoss:
         """The loss of a batch of `SolutionCollator` on the device (see `StepLoss`)."""
-        rows, targets = inputs["rows"], inputs["targets"]
+        positions, targets = inputs["positions"], inputs["targets"]
         tokens, transform = len(targets), self.models.head.transform
         divisor = tokens if num_items is None else num_items
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             stats = token_stats(
-                hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows),
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions),
                 weight,
                 targets,
                 bias=bias,

@@ -1,0 +1,1 @@
+"""Do two answers mean the same?"""

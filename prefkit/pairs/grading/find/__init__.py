@@ -1,0 +1,1 @@
+"""Where a solution states its answer."""

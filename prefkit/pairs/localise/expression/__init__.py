@@ -1,0 +1,1 @@
+"""Questions that are an arithmetic expression, and the steps that solve them."""

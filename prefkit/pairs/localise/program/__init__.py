@@ -1,0 +1,1 @@
+"""The first wrong step by rules alone, for questions in words."""
