@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from prefkit.cli import train
 from prefkit.errors import ConfigError
-from prefkit.loss.objectives import METHODS
 from prefkit.options.check import check_options
 from prefkit.options.command import Command
 from prefkit.options.option import option
 from prefkit.options.parse import read_file, read_flags, split
-from prefkit.options.prompt import PromptFields, TextFields
+from prefkit.options.prompt import PromptFields
 from prefkit.options.values import coerce
+from prefkit.train.fields import METHODS, TextFields
 
 _TAIL = """\
 what is shown:
@@ -54,7 +54,7 @@ class InspectOptions(TextFields):
     """JSON Lines file for skipped and cut rows; None = nowhere."""
 
     # -- data -----------------------------------------------------------------------------------
-    method: str | None = option(None, choices=tuple(METHODS))
+    method: str | None = option(None, choices=METHODS)
     """Read as this training method does; None = as none of them."""
     level: Literal["auto", "step", "solution"] | None = None
     """Rows with a prefix end after one step, or run to the end of the solution; auto asks rows that
@@ -92,7 +92,7 @@ COMMAND = Command(
     tail=_TAIL,
 )
 _TOKENS = (*(field.name for field in fields(PromptFields)), "max_length", "too_long")
-_READING = ("format", "block_style", "columns", "on_bad_row", "skipped_file")
+_READING = ("format", "block_style", "columns", "on_bad_row", "split", "skipped_file")
 _CONFIG_ENDINGS = (".yaml", ".yml")
 
 
@@ -115,7 +115,6 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("The config has no train_data. Name the data after it.")
     if not options.model:
         raise ConfigError("No model is given, whose tokenizer makes the tokens. Add --model MODEL.")
-    from prefkit.data.formats.detect import ReadOptions
     from prefkit.data.show import show_pairs
     from prefkit.data.text.render import TokenizeOptions
 
@@ -127,16 +126,12 @@ def run(argv: Sequence[str]) -> int:
     return show_pairs(
         source[0] if isinstance(source, list) and len(source) == 1 else source,
         config.get("tokenizer") or options.model,
-        TokenizeOptions(**{name: getattr(options, name) for name in _TOKENS}),
-        ReadOptions(
-            level=_resolved_level(options.level, options.method),
-            mask_tool_output=_masks(given, options.mask_tool_output),
-            **{name: getattr(options, name) for name in _READING},
-        ),
+        options=TokenizeOptions(**{name: getattr(options, name) for name in _TOKENS}),
         method=options.method,
         limit=options.limit,
         as_json=options.json,
-        split=options.split,
+        level=_resolved_level(options.level, options.method),
+        mask_tool_output=_masks(given, options.mask_tool_output),
         vocab_size=limits.get("vocab_size"),
         **{name: getattr(options, name) for name in _READING},
     )

@@ -37,19 +37,18 @@ GREEN, RED, GREY = (0, 200, 0), (235, 60, 60), (110, 110, 110)
 def show_pairs(
     source: Any,
     model: Any,
-    options: TokenizeOptions | None = None,
-    reading: ReadOptions | None = None,
     *,
+    options: TokenizeOptions | None = None,
     method: str | None = None,
     limit: int | None = None,
     as_json: bool = False,
     stream: TextIO | None = None,
-    **source_options: Any,
+    **reading: Any,
 ) -> int:
     """Shows the tokens of the pairs of a source.
 
     Args:
-        source, options, reading: as for `prepare_pairs`.
+        source, options: as for `prepare_pairs`.
         model: a model folder, hub name, or tokenizer.
         method: the training method the level was taken from; only named in the summary.
         limit: pairs to show, 0 or more; None = all as JSON, three in colour.
@@ -68,7 +67,7 @@ def show_pairs(
     """
     if limit is not None and limit < 0:
         raise ConfigError(f"limit is {limit}. Give 0 pairs or more, or leave it out.")
-    options, reading = options or TokenizeOptions(), reading or ReadOptions()
+    options = options or TokenizeOptions()
     stream = stream or sys.stdout
     tokenizer = load_tokenizer(model) if isinstance(model, str | os.PathLike) else model
     apart = {name: reading.pop(name) for name in ("split", "vocab_size") if name in reading}

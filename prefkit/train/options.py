@@ -1,8 +1,6 @@
 """The options of a run as they were given, and `ScriptArguments` and a config made of them."""
 
-import typing
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import yaml
