@@ -35,6 +35,7 @@ class Rules:
         free: whether a resumed run may change it, because it does not decide what is learnt.
         formerly: the name that it had in earlier versions.
         missing: what to say where it has no value and needs one.
+        around_prompt: it is text around a prompt, in whose flag \\n is a line break.
     """
 
     above: float | None = None
@@ -47,6 +48,7 @@ class Rules:
     free: bool = False
     formerly: str | None = None
     missing: str | None = None
+    around_prompt: bool = False
 
 
 def option(

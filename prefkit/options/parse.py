@@ -11,13 +11,12 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.options.check import check_option
 from prefkit.options.command import Command
-from prefkit.options.option import is_option
+from prefkit.options.option import is_option, rules_of
 from prefkit.options.page import parsed
 from prefkit.options.values import coerce, is_switch_word, kinds_of
 from prefkit.options.yaml_file import read_yaml
 
 _LINE = "command line"
-_UNESCAPED = ("joiner", "opening", "prompt_template", "stop", "system_prompt")
 
 
 def read_file(command: Command, path: str) -> dict[str, Any]:
@@ -51,7 +50,9 @@ def read_flags(command: Command, flags: Mapping[str, Sequence[str]]) -> dict[str
             raise ConfigError(f"{name} needs a value: --{name} VALUE.")
         if len(words) > 1 and list not in kinds:
             raise ConfigError(f"{name} takes one value; got {len(words)}: {', '.join(words)}.")
-        if name in _UNESCAPED:  # shells hand "\n" over as two characters
+        if rules_of(
+            command.fields[name][0]
+        ).around_prompt:  # shells hand "\n" over as two characters
             words = [word.replace("\\n", "\n") for word in words]
         value = "true" if not words else words[0] if len(words) == 1 else list(words)
         values[name] = _typed(command, name, value, _LINE)

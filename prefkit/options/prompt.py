@@ -17,11 +17,11 @@ class PromptFields:
     # -- prompt -----------------------------------------------------------------------------------
     string_prompts: Literal["raw", "chat"] = "raw"
     """Prompts given as plain strings: used as they are, or put into the chat template."""
-    prompt_template: str = "{prompt}"
+    prompt_template: str = option("{prompt}", around_prompt=True)
     """Wraps plain prompts, e.g. "Question: {prompt}\\nAnswer:\\n"."""
-    joiner: str = ""
+    joiner: str = option("", around_prompt=True)
     """Text between a plain prompt and what follows it (Step-DPO templates: "\\n" or " ")."""
-    system_prompt: str | None = None
+    system_prompt: str | None = option(None, around_prompt=True)
     """System message put before plain prompts that are read as chat."""
     chat_template: str | None = None
     """A chat template in place of the tokenizer's own: Jinja text, a file of it, or "plain"."""

@@ -7,7 +7,7 @@ spread temperatures). What is `free` may differ from one run of a build to the n
 stays the same (with another batch_size up to the rounding of what is still to be sampled).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from prefkit.options.option import option
@@ -78,7 +78,7 @@ class BuildFields(PromptFields):
     verdict, and is counted. Judges that think long need more."""
 
     # -- solution ---------------------------------------------------------------------------------
-    opening: str = ""
+    opening: str = option("", around_prompt=True)
     """What every solution begins with, e.g. "Let's think step by step.\\nStep 1:"."""
     steps: Literal["lines", "numbered", "paragraphs"] = "lines"
     """What a step is: a line, "Step 1: …", or a paragraph."""
@@ -114,7 +114,7 @@ class BuildFields(PromptFields):
     too_long: Literal["error", "skip"] = "error"
     """Questions that the local model cannot read: stop before anything is sampled, or skip them
     (counted)."""
-    stop: list[str] = field(default_factory=list)
+    stop: list[str] = option(default_factory=list, around_prompt=True)
     """Texts that end a solution beside the end-of-sequence token, e.g. "\\nQuestion:", if examples
     in the prompt make the model go on with another question."""
     seed: int = option(0, at_least=0)

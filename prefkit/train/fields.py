@@ -27,7 +27,7 @@ class RunFields:
     """Weight of the routers' load-balancing loss of a mixture of experts, added to the loss and
     logged as aux_loss; None = what the model's config declares, 0 = none."""
 
-    # -- defaults that differ from transformers.TrainingArguments -----------------------------
+    # -- run ------------------------------------------------------------------------------------
     output_dir: str | None = option(None, free=True)
     """Where checkpoints and the trained model go; None = prefkit-output/METHOD."""
     learning_rate: float = option(1e-6, at_least=0)
