@@ -87,15 +87,12 @@ class ServerEngine:
         self.url = public_url(address)
         self._client = open_client(address, settings)
         self._extra = dict(settings.extra_body)
-        self._tokenizer = tokenizer
+        self._add_special_tokens, self._tokenizer = add_special_tokens, tokenizer
         self._patience = Patience(self.url, settings.retries)
         self.notes: Counter[str] = Counter()
         self._notes_lock = threading.Lock()
         server = find_server(self._client, self.url)
         self.kind = server.kind
-        if add_special_tokens is None and self.kind == VLLM:
-            add_special_tokens = False
-        self._add_special_tokens = add_special_tokens
         if self.kind == TRANSFORMERS:  # closes a connection after a failure, when it comes to it
             self._client = self._client.with_options(default_headers={"Connection": "close"})
         self.model = choose_model(server, model, self.url)
@@ -195,7 +192,7 @@ class ServerEngine:
         if request.messages:
             body["messages"] = list(request.messages)
         else:
-            body |= prompt_of(request, self._add_special_tokens, lambda: self._bos, self.url)
+            body |= self._prompt(request)
         return body | self._extra
 
     def _send(self, request: Request, body: dict[str, Any]) -> Completion:
@@ -256,6 +253,12 @@ class ServerEngine:
         if not isinstance(answer, dict) or not answer.get("choices"):
             raise Unfinished(f"no completion in the answer: {str(answer)[:200]}")
         return answer
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        """The text; vLLM is told to put no BOS before chat text, others would put theirs."""
+        is_told = self._add_special_tokens is None and self.kind == VLLM
+        told = False if is_told else self._add_special_tokens
+        return prompt_of(request, told, lambda: self._bos, self.url)
 
     @cached_property
     def _bos(self) -> str:
