@@ -483,7 +483,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"too_long": "cut"}, "too_long is 'cut'. Choose one of: error, skip, truncate_end"),
+        ({"too_long": "cut"}, "too_long is 'cut'; it must be one of error, skip, truncate_end"),
         ({"string_prompts": "html"}, "string_prompts is 'html'"),
         ({"max_length": 1}, "max_length is 1. Give at least 2"),
         ({"prompt_template": "Q:"}, "Write {prompt} where the question goes"),

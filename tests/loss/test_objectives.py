@@ -171,12 +171,19 @@ def test_loss_and_gradients_equal_the_direct_formula(
         assert (ours["weight"].grad - direct["weight"].grad).abs().max() < 1e-10
 
 
-def test_the_penalty_of_dpop_is_felt_by_one_pair_and_not_by_the_other() -> None:
-    """Or the cases above would compare dpop with half of its formula."""
-    sums = [
-        (side.w * side.r).sum() for side in (Direct(sample(False), 0), Direct(sample(False), 2))
-    ]
-    assert sorted(bool(s > 0) for s in sums) == [False, True]
+def test_dpop_is_dpo_where_the_chosen_side_is_likelier_than_under_the_reference() -> None:
+    """The cases above feel the penalty; policy and reference exchanged, nothing is left of it."""
+    x = sample(False)
+    assert all(Direct(x, segment).r.sum() < 0 for segment in (0, 2))
+    changed = {
+        "hidden": x["ref_hidden"].requires_grad_(),
+        "weight": x["ref_weight"].requires_grad_(),
+        "ref_hidden": x["hidden"].detach(),
+        "ref_weight": x["weight"].detach(),
+    }
+    found = fused_preference_loss(objective=DPOP(beta=0.3), **{**x, **changed})
+    plain = fused_preference_loss(objective=DPO(beta=0.3), **{**x, **changed})
+    assert torch.equal(found.loss, plain.loss)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable head", "frozen head"])
