@@ -175,7 +175,7 @@ class BuildFields(PromptFields):
     contrast_learning_rate: float = option(3e-4, above=0, only_for=_CDPO)
     """Peak learning rate of both."""
     contrast_epochs: float = option(1.0, above=0, only_for=_CDPO)
-    """Passes over their solutions."""
+    """How often their solutions are read."""
     contrast_batch_size: int = option(8, at_least=1, only_for=_CDPO)
     """Solutions an optimiser step."""
     contrast_device_batch_size: int | None = option(None, at_least=1, only_for=_CDPO)

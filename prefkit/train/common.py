@@ -12,7 +12,7 @@ class CommonFields:
 
     # -- transformers' ---------------------------------------------------------------------------
     num_train_epochs: float = 3.0
-    """Passes over the data."""
+    """Epochs: how often the data are read."""
     max_steps: int = -1
     """Optimiser steps; overrides num_train_epochs. -1 = as many as it says."""
     gradient_accumulation_steps: int = 1
