@@ -2,7 +2,7 @@
 
     from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
     from prefkit import SupervisedTrainer, SupervisedConfig          # the same for solutions
-    from prefkit import DPO, TDPO, SimPO, fused_preference_loss      # for your own loop
+    from prefkit import DPO, DPOP, TDPO, SimPO, fused_preference_loss    # for your own loop
 
 Names load on first use, so that `import prefkit` costs nothing.
 """
@@ -10,9 +10,11 @@ Names load on first use, so that `import prefkit` costs nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from prefkit.version import VERSION as __version__
+
 __all__ = [
     "DPO",
+    "DPOP",
     "TDPO",
     "ConfigError",
     "ModelError",
@@ -23,13 +25,14 @@ __all__ = [
     "SimPO",
     "SupervisedConfig",
     "SupervisedTrainer",
+    "__version__",
     "fused_preference_loss",
 ]
 
 if TYPE_CHECKING:
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
     from prefkit.loss.fused import fused_preference_loss
-    from prefkit.loss.objectives import DPO, TDPO, SimPO
+    from prefkit.loss.objectives import DPO, DPOP, TDPO, SimPO
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
     "DPO": "prefkit.loss.objectives",
+    "DPOP": "prefkit.loss.objectives",
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",
     "fused_preference_loss": "prefkit.loss.fused",

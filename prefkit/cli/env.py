@@ -49,10 +49,10 @@ def describe() -> dict[str, Any]:
     """Versions, devices and what of prefkit can be used here."""
     import torch
 
-    from prefkit import __version__
+    from prefkit.version import VERSION
 
     packages = {name: _version(name) for name in _PACKAGES}
-    packages["prefkit"] = packages["prefkit"] or __version__
+    packages["prefkit"] = packages["prefkit"] or VERSION
     gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
     triton = importlib.util.find_spec("triton") is not None
     return {

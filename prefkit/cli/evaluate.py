@@ -22,6 +22,7 @@ COMMAND = Command(
     about=_ABOUT,
     words=("QUESTIONS", "File, folder or Hub dataset of questions."),
     options=(ConfigFile, BuildFields),
+    method=EVALUATE,
     hidden=frozenset(
         name for name in vars(BuildFields()) if name == "questions" or not used_by(name, EVALUATE)
     ),

@@ -5,7 +5,7 @@ level of rows without a method is a step.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.cli import train
@@ -15,7 +15,7 @@ from prefkit.options.check import check_options
 from prefkit.options.command import Command
 from prefkit.options.option import option
 from prefkit.options.parse import read_file, read_flags, split
-from prefkit.options.prompt import PromptFields, TextFields
+from prefkit.options.prompt import ReadingFields, TextFields
 from prefkit.options.values import coerce
 
 _TAIL = """\
@@ -34,11 +34,12 @@ what is shown:
            a token that is only context
   weight   what the token's log-probability counts; 0 for context, and for a token weighted 0
   eos      whether the side ends with a scored end-of-sequence token
+  margin   the row's own, where the config reads it (margin_weight)
 """
 
 
 @dataclass(kw_only=True)
-class InspectOptions(TextFields):
+class InspectOptions(ReadingFields, TextFields):
     """What is shown, and read how."""
 
     # -- inspect --------------------------------------------------------------------------------
@@ -59,12 +60,6 @@ class InspectOptions(TextFields):
     level: Literal["auto", "step", "solution"] | None = None
     """Rows with a prefix end after one step, or run to the end of the solution; auto asks rows that
     leave it open. None = the method's level, a step without a method."""
-    format: str = "auto"
-    """Format of the rows; auto tells it by their fields."""
-    block_style: str = "plain"
-    """How typed blocks (text, code, execution) are written out: plain or tagged."""
-    mask_tool_output: bool = True
-    """Tool output (execution blocks) is context and not scored."""
     score_tool_output: bool = False
     """The same as --mask_tool_output false."""
     max_length: int | None = None
@@ -91,8 +86,6 @@ COMMAND = Command(
     without=frozenset({"pad_to_multiple_of"}),
     tail=_TAIL,
 )
-_TOKENS = (*(field.name for field in fields(PromptFields)), "max_length", "too_long")
-_READING = ("format", "block_style", "columns", "on_bad_row", "skipped_file")
 _CONFIG_ENDINGS = (".yaml", ".yml")
 
 
@@ -127,11 +120,13 @@ def run(argv: Sequence[str]) -> int:
     return show_pairs(
         source[0] if isinstance(source, list) and len(source) == 1 else source,
         config.get("tokenizer") or options.model,
-        TokenizeOptions(**{name: getattr(options, name) for name in _TOKENS}),
-        ReadOptions(
+        TokenizeOptions.of(options),
+        ReadOptions.of(
+            options,
             level=_resolved_level(options.level, options.method),
             mask_tool_output=_masks(given, options.mask_tool_output),
-            **{name: getattr(options, name) for name in _READING},
+            skipped_file=options.skipped_file,
+            margins=bool(config) and METHODS[config["method"]].build(config).needs_margins,
         ),
         method=options.method,
         limit=options.limit,

@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(overview())
         return 0 if argv else 2
     if argv[0] == "--version":
-        from prefkit import __version__
+        from prefkit.version import VERSION
 
-        print(f"prefkit {__version__}")
+        print(f"prefkit {VERSION}")
         return 0
     try:
         code = _complete(argv[1:]) if argv[0] == "--completion" else _run(argv[0], argv[1:])

@@ -6,7 +6,7 @@ from typing import Literal
 from prefkit.errors import ConfigError
 from prefkit.options.check import check_options
 from prefkit.options.option import option
-from prefkit.options.prompt import TextFields
+from prefkit.options.prompt import BlockStyle, RowFormat, TextFields
 
 
 @dataclass(kw_only=True)
@@ -28,14 +28,14 @@ class ScoreFields(TextFields):
     cDPO's released code, as columns in one JSON object."""
 
     # -- rows -----------------------------------------------------------------------------------
-    row_format: str = "auto"
+    row_format: RowFormat = "auto"
     """Format of the rows, as --format of `prefkit train`; auto tells it by their fields."""
     level: Literal["auto", "step", "solution"] = "auto"
     """What a row with a prefix is trained on: one step, or the rest of the solution; auto as
     method cdpo reads it."""
     mask_tool_output: bool = True
     """Tool output is context, whose scores are never read."""
-    block_style: str = "plain"
+    block_style: BlockStyle = "plain"
     """How typed blocks are written out: plain or tagged."""
     split: str = "train"
     """Split of a dataset with several."""
@@ -45,7 +45,7 @@ class ScoreFields(TextFields):
     """Sequences a forward pass of each model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Number format of the models; scores are computed in float32."""
-    memory_budget: int | None = None
+    memory_budget: int | None = option(None, at_least=1)
     """Bytes for buffers of logits; None = a sensible default."""
 
     def __post_init__(self) -> None:

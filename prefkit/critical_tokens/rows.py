@@ -73,13 +73,7 @@ class ScorableReader:
 
     def __init__(self, renderer: Renderer, options: ScoreFields, vocab_size: int) -> None:
         self.renderer, self.options, self.vocab_size = renderer, options, vocab_size
-        self.reading = ReadOptions(
-            level=options.level,
-            mask_tool_output=options.mask_tool_output,
-            format=options.row_format,
-            block_style=options.block_style,
-            columns={} if options.columns is None else options.columns,  # type: ignore[arg-type]
-        )
+        self.reading = ReadOptions.of(options, level=options.level, format=options.row_format)
 
     def read(self, rows: Rows) -> Scorable:
         """What of the rows can be scored.

@@ -124,6 +124,7 @@ def _as_json(
         "pair": index,
         "tokens": tokens,
         "eos": {"chosen": pair.chosen.eos, "rejected": pair.rejected.eos},
+        **({} if pair.margin is None else {"margin": pair.margin}),
     }
 
 
@@ -134,7 +135,8 @@ def _print_pair(
     dataset: PairDataset,
 ) -> None:
     pair = dataset.pairs[index]
-    console.rule(Text(f"pair {index} · {pair.source}, row {pair.row}"), align="left")
+    margin = "" if pair.margin is None else f" · margin {pair.margin:g}"
+    console.rule(Text(f"pair {index} · {pair.source}, row {pair.row}{margin}"), align="left")
     front = Text()
     for view in sides[0]:
         if view.part in ("prompt", "prefix"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from prefkit.loss.objective import Objective
 from prefkit.loss.passes import choose
 from prefkit.loss.sequence_group import check_group, together
-from prefkit.loss.sides import Sides, check_segments
+from prefkit.loss.sides import Sides, check_margins, check_segments
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
 
@@ -55,7 +55,7 @@ def fused_preference_loss(
         segments: (T,) int64, aligned with targets: 2i for a scored chosen token of pair i, 2i + 1
             for a rejected one, −1 for everything else (prompt, shared prefix, padding). A pair
             with one scored side only compares that side with 0.
-        objective: `DPO(…)`, `TDPO(…)` or `SimPO(…)`.
+        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)` or `SimPO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
         ref_hidden, ref_weight: (T, D'), (V', D'): the reference as hidden states, or
         ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
@@ -102,6 +102,7 @@ def fused_preference_loss(
         if weights is not None:  # such a token keeps its segment: a position is still a position
             scored = scored & (weights != 0)
         _check_scored(targets, scored, weights, ignore_index)
+        _check_margins(objective, margins, pairs_in_call)
         if sequence_group is not None and pairs_in_call is not None:
             check_segments(segments, pairs_in_call)
         return scored
@@ -111,7 +112,8 @@ def fused_preference_loss(
     like = targets.new_empty(targets.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
-    _check_margins(objective, margins, sides.count)
+    if margins is not None:
+        check_margins(margins, sides.count)
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
@@ -208,14 +210,15 @@ def _check_any(present: Tensor) -> None:
         raise ValueError("no scored token: every segment is −1 or every weight is 0")
 
 
-def _check_margins(objective: Objective, margins: Tensor | None, pairs: int) -> None:
+def _check_margins(objective: Objective, margins: Tensor | None, pairs: int | None) -> None:
+    """What a rank can see alone: pairs None = not counted yet."""
     name = type(objective).__name__
     if objective.needs_margins and margins is None:
         raise ValueError(f"{name} has margin_weight > 0 and needs margins, one a pair: (P,)")
     if margins is not None and not objective.needs_margins:
         raise ValueError(f"margins have no effect on {name} without margin_weight > 0")
-    if margins is not None and margins.shape != (pairs,):
-        raise ValueError(f"margins must have the shape ({pairs},), got {tuple(margins.shape)}")
+    if margins is not None and pairs is not None:
+        check_margins(margins, pairs)
 
 
 def _check_reduction(objective: Objective) -> None:

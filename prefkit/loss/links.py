@@ -17,6 +17,8 @@ def link_loss(name: str, u: Tensor, beta: float = 1.0, epsilon: float = 0.0) -> 
         return (u - 1 / (2 * beta)) ** 2
     if name == "hinge":
         return torch.relu(1 - u)
+    if name not in ("sigmoid", "robust"):
+        raise ValueError(f"there is no link {name!r}")
     right, wrong = -F.logsigmoid(u), -F.logsigmoid(-u)
     if name == "robust":
         return ((1 - epsilon) * right - epsilon * wrong) / (1 - 2 * epsilon)

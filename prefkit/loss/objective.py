@@ -68,8 +68,9 @@ class Terms:
 class Objective:
     """A preference loss. A new one is a dataclass that inherits this, in `loss/objectives.py`.
 
-    It declares its options with `option`, and has `margin` (the margin u of a pair, linear in the
-    per-token quantities) and `losses` (one loss a pair from u).
+    It declares its options with `option`, and has `margin_of_pair` (the margin u of a pair, linear
+    in the per-token quantities) and `losses` (one loss a pair from u). It cannot be changed once it
+    is made.
 
     Raises:
         ConfigError: (a ValueError) an option out of its range, or two that exclude each other.
@@ -85,6 +86,13 @@ class Objective:
                 setattr(self, name, value)
         check_options(self)
         self.check()
+        object.__setattr__(self, "_is_made", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Its options are those of a run, too, and a frozen dataclass could not share its fields.
+        if getattr(self, "_is_made", False):
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        super().__setattr__(name, value)
 
     def check(self) -> None:
         """Refuses options that exclude each other."""
@@ -163,15 +171,18 @@ class Objective:
         Raises:
             ValueError: a quantity that the objective needs is missing.
         """
-        from prefkit.loss.sides import Sides
+        from prefkit.loss.sides import Sides, check_margins
 
         logp = _require(stats.logp, "logp")
         kl = _require(stats.kl, "kl") if self.needs_kl else None
         ratio = logp - _require(stats.ref_logp, "ref_logp") if self.needs_reference else logp
         sides = sides or Sides.of(segments, weights, logp)
-        if self.needs_margins and margins is None:
-            raise ValueError("this objective needs the margins of the pairs: give margins, (P,)")
-        terms = Terms(sides, logp, ratio, kl, scores, margins if self.needs_margins else None)
+        if self.needs_margins != (margins is not None):
+            needs = "needs" if self.needs_margins else "reads no"
+            raise ValueError(f"this objective {needs} margins, (P,), one of each pair")
+        if margins is not None:
+            check_margins(margins, sides.count)
+        terms = Terms(sides, logp, ratio, kl, scores, margins)
         losses = self.losses(terms)
         metrics = {**_metrics(self.rewards(terms), logp, sides), **self.metrics(terms)}
         if num_pairs is None:

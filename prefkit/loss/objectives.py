@@ -32,7 +32,7 @@ class BetaOptions:
 
     # -- method ---------------------------------------------------------------------------------
     beta: float = option(None, above=0)
-    """β, strength of the pull towards the reference; left out, the paper's value for the method."""
+    """β, strength of the pull towards the reference; None = the method's own (docs/options.md)."""
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class DPOOptions(BetaOptions):
     reference_free: bool = option(False)
     """Leave the reference out of the loss: r_t = logp_t."""
     margin: float = option(None)
-    """Target margin subtracted from the difference of rewards (0; in SimPO γ, 1)."""
+    """Target margin subtracted from the difference of rewards; None = 0 (SimPO's γ: 1)."""
     margin_weight: float = option(0.0, at_least=0)
     """Factor of a margin that each row brings (field `margin`), subtracted besides (offset DPO,
     2402.10571); 0 = rows bring none."""
@@ -178,8 +178,8 @@ class DPOPOptions:
     """What `DPOP` has besides the options of `DPO`."""
 
     # -- method ---------------------------------------------------------------------------------
-    penalty: float = option(50.0, at_least=0)
-    """λ of dpop: how much a chosen response below its reference probability costs."""
+    penalty: float = option(None, at_least=0)
+    """λ of dpop: how much a chosen response below its reference probability costs; None = 50."""
 
 
 @dataclass(kw_only=True, unsafe_hash=True)
@@ -190,7 +190,7 @@ class DPOP(DPOPOptions, DPO):
     β 0.3 and λ 50 are what others run it with; they were not checked against the paper.
     """
 
-    unset: ClassVar[Mapping[str, Any]] = {"beta": 0.3, "margin": 0.0}
+    unset: ClassVar[Mapping[str, Any]] = {"beta": 0.3, "margin": 0.0, "penalty": 50.0}
 
     def check(self) -> None:
         super().check()
@@ -216,7 +216,7 @@ class TDPOOptions(BetaOptions):
 
     # -- method ---------------------------------------------------------------------------------
     alpha: float = option(None, at_least=0)
-    """α of tdpo2, weight of the sequential KL term; left out, 0.5."""
+    """α of tdpo2, weight of the sequential KL term; None = 0.5."""
 
 
 @dataclass(kw_only=True, unsafe_hash=True)

@@ -1,8 +1,8 @@
 """In which passes a preference loss is computed: one over the logits, or two.
 
 - One pass: the gradient is made in the forward, chunk by chunk, and scaled in the backward. `auto`
-  takes it where the loss of a pair is a function of its linear margin (all but
-  reduction="position" and nll_weight) and the head is frozen or the call holds one pair.
+  takes it where the loss of a pair is a function of its linear margin (`Objective.linear`:
+  not dpop, reduction="position" or nll_weight) and the head is frozen or the call holds one pair.
 - One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head:
   for several pairs too. `auto` takes it where dz is small (`keep_dz.allowed_bytes`).
 - Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
@@ -88,7 +88,7 @@ def obstacle_to_one_pass(
     Args:
         pairs: pairs of a call, of which a trainable head takes one; 1 where dz is kept.
     """
-    if type(objective).__module__ != "prefkit.loss.objectives":
+    if not type(objective).__module__.startswith("prefkit.loss."):
         return f"{type(objective).__name__} is a class of its own and may add terms to the loss"
     if objective.not_linear:
         return objective.not_linear

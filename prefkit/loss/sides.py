@@ -134,6 +134,20 @@ def check_segments(segments: Tensor, count: int) -> None:
         raise ValueError(message)
 
 
+def check_margins(margins: Tensor, pairs: int) -> None:
+    """Refuses margins that are not one finite number a pair (finiteness on a CPU alone).
+
+    Raises:
+        ValueError: see above.
+    """
+    if margins.shape != (pairs,):
+        raise ValueError(f"margins must have the shape ({pairs},), got {tuple(margins.shape)}")
+    if margins.is_cuda or torch.compiler.is_compiling():
+        return
+    if not bool(torch.isfinite(margins).all()):
+        raise ValueError("margins must be finite numbers, one a pair")
+
+
 def ranks(bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
     """For each token its place among the tokens of its bucket (T,), and the buckets' sizes."""
     sizes = torch.bincount(bucket, minlength=buckets)

@@ -5,6 +5,7 @@ Every message has one form: `NAME is VALUE; it must be …`.
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterable
@@ -46,6 +47,7 @@ def check_option(field: dataclasses.Field, hint: Any, value: Any) -> None:
         if value not in choices:
             raise refusal(field.name, value, f"one of {', '.join(map(str, choices))}")
         return
+    _check_plain(field.name, hint, value)
     kinds = _number_kinds(hint)
     for one in value if isinstance(value, list) and list in _origins(hint) else [value]:
         if kinds and not _is_number(one, kinds):
@@ -53,9 +55,19 @@ def check_option(field: dataclasses.Field, hint: Any, value: Any) -> None:
             raise ConfigError(
                 f"{field.name} is {one!r}, a {type(one).__name__}; it must be {what}."
             )
-        if not isinstance(one, bool) and isinstance(one, int | float) and not _within(one, rules):
+        if not isinstance(one, bool) and isinstance(one, numbers.Real) and not _within(one, rules):
             left_out = ", or left out" if default_of(field) is None else ""
             raise refusal(field.name, one, in_words(rules) + left_out)
+
+
+def _check_plain(name: str, hint: Any, value: Any) -> None:
+    """A switch is a bool and a text is a string: "false" in a switch's place would be true."""
+    parts = {part for part in _parts(hint) if part is not type(None)}
+    for kind, wanted in ((bool, "true or false"), (str, "text")):
+        if parts == {kind} and not isinstance(value, kind):
+            raise ConfigError(
+                f"{name} is {value!r}, a {type(value).__name__}; it must be {wanted}."
+            )
 
 
 def refusal(name: str, value: Any, wanted: str) -> ConfigError:
@@ -98,7 +110,7 @@ def in_words(rules: Rules) -> str:
     return "a finite number" if low is None else f"{low:g} or more"
 
 
-def _within(value: float, rules: Rules) -> bool:
+def _within(value: Any, rules: Rules) -> bool:
     return (
         math.isfinite(value)
         and (rules.above is None or value > rules.above)
@@ -128,4 +140,4 @@ def _number_kinds(hint: Any) -> set[type]:
 def _is_number(value: Any, kinds: set[type]) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (float in kinds and isinstance(value, float))
+    return isinstance(value, numbers.Real if float in kinds else numbers.Integral)

@@ -28,6 +28,7 @@ class Command:
         hidden: flags that the help leaves out.
         elsewhere: names of other libraries or commands → what to do instead.
         tail: what follows the flags in the help.
+        method: whose defaults the help tells, where they depend on the method; None = all.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Command:
     hidden: frozenset[str] = frozenset()
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     tail: str = ""
+    method: str | None = None
 
     @functools.cached_property
     def fields(self) -> dict[str, tuple[dataclasses.Field, Any, type]]:

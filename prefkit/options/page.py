@@ -8,7 +8,7 @@ import contextlib
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from dataclasses import field, is_dataclass, make_dataclass
+from dataclasses import Field, field, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, cast
 
@@ -17,7 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from prefkit.errors import ConfigError
 from prefkit.options.command import Command
-from prefkit.options.option import choices_of, default_of, field_docs
+from prefkit.options.option import choices_of, default_of, field_docs, rules_of
 from prefkit.options.values import metavar
 
 
@@ -122,18 +122,31 @@ def _flag(command: Command, name: str) -> tuple[str, Any, Any]:
     option, hint, cls = command.fields[name]
     text = field_docs(cls).get(name, "")
     values = metavar(hint, choices_of(option, hint))
-    told = any(words in text for words in ("None = ", "left out", "(required)"))
-    shown = "" if told else _shown(default_of(option))
+    shown = "" if "None = " in text or "(required)" in text else _default(command, option)
     return name, _argument(values, text, shown), field(default=None)
 
 
+def _default(command: Command, option: Field) -> str:
+    """A default as the help tells it: the command's method's, or that of each method."""
+    by_method = rules_of(option).by_method
+    if not by_method:
+        return f"(default: {_shown(default_of(option))})"
+    if command.method is not None and command.method in by_method:
+        return f"(default: {_shown(by_method[command.method])})"
+    values: dict[str, list[str]] = {}
+    for method, value in by_method.items():
+        values.setdefault(_shown(value), []).append(method)
+    told = (f"{', '.join(methods)} {value}" for value, methods in values.items())
+    return f"(default: {'; '.join(told)})"
+
+
 def _shown(default: Any) -> str:
-    """A default as a user would write it."""
+    """A value as a user would write it."""
     if isinstance(default, list):
         default = " ".join(map(str, default)) or None
     if default is None or isinstance(default, bool):
         default = str(default).lower()
-    return f"(default: {default})" if default != "" else '(default: "")'
+    return str(default) if default != "" else '""'
 
 
 def _argument(values: str, text: str = "", default: str = "") -> Any:

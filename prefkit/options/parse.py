@@ -50,9 +50,7 @@ def read_flags(command: Command, flags: Mapping[str, Sequence[str]]) -> dict[str
             raise ConfigError(f"{name} needs a value: --{name} VALUE.")
         if len(words) > 1 and list not in kinds:
             raise ConfigError(f"{name} takes one value; got {len(words)}: {', '.join(words)}.")
-        if rules_of(
-            command.fields[name][0]
-        ).around_prompt:  # shells hand "\n" over as two characters
+        if rules_of(command.fields[name][0]).around_prompt:  # of a shell, "\n" is two characters
             words = [word.replace("\\n", "\n") for word in words]
         value = "true" if not words else words[0] if len(words) == 1 else list(words)
         values[name] = _typed(command, name, value, _LINE)
@@ -71,8 +69,9 @@ def split(command: Command, argv: Sequence[str]) -> tuple[list[str], dict[str, l
         command.refuse_unknown(_name(word) or word, _LINE)
     flags = {name: flags[name] for word in argv if (name := _name(word)) in flags}  # in its order
     for name, given in flags.items():
-        if command.fields[name][1] is bool and given and not is_switch_word(given[0]):
-            words, flags[name] = [*words, *given], []  # --json FILE
+        switch = bool in kinds_of(command.fields[name][1])
+        if switch and not words and given and "." in given[0] and not is_switch_word(given[0]):
+            words, flags[name] = list(given), []  # --json FILE.yaml
     return words, flags
 
 

@@ -45,6 +45,24 @@ class LengthFields:
     Prompt, prefix and single steps are never cut."""
 
 
+# Of rows of pairs; `prefkit.data.formats.detect.FORMATS` has their readers.
+RowFormat = Literal["auto", "prefkit", "trl", "step-dpo", "scdpo", "cdpo", "tdpo"]
+BlockStyle = Literal["plain", "tagged"]
+
+
+@dataclass(kw_only=True)
+class ReadingFields:
+    """What the columns of a row of pairs mean."""
+
+    # -- data -----------------------------------------------------------------------------------
+    format: RowFormat = "auto"
+    """Format of the rows; auto tells it by their fields (`prefkit inspect` shows the result)."""
+    block_style: BlockStyle = "plain"
+    """How typed blocks (text, code, execution) are written out: plain or tagged."""
+    mask_tool_output: bool = True
+    """Tool output (execution blocks) is context that is never scored."""
+
+
 @dataclass(kw_only=True)
 class TextFields(PromptFields, LengthFields):
     """How texts become tokens, of pairs and of single solutions alike."""

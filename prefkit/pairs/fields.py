@@ -87,7 +87,7 @@ class BuildFields(PromptFields):
     samples: int | None = option(
         None, at_least=1, by_method={"dpo": 8, "step-dpo": 2, "scdpo": 8, "cdpo": 64, EVALUATE: 1}
     )
-    """Solutions a question (scdpo: a round); None = 2 for step-dpo, 64 for cdpo, else 8."""
+    """Solutions a question (scdpo: a round)."""
     temperature: float | list[float] | None = option(
         None,
         at_least=0,
@@ -100,15 +100,14 @@ class BuildFields(PromptFields):
             EVALUATE: [0.0],
         },
     )
-    """Of the solutions; several are dealt to the samples in turn. None = 0.8 for step-dpo, 0.5 0.7
-    0.9 1.1 for cdpo, else 1."""
+    """Of the solutions; several are dealt to the samples in turn."""
     top_p: float | None = option(
         None,
         above=0,
         at_most=1,
         by_method={"dpo": 1.0, "step-dpo": 0.95, "scdpo": 1.0, "cdpo": 0.95, EVALUATE: 1.0},
     )
-    """Nucleus; None = 0.95 for step-dpo and cdpo, else 1."""
+    """Nucleus: the most likely tokens that together have this probability."""
     max_tokens: int = option(1024, at_least=1)
     """Most tokens of a solution; longer ones count as unfinished."""
     too_long: Literal["error", "skip"] = "error"
@@ -182,5 +181,5 @@ class BuildFields(PromptFields):
     """Solutions a forward pass; None = all of a step."""
     contrast_bf16: bool = option(False, only_for=_CDPO)
     """Mixed precision in bfloat16 while they train, and weights in bfloat16 while they score."""
-    contrast_beta: float = option(1.0, only_for=_CDPO)
+    contrast_beta: float = option(1.0, at_least=0, only_for=_CDPO)
     """b of the scores: log s = (1 + b) log p_positive − b log p_negative − log Z."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from prefkit.loss.objectives import METHODS, LossOptions
 from prefkit.options.option import option
-from prefkit.options.prompt import TextFields
+from prefkit.options.prompt import ReadingFields, TextFields
 
 
 @dataclass(kw_only=True)
@@ -45,25 +45,24 @@ class RunFields:
 
 
 @dataclass(kw_only=True)
-class PreferenceFields(TextFields, RunFields, LossOptions):
-    """prefkit's part of `PreferenceConfig`."""
+class MethodField:
+    """What a run minimises."""
 
     # -- method ---------------------------------------------------------------------------------
     method: str = option("dpo", choices=tuple(METHODS))
     """The published method (docs/objectives.md). step-dpo, scdpo and cdpo are DPO on other
     tokens, tdpo1 and tdpo2 add a KL at every token, dpop and simpo change the margin."""
 
+
+@dataclass(kw_only=True)
+class PreferenceFields(RunFields, ReadingFields, TextFields, LossOptions, MethodField):
+    """prefkit's part of `PreferenceConfig`."""
+
     # -- data -----------------------------------------------------------------------------------
     level: Literal["step", "solution"] | None = None
     """What a row with a prefix trains: one step, or the continuation to the end of the solution.
     None = step for step-dpo, solution for scdpo; other methods use full_chosen where a row has it
     and ask you otherwise."""
-    mask_tool_output: bool = True
-    """Treat tool output (execution blocks) as context that is never scored."""
-    format: str = "auto"
-    """Format of the rows; auto tells it by their fields (`prefkit inspect` shows the result)."""
-    block_style: str = "plain"
-    """How typed blocks (text, code, execution) are written out: plain or tagged."""
 
     # -- rows -----------------------------------------------------------------------------------
     layout: Literal["auto", "shared", "separate"] = "auto"

@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoConfig
 
 from prefkit.cli.inspect import COMMAND, run
+from prefkit.cli.main import main
 from prefkit.cli.train import load_options
 from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs, show
 from prefkit.data.show import show_pairs
@@ -298,3 +299,16 @@ def test_with_colour_a_legend_and_no_marks(monkeypatch: pytest.MonkeyPatch) -> N
     assert show.COLOUR_LEGEND in text
     assert "⟦" not in text
     assert "38;5;40m" in text  # green
+
+
+def test_the_margins_that_a_config_reads_are_shown(tmp_path: Path, capsys: Any) -> None:
+    """And a row without one is refused, as training refuses it."""
+    rows = tmp_path / "rows.jsonl"
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {TINY}\ntrain_data: {rows}\nmargin_weight: 1.0\n")
+    rows.write_text(json.dumps({**STANDARD_ROW, "margin": 0.5}) + "\n")
+    assert main(["inspect", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["margin"] == 0.5
+    rows.write_text(json.dumps(STANDARD_ROW) + "\n")
+    assert main(["inspect", str(config)]) == 2
+    assert "field 'margin': is missing" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Every published format, from every kind of source, becomes the same pairs."""
 
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 from trl.data_utils import extract_prompt
 
 from prefkit.data import Pair, load_rows, read_pairs
+from prefkit.data.formats.detect import FORMATS
+from prefkit.data.formats.fields.blocks import BLOCK_STYLES
 from prefkit.errors import PrefkitError, RowError
+from prefkit.options.prompt import BlockStyle, RowFormat
 from tests.data.data_cases import (
     CONVERSATION_ROW,
     IMPLICIT_CONVERSATION_ROW,
@@ -216,3 +220,9 @@ def test_a_single_json_object_is_one_row(tmp_path: Path) -> None:
     for row in (STEP_ROW, CONVERSATION_ROW, scdpo_row()):
         path.write_text(json.dumps(row, indent=1))
         assert _texts(read_pairs(path)) == _texts(read_pairs([row]))
+
+
+def test_every_format_can_be_asked_for_by_name() -> None:
+    """The choices of --format stand in the options, the readers beside the formats."""
+    assert {*typing.get_args(RowFormat)} == {"auto", *FORMATS}
+    assert {*typing.get_args(BlockStyle)} == {*BLOCK_STYLES}

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss.fused import PreferenceLoss
 from prefkit.loss.objective import Objective
+from prefkit.loss.objectives import DPOP
 from prefkit.train.checkpointing.leaving import leave_group
 from prefkit_kernels import VocabShard
 from tests.gloo import join
@@ -30,6 +31,8 @@ OBJECTIVES: dict[str, Objective] = {
     "length-normalised": DPO(beta=3.0, length_normalized=True),
     "simpo": SimPO(),
     "nll": DPO(beta=0.3, nll_weight=0.7),
+    "dpop": DPOP(beta=0.3, penalty=0.7),
+    "margins": DPO(beta=0.3, margin_weight=2.0),
     "tdpo1": TDPO(beta=0.3, variant="tdpo1"),
     "tdpo2": TDPO(beta=0.3),
 }
@@ -69,6 +72,8 @@ def errors_of(
 ) -> dict[str, float]:
     """This rank's differences to one process with all tokens."""
     x, part = shard_of(x, list(TOKENS)), shard_of(x, rows)
+    if objective.needs_margins:
+        options["margins"] = torch.tensor([0.4, -1.5], dtype=x["hidden"].dtype)[:pairs]
     want = fused_preference_loss(objective=objective, pairs_in_call=pairs, **x, **options)
     got = fused_preference_loss(
         objective=objective,
@@ -120,7 +125,7 @@ def all_errors(rank: int) -> dict[str, dict[str, float]]:
                 ("two_pass", True, 2),
                 ("two_pass", False, 2),
             ):
-                if passes == "one_pass" and name == "nll":
+                if passes == "one_pass" and objective.not_linear:
                     continue
                 for dtype in (torch.float64, torch.float32):
                     x = problem(dtype, frozen, pairs)
@@ -190,6 +195,9 @@ def refusals(rank: int) -> dict[str, str]:
         "negative weight": lambda x: x["weights"].fill_(-1.0) if first else None,
         "segment": lambda x: x["segments"].fill_(4) if first else None,
         "shape": lambda x: x.update(weights=x["weights"][1:]) if first else None,
+        "margins": lambda x: x.update(
+            objective=DPO(margin_weight=1.0), margins=torch.zeros(PAIRS + (not first))
+        ),
         "nothing scored": lambda x: x["segments"].fill_(-1),
         "passes": lambda x: x.update(passes="one_pass"),  # two pairs and a trainable head
     }

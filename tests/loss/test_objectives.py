@@ -4,7 +4,9 @@ The oracle goes pair by pair over whole logits with a Python loop; it shares no 
 project. Bound: 1e-10 on the loss and on every gradient, through the torch backend.
 """
 
+import pickle
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefkit import DPO, TDPO, SimPO, fused_preference_loss
+from prefkit.loss.links import link_loss
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import DPOP, METHODS
 from prefkit_kernels import TokenStats
@@ -220,6 +223,28 @@ def test_margins_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fused_preference_loss(objective=objective, margins=margins, **sample(False))
+
+
+def test_an_objective_is_a_value() -> None:
+    """Checked when it is made, and never again: so it stays as it is, equal and hashed by it."""
+    objective = DPO(beta=0.3)
+    with pytest.raises(FrozenInstanceError, match="beta"):
+        objective.beta = -1.0
+    assert {objective, DPO(beta=0.3)} == {DPO(beta=0.3)}
+    assert pickle.loads(pickle.dumps(objective)) == objective
+    with pytest.raises(ValueError, match="no link 'typo'"):
+        link_loss("typo", torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "margins", [torch.zeros(3), torch.zeros(2, 1), torch.tensor([0.0, torch.nan])]
+)
+def test_an_objective_reads_one_finite_margin_a_pair(margins: Tensor) -> None:
+    stats = TokenStats(logp=torch.zeros(4), ref_logp=torch.zeros(4))
+    with pytest.raises(ValueError, match="margins must"):
+        DPO(margin_weight=1.0)(stats, torch.arange(4), margins=margins)
+    with pytest.raises(ValueError, match="reads no margins"):
+        DPO()(stats, torch.arange(4), margins=torch.zeros(2))
 
 
 def test_methods_are_their_papers() -> None:

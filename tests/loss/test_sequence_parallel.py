@@ -63,6 +63,7 @@ def test_a_data_parallel_mean_needs_the_factor_of_the_group(reports: list[dict[s
         ("shape", "weights must have the shape", "rank 0 of the 2 of sequence_group refused"),
         ("nothing scored", "no scored token", ""),
         ("passes", "takes one pair a call, this one holds 2", ""),
+        ("margins", "rank 1 of the 2 of sequence_group refused", "margins must have the shape"),
     ],
 )
 def test_what_one_rank_refuses_is_refused_on_both(

@@ -412,7 +412,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (["--gpus", "0"], "gpus"),
         (["--gpus", "two"], "gpus"),
         (["--lengths"], "lengths needs a value: --lengths VALUE"),
-        (["--json", "maybe"], "maybe: no such config file"),
+        (["--json", "maybe"], "json is 'maybe'; it must be true or false"),
         (["--gpu_memory", "much"], "gpu_memory"),
         (["--nonsense", "1"], "no option 'nonsense'"),
     ],

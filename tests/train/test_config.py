@@ -75,6 +75,10 @@ def test_what_the_help_shows_of_transformers_is_as_it_is_there() -> None:
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "text for a switch": ({"reference_free": "false"}, ["reference_free", "true or false"]),
+    "number for text": ({"system_prompt": 3}, ["system_prompt", "text"]),
+    "format": ({"format": "bogus"}, ["format", "step-dpo"]),
+    "block style": ({"block_style": "bogus"}, ["block_style", "tagged"]),
     "method": ({"method": "ddpo"}, ["method", "tdpo2"]),
     "beta zero": ({"beta": 0.0}, ["beta", "positive"]),
     "beta nan": ({"beta": float("nan")}, ["beta"]),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefkit import ConfigError, PreferenceTrainer, RowError
-from prefkit.data import prepare_pairs
+from prefkit.data import PairCollator, prepare_pairs
 from tests.train.trainer_cases import ROWS, byte_tokenizer, config, tiny_model, trainer
 
 WITH_MARGINS = [{**row, "margin": index / 4 - 1} for index, row in enumerate(ROWS[:6])]
@@ -43,6 +43,23 @@ def test_a_row_without_a_margin_is_named(margin: Any, tmp_path: Path) -> None:
     with pytest.raises(RowError, match=r"row 1, field 'margin'.*leave margin_weight out"):
         trainer(tmp_path, rows=rows, margin_weight=WEIGHT)
     trainer(tmp_path, rows=rows)  # nobody reads it
+
+
+def test_a_collator_that_leaves_the_margins_out_is_refused(tmp_path: Path) -> None:
+    plain = PairCollator(257)
+
+    def collate(items: list) -> Any:
+        return {name: value for name, value in plain(items).items() if name != "margins"}
+
+    made = PreferenceTrainer(
+        tiny_model(),
+        args=config(tmp_path, margin_weight=WEIGHT),
+        data_collator=collate,
+        train_dataset=WITH_MARGINS,
+        processing_class=byte_tokenizer(),
+    )
+    with pytest.raises(ConfigError, match="the batch brings no margins"):
+        made.train()
 
 
 def test_pairs_prepared_without_their_margins_are_refused(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ class ReadOptions(RowOptions):
     skipped_file: str | os.PathLike[str] | None = None
     margins: bool = False
 
+    @classmethod
+    def of(cls, options: Any, **more: Any) -> "ReadOptions":
+        """From an object with `ReadingFields` and `TextFields`; `more` overrides and adds."""
+        names = ("mask_tool_output", "format", "block_style", "on_bad_row")
+        values = {name: getattr(options, name) for name in names if name not in more}
+        return cls(**values, columns=options.columns or {}, **more)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.format != "auto" and self.format not in FORMATS:

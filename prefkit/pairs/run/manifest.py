@@ -208,9 +208,9 @@ def _hash(content: Sequence[Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    from prefkit import __version__
+    from prefkit.version import VERSION
 
-    found = {"prefkit": __version__, "python": platform.python_version()}
+    found = {"prefkit": VERSION, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

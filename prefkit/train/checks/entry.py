@@ -61,7 +61,8 @@ def check_run(
         start: a supposed one, of a plan; None = that of this process.
         given: of a trainer; None where the rows are not known yet.
         model_config: of the policy, or None: then the trainer checks it.
-        trainable_head: whether the head's weight trains, or None: then the trainer checks it.
+        trainable_head: whether the head's weight trains, or None: then the trainer checks what
+            that decides.
 
     Raises:
         ConfigError, ModelError: the first of these that is wrong, with its remedy.
@@ -78,8 +79,8 @@ def check_run(
         check_best_metric(config, names, given.eval_dataset, given.callbacks)
     check_processes(config, start)
     check_groups(config, start)
-    if objective is not None and trainable_head is not None:
-        check_passes(config, objective, trainable_head)
+    if objective is not None:  # a frozen head has the fewest obstacles: what it has, all have
+        check_passes(config, objective, bool(trainable_head))
     if model_config is not None:
         check_shared_model(start.shared_by, model_config)
     if not start.supposed:

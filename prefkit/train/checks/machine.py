@@ -1,5 +1,6 @@
 """What this machine cannot run: asked when a run starts, not when it is described."""
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -56,6 +57,7 @@ def need_package(package: str, option: str) -> None:
         )
 
 
+@functools.cache  # a run asks twice: before it loads anything, and in its trainer
 def _check_hub(token: str | None) -> None:
     from huggingface_hub import HfApi
 

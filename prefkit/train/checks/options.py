@@ -25,12 +25,7 @@ FLOAT16 = (
     "dtype is float16, in which the optimiser's steps underflow or destroy the weights. Use "
     "--dtype float32 --fp16 (mixed precision), or --dtype float32 --bf16."
 )
-_COUNTS = (
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-)
-_NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
+_NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "warmup_steps")
 _INTERVALS = ("save_steps", "eval_steps")
 
 
@@ -38,12 +33,11 @@ def check_numbers(config: Any) -> None:
     """Refuses numbers of `transformers.TrainingArguments` that no run can use.
 
     Raises:
-        ConfigError: a batch size or accumulation below 1, a negative or infinite rate, a seed that
+        ConfigError: an accumulation below 1, a negative or infinite rate, a seed that
             the random number generators do not take, no steps or epochs at all.
     """
-    for name in _COUNTS:
-        if (value := getattr(config, name)) < 1:
-            raise ConfigError(f"{name} is {value}; it must be 1 or more.")
+    if (batches := config.gradient_accumulation_steps) < 1:
+        raise ConfigError(f"gradient_accumulation_steps is {batches}; it must be 1 or more.")
     for name in _NOT_NEGATIVE:
         if (value := getattr(config, name, None)) is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value}; it must be a finite number, 0 or more.")
@@ -121,7 +115,8 @@ def check_passes(config: Any, objective: Objective, trainable: bool) -> None:
     if config.tokens_per_batch:
         one_pair = "leave tokens_per_batch out and " + one_pair
     if config.head_passes in ("one_pass", "keep_dz") and obstacle:
-        instead = f", or {one_pair}" if config.head_passes == "one_pass" else ""
+        helps = config.head_passes == "one_pass" and objective.linear is not None
+        instead = f", or {one_pair}" if helps else ""
         raise ConfigError(
             f"head_passes is {config.head_passes}, which cannot compute this loss: {obstacle}. "
             f"Leave it at auto{instead}."

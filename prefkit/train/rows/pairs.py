@@ -17,7 +17,7 @@ from prefkit.errors import ConfigError
 from prefkit.train.checks.shared_rows import check_shared_layout
 from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.rows.datasets import CachedDataset, packed
+from prefkit.train.rows.datasets import CachedDataset, packed, plain
 from prefkit.train.rows.layout import choose_layout, longest_sequence
 from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
 
@@ -84,22 +84,15 @@ def prepare_dataset(
     """
     margins = args.build_objective().needs_margins
     if isinstance(rows, PairDataset | CachedDataset | StreamedRows):
-        if margins and isinstance(rows, PairDataset):
-            _check_margins(rows, name)
+        if margins and isinstance(prepared := plain(rows), PairDataset):
+            _check_margins(prepared, name)
         return rows
     text_config = model_config.get_text_config()
     options = tokenize_options(args, text_config)
     checks = row_options(args, text_config, name)
-    vocab_size = checks.pop("vocab_size")
-    reading = ReadOptions(
-        level=args.resolved_level,
-        mask_tool_output=args.mask_tool_output,
-        format=args.format,
-        block_style=args.block_style,
-        columns={} if args.columns is None else args.columns,  # type: ignore[arg-type]
-        margins=margins,
-        **checks,
-    )
+    vocab_size, skipped = checks["vocab_size"], checks["skipped_file"]
+    level = args.resolved_level
+    reading = ReadOptions.of(args, level=level, skipped_file=skipped, margins=margins)
     if (stream := stream_of(rows, split)) is not None:
         if name != "train":
             refuse_eval_stream(stream, name)

@@ -88,6 +88,13 @@ class PairLoss:
             "backend": self.args.head_backend,
         }
         reference = self._reference_terms(inputs, options)
+        margins = inputs.get("margins") if self.objective.needs_margins else None
+        if self.objective.needs_margins and margins is None:
+            raise ConfigError(
+                "margin_weight is set, but the batch brings no margins: its pairs were prepared "
+                "without them, or the data_collator leaves them out. Prepare the pairs with "
+                "ReadOptions(margins=True), and give margins (B,) in each batch."
+            )
         transform = self.models.head.transform
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
@@ -103,7 +110,7 @@ class PairLoss:
                 sequence_group=self.sequence_group,
                 num_scored=inputs.get("num_scored"),
                 passes=self.args.head_passes,
-                margins=inputs["margins"] if self.objective.needs_margins else None,
+                margins=margins,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
