@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from prefkit.cli.inspect import COMMAND, run
 from prefkit.cli.main import main
 from prefkit.cli.train import load_options
-from prefkit.data import PairCollator, TokenizeOptions, prepare_pairs, show
+from prefkit.data import PairCollator, ReadOptions, TokenizeOptions, prepare_pairs, show
 from prefkit.data.show import show_pairs
 from prefkit.errors import ConfigError, ModelError
 from prefkit.options.page import show_help
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], str, str, bool]] = {
     ),
     "whole solution": (
         [STEP_ROW],
-        {"level": "solution"},
+        {"reading": ReadOptions(level="solution")},
         STEP_ROW["full_chosen"],
         STEP_ROW["full_rejected"],
         True,
