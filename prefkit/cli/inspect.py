@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from prefkit.cli import train
 from prefkit.errors import ConfigError
-from prefkit.loss.objectives import METHODS
+from prefkit.loss.objectives import METHODS, check_method_reads
 from prefkit.options.check import check_options
 from prefkit.options.command import Command
 from prefkit.options.option import option
@@ -101,6 +101,7 @@ def run(argv: Sequence[str]) -> int:
     given = read_flags(COMMAND, flags)
     config = _read_config(words.pop(0)) if words[0].lower().endswith(_CONFIG_ENDINGS) else {}
     from_config = {name: value for name, value in config.items() if name in COMMAND.fields}
+    check_method_reads(config.get("method", "dpo"), config)
     options = InspectOptions(**{**from_config, **given})
     check_options(options)
     source = words or config.get("train_data")

@@ -4,6 +4,7 @@ Everything heavy is imported only when it is used.
 """
 
 import contextlib
+import difflib
 import logging
 import os
 import sys
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     if name not in COMMANDS:
-        raise PrefkitError(f"'{name}' is no command. Use one of: {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Use one of: {', '.join(COMMANDS)}."
+        raise PrefkitError(f"'{name}' is no command. {hint}")
     module = import_module(f"prefkit.cli.{name}")
     if "--help" in argv or "-h" in argv:
         from prefkit.options.page import show_help

@@ -20,10 +20,12 @@ _HEAD = """\
 # Options
 
 Made by `python -m prefkit.cli.options_page` from the fields that the commands themselves read.
-Every option is a key of the YAML file and a flag (`--name value`); every other field of
-`transformers.TrainingArguments` is an option of a training run as well. "–" as a default: nothing,
-or what the text says. **Free**: may change when a run is resumed, because it does not decide what
-is learnt; any other change is refused by name.
+Each is a flag (`--name value`) and, in `train`, `build` and `evaluate`, a key of the YAML file.
+Every other field of `transformers.TrainingArguments` is an option of a training run as well. Flags
+that only steer a command (`--json`, `--limit`, `--gpus`, …) are in its `--help`. "–" as a default:
+nothing, or what the text says. **Free**: may change when a run is resumed, because it does not
+decide what is learnt; any other change is refused by name. Questions and model of a build may lie
+elsewhere, but must be the same.
 """
 _NAMES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
 _NAMES |= {"dict": "mapping", "list": "list"}

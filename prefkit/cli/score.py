@@ -16,19 +16,17 @@ from prefkit.options.command import Command
 from prefkit.options.option import option
 from prefkit.options.parse import read_flags, split
 
-_LISTED = "`prefkit score --help` lists the options."
-
 
 @dataclass(kw_only=True)
 class FileOptions:
     """What is scored by what, into which file."""
 
     # -- file -----------------------------------------------------------------------------------
-    positive: str = option("", missing=_LISTED)
+    positive: str = option("", missing="Name the model tuned on right solutions: --positive MODEL.")
     """Model tuned on right solutions (required)."""
-    negative: str = option("", missing=_LISTED)
+    negative: str = option("", missing="Name the model tuned on wrong ones: --negative MODEL.")
     """Model tuned on wrong solutions (required)."""
-    out: str = option("", missing=_LISTED)
+    out: str = option("", missing="Name the file of the scored rows: --out FILE.jsonl.")
     """File of the scored rows: .jsonl, or .json with --format prob_result (required)."""
 
 

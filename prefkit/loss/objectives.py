@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from prefkit.errors import ConfigError
 from prefkit.loss.margins import Linear
 from prefkit.loss.objective import Objective, Terms
+from prefkit.options.check import no_effect
 from prefkit.options.option import option
 
 if TYPE_CHECKING:
@@ -310,6 +311,18 @@ class Method:
 def _cdpo_beta(given: Mapping[str, Any]) -> float:
     """Of eq. 9 for a sum over the sequence; of the released script for its position-wise form."""
     return 0.1 if given.get("reduction") == "position" else 1.0
+
+
+def check_method_reads(method: str, given: Mapping[str, Any]) -> None:
+    """Refuses options of a loss that were given and that the method does not read.
+
+    Raises:
+        ConfigError: names the methods that read it.
+    """
+    for name, value in given.items():
+        if name in LossOptions.__dataclass_fields__ and name not in METHODS[method].reads:
+            readers = [other for other, what in METHODS.items() if name in what.reads]
+            raise no_effect(name, value, method, readers)
 
 
 METHODS: dict[str, Method] = {

@@ -75,26 +75,20 @@ def refusal(name: str, value: Any, wanted: str) -> ConfigError:
     return ConfigError(f"{name} is {value!r}; it must be {wanted}.")
 
 
-def check_read(options: Any, cls: type, read: Iterable[str], reader: str) -> None:
-    """Refuses options that have been changed and that nothing reads.
+def changed(options: Any, cls: type) -> dict[str, Any]:
+    """Name → value of the fields of a dataclass that differ from their defaults."""
+    values = {field: getattr(options, field.name) for field in dataclasses.fields(cls)}
+    return {field.name: v for field, v in values.items() if v != default_of(field)}
 
-    Args:
-        options: an instance.
-        cls: the dataclass whose fields are looked at.
-        read: names of those that are read.
-        reader: who reads them, for the message: "method 'dpo'".
 
-    Raises:
-        ConfigError: an option that would be ignored.
-    """
-    read = set(read)
-    for field in dataclasses.fields(cls):
-        value = getattr(options, field.name)
-        if field.name not in read and value != default_of(field):
-            raise ConfigError(
-                f"{field.name}={value!r} has no effect with {reader}. Remove it, or choose "
-                "the method that reads it."
-            )
+def no_effect(name: str, value: Any, method: str, readers: Iterable[str]) -> ConfigError:
+    """The refusal of an option that the method would ignore, with the methods that read it."""
+    *others, last = readers
+    belongs = f"{', '.join(others)} and {last}" if others else last
+    return ConfigError(
+        f"{name}={value!r} has no effect with method '{method}': it belongs to {belongs}. Remove "
+        "it, or choose a method that reads it."
+    )
 
 
 def in_words(rules: Rules) -> str:

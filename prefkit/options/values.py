@@ -30,6 +30,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     """
     kinds = kinds_of(hint)
     if choices := kinds.get(Literal):
+        if value is False and "no" in choices:
+            return "no"  # YAML reads a bare no as false: eval_strategy: no
         text = value if value is None or isinstance(value, str) else str(value).lower()
         if text in choices:
             return text
@@ -67,8 +69,10 @@ def kinds_of(hint: Any) -> dict[Any, Any]:
         return {Literal: typing.get_args(hint)}
     if origin in (list, dict):
         return {origin: hint}
-    if not isinstance(hint, type) or issubclass(hint, Enum):
+    if not isinstance(hint, type):
         return {str: str}
+    if issubclass(hint, Enum):
+        return {Literal: tuple(one.value for one in hint)}
     return {hint: hint}
 
 

@@ -16,7 +16,7 @@ from prefkit.options.prompt import PromptFields
 METHODS = ("dpo", "step-dpo", "scdpo", "cdpo")
 EVALUATE = "evaluate"  # asks and grades as a build does, but makes no pairs
 _STEP_DPO, _CDPO = ("step-dpo",), ("cdpo",)
-_QUESTIONS = "Name a file or folder of questions, as the first word after the method."
+_QUESTIONS = "Name a file or folder of questions, as the first word (of build after the method)."
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class BuildFields(PromptFields):
     model: str = option("", missing="Name the model that samples: --model FOLDER.", free=True)
     """Folder or Hub name of the model that samples; with a server, its name there (required)."""
     out: str = option("", missing="Name the folder of the result: --out FOLDER.", free=True)
-    """Folder of the result; taken up again where it holds a build of the same options."""
+    """Folder of the result (required); a build of the same options in it is taken up again."""
     server: str | None = option(None, free=True)
     """URL of an OpenAI-compatible server that samples instead (http://127.0.0.1:8000/v1)."""
     server_model: str | None = None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from prefkit.errors import ConfigError
 from prefkit.loss.objective import Objective
-from prefkit.loss.objectives import METHODS, LossOptions
-from prefkit.options.check import check_options, check_read
+from prefkit.loss.objectives import METHODS, LossOptions, check_method_reads
+from prefkit.options.check import changed, check_options
 from prefkit.train.checks.shared_rows import check_sequence_parallel
 from prefkit.train.fields import PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, RunConfig
@@ -27,7 +27,7 @@ class PreferenceConfig(PreferenceFields, RunConfig):
 
     def __post_init__(self) -> None:
         check_options(self, [PreferenceFields])
-        check_read(self, LossOptions, METHODS[self.method].reads, f"method '{self.method}'")
+        check_method_reads(self.method, changed(self, LossOptions))
         objective = self.build_objective()
         self._check_rows()
         self._check_precomputed(objective)

@@ -50,8 +50,8 @@ class MethodField:
 
     # -- method ---------------------------------------------------------------------------------
     method: str = option("dpo", choices=tuple(METHODS))
-    """The published method (docs/objectives.md). step-dpo, scdpo and cdpo are DPO on other
-    tokens, tdpo1 and tdpo2 add a KL at every token, dpop and simpo change the margin."""
+    """The published method: its loss, the tokens that count, and its paper's values
+    (docs/objectives.md)."""
 
 
 @dataclass(kw_only=True)

@@ -29,6 +29,7 @@ def check_paths(script: ScriptArguments, output_dir: str, resume: Any) -> None:
             if name.endswith(_DATA_ENDINGS) and "://" not in name and not Path(name).exists():
                 raise ConfigError(f"{option}: there is no file {name}.")
     _check_output(Path(output_dir), resume)
+    checkpoint.check_request(resume)
 
 
 def _check_output(folder: Path, resume: Any) -> None:

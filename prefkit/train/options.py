@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from prefkit.errors import ConfigError
+from prefkit.loss.objectives import check_method_reads
 from prefkit.options.check import check_options
 from prefkit.train.fields import ScriptArguments
 
@@ -48,6 +49,7 @@ def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
     """
     from prefkit.train.config import PreferenceConfig  # imports transformers
 
+    check_method_reads(given.get("method", "dpo"), given)
     own = vars(ScriptArguments())
     script = ScriptArguments(**{name: value for name, value in given.items() if name in own})
     _check_script(script, given, needs_data)

@@ -116,8 +116,8 @@ def given_lengths(text: str) -> Lengths:
             "--lengths 16000,8000,8000."
         )
     prefix, chosen, rejected = map(int, parts)
-    if chosen + rejected == 0:
-        raise ConfigError("lengths: a pair without a token after its prefix has nothing to score.")
+    if not (chosen and rejected):
+        raise ConfigError("lengths: a response without a token has nothing to score.")
     pair = PairLength(prefix, chosen, rejected, chosen + rejected)
     return Lengths((pair,), None, f"pairs of {prefix} + {chosen} + {rejected} tokens, as given")
 

@@ -90,6 +90,21 @@ def newest_until(output_dir: Path, step: int) -> Path | None:
     return next((folder for folder in early if problem_with(folder) is None), None)
 
 
+def check_request(request: str | bool | None) -> None:
+    """Refuses a folder that a run cannot go on from, where `resume_from_checkpoint` names one.
+
+    Raises:
+        ConfigError: it is missing or incomplete.
+    """
+    if isinstance(request, bool | None) or request.lower() in ("true", "false", "none", "", "auto"):
+        return
+    if (problem := problem_with(Path(request))) is not None:
+        raise ConfigError(
+            f"resume_from_checkpoint: cannot resume from {request}: {problem}. Use 'auto' to "
+            "take the newest complete checkpoint of output_dir."
+        )
+
+
 def resolve_resume(
     request: str | bool | None, output_dir: Path, say: Callable[[str], None]
 ) -> str | None:
@@ -110,11 +125,7 @@ def resolve_resume(
     if not request:
         return None
     if request is not True and request != "auto":
-        if (problem := problem_with(Path(request))) is not None:
-            raise ConfigError(
-                f"resume_from_checkpoint: cannot resume from {request}: {problem}. Use 'auto' to "
-                "take the newest complete checkpoint of output_dir."
-            )
+        check_request(request)
         return str(request)
     chosen, passed_over = newest_complete(output_dir)
     for folder, problem in passed_over:
