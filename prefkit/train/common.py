@@ -4,6 +4,7 @@ Reading them from transformers itself would take nine seconds; a test compares t
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(kw_only=True)
@@ -18,7 +19,7 @@ class CommonFields:
     gradient_accumulation_steps: int = 1
     """Batches an optimiser step; the gradient is the large batch's."""
     lr_scheduler_type: str = "linear"
-    """linear, cosine, constant, …"""
+    """Course of the learning rate: linear, cosine, constant, …"""
     warmup_steps: float = 0
     """Steps, or a share of the run below 1, until the peak learning rate."""
     optim: str = "adamw_torch_fused"
@@ -46,8 +47,8 @@ class CommonFields:
     """Newest checkpoints to keep; None = all."""
     resume_from_checkpoint: str | bool | None = None
     """auto = newest complete checkpoint, if any; true; or a folder. None = start anew."""
-    eval_strategy: str = "no"
-    """no, steps or epoch."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When to evaluate."""
     eval_steps: float | None = None
     """Steps between two evaluations; None = logging_steps."""
     load_best_model_at_end: bool = False

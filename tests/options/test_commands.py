@@ -29,7 +29,7 @@ class SmallOptions:
     # -- others ---------------------------------------------------------------------------------
     kind: Literal["plain", "odd"] = "plain"
     """Which."""
-    joiner: str = ""
+    joiner: str = option("", around_prompt=True)
     """Text between two others."""
     json: bool = False
     """Whether as JSON."""
@@ -62,7 +62,8 @@ def read(*argv: str) -> tuple[list[str], dict[str, Any]]:
         ("--rate=-1e-3 --json", [], {"rate": -1e-3, "json": True}),
         ("--rising 1 2.5 -3", [], {"rising": [1.0, 2.5, -3.0]}),
         ("--rising 4", [], {"rising": [4.0]}),
-        ("--json a --kind odd", ["a"], {"json": True, "kind": "odd"}),
+        ("--json a.yaml --kind odd", ["a.yaml"], {"json": True, "kind": "odd"}),
+        ("--json a --kind odd", [], "json is 'a'; it must be true or false"),
         ("--json no a", [], "json takes one value"),
         ("--json no", [], {"json": False}),
         (r"--joiner \n\n", [], {"joiner": "\n\n"}),

@@ -238,7 +238,11 @@ BAD_FLAGS = {
     "two files": (["a.yaml", "b.yaml"], ["One config file"]),
     "no such file": (["missing.yaml"], ["missing.yaml"]),
     "lora without adapter": (["--lora_r", "8", *NEEDED], ["lora_r", "adapter: lora"]),
-    "transformers' choices": ([*NEEDED, "--optim", "adm"], ["optim is 'adm'", "adamw_torch"]),
+    "transformers' choices": (
+        [*NEEDED, "--save_strategy", "sometimes"],
+        ["save_strategy is 'sometimes'", "epoch"],
+    ),
+    "evaluation": ([*NEEDED, "--eval_strategy", "often"], ["eval_strategy is 'often'", "epoch"]),
     "of another method": ([*NEEDED, "--penalty", "50"], ["penalty=50", "'dpo'", "dpop"]),
     "its own default": ([*NEEDED, "--method", "tdpo2", "--link", "sigmoid"], ["link", "step-dpo"]),
     "no model": (["--train_data", "x"], ["model is missing"]),
