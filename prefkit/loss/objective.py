@@ -84,7 +84,10 @@ class Objective:
         for name, value in self.unset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        check_options(self)
+        from torch.compiler import is_compiling
+
+        if not is_compiling():  # made within a compiled function: annotations cannot be traced
+            check_options(self)
         self.check()
         object.__setattr__(self, "_is_made", True)
 

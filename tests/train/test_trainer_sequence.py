@@ -55,7 +55,7 @@ def test_pieces_make_up_the_row(size: int) -> None:
     assert scored == set(zip(*(whole[name].tolist() for name in NAMES), strict=True))  # type: ignore[literal-required]
 
 
-NAMES = ("rows", "targets", "segments", "weights")
+NAMES = ("positions", "targets", "segments", "weights")
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "granite"])
@@ -89,7 +89,7 @@ def test_what_cannot_be_shared_is_refused_by_name(
     check_run(described)
     with pytest.raises(ConfigError, match="sequence_parallel_size and reduction 'position'"):
         config(tmp_path, sequence_parallel_size=2, method="cdpo", reduction="position")
-    with pytest.raises(ConfigError, match="sequence_parallel_size is 0; it must be positive"):
+    with pytest.raises(ConfigError, match="sequence_parallel_size is 0; it must be 1 or more"):
         config(tmp_path, sequence_parallel_size=0)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="sequence_parallel_size and deepspeed"):
