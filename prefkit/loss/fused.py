@@ -112,7 +112,7 @@ def fused_preference_loss(
     like = targets.new_empty(targets.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
-    if margins is not None:
+    if margins is not None and pairs_in_call is None:  # else they have been counted and checked
         check_margins(margins, sides.count)
     outputs = objective.outputs
     if ref_logp is not None:

@@ -6,6 +6,7 @@ options, which the flags and the help of `prefkit train` read too: nothing here 
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -65,7 +66,7 @@ class Terms:
     margins: "Tensor | None" = None
 
 
-class Objective:
+class Objective(ABC):
     """A preference loss. A new one is a dataclass that inherits this, in `loss/objectives.py`.
 
     It declares its options with `option`, and has `margin_of_pair` (the margin u of a pair, linear
@@ -97,7 +98,7 @@ class Objective:
             raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
         super().__setattr__(name, value)
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # many have none
         """Refuses options that exclude each other."""
 
     @property
@@ -116,9 +117,9 @@ class Objective:
         return ("logp", *with_reference, *(("kl",) if self.needs_kl else ()))
 
     @property
+    @abstractmethod
     def margin_of_pair(self) -> Linear:
         """The margin u of a pair, in its coefficients."""
-        raise NotImplementedError
 
     @property
     def not_linear(self) -> str | None:
@@ -130,9 +131,9 @@ class Objective:
         """The margin, where the loss of a pair is a function of it alone; None where it is not."""
         return None if self.not_linear else self.margin_of_pair
 
+    @abstractmethod
     def losses(self, terms: Terms) -> "Tensor":
         """(P,) the loss of each pair."""
-        raise NotImplementedError
 
     def rewards(self, terms: Terms) -> "Tensor":
         """(P, 2) the rewards that are logged."""
