@@ -164,7 +164,7 @@ def everywhere(where: str) -> Iterator[tuple[str, Check]]:
 def _kernel(where: str) -> str:
     if where == "cpu":
         return "plain torch"
-    kernel = varlen_kernel(False)
+    kernel = varlen_kernel()
     return "no kernel" if kernel is None else f"{kernel.__module__}.{kernel.__qualname__}"
 
 

@@ -2,6 +2,9 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,13 +12,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import resident_peak
-from prefkit.data.batch.stream import Packed, Stream, Tree
+from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream, Tree
 from prefkit.model.attention.compute import attend as stream_attention
 from prefkit.model.attention.compute import blockwise as blockwise_attention
 from prefkit.model.attention.compute import varlen as varlen_attention
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.gathered_keys import gathered
-from prefkit.model.attention.compute.varlen import agrees
+from prefkit.model.attention.compute.sinks import Flash
+from prefkit.model.attention.compute.varlen import Call, agrees
 
 STREAMS = {
     "shared": Stream((Tree(0, 7, (3, 5)),)),
@@ -27,7 +31,10 @@ STREAMS = {
 CPU, BLOCKWISE = stream_attention._FlashCPU, blockwise_attention.Blockwise
 
 
-def allowed(stream: Stream) -> Tensor:
+REACHES = [Reach(5), Reach(1), Reach(64), Reach(chunk=4), Reach(chunk=100), Reach(1000, 1000)]
+
+
+def allowed(stream: Stream, reach: Reach = EVERYTHING) -> Tensor:
     """(N, N) bool: who sees whom, read off the trees one token at a time."""
     mask = torch.zeros(len(stream), len(stream), dtype=torch.bool)
     for tree in stream.trees:
@@ -35,24 +42,38 @@ def allowed(stream: Stream) -> Tensor:
         tails = zip(tree.tail_starts(), tree.tails, strict=True)
         for sequence in [trunk, *(trunk + list(range(s, s + n)) for s, n in tails)]:
             for place, token in enumerate(sequence):
-                mask[token, sequence[: place + 1]] = True
+                first = 0 if reach.window is None else max(0, place - reach.window + 1)
+                first = (
+                    first if reach.chunk is None else max(first, place // reach.chunk * reach.chunk)
+                )
+                mask[token, sequence[first : place + 1]] = True
     return mask
 
 
 def dense(
-    q: Tensor, k: Tensor, v: Tensor, stream: Stream, scale: float, cap: float | None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, stream: Stream, scale: float, cap: float | None,
+    reach: Reach = EVERYTHING, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.transpose(-1, -2) * scale
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
-    return scores.masked_fill(~allowed(stream), -torch.inf).softmax(-1) @ v
+    scores = scores.masked_fill(~allowed(stream, reach), -torch.inf)
+    if sinks is None:
+        return scores.softmax(-1) @ v
+    total = scores.exp().sum(-1, keepdim=True) + sinks[:, None, None].exp()
+    return scores.exp() / total @ v
 
 
-def operands(stream: Stream, dtype: torch.dtype = torch.float64, groups: int = 2) -> list[Tensor]:
+def operands(
+    stream: Stream, dtype: torch.dtype = torch.float64, groups: int = 2, values: int = 8,
+    sinks: bool = False,
+) -> list[Tensor]:  # fmt: skip
     torch.manual_seed(0)
-    shapes = ((1, 2 * groups, len(stream), 8), *2 * ((1, 2, len(stream), 8),))
+    keys = (1, 2, len(stream))
+    shapes: list[Any] = [(1, 2 * groups, len(stream), 8), (*keys, 8), (*keys, values)]
+    shapes += [(2 * groups,)] if sinks else []
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
@@ -60,7 +81,7 @@ def check(got: Tensor, want: Tensor, inputs: list[Tensor], bound: float) -> None
     assert (got - want).abs().max() < bound
     direction = torch.randn_like(want)
     mine = torch.autograd.grad(got, inputs, direction)
-    theirs = torch.autograd.grad(want, inputs, direction)
+    theirs = torch.autograd.grad(want, inputs, direction, retain_graph=True)
     for a, b in zip(mine, theirs, strict=True):
         assert (a - b).abs().max() < 10 * bound
 
@@ -79,6 +100,40 @@ def test_the_cpu_kernel_equals_the_definition(name: str, groups: int) -> None:
     inputs = operands(STREAMS[name], groups=groups)
     got = CPU.apply(*inputs, STREAMS[name], 0.3)
     check(got, dense(*inputs, STREAMS[name], 0.3, None), inputs, 1e-13)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("reach", REACHES)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_windows_chunks_and_sinks(name: str, reach: Reach, sinks: bool) -> None:
+    """Whatever computes them: plain torch, the CPU's kernel where it can, a GPU's call."""
+    stream = STREAMS[name]
+    for values in (8, 6):
+        inputs = operands(stream, values=values, sinks=sinks)
+        sink = inputs[3] if sinks else None
+        want = dense(*inputs[:3], stream, 0.3, None, reach, sink)  # type: ignore[misc]
+        check(attend(*inputs[:3], stream, 0.3, None, reach, sink), want, inputs, 1e-13)  # type: ignore[misc]
+        cut, kernel = reach.within(stream.longest), FLASH if sinks else _variable_length
+        for run in (BLOCKWISE.apply, partial(varlen_attention.varlen, kernel)):
+            check(run(*inputs[:3], stream, 0.3, None, cut, sink), want, inputs, 1e-13)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_cap_with_a_window_and_sinks(name: str) -> None:
+    stream, reach = STREAMS[name], Reach(6)
+    inputs = operands(stream, sinks=True)
+    want = dense(*inputs[:3], stream, 0.3, 2.0, reach, inputs[3])  # type: ignore[misc]
+    check(attend(*inputs[:3], stream, 0.3, 2.0, reach, inputs[3]), want, inputs, 1e-13)  # type: ignore[misc]
+
+
+def test_a_window_hides_the_rest_of_a_trunk() -> None:
+    """No key that none of its queries sees is gathered, and every chunk begins at its multiple."""
+    stream = Stream((Tree(0, 100, (7, 30, 5)),))
+    assert [a.context for a in stream.attends(Reach(10))] == [None, (91, 100), (91, 100)]
+    chunks = [(tuple(a.queries), a.context) for a in stream.attends(Reach(chunk=40))]
+    assert chunks[:3] == [((0, 40), None), ((40, 80), None), ((80, 107), None)]
+    assert chunks[3:] == [((107, 127), (80, 100)), ((127, 137), None), ((137, 142), (80, 100))]
+    assert len(stream.packed(torch.device("cpu"), Reach(10)).keys) == len(stream) + 2 * 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,26 +156,89 @@ def test_the_variable_length_call(name: str) -> None:
     check(got, dense(*inputs, stream, 0.3, 2.0), inputs, 1e-13)  # type: ignore[misc]
 
 
+def _pieces(packed: Packed) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Queries, keys and what is hidden of each attention, as flash-attn documents its call."""
+    assert packed.cu_queries.dtype == packed.cu_keys.dtype == torch.int32
+    starts, ends = packed.cu_queries.tolist(), packed.cu_keys.tolist()
+    for i in range(len(starts) - 1):
+        queries, keys = starts[i + 1] - starts[i], ends[i + 1] - ends[i]
+        assert queries <= packed.max_queries
+        assert keys <= packed.max_keys
+        own = torch.arange(queries)[:, None] + keys - queries
+        hidden = torch.arange(keys) > own
+        if packed.window is not None:
+            hidden |= torch.arange(keys) <= own - packed.window
+        yield slice(*starts[i : i + 2]), slice(*ends[i : i + 2]), hidden
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, cap: float | None) -> Tensor:
+    """(n, H, d), (m, G, d) → (H, n, m)."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q.transpose(0, 1) @ k.permute(1, 2, 0) * scale
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
 def _variable_length(
     q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, cap: float | None
 ) -> Tensor:
     """The documented meaning of flash-attn's variable-length function: (N, H, d) → (N, H, d)."""
     outs = []
-    assert packed.cu_queries.dtype == packed.cu_keys.dtype == torch.int32
-    starts, ends = packed.cu_queries.tolist(), packed.cu_keys.tolist()
-    for i in range(len(starts) - 1):
-        queries = q[starts[i] : starts[i + 1]].transpose(0, 1)
-        keys, values = (x[ends[i] : ends[i + 1]].transpose(0, 1) for x in (k, v))
-        groups = queries.shape[0] // keys.shape[0]
-        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
-        assert queries.shape[1] <= packed.max_queries
-        assert keys.shape[1] <= packed.max_keys
-        scores = queries @ keys.transpose(-1, -2) * scale
-        scores = scores if cap is None else cap * torch.tanh(scores / cap)
-        late = torch.ones(scores.shape[1:], dtype=torch.bool)
-        late = late.triu(keys.shape[1] - queries.shape[1] + 1)
-        outs.append(scores.masked_fill(late, -torch.inf).softmax(-1) @ values)
-    return torch.cat(outs, 1).transpose(0, 1)
+    for queries, keys, hidden in _pieces(packed):
+        scores = _scores(q[queries], k[keys], scale, cap).masked_fill(hidden, -torch.inf)
+        values = v[keys].repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(0, 1)
+        outs.append((scores.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(outs)
+
+
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Any:
+    sums = [
+        _scores(q[a], k[b], scale, None).masked_fill(hidden, -torch.inf).logsumexp(-1)
+        for a, b, hidden in _pieces(packed)
+    ]
+    return _variable_length(q, k, v, packed, scale, None), torch.cat(sums, 1)
+
+
+def _flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed,
+    scale: float, state: tuple[Tensor, ...],
+) -> list[Tensor]:  # fmt: skip
+    """FlashAttention-2's backward, which knows other keys by `out` and `lse` alone."""
+    groups = q.shape[1] // k.shape[1]
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    for a, b, hidden in _pieces(packed):
+        shares = (_scores(q[a], k[b], scale, None) - lse[:, a, None]).exp().masked_fill(hidden, 0)
+        g, o = grad[a].transpose(0, 1), out[a].transpose(0, 1)  # (H, n, d)
+        values = v[b].repeat_interleave(groups, 1).transpose(0, 1)
+        ds = shares * (g @ values.transpose(1, 2) - (g * o).sum(-1, keepdim=True)) * scale
+        keys = k[b].repeat_interleave(groups, 1).transpose(0, 1)
+        dq[a] += (ds @ keys).transpose(0, 1)
+        for total, part in (
+            (dk, ds.transpose(1, 2) @ q[a].transpose(0, 1)),
+            (dv, shares.transpose(1, 2) @ g),
+        ):
+            total[b] += part.unflatten(0, (-1, groups)).sum(1).transpose(0, 1)
+    return [dq, dk, dv]
+
+
+FLASH = Flash(_flash_forward, _flash_backward)
+
+
+def test_a_kernel_for_sinks_is_tried_too() -> None:
+    """A backward that is not told of the sink's share gives another gradient."""
+    cpu, call = torch.device("cpu"), Call(4, 2, 8, 8, windowed=True, sinks=True)
+    assert agrees(FLASH, cpu, torch.float32, call)
+    assert agrees(_variable_length, cpu, torch.float32, Call(4, 2, 8, 6, windowed=True))
+
+    def deaf(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, p: Packed,
+             scale: float, state: Any) -> Any:  # fmt: skip
+        return _flash_backward(grad, q, k, v, *_flash_forward(q, k, v, p, scale), p, scale, state)
+
+    assert not agrees(Flash(_flash_forward, deaf), cpu, torch.float32, call)
+
+    def unwindowed(q: Tensor, k: Tensor, v: Tensor, p: Packed, *more: Any) -> Tensor:
+        return _variable_length(q, k, v, replace(p, window=None), *more)
+
+    assert not agrees(unwindowed, cpu, torch.float32, Call(4, 2, 8, 8, windowed=True))
 
 
 def test_a_kernel_is_tried_before_it_is_believed(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,11 +259,11 @@ def test_a_kernel_is_tried_before_it_is_believed(caplog: pytest.LogCaptureFixtur
 
     cpu = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        assert agrees(_variable_length, cpu, dtype, 4, 2, 8, None)
-        assert agrees(_variable_length, cpu, dtype, 4, 4, 16, 3.0)
-        assert not agrees(top_left, cpu, dtype, 4, 2, 8, None)
+        assert agrees(_variable_length, cpu, dtype, Call(4, 2, 8, 8, None))
+        assert agrees(_variable_length, cpu, dtype, Call(4, 4, 16, 16, 3.0))
+        assert not agrees(top_left, cpu, dtype, Call(4, 2, 8, 8, None))
     with caplog.at_level("WARNING"):
-        assert not agrees(failing, cpu, torch.float32, 4, 2, 8, None)
+        assert not agrees(failing, cpu, torch.float32, Call(4, 2, 8, 8, None))
     assert "is left aside (no such kernel)" in caplog.text
 
 
@@ -158,7 +276,7 @@ def test_a_kernel_with_a_wrong_gradient_is_left_aside(caplog: pytest.LogCaptureF
 
     for dtype in (torch.float32, torch.bfloat16):
         with caplog.at_level("WARNING"):
-            assert not agrees(without_last_key, torch.device("cpu"), dtype, 4, 2, 8, None)
+            assert not agrees(without_last_key, torch.device("cpu"), dtype, Call(4, 2, 8, 8, None))
         assert re.search(r"gradient of v off by \S+ of its largest value, limit \S+\)", caplog.text)
 
 
@@ -171,10 +289,10 @@ def test_trying_a_kernel_leaves_no_trace_in_the_forward_around_it() -> None:
 
     cpu = torch.device("cpu")
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
-        assert agrees(fresh(), cpu, torch.float32, 4, 2, 8, None)
+        assert agrees(fresh(), cpu, torch.float32, Call(4, 2, 8, 8, None))
     assert not saved
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert agrees(fresh(), cpu, torch.float32, 4, 2, 8, None)
+        assert agrees(fresh(), cpu, torch.float32, Call(4, 2, 8, 8, None))
 
 
 @pytest.mark.parametrize("takes", [True, False])
@@ -199,7 +317,9 @@ def test_grouped_heads_are_first_tried_as_they_are(
     for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
         cached.cache_clear()
     with caplog.at_level("WARNING"):
-        kernel = varlen_attention.believed(torch.device("cpu"), torch.float32, 4, 2, 8, None)
+        kernel = varlen_attention.believed(
+            torch.device("cpu"), torch.float32, Call(4, 2, 8, 8, None)
+        )
     assert kernel is not None
     assert seen == ([2] if takes else [2, 4])
     assert ("keys and values are repeated" in caplog.text) != takes

@@ -1,7 +1,7 @@
 """Attention over a stream in plain torch, a block of queries at a time, recomputed in the backward.
 
-Any device and dtype, and the only implementation here with a softcap (Gemma-2) on a CPU. In fp32 or
-better whatever the operands are; what other kernels are compared with.
+Any device and dtype, and the only implementation here with a softcap (Gemma-2) or a window on a
+CPU. In fp32 or better whatever the operands are; what other kernels are compared with.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.data.batch.stream import Attend, Span, Stream
+from prefkit.data.batch.stream import EVERYTHING, Attend, Reach, Span, Stream
 
 # Scores of all heads at a time, on a CPU: its caches are small. Some ten buffers have this size.
 SCORES = 1 << 21
@@ -34,37 +34,45 @@ class Blockwise(torch.autograd.Function):
         stream: Stream,
         scale: float,
         softcap: float | None,
+        reach: Reach = EVERYTHING,
+        sinks: Tensor | None = None,  # (H,)
     ) -> Tensor:
         out = query.new_empty((*query.shape[:3], value.shape[-1]))
         with torch.autocast(query.device.type, enabled=False):  # it would round the products
-            for one, block in _blocks(stream, query):
-                places = _keys_of(one, block, query.device)
-                k, v = key.index_select(2, places), value.index_select(2, places)
-                slice_of(out, block).copy_(_block(slice_of(query, block), k, v, scale, softcap))
-        ctx.save_for_backward(query, key, value)
-        ctx.options = stream, scale, softcap
+            for one, block in _blocks(stream, query, reach):
+                places = _keys_of(one, block, query.device, reach.window)
+                parts = [key.index_select(2, places), value.index_select(2, places), sinks]
+                part = _block(slice_of(query, block), *parts, scale, softcap, reach.window)  # type: ignore[arg-type]
+                slice_of(out, block).copy_(part)
+        ctx.save_for_backward(query, key, value, sinks)
+        ctx.options = stream, scale, softcap, reach
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        stream, scale, softcap = ctx.options
+        query, key, value, sinks = ctx.saved_tensors
+        stream, scale, softcap, reach = ctx.options
         # Hundreds of blocks add to one key's gradient: in fp32, or bf16 would lose most of them.
         kind = torch.promote_types(query.dtype, torch.float32)
-        grads = [torch.zeros_like(x, dtype=kind) for x in (query, key, value)]
-        for one, block in _blocks(stream, query):
-            places = _keys_of(one, block, query.device)
+        whole = [x for x in (query, key, value, sinks) if x is not None]
+        grads = [torch.zeros_like(x, dtype=kind) for x in whole]
+        for one, block in _blocks(stream, query, reach):
+            places = _keys_of(one, block, query.device, reach.window)
             parts = [slice_of(query, block), key.index_select(2, places)]
-            parts.append(value.index_select(2, places))
+            parts += [value.index_select(2, places), *whole[3:]]
             parts = [x.detach().requires_grad_() for x in parts]
+            sink = parts[3] if sinks is not None else None
             with torch.enable_grad():
-                out = _block(*parts, scale, softcap)  # type: ignore[call-arg]
-            dq, dk, dv = torch.autograd.grad(out, parts, slice_of(grad, block))
+                out = _block(*parts[:3], sink, scale, softcap, reach.window)  # type: ignore[call-arg, arg-type]
+            dq, dk, dv, *ds = torch.autograd.grad(out, parts, slice_of(grad, block))
             slice_of(grads[0], block).add_(dq)
             grads[1].index_add_(2, places, dk.to(kind))
             grads[2].index_add_(2, places, dv.to(kind))
-        return *(grad.to(query.dtype) for grad in grads), None, None, None
+            for total, more in zip(grads[3:], ds, strict=True):
+                total.add_(more)
+        back = [total.to(x.dtype) for total, x in zip(grads, whole, strict=True)]
+        return *back[:3], None, None, None, None, *(back[3:] or [None])
 
 
 def block_size(heads: int, keys: int, device: torch.device) -> int:
@@ -76,29 +84,36 @@ def block_size(heads: int, keys: int, device: torch.device) -> int:
     return min(max(GPU_SCORE_BYTES // (4 * heads * keys), 16), 1024)
 
 
-def _blocks(stream: Stream, query: Tensor) -> Iterator[tuple[Attend, Span]]:
-    for one in stream.attends():
-        size = block_size(query.shape[1], one.key_count, query.device)
+def _blocks(stream: Stream, query: Tensor, reach: Reach) -> Iterator[tuple[Attend, Span]]:
+    for one in stream.attends(reach):
+        keys = one.key_count
+        if reach.window is not None:  # as many again as the block itself has, at most
+            keys = min(keys, 2 * reach.window)
+        size = block_size(query.shape[1], keys, query.device)
+        if reach.window is not None:
+            size = min(size, max(reach.window, 16))
         for start in range(one.queries.start, one.queries.stop, size):
             yield one, Span(start, min(start + size, one.queries.stop))
 
 
-def _keys_of(one: Attend, block: Span, device: torch.device) -> Tensor:
-    """Places of the keys that the block's last query sees."""
+def _keys_of(one: Attend, block: Span, device: torch.device, window: int | None) -> Tensor:
+    """Places of the keys from the first that the block's first query sees to its last token."""
     own = torch.arange(one.queries.start, block.stop, device=device)
-    if one.context is None:
-        return own
-    return torch.cat([torch.arange(one.context.start, one.context.stop, device=device), own])
+    if one.context is not None:
+        own = torch.cat([torch.arange(one.context.start, one.context.stop, device=device), own])
+    return own if window is None else own[-(window + len(block) - 1) :]
 
 
 def _block(
     query: Tensor,  # (1, H, b, d)
     key: Tensor,  # (1, G, k, d)
     value: Tensor,  # (1, G, k, d')
+    sinks: Tensor | None,  # (H,)
     scale: float,
     softcap: float | None,
+    window: int | None = None,
 ) -> Tensor:
-    """Attention of a block whose last query sees every key, in fp32 or better."""
+    """Attention of a block whose last query sees every key in its window, in fp32 or better."""
     kind = torch.promote_types(query.dtype, torch.float32)
     queries, keys = query.shape[2], key.shape[2]
     grouped = query.to(kind).unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (1, G, H/G·b, d)
@@ -107,6 +122,16 @@ def _block(
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.unflatten(2, (-1, queries))  # (1, G, H/G, b, k)
     hidden = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
-    scores = scores.masked_fill(hidden.triu_(keys - queries + 1), -torch.inf)
-    out = scores.softmax(-1).flatten(2, 3) @ value.to(kind)  # (1, G, H/G·b, d')
+    last = keys - queries  # the first query's own key
+    if window is None:
+        hidden = hidden.triu_(last + 1)
+    else:
+        hidden = hidden.triu(last + 1) | hidden.tril(last - window)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sinks is None:
+        shares = scores.softmax(-1)
+    else:  # one key more, of no value
+        sink = sinks.to(kind).view(1, key.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+        shares = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+    out = shares.flatten(2, 3) @ value.to(kind)  # (1, G, H/G·b, d')
     return out.unflatten(2, (-1, queries)).flatten(1, 2).to(query.dtype)

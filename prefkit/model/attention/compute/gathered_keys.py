@@ -5,6 +5,7 @@ order a GPU's threads come. Here the order is that of the row: a token's own pos
 after tail of its tree.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from prefkit.data.batch.stream import Stream
+from prefkit.data.batch.stream import EVERYTHING, Reach, Stream
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,14 @@ class _Uses:
     rounds: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, stream: Stream, device: torch.device) -> "_Uses":
+    def of(cls, stream: Stream, device: torch.device, reach: Reach) -> "_Uses":
         own: list[Tensor] = []
         rounds: list[list[tuple[Tensor, Tensor]]] = []
-        place, nth, before = 0, 0, None
-        for one in stream.attends():
-            if one.context is None:
-                before = None
-            else:
-                nth = nth + 1 if one.context == before else 0
-                before = one.context
+        place, uses = 0, Counter[int]()  # how often a trunk, known by its end, was read so far
+        for one in stream.attends(reach):
+            if one.context is not None:
+                nth = uses[one.context.stop]
+                uses[one.context.stop] += 1
                 if nth == len(rounds):
                     rounds.append([])
                 size = len(one.context)
@@ -53,35 +52,36 @@ class _Uses:
         return cls(torch.cat(own).to(device), tuple(joined))  # type: ignore[arg-type]
 
 
-_uses: WeakKeyDictionary[Stream, dict[torch.device, _Uses]] = WeakKeyDictionary()
+_uses: WeakKeyDictionary[Stream, dict[tuple[torch.device, Reach], _Uses]] = WeakKeyDictionary()
 
 
-def gathered(x: Tensor, stream: Stream) -> Tensor:
+def gathered(x: Tensor, stream: Stream, reach: Reach = EVERYTHING) -> Tensor:
     """(N, heads, d) of a row's tokens → (K, heads, d) in the order of `Packed.keys`.
 
     Args:
         x: keys or values, any dtype.
         stream: of the N tokens.
+        reach: how far back its tokens see.
     """
-    return _Gather.apply(x, stream)
+    return _Gather.apply(x, stream, reach)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stream: Stream) -> Tensor:
-        ctx.stream = stream
-        return x.index_select(0, stream.packed(x.device).keys)
+    def forward(ctx: Any, x: Tensor, stream: Stream, reach: Reach) -> Tensor:
+        ctx.stream, ctx.reach = stream, reach
+        return x.index_select(0, stream.packed(x.device, reach).keys)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        made = _uses.setdefault(ctx.stream, {})
-        if grad.device not in made:
-            made[grad.device] = _Uses.of(ctx.stream, grad.device)
-        uses = made[grad.device]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        made, key = _uses.setdefault(ctx.stream, {}), (grad.device, ctx.reach)
+        if key not in made:
+            made[key] = _Uses.of(ctx.stream, *key)
+        uses = made[key]
         total = grad.index_select(0, uses.own)
         if len(uses.rounds) > 1:  # a sum of two is rounded once in any case
             total = total.to(torch.promote_types(grad.dtype, torch.float32))
         for tokens, places in uses.rounds:  # no token twice in a round: no two threads meet
             total.index_add_(0, tokens, grad.index_select(0, places).to(total.dtype))
-        return total.to(grad.dtype), None
+        return total.to(grad.dtype), None, None
