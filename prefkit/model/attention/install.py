@@ -5,7 +5,10 @@
 `prefkit_stream`, which a model hands down to its attention like any keyword it does not know) it is
 `prefkit.model.attention.compute.attend`; without one it is what it replaced, mask and all.
 
-Which models can read such rows is found by `prefkit.model.attention.limits.why_not`.
+What such an attention may bring is known by name: how far back a layer sees comes with its mask
+(`prefkit.model.attention.row_mask`), its sinks with its keywords. Anything else is refused, so that
+nothing is computed without it. Which models can read such rows, and which of their modules must be
+given one sequence at a time, is found by `prefkit.model.attention.limits.why_not`.
 """
 
 import contextlib
@@ -23,19 +26,21 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefkit.data.batch.spread import ShardedStream
-from prefkit.data.batch.stream import Stream
+from prefkit.data.batch.stream import Reach, Stream
 from prefkit.errors import ModelError
+from prefkit.model.attention.by_sequence import pack_mixers
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.ulysses import ulysses_attention
+from prefkit.model.attention.current_row import PREFIX, Row, current_row, in_row
+from prefkit.model.attention.row_mask import RowMask
 from prefkit.model.head.fused import unwrap
 
-PREFIX = "prefkit_"
-# Masks are made once a forward, before any layer that may be recomputed later; so a flag around the
-# forward is enough for them, while the stream itself must travel with the layers' arguments.
-_without_mask: ContextVar[bool] = ContextVar("prefkit_without_mask", default=False)
 _attended: ContextVar[set[nn.Module] | None] = ContextVar("prefkit_attended", default=None)
-# What else may shape an attention, in transformers' names: sinks, biases, masks of heads.
-_UNREAD = ("s_aux", "position_bias", "head_mask")
+# Tensors that models hand to every attention, and which shape no score; the rest is refused.
+_SHAPELESS = {
+    "position_ids", "position_embeddings", "cache_position", "input_ids", "token_type_ids",
+    "per_layer_input", "labels", "num_items_in_batch",
+}  # fmt: skip
 
 
 def install_attention(model: nn.Module) -> None:
@@ -51,7 +56,8 @@ def install_attention(model: nn.Module) -> None:
 
 
 def remove_attention(model: nn.Module) -> None:
-    """Takes `install_attention` back."""
+    """Takes `install_attention` back, and whatever `why_not` unpacked."""
+    pack_mixers(model)
     config = text_config(model)
     config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
 
@@ -68,11 +74,8 @@ def reading(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     stream = batch.get("stream")
     if stream is not None:
         inputs["prefkit_stream"] = stream
-    token = _without_mask.set(stream is not None)
-    try:
+    with in_row(stream):
         yield {**inputs, "use_cache": False}
-    finally:
-        _without_mask.reset(token)
 
 
 def text_config(model: nn.Module) -> Any:
@@ -81,9 +84,9 @@ def text_config(model: nn.Module) -> Any:
 
 
 def _mask(base: str, *args: Any, **kwargs: Any) -> Any:
-    """No mask for a stream; otherwise the mask of the implementation that was replaced."""
-    if _without_mask.get():
-        return None
+    """A `RowMask` for a stream; otherwise the mask of the implementation that was replaced."""
+    if (row := current_row.get()) is not None:
+        return RowMask.of(row, base, kwargs)
     return ALL_MASK_ATTENTION_FUNCTIONS[base](*args, **kwargs)
 
 
@@ -93,42 +96,28 @@ def _forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    prefkit_stream: Stream | ShardedStream | None = None,
+    attention_mask: Tensor | RowMask | None,
+    prefkit_stream: Row | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The signature of transformers' attention functions: (1, H, N, d) → (1, N, H, d), weights."""
-    if prefkit_stream is None:
+    # Where a model keeps its keywords from its layers, the mask brings the row.
+    row = prefkit_stream or (attention_mask.row if isinstance(attention_mask, RowMask) else None)
+    if row is None:
         inner = _implementation(base, module)
         return inner(module, query, key, value, attention_mask, **kwargs)
-    if kwargs.get("dropout"):
-        raise ModelError(
-            "Attention dropout cannot be had in rows without padding. Leave disable_dropout on."
-        )
-    stream, group = _whole(prefkit_stream)
-    window = kwargs.get("sliding_window")
-    if window is not None and stream.longest > window:
-        raise ModelError(
-            f"A sequence of {stream.longest} tokens is longer than the sliding window "
-            f"({window}) of {type(module).__name__}, which rows without padding do not apply."
-        )
-    if unread := [name for name in _UNREAD if kwargs.get(name) is not None]:
-        raise ModelError(
-            f"{type(module).__name__} passes {unread[0]} to its attention, which rows without "
-            "padding do not read."
-        )
-    if (attended := _attended.get()) is not None:  # only then: it makes a GPU wait
+    name = type(module).__name__
+    reach = _reach(name, attention_mask, kwargs)
+    if (attended := _attended.get()) is not None:
         attended.add(module)
-        if _biased(attention_mask):
-            raise ModelError(
-                f"{type(module).__name__} adds numbers of its own to its attention's scores, which "
-                "rows without padding do not read."
-            )
     query, key, value = _same_dtype(query, key, value)
-    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+    scale, softcap, sinks = (kwargs.get(one) for one in ("scaling", "softcap", "s_aux"))
+    stream, group = _whole(row)
+    if sinks is not None and group is not None:  # those of the heads that come here
+        sinks = sinks.chunk(group.size())[group.rank()]
 
     def whole_row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attend(query, key, value, stream, scale, softcap)
+        return attend(query, key, value, stream, scale, softcap, reach, sinks)
 
     if group is None:
         out = whole_row(query, key, value)
@@ -137,14 +126,38 @@ def _forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _biased(mask: Any) -> bool:
-    """Whether a mask does more than to hide, as Doge's (it may add the same to all at first)."""
-    if not isinstance(mask, Tensor) or not mask.is_floating_point():
-        return False
-    return bool(((mask != 0) & (mask > -1e4)).any())
+def _reach(name: str, mask: Any, given: Mapping[str, Any]) -> Reach:
+    """How far back a layer sees.
+
+    Args:
+        name: of the layer's attention.
+        mask: what it was given as mask; None = its keyword `sliding_window` alone tells.
+        given: keywords of its call.
+
+    Raises:
+        ModelError: the call brings anything that a stream's attention does not read.
+    """
+    if given.get("dropout"):
+        raise ModelError(
+            "Attention dropout cannot be had in rows without padding. Leave disable_dropout on."
+        )
+    if given.get("is_causal") is False:
+        raise ModelError(f"{name} attends to later tokens (is_causal=False).")
+    if mask is not None and not isinstance(mask, RowMask):
+        raise ModelError(
+            f"{name} attends under a mask that it makes itself, which rows without padding do not "
+            "read."
+        )
+    sinks = given.get("s_aux")
+    known = {*_SHAPELESS, *({"s_aux"} if sinks is None or sinks.dim() == 1 else ())}
+    if unread := [key for key, x in given.items() if isinstance(x, Tensor) and key not in known]:
+        raise ModelError(
+            f"{name} passes {unread[0]} to its attention, which rows without padding do not read."
+        )
+    return Reach(given.get("sliding_window")) if mask is None else mask.checked(name)
 
 
-def _whole(row: Stream | ShardedStream) -> tuple[Stream, dist.ProcessGroup | None]:
+def _whole(row: Row) -> tuple[Stream, dist.ProcessGroup | None]:
     """The trees of the whole row, and the processes that hold pieces of it, if any."""
     return (row.stream, row.group) if isinstance(row, ShardedStream) else (row, None)
 

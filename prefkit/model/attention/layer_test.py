@@ -55,10 +55,16 @@ class Call:
     kwargs: dict[str, Any]
 
     @property
+    def of_hidden(self) -> bool:
+        """Whether it was given hidden states."""
+        found = self.args[0] if self.args else self.kwargs.get("hidden_states")
+        return isinstance(found, Tensor) and found.is_floating_point()
+
+    @property
     def hidden(self) -> Tensor:
         """The hidden states: the first argument, positional or by name."""
         found = self.args[0] if self.args else self.kwargs.get("hidden_states")
-        if not isinstance(found, Tensor) or not found.is_floating_point():
+        if not isinstance(found, Tensor) or not self.of_hidden:
             raise Unrunnable(f"{type(self.layer).__name__} is not given hidden states first")
         return found
 
@@ -98,12 +104,14 @@ class LayerCalls:
         alone: the call in each sequence.
         places: the positions of each sequence's tokens in the row.
         as_before: a block in which the model attends as it did before anything was installed.
+        in_row: a block in which the row is read, for parts that are not handed it as a keyword.
     """
 
     row: Call
     alone: Sequence[Call]
     places: Sequence[Tensor]
     as_before: Callable[[], contextlib.AbstractContextManager[None]]
+    in_row: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
     def token_dim(self) -> int:
         """The dimension of the hidden states that counts tokens."""
@@ -143,7 +151,8 @@ def _layer_off(sides: LayerCalls) -> Off:
     for attempt in range(DRAWS):
         if attempt:
             given = sides.row.hidden.float() * (1 + _JITTER * _signs(given, draw))
-        row = _run(layer, sides.row, given)
+        with sides.in_row():
+            row = _run(layer, sides.row, given)
         slices = [given.index_select(dim, places) for places in sides.places]
         with sides.as_before():
             wants = [_run(layer, c, x) for c, x in zip(sides.alone, slices, strict=True)]

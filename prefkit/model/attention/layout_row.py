@@ -30,7 +30,8 @@ class LayoutRow:
         """No sequence longer than the data's longest, as far as 9 tokens allow."""
         size = max(9, min(longest, _LONGEST))
         trunk = size // 2 + 1
-        first, second, single = size - trunk, size - trunk - 1, size // 2
+        first = size - trunk
+        second, single = first - max(1, first // 3), size // 2  # padded, where they share a batch
         start = size + second  # of the third sequence
         spans = (range(size), [*range(trunk), *range(size, start)], range(start, start + single))
         return cls(

@@ -4,14 +4,14 @@ A tree of two sequences and a third sequence in one row, against the three one b
 attention that the model had before `install_attention` (under ours, a model that looks at the name
 of its attention would be compared with itself). In this order:
 
-1. every layer attended to the row;
+1. what cannot read such rows is given one sequence at a time (`prefkit.model.attention.mixers`);
 2. what the first layer is given is the same (position embeddings);
 3. every layer, given the same numbers in fp32, adds the same
 (`prefkit.model.attention.layer_test`);
 4. the logits differ by no more than ten times what one rounding after every layer does to them.
 
 The third distinguishes rounding from mistakes; the last covers what is between and after the
-layers.
+layers. Meanwhile windows are short, so that the small row is longer than all of them.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import ModelError
+from prefkit.model.attention.current_row import in_row
 from prefkit.model.attention.install import as_before, counting, reading
 from prefkit.model.attention.layer_test import (
     DRAWS,
@@ -36,6 +37,8 @@ from prefkit.model.attention.layer_test import (
     recording,
 )
 from prefkit.model.attention.layout_row import LayoutRow, spread_ids
+from prefkit.model.attention.mixers import RUN_ERRORS, NotUnpackable, unpack_mixers
+from prefkit.model.attention.short_lengths import short_lengths
 from prefkit.model.evaluating import evaluating
 from prefkit.model.head.fused import unwrap
 
@@ -52,30 +55,26 @@ def mismatch(model: nn.Module, longest: int) -> str | None:
     owner = unwrap(model)
     name = type(owner).__name__
     device = next(owner.parameters()).device
-    with evaluating(owner), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with evaluating(owner), forked, short_lengths(owner):
         try:
             return _mismatch(model, owner, longest, device)
         except ModelError as error:
             return str(error).rstrip(".")
-        except (
-            AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
-            ValueError,
-        ) as error:  # fmt: skip
-            words = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return f"{name} does not run rows without padding ({words})"
+        except NotUnpackable as error:
+            return f"{name} does not run rows without padding ({error})"
+        except RUN_ERRORS as error:
+            logger.info("What failed in a row without padding:", exc_info=error)
+            return f"{name} does not run rows without padding (the log at level info tells where)"
 
 
 def _mismatch(model: nn.Module, owner: nn.Module, longest: int, device: torch.device) -> str | None:
     name, config = type(owner).__name__, owner.config.get_text_config()  # type: ignore[union-attr, operator]
     row = LayoutRow.of(config, longest, device)
     layers = layers_of(owner)
+    unpack_mixers(owner, row)
     with reading(row.inputs()) as inputs, counting() as attended, recording(layers) as calls:
         together = model(**inputs).logits
-    if len(attended) < config.num_hidden_layers:
-        return (
-            f"{len(attended)} of the {config.num_hidden_layers} layers of {name} attend through "
-            "transformers' AttentionInterface"
-        )
     alone = [_alone(model, row.ids[:, places], layers) for places in row.places]
     what = f"{name} computes something else in rows without padding"
     untried = None
@@ -112,10 +111,7 @@ def _layers(
         Unrunnable: there are no layers to be found or to be run alone.
     """
 
-    def attending(some: list[Call]) -> list[Call]:
-        return [call for call in some if attended & {*call.layer.modules()}]
-
-    calls, alone = attending(calls), [attending(some) for some in alone]
+    calls, *alone = ([call for call in some if call.of_hidden] for some in (calls, *alone))
     order = [call.layer for call in calls]
     if attended - {part for layer in order for part in layer.modules()}:
         raise Unrunnable("some attention is in no list of layers")
@@ -124,7 +120,11 @@ def _layers(
     plain = layer_implementation(owner)
     for index, call in enumerate(calls):
         sides = LayerCalls(
-            call, [some[index] for some in alone], row.places, lambda: as_before(owner, plain)
+            call,
+            [some[index] for some in alone],
+            row.places,
+            lambda: as_before(owner, plain),
+            lambda: in_row(row.stream),
         )
         if index == 0 and not (off := _inputs_off(sides)).good:
             return f"what its first layer is given {off.words('its largest value')}"

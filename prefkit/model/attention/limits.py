@@ -60,9 +60,7 @@ def too_long_for(model: nn.Module, longest: int) -> str | None:
     """Why sequences of this length cannot lie in rows without padding, in words, or None."""
     name = type(unwrap(model)).__name__
     config = text_config(model)
-    window, limit = window_of(config), rotary_limit(config)
-    if window is not None and longest > window:
-        return f"{name} attends within a window of {window} tokens, and a sequence has {longest}"
+    limit = rotary_limit(config)
     if limit is not None and longest > limit:
         return (
             f"{name} rotates positions by the length of the whole row from {limit} tokens on, and "

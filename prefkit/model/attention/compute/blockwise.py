@@ -42,7 +42,7 @@ class Blockwise(torch.autograd.Function):
             for one, block in _blocks(stream, query, reach):
                 places = _keys_of(one, block, query.device, reach.window)
                 parts = [key.index_select(2, places), value.index_select(2, places), sinks]
-                part = _block(slice_of(query, block), *parts, scale, softcap, reach.window)  # type: ignore[arg-type]
+                part = _block(slice_of(query, block), *parts, scale, softcap, reach.window)  # type: ignore[arg-type, call-arg]
                 slice_of(out, block).copy_(part)
         ctx.save_for_backward(query, key, value, sinks)
         ctx.options = stream, scale, softcap, reach
@@ -64,7 +64,7 @@ class Blockwise(torch.autograd.Function):
             parts = [x.detach().requires_grad_() for x in parts]
             sink = parts[3] if sinks is not None else None
             with torch.enable_grad():
-                out = _block(*parts[:3], sink, scale, softcap, reach.window)  # type: ignore[call-arg, arg-type]
+                out = _block(*parts[:3], sink, scale, softcap, reach.window)  # type: ignore[call-arg]
             dq, dk, dv, *ds = torch.autograd.grad(out, parts, slice_of(grad, block))
             slice_of(grads[0], block).add_(dq)
             grads[1].index_add_(2, places, dk.to(kind))
@@ -72,7 +72,8 @@ class Blockwise(torch.autograd.Function):
             for total, more in zip(grads[3:], ds, strict=True):
                 total.add_(more)
         back = [total.to(x.dtype) for total, x in zip(grads, whole, strict=True)]
-        return *back[:3], None, None, None, None, *(back[3:] or [None])
+        of_sinks = back[3] if sinks is not None else None
+        return *back[:3], None, None, None, None, of_sinks
 
 
 def block_size(heads: int, keys: int, device: torch.device) -> int:

@@ -5,10 +5,10 @@ gpt-oss (arXiv 2508.10925, section 2.2) and others add exp(s) to the denominator
     out' = Σ_k exp(z_k) v_k / (Σ_k exp(z_k) + exp(s)) = out · exp(lse − lse'),
     lse' = log(exp(lse) + exp(s))
 
-So any attention that tells its log-sum-exp can have sinks. Its backward, handed out' and lse', gives
-the gradients of q, k and v as they are with the sink: these two are all it reads of the other keys
-(FlashAttention-2, arXiv 2307.08691, section 3.1.2). The gradient of s is −Σ exp(s − lse') · (g · out')
-over the queries, g being the gradient of out'.
+So any attention that tells its log-sum-exp can have sinks. Its backward, handed out' and lse',
+gives the gradients of q, k and v as they are with the sink: these two are all it reads of the other
+keys (FlashAttention-2, arXiv 2307.08691, section 3.1.2). The gradient of s is the sum over queries
+of −exp(s − lse') · (g · out'), g being the gradient of out'.
 """
 
 from typing import Any, NamedTuple

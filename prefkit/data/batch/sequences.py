@@ -1,0 +1,96 @@
+"""The sequences of a stream as padded batches, for what cannot read rows of several.
+
+A recurrent layer, say, reads one sequence at a time: its trunk, then one tail. Here the tokens of a
+row become batches of whole sequences, and what was computed for them goes back to the row. A trunk
+is read with each of its tails, and counts in the first.
+
+Padding is at the end, where it does not change what a causal layer computes before it, and
+sequences of about one length share a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefkit.data.batch.stream import Stream
+
+_WASTE = 1.25  # tokens of a batch, padding included, as a multiple of its own
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """Sequences of a row that are read together.
+
+    Attributes:
+        places: (S, L) int64, the row's tokens; behind the end of a sequence its last one again.
+        lengths: of the S sequences.
+        kept: (n,) int64, the places in the flattened (S · L) whose results count.
+        into: (n,) int64, the row's tokens that these are.
+    """
+
+    places: Tensor
+    lengths: tuple[int, ...]
+    kept: Tensor
+    into: Tensor
+
+
+def sequences_of(stream: Stream) -> Iterator[tuple[Tensor, int]]:
+    """Each sequence: its tokens' places in the row, and how many of them an earlier one has had."""
+    for tree in stream.trees:
+        trunk = torch.arange(tree.start, tree.start + tree.trunk)
+        tails = [
+            torch.arange(start, start + length)
+            for start, length in zip(tree.tail_starts(), tree.tails, strict=True)
+            if length
+        ]
+        for nth, tail in enumerate(tails or [trunk[:0]]):
+            yield torch.cat([trunk, tail]), len(trunk) if nth else 0
+
+
+def batches_of(
+    stream: Stream,
+    device: torch.device,
+    share: int = 0,
+    shares: int = 1,
+    together: bool = False,
+) -> list[SequenceBatch]:
+    """The sequences of a stream in batches, longest first.
+
+    Args:
+        stream: of a whole row.
+        device: where the index tensors are wanted.
+        share, shares: only every `shares`-th sequence by length, beginning with this one: what one
+            of several processes reads of a row.
+        together: all in one batch, whatever their lengths, and as long as the row's longest.
+    """
+    found = sorted(sequences_of(stream), key=lambda one: -len(one[0]))[share::shares]
+    groups: list[list[tuple[Tensor, int]]] = []
+    for one in found:
+        if groups and (together or _fits(groups[-1], len(one[0]))):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    longest = stream.longest if together else 0
+    return [_batch(group, device, longest) for group in groups]
+
+
+def _fits(group: Sequence[tuple[Tensor, int]], length: int) -> bool:
+    longest, real = len(group[0][0]), sum(len(places) for places, _ in group) + length
+    return longest * (len(group) + 1) <= _WASTE * real
+
+
+def _batch(group: Sequence[tuple[Tensor, int]], device: torch.device, least: int) -> SequenceBatch:
+    longest = max(least, len(group[0][0]))
+    places, kept, into = [], [], []
+    for row, (tokens, before) in enumerate(group):
+        filler = tokens[-1:].expand(longest - len(tokens))
+        places.append(torch.cat([tokens, filler]))
+        kept.append(row * longest + torch.arange(before, len(tokens)))
+        into.append(tokens[before:])
+    lengths = tuple(len(tokens) for tokens, _ in group)
+    tensors = torch.stack(places), torch.cat(kept), torch.cat(into)
+    if device.type == "cuda":  # from pinned memory a copy does not wait for the GPU
+        tensors = tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)  # type: ignore[assignment]
+    return SequenceBatch(tensors[0], lengths, *tensors[1:])
