@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.model.attention import install as attention
-from prefkit.model.attention import layer_test, limits
+from prefkit.model.attention import layer_test
+from prefkit.model.attention.by_sequence import unpacked
 from prefkit.model.attention.install import (
     as_before,
     install_attention,
@@ -134,11 +135,34 @@ def placed(self: Any, hidden_states: Tensor, **given: Any) -> Any:
     return out * (1 + torch.arange(out.shape[1]) / 20)[None, :, None].to(out.dtype), weights
 
 
+def whole_layer_placed(self: Any, hidden_states: Tensor, **given: Any) -> Any:
+    """`placed`, by the layer itself and not by a part of it."""
+    out = type(self).forward(self, hidden_states, **given)
+    return out * (1 + torch.arange(out.shape[1]) / 20)[None, :, None].to(out.dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mistake", [windowed, shifted, placed])
-def test_a_layer_that_computes_otherwise_is_found(mistake: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("mistake", [windowed, placed])
+def test_a_part_that_looks_at_its_place_is_given_each_sequence_alone(
+    mistake: Any, dtype: torch.dtype
+) -> None:
     model = deep(3, 4.0, dtype)
-    part = model.model.layers[1].self_attn
+    for layer in model.model.layers:
+        layer.self_attn.forward = MethodType(mistake, layer.self_attn)
+    wrong = largest_difference(model)
+    assert why_not(model, 60) is None
+    assert all(unpacked(layer.self_attn) for layer in model.model.layers)
+    assert wrong > 0.1
+    assert largest_difference(model) < (1e-6 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mistake", [shifted, whole_layer_placed])
+def test_a_layer_that_computes_otherwise_is_found(mistake: Any, dtype: torch.dtype) -> None:
+    """A part that looks at padding behind it cannot be unpacked, nor can a layer as a whole."""
+    model = deep(3, 4.0, dtype)
+    layer = model.model.layers[1]
+    part = layer if mistake is whole_layer_placed else layer.self_attn
     part.forward = MethodType(mistake, part)
     reason = why_not(model, 60)
     assert "computes something else in rows without padding (layer 1 is off by" in str(reason)
@@ -163,12 +187,12 @@ def test_layers_that_cannot_be_run_alone(
 ) -> None:
     """The whole model is compared then; the log and a refusal say so."""
     model = deep(2, 4.0, dtype)
-    layer = model.model.layers[1]
-    calls: list[Any] = []
+    layer, running = model.model.layers[1], []
+    model.register_forward_pre_hook(lambda *_: running.append(True))
+    model.register_forward_hook(lambda *_: running.clear())
 
     def in_the_model_only(self: Any, x: Tensor, **given: Any) -> Tensor:
-        calls.append(self)
-        if len(calls) == 5:  # after the row and the three sequences comes the layer by itself
+        if not running:
             raise NotImplementedError("not by itself")
         return type(self).forward(self, x, **given)
 
@@ -176,7 +200,6 @@ def test_layers_that_cannot_be_run_alone(
     with caplog.at_level(logging.INFO, logger="prefkit"):
         assert why_not(model, 60) is None
     assert "was tested on the whole model only; its layers cannot be tried" in caplog.text
-    calls.clear()
     part = layer.self_attn
     part.forward = MethodType(shifted, part)
     reason = str(why_not(model, 60))
@@ -192,33 +215,34 @@ def tiny(kind: str, **changes: Any) -> Any:
     return model
 
 
-def test_kinds_of_models_that_compute_otherwise() -> None:
-    """A bias that is the same for all keys until it is trained; attention to what comes later."""
-    bias = tiny("doge")
-    assert "DogeAttention adds numbers of its own" in str(why_not(bias, 60))
-    later = tiny("bert")
-    assert figures(why_not(later, 60))[0] > 2e-2
-    sparse = tiny(
-        "minimax_m3_vl_text", dense_intermediate_size=16, rotary_dim=4, index_n_heads=1,
-        index_head_dim=8, index_block_size=4, index_topk_blocks=3, index_local_blocks=1,
-        layer_types=["full_attention", "minimax_m3_sparse"], mlp_layer_types=["dense", "dense"],
-    )  # fmt: skip
-    assert why_not(sparse, 12) is None
-    assert "a window of 12 tokens, and a sequence has 40" in str(why_not(sparse, 40))
+def test_attention_to_later_tokens_is_refused() -> None:
+    """By its mask, and by a bias of its own that hides nothing until it is trained (Doge)."""
+    assert figures(why_not(tiny("doge"), 60))[0] > 2e-2
+    assert "attention to later tokens" in str(why_not(tiny("bert"), 60))
 
 
-def test_a_name_is_found_by_numbers_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MiniMax-M3 builds its mask of blocks only for attentions that it knows by name."""
-    monkeypatch.setattr(limits, "window_of", lambda config: None)
-    sparse = tiny(
+def sparse() -> Any:
+    """MiniMax-M3: builds its mask of blocks only for attentions that it knows by name."""
+    model = tiny(
         "minimax_m3_vl_text", dense_intermediate_size=16, rotary_dim=4, index_n_heads=1,
         index_head_dim=8, index_block_size=4, index_topk_blocks=3, index_local_blocks=1,
         layer_types=["full_attention", "minimax_m3_sparse"], mlp_layer_types=["dense", "dense"],
     )  # fmt: skip
     with torch.no_grad():
-        for parameter in sparse.parameters():
+        for parameter in model.parameters():
             parameter.mul_(4)
-    assert "(layer 1 is off by" in str(why_not(sparse, 40))
+    return model
+
+
+def test_attention_that_looks_at_its_name_keeps_it() -> None:
+    """In rows, and in whatever else the model reads after it was prepared."""
+    model, ids = sparse(), torch.arange(5, 45)[None]
+    with as_before(model), torch.no_grad():
+        want = model(input_ids=ids).logits
+    assert why_not(model, 40) is None
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, want)
+    assert largest_difference(model) < 1e-6
 
 
 # -- manners ---------------------------------------------------------------------------------------

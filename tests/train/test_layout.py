@@ -11,13 +11,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from prefkit import TDPO, PreferenceTrainer, fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.attention.install import install_attention, reading
+from prefkit.model.attention.by_sequence import unpacked
+from prefkit.model.attention.install import install_attention, reading, remove_attention
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import install
 from tests.train.trainer_cases import (
@@ -190,69 +198,39 @@ def test_rows_packed_to_a_budget_train_the_same(tmp_path: Path) -> None:
     assert losses["packed"] == pytest.approx(losses["batch"], rel=1e-4)
 
 
-def test_a_window_narrower_than_the_rows_gets_padded_rows(
+def longrope(limit: int) -> Any:
+    """A model whose rotations depend on the longest row from `limit` tokens on."""
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    config = Phi3Config(
+        **SHAPE, vocab_size=VOCAB, original_max_position_embeddings=limit,
+        rope_parameters={**scaling, "rope_theta": 1e4},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def test_a_scaling_by_the_length_of_the_row_gets_padded_rows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def narrow() -> Any:
-        torch.manual_seed(0)
-        config = MistralConfig(**SHAPE, vocab_size=VOCAB, sliding_window=8)
-        return AutoModelForCausalLM.from_config(config)
-
     with caplog.at_level(logging.WARNING):
-        trained = trainer(tmp_path, narrow())
+        trained = trainer(tmp_path, longrope(12))
     assert trained.layout == "padded"
-    assert "attends within a window of 8 tokens, and a sequence has 15" in caplog.text
+    assert "length of the whole row from 12 tokens on, and a sequence has 15" in caplog.text
+    assert not trained.model.config._attn_implementation.startswith("prefkit")
     trained.train()
     with pytest.raises(
         ModelError,
-        match=r"layout: shared cannot be had.*a window of 8 tokens.*Leave layout at auto",
+        match=r"layout: shared cannot be had.*from 12 tokens.*Leave layout at auto",
     ):
-        trainer(tmp_path, narrow(), layout="shared")
-
-
-def test_layers_with_a_state_get_padded_rows(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    from transformers import Lfm2Config
-
-    torch.manual_seed(0)
-    config = Lfm2Config(**SHAPE, vocab_size=VOCAB, layer_types=["conv", "full_attention"])
-    model = AutoModelForCausalLM.from_config(config)
-    with caplog.at_level(logging.WARNING):
-        trained = trainer(tmp_path, model)
-    assert trained.layout == "padded"
-    assert "1 of the 2 layers of Lfm2ForCausalLM attend" in caplog.text
-    assert not model.config._attn_implementation.startswith("prefkit")
-
-
-def test_what_depends_on_the_length_of_the_row_is_noticed() -> None:
-    """Chunked attention, and rotary scalings that look at the whole row: by the config."""
-    from transformers import Llama4TextConfig, Phi3Config
-
-    kinds = ["chunked_attention", "full_attention"]
-    chunked = AutoModelForCausalLM.from_config(
-        Llama4TextConfig(
-            **{**SHAPE, "num_hidden_layers": 2}, vocab_size=VOCAB, attention_chunk_size=16,
-            layer_types=kinds, num_local_experts=2, intermediate_size_mlp=32,
-        )
-    )  # fmt: skip
-    longrope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    scaled = AutoModelForCausalLM.from_config(
-        Phi3Config(
-            **SHAPE, vocab_size=VOCAB, original_max_position_embeddings=32,
-            rope_parameters={**longrope, "rope_theta": 1e4},
-        )
-    )  # fmt: skip
-    for model, most in ((chunked, 16), (scaled, 32)):
-        install_attention(model)
-        assert why_not(model, most) is None
-        assert f"{most} tokens" in str(why_not(model, most + 1))
+        trainer(tmp_path, longrope(12), layout="shared")
+    model = longrope(12)
+    install_attention(model)
+    assert why_not(model, 12) is None
+    assert "12 tokens" in str(why_not(model, 13))
 
 
 def test_longer_rows_in_a_later_evaluation_are_refused(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    narrow = MistralConfig(**SHAPE, vocab_size=VOCAB, sliding_window=16)
-    trained = trainer(tmp_path, AutoModelForCausalLM.from_config(narrow))
+    trained = trainer(tmp_path, longrope(16))
     assert trained.layout == "shared"
     longer = [{"prompt": "x" * 20, "chosen": " yes", "rejected": " no"}]
     with pytest.raises(ConfigError, match="longer sequences than those the layout was chosen for"):
@@ -315,24 +293,20 @@ def test_a_layout_beside_an_own_collator_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_dropped_keywords_are_noticed() -> None:
-    """A model that does not hand its keywords down attends without the stream."""
-    model = tiny_model()
+def test_the_mask_brings_the_row_where_keywords_are_dropped() -> None:
+    model = tiny_model(scale=3.0)
     install_attention(model)
     inner = model.model.forward
     model.model.forward = lambda *a, prefkit_stream=None, **kw: inner(*a, **kw)
-    assert "0 of the 2 layers" in str(why_not(model, 10))
+    assert why_not(model, 10) is None
+    assert not any(unpacked(module) for module in model.modules())
 
 
-def test_sinks_and_biases_are_noticed() -> None:
-    from transformers import BloomConfig, GptOssConfig
-
-    sinks = AutoModelForCausalLM.from_config(
-        GptOssConfig(**SHAPE, vocab_size=VOCAB, num_local_experts=4)
-    )
+def test_biases_of_older_code_get_padded_rows() -> None:
     biases = AutoModelForCausalLM.from_config(
         BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=VOCAB)
     )
-    for model, words in ((sinks, "passes s_aux to its attention"), (biases, "0 of the 1 layers")):
-        install_attention(model)
-        assert words in str(why_not(model, 10))
+    install_attention(biases)
+    assert "BloomForCausalLM does not run rows without padding (Bloom" in str(why_not(biases, 10))
+    remove_attention(biases)
+    assert not any(unpacked(module) for module in biases.modules())
