@@ -148,9 +148,9 @@ def kinds_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the text model: the last list of modules as long as its config says."""
+    """The layers of the text model: of the lists as long as its config says, the largest."""
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     depth = getattr(config, "num_hidden_layers", 0)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
-    long = [part for part in lists if len(part) == depth and "Vision" not in type(part[0]).__name__]
-    return list(max(long, key=lambda part: sum(p.numel() for p in part.parameters()), default=[]))
+    found = [part for part in lists if len(part) == depth and "Vision" not in type(part[0]).__name__]
+    return list(max(found or lists, key=lambda part: sum(p.numel() for p in part.parameters())))

@@ -122,10 +122,17 @@ SMALL: dict[str, Any] = {
 # config class have not, or sizes that must fit each other.
 OF_TYPE: dict[str, dict[str, Any]] = {
     # Layers of both kinds where the defaults have one.
-    **dict.fromkeys(
-        ("qwen2", "qwen2_moe", "qwen3", "ministral", "cohere_compass_text"),
-        {"layer_types": ["full_attention", "sliding_attention"]},
-    ),
+    **{
+        name: {"layer_types": [*_ATTENTION]}
+        for name in ("qwen2", "qwen2_moe", "qwen3", "ministral")
+    },
+    "cohere_compass_text": {
+        "layer_types": [*_ATTENTION],
+        "rope_parameters": {
+            "full_attention": None,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
     "smollm3": {"layer_types": [*_ATTENTION], "no_rope_layers": [0, 1]},
     "dots1": {"num_hidden_layers": 3, "layer_types": [*_ATTENTION, "sliding_attention"]},
     "mellum": {"layer_types": [*_ATTENTION], "mlp_layer_types": ["sparse"] * 2},
@@ -150,6 +157,7 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse"],
         "mlp_layer_types": ["dense", "sparse"],
+        "index_n_heads": 2,
     },
     "zaya": {"layer_types": ["hybrid", "hybrid_sliding"], "num_experts_per_tok": 1},
     "llama4_text": {"num_hidden_layers": 4, "layer_types": None, "no_rope_layers": None}
@@ -162,19 +170,21 @@ OF_TYPE: dict[str, dict[str, Any]] = {
         "intermediate_size": 96,
         "num_kv_shared_layers": 2,
     },
-    **dict.fromkeys(
-        ("gemma4_text", "gemma4_unified_text"),
-        {
+    **{
+        name: {
             "num_hidden_layers": 4,
             "layer_types": [*_ATTENTION[::-1]] * 2,
             "num_kv_shared_layers": 2,
             "global_head_dim": 32,
-        },
-    ),
+            "attention_k_eq_v": True,
+            "enable_moe_block": True,
+        }
+        for name in ("gemma4_text", "gemma4_unified_text")
+    },
     # Sizes that must fit.
     "mamba2": {"num_heads": 8},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_top_k": 2},
     },
     "deepseek_v4": {
@@ -182,5 +192,44 @@ OF_TYPE: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
         "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
     },
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "longcat_flash": {"head_dim": 8},
+    "reformer": {
+        "axial_pos_embds_dim": [32, 32],
+        "axial_pos_shape": [8, 8],
+        "attn_layers": ["local", "lsh"],
+        "num_hidden_layers": 2,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 8,
+    },
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 32,
+        "indexer_kv_heads": 1,
+        "indexer_compress_ratio": 4,
+        "hc_lowrank": 16,
+    },
+    "dots3_note_text": {
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 24,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 24,
+        "swa_qk_nope_head_dim": 16,
+        "swa_v_head_dim": 12,
+    },
+    "dots3_note_vision_encoder": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+    "dots3_note_audio_encoder": {"adapter_out_dim": 64, "adapter_input_size": 64},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 2,
+    },
+    "blt": {"encoder_hash_byte_group_vocab": 64, "patch_in_forward": True},
+    "blt_local_encoder": {"hidden_size_global": 64},
+    "blt_local_decoder": {"hidden_size_global": 64},
+    "roc_bert": {"pronunciation_vocab_size": 320, "shape_vocab_size": 320},
 }
