@@ -152,5 +152,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     depth = getattr(config, "num_hidden_layers", 0)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
-    found = [part for part in lists if len(part) == depth and "Vision" not in type(part[0]).__name__]
+    found = [
+        part for part in lists if len(part) == depth and "Vision" not in type(part[0]).__name__
+    ]
     return list(max(found or lists, key=lambda part: sum(p.numel() for p in part.parameters())))
