@@ -23,7 +23,7 @@ from prefkit.errors import PrefkitError
 from prefkit.model.attention.install import install_attention, remove_attention
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import Head, install
-from prefkit.train.models.policy import disable_dropout
+from prefkit.train.models.policy import apply_peft, disable_dropout
 
 LIMIT64, LIMIT32 = 1e-10, 1e-4
 _TOKENIZER = Path(__file__).parents[2] / "prefkit" / "demo" / "assets" / "model"
@@ -173,20 +173,9 @@ def train_a_step(model: nn.Module, method: str) -> str:
     """
     tokenizer = AutoTokenizer.from_pretrained(_TOKENIZER)
     with tempfile.TemporaryDirectory() as folder:
-        options = PreferenceConfig(
-            output_dir=folder,
-            method=method,
-            max_steps=1,
-            per_device_train_batch_size=2,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-        )
         trainer = PreferenceTrainer(
             model,
-            args=options,
+            args=_options(folder, method),
             train_dataset=PairDataset(example_pairs()),
             processing_class=tokenizer,
         )
@@ -194,6 +183,20 @@ def train_a_step(model: nn.Module, method: str) -> str:
     if loss != loss:
         raise ValueError(f"{method}: the loss is not a number")
     return trainer.layout
+
+
+def _options(folder: str, method: str) -> PreferenceConfig:
+    return PreferenceConfig(
+        output_dir=folder,
+        method=method,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
 
 
 def looks_ahead(model: nn.Module) -> bool:
@@ -208,13 +211,11 @@ def looks_ahead(model: nn.Module) -> bool:
 
 def _adapted(model: nn.Module) -> Any:
     """The model with LoRA on all linear layers, both of its factors random."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
-    torch.manual_seed(0)
-    adapted = get_peft_model(
-        model,  # type: ignore[arg-type]
-        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = apply_peft(model, config, _options(folder, "dpo"))
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(value, std=0.1)
