@@ -10,6 +10,7 @@ _MODULES = {
     "kimidelta": "delta attention",
     "deltaattention": "delta attention",
     "mamba": "Mamba",
+    "falconh1mixer": "Mamba",
     "rglru": "linear recurrence",
     "rwkv": "RWKV",
     "mlstm": "mLSTM",
@@ -22,9 +23,9 @@ _MODULES = {
 _PARAMETERS = {
     "sink": "sinks",
     "relative_attention_bias": "position bias",
-    "rel_pos": "position bias",
     "position_bias": "position bias",
-    "rel_": "position bias",
+    "rel_logits_proj": "position bias",
+    "self_attn.rel_": "position bias",
     "kv_a_proj": "latent keys and values",
 }
 

@@ -78,7 +78,8 @@ def look(model_type: str, lora: bool = False) -> Record:
     record, start = Record(model_type), time.monotonic()
     try:
         model = miniature(model_type)
-        model(input_ids=torch.arange(3, 11)[None], use_cache=False)
+        with torch.no_grad():
+            model(input_ids=torch.arange(3, 11)[None], use_cache=False)
     except Exception as error:
         record.verdict, record.words = "not built", _words(error)
         return record

@@ -195,7 +195,7 @@ OF_TYPE: dict[str, dict[str, Any]] = {
     "longcat_flash": {"head_dim": 8},
     "reformer": {
         "axial_pos_embds_dim": [32, 32],
-        "axial_pos_shape": [8, 8],
+        "axial_pos_shape": [16, 32],
         "attn_layers": ["local", "lsh"],
         "num_hidden_layers": 2,
         "local_attn_chunk_length": 8,
