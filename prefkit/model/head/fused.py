@@ -83,10 +83,12 @@ def find_head(model: nn.Module) -> Head:
         model: a causal LM, possibly inside a PEFT or distributed wrapper.
 
     Raises:
-        ModelError: no output embeddings; a head that is not one plain linear layer (adapter on the
-            head, quantised weights, extra layers); logits that are not scale and softcap of it.
+        ModelError: an encoder-decoder; no output embeddings; a head that is not one plain linear
+            layer (adapter on the head, quantised weights, extra layers); logits that are not scale
+            and softcap of it.
     """
     owner = unwrap(model)
+    refuse_encoder_decoder(owner)
     name = type(owner).__name__
     getter = getattr(owner, "get_output_embeddings", None)
     module = getter() if getter is not None else None
@@ -105,6 +107,19 @@ def find_head(model: nn.Module) -> Head:
     if sharded:  # as they were: whoever reads the parameters next expects shards
         release(model)
     return Head(owner, module, transform)
+
+
+def refuse_encoder_decoder(owner: nn.Module) -> None:
+    """Refuses a model whose responses would have to be read by another part than their prompts.
+
+    Raises:
+        ModelError: T5, BART and their like; not the decoder alone, as in BartForCausalLM.
+    """
+    if getattr(getattr(owner, "config", None), "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(owner).__name__} is an encoder-decoder: its encoder reads the prompt and its "
+            "decoder the response, while rows here are one sequence. Use a decoder-only model."
+        )
 
 
 def _refuse_odd_head(module: nn.Module, name: str) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.causal import check_causal
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
 
@@ -81,6 +82,7 @@ def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> t
     if args.disable_dropout:
         disable_dropout(policy)
     check_model(policy, args)
+    check_causal(policy)
     policy = apply_peft(policy, peft_config, args)
     check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
     return policy, tokenizer
