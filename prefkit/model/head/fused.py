@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
@@ -135,10 +136,15 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
             f"{name}: the head is a {kind}, not a linear layer with one (vocabulary, width) weight."
             " Only linear heads can be fused; use a trainer that forms the logits instead."
         )
-    if not weight.is_floating_point():
+    # A packed tensor of torchao claims to be of the dtype that it was made from.
+    packed = is_traceable_wrapper_subclass(weight) and not isinstance(weight, DTensor)
+    if packed or not weight.is_floating_point():
+        what = type(weight).__name__ if packed else weight.dtype
         raise ModelError(
-            f"{name}: the head is quantised ({kind}, {weight.dtype}). Keep the head out of the "
-            "quantisation (llm_int8_skip_modules=['lm_head']) or load the model unquantised."
+            f"{name}: the head is quantised ({kind}, {what}). Keep the head out of the "
+            "quantisation (modules_to_not_convert=['lm_head'] of TorchAoConfig, "
+            "llm_int8_skip_modules=['lm_head'] of BitsAndBytesConfig) or load the model "
+            "unquantised."
         )
 
 
