@@ -39,10 +39,15 @@ def _numeric(attribute: object) -> float | None:
     return float(attribute) if usable else None  # type: ignore[arg-type]
 
 
+# Gemma and most others; RecurrentGemma; xLSTM
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def candidates(config: Any) -> Iterator[LogitTransform]:
     """Transforms the config may mean, the likeliest first."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    softcap = _numeric(getattr(text, "final_logit_softcapping", None))
+    softcaps = (_numeric(getattr(text, key, None)) for key in _SOFTCAPS)
+    softcap = next((value for value in softcaps if value is not None), None)
     scales = []
     if (value := _numeric(getattr(text, "logits_scaling", None))) is not None:
         scales += [1.0 / value, value]  # Granite divides, HyperCLOVA X multiplies
@@ -151,5 +156,5 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
         f"{name} changes its logits after the head in a way that its config does not tell (neither "
         "a scale nor a tanh softcap): the fused loss would not be this model's loss. Use another "
         "model, or one whose config names the change (logit_scale, logits_scaling, "
-        "final_logit_softcapping)."
+        "final_logit_softcapping, logits_soft_cap)."
     )
