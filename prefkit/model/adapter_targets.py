@@ -5,8 +5,9 @@ layers are linear by their class and yet no place for an adapter:
 
 - a subclass whose forward gives something else (the routers of Llama-4 and Phi-MoE return tuples,
   DeepSeek-V4's `o_a_proj` multiplies group by group): the run would end in its first forward;
-- a layer whose weight the module around it reads past its forward, as Mamba's kernels read
-  `out_proj.weight`: the adapter would train nothing, and only where the kernel runs.
+- a layer whose weight the module around it reads past its forward: Mamba's kernels read
+  `out_proj.weight`, Gemma-3n in training (not in evaluation) `correction_coefs.weight`. There the
+  adapter would train nothing, and yet change what the model computes elsewhere.
 """
 
 import copy
@@ -24,8 +25,8 @@ from prefkit.errors import ModelError
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 _CHANGES = "its forward returns something else than one vector a token"
 _PAST = "the layer around it reads its weight past it"
-# self.out_proj.weight as an argument or a factor; not its dtype, nor a slice of it.
-_READ_PAST = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@])")
+# self.out_proj.weight as an argument, a factor or clamped; not its dtype, nor a slice of it.
+_READ_PAST = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.(?:clamp|view|reshape|t|T)\b)")
 
 
 def unfit_layers(model: nn.Module) -> dict[str, str]:

@@ -38,6 +38,13 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"out_proj"},
     ),
     "jamba": ({**SMALL, "num_experts": 2, "use_mamba_kernels": False}, {"dt_proj"}),
+    "gemma3n_text": (
+        {**SMALL, "num_hidden_layers": 2, "num_kv_shared_layers": 0, "intermediate_size": 32}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}
+        | {"layer_types": ["sliding_attention", "full_attention"]}
+        | {"activation_sparsity_pattern": [0.0, 0.0], "altup_num_inputs": 2},
+        {"correction_coefs"},
+    ),
     "falcon": ({"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}, set()),
     "qwen3": (SMALL, set()),
 }
@@ -89,7 +96,7 @@ def test_named_by_the_user_they_are_refused_with_a_remedy_that_helps(kind: str) 
     named = LoraConfig(task_type="CAUSAL_LM", target_modules=[leaf])
     with pytest.raises(ModelError, match=rf"{leaf} of .*exclude_modules.*'all-linear'"):
         fitted(named, model)
-    every = LoraConfig(task_type="CAUSAL_LM", target_modules=".*proj|.*router")
+    every = LoraConfig(task_type="CAUSAL_LM", target_modules=".*proj|.*router|.*coefs")
     with pytest.raises(ModelError, match="cannot change"):
         fitted(every, model)
     every.exclude_modules = sorted(CASES[kind][1])
@@ -108,6 +115,15 @@ def test_they_train_with_the_rest(kind: str, tmp_path: Path, caplog: Any) -> Non
     assert all(
         not torch.equal(p, before[n]) for n, p in run.model.named_parameters() if n in before
     )
+
+
+def test_training_and_evaluation_of_gemma_3n_are_one_model() -> None:
+    model = made("gemma3n_text", "cpu").double()
+    model = get_peft_model(model, fitted(all_linear(init_lora_weights=False), model)[0])
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        trained, evaluated = model.train()(ids).logits, model.eval()(ids).logits
+    torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-9)
 
 
 def test_what_peft_itself_refuses_has_a_remedy_too(tmp_path: Path) -> None:
