@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from prefkit.errors import ModelError
 from prefkit.model.attention.layout_row import spread_ids
-from prefkit.model.evaluating import evaluating
+from prefkit.model.evaluating import evaluating, mixing_dtypes
 from prefkit.model.fsdp_units import release, weights_elsewhere
 from prefkit.model.head.fused import refuse_encoder_decoder, unwrap
 
@@ -63,7 +63,7 @@ def check_causal(model: nn.Module) -> None:
     sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     called = model if sharded else owner
-    with evaluating(model):
+    with evaluating(model), mixing_dtypes(owner):
         looks_ahead = _looks_ahead(called, owner, sharded)
     if sharded:  # as they were: whoever reads the parameters next expects shards
         release(model)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from prefkit.errors import ModelError
+from prefkit.model.evaluating import mixing_dtypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
     was_training = owner.training
     owner.eval()
     try:
-        with torch.no_grad(), _forward_replaced(module, head):
+        with torch.no_grad(), mixing_dtypes(owner), _forward_replaced(module, head):
             mask = torch.ones_like(ids)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:

@@ -14,6 +14,8 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapter_targets import ALL_LINEAR, fitted
 from prefkit.model.causal import check_causal
+from prefkit.model.evaluating import check_dtypes
+from prefkit.model.head.fused import unwrap
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
 
@@ -86,6 +88,7 @@ def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> t
     if args.disable_dropout:
         disable_dropout(policy)
     check_model(policy, args)
+    check_dtypes(unwrap(policy), autocast=args.bf16 or args.fp16)
     check_causal(policy)
     policy = apply_peft(policy, peft_config, args)
     check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
