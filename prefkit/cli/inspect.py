@@ -168,9 +168,14 @@ def _model_limits(model: str) -> dict[str, int]:
     """What training reads from the model's config; nothing for a folder with a tokenizer only."""
     from transformers import AutoConfig
 
+    from prefkit.model.loading import positions_of
+
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
     except Exception:  # training would stop here; the tokens can be shown all the same
         return {}
-    names = ("max_position_embeddings", "vocab_size")
-    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    found = {
+        "max_position_embeddings": positions_of(config),
+        "vocab_size": getattr(config, "vocab_size", None),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.causal import check_causal
 from prefkit.model.head.fused import Head, install, unwrap
 from prefkit.model.loading import (
     base_of,
@@ -22,6 +23,7 @@ from prefkit.model.loading import (
     load_config,
     load_model,
     load_tokenizer,
+    positions_of,
 )
 from prefkit.model.reference.fingerprints import fingerprint_model
 from prefkit.model.reference.policy import Reference, check_tokenizers
@@ -42,6 +44,8 @@ class TwoModels:
     def __init__(self, positive: Any, negative: Any) -> None:
         self.models = {"positive": positive, "negative": negative}
         self._adapters = positive is negative
+        for model in self._distinct:
+            check_causal(model)
         self.heads: dict[str, Head] = {name: install(m) for name, m in self.models.items()}
         self.device = next(positive.parameters()).device
 
@@ -53,9 +57,12 @@ class TwoModels:
 
     def layout(self, longest: int) -> Layout:
         """Rows without padding, where both models can read them."""
-        distinct = [self.models["positive"]] + [self.models["negative"]] * (not self._adapters)
         args = SimpleNamespace(layout="auto", disable_dropout=True)
-        return "padded" if choose_layout(args, distinct, longest) == "padded" else "separate"
+        return "padded" if choose_layout(args, self._distinct, longest) == "padded" else "separate"
+
+    @property
+    def _distinct(self) -> list[Any]:
+        return [self.models["positive"]] + [self.models["negative"]] * (not self._adapters)
 
     def scores(
         self, batch: Mapping[str, Any], beta: float, memory_budget: int | None = None
@@ -130,7 +137,7 @@ def look_at_two(positive: Any, negative: Any) -> Common:
     else:
         configs = [unwrap(model).config for model in (positive, negative)]
     texts: list[Any] = [config.get_text_config() for config in configs]
-    limits = [getattr(text, "max_position_embeddings", None) for text in texts]
+    limits = [positions_of(text) for text in texts]
     return Common(
         tokenizer,
         min(text.vocab_size for text in texts),

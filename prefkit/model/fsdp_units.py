@@ -7,7 +7,7 @@ other time finds a shard or freed memory.
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,13 +54,37 @@ def adapter_off(owner: Any) -> Iterator[None]:
     """Switches the adapter of a PEFT model off inside the block, for forwards without gradient.
 
     PEFT also freezes an adapter while it is off. That is undone: FSDP2 settles at a unit's first
-    forward in which format it reduces what trains there, and would find nothing that does.
+    forward in which format it reduces what trains there, and would find nothing that does. Nor does
+    PEFT's thawing of the whole adapter afterwards last: what a user froze of it stays frozen.
     """
-    training = [parameter for parameter in owner.parameters() if parameter.requires_grad]
-    with owner.disable_adapter():
-        for parameter in training:
-            parameter.requires_grad_(True)
+    with _same_parts_training(owner) as as_before, owner.disable_adapter():
+        as_before()
         yield
+
+
+def trained_without_adapter(owner: Any) -> list[str]:
+    """Names of the parameters that train and are not the adapter's: PEFT freezes those only.
+
+    Args:
+        owner: a PEFT model; its adapter may be of any kind that can be switched off.
+    """
+    with _same_parts_training(owner), owner.disable_adapter():
+        return [name for name, value in owner.named_parameters() if value.requires_grad]
+
+
+@contextmanager
+def _same_parts_training(owner: nn.Module) -> Iterator[Callable[[], None]]:
+    """Each parameter trains or not as before, after the block and when the function is called."""
+    flags = [(parameter, parameter.requires_grad) for parameter in owner.parameters()]
+
+    def as_before() -> None:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+    try:
+        yield as_before
+    finally:
+        as_before()
 
 
 def outliving(value: Tensor | None) -> Tensor | None:

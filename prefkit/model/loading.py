@@ -59,6 +59,16 @@ def load_config(name: str) -> Any:
         raise ModelError(f"{name}: its config cannot be loaded: {reason}{remedy}") from error
 
 
+def positions_of(text_config: Any) -> int | None:
+    """Tokens of the longest sequence that a model has positions for; None = no limit.
+
+    Args:
+        text_config: of the text model. XLNet's says -1 for no limit, others say nothing.
+    """
+    found = getattr(text_config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def load_tokenizer(name: str, remedy: str = "Name one with --tokenizer.") -> Any:
     """The tokenizer of a model folder or Hub name.
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import LlamaForCausalLM, LlamaModel
 
 from prefkit.errors import ModelError
@@ -69,6 +69,39 @@ def test_request_equals_logits_with_gradients(family: str) -> None:
 def test_low_precision_heads_are_recognised(family: str, dtype: torch.dtype) -> None:
     head = find_head(tiny_model(family).to(dtype))
     assert head.transform == TRANSFORMS.get(family, LogitTransform())
+
+
+RECURRENT: dict[str, Any] = {
+    "recurrent_gemma": {**SHAPE, "lru_width": 16, "attention_window_size": 8},
+    "xlstm": {
+        "hidden_size": 16,
+        "num_blocks": 1,
+        "num_heads": 2,
+        "mlstm_round_up_to_multiple_of": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_softcaps_of_recurrent_models_are_read_and_trained(kind: str) -> None:
+    """Each has a name of its own for it; their recurrences are computed in fp32."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=VOCAB, **RECURRENT[kind])
+    model = AutoModelForCausalLM.from_config(config).train()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1000)  # far into the cap of 30
+    plain = copy.deepcopy(model)
+    head = install(model)
+    assert head.transform == LogitTransform(softcap=30.0)
+    got, want = request_logp(model, head), direct_logp(plain)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    got.cos().sum().backward()
+    want.cos().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None:
+            scale = theirs.grad.abs().max().clamp_min(1e-6)
+            torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=0, atol=1e-3)
 
 
 def test_without_a_request_nothing_changes(tmp_path: Path) -> None:

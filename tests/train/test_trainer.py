@@ -466,3 +466,25 @@ def test_evaluation_without_data_is_refused(tmp_path: Path) -> None:
 def test_float16_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="float32 --fp16"):
         trainer(tmp_path, tiny_model().half())
+
+
+MIXED = {"head": "lm_head", "norms": "model.norm", "a matrix": "model.layers.0.mlp.up_proj"}
+
+
+@pytest.mark.parametrize("part", MIXED)
+def test_dtypes_that_cannot_be_multiplied_are_refused(part: str, tmp_path: Path) -> None:
+    """A part in float32 of a bfloat16 model, which then runs under autocast only."""
+
+    def mixed() -> Any:
+        model = tiny_model().to(torch.bfloat16)
+        model.get_submodule(MIXED[part]).float()
+        return model
+
+    words = r"several dtypes.*bfloat16.*float32.*one dtype.*bf16: true"
+    with pytest.raises(ModelError, match=words):
+        trainer(tmp_path, mixed())
+    with pytest.raises(ModelError, match=words):
+        trainer(tmp_path, tiny_model(), ref_model=mixed())
+    trained = trainer(tmp_path, mixed(), bf16=True, max_steps=1)
+    trained.train()
+    assert logs_of(trained)[0]["loss"] == pytest.approx(0.6931, abs=1e-3)

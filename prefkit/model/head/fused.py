@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
@@ -83,10 +84,12 @@ def find_head(model: nn.Module) -> Head:
         model: a causal LM, possibly inside a PEFT or distributed wrapper.
 
     Raises:
-        ModelError: no output embeddings; a head that is not one plain linear layer (adapter on the
-            head, quantised weights, extra layers); logits that are not scale and softcap of it.
+        ModelError: an encoder-decoder; no output embeddings; a head that is not one plain linear
+            layer (adapter on the head, quantised weights, extra layers); logits that are not scale
+            and softcap of it.
     """
     owner = unwrap(model)
+    refuse_encoder_decoder(owner)
     name = type(owner).__name__
     getter = getattr(owner, "get_output_embeddings", None)
     module = getter() if getter is not None else None
@@ -107,6 +110,19 @@ def find_head(model: nn.Module) -> Head:
     return Head(owner, module, transform)
 
 
+def refuse_encoder_decoder(owner: nn.Module) -> None:
+    """Refuses a model whose responses would have to be read by another part than their prompts.
+
+    Raises:
+        ModelError: T5, BART and their like; not the decoder alone, as in BartForCausalLM.
+    """
+    if getattr(getattr(owner, "config", None), "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(owner).__name__} is an encoder-decoder: its encoder reads the prompt and its "
+            "decoder the response, while rows here are one sequence. Use a decoder-only model."
+        )
+
+
 def _refuse_odd_head(module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
@@ -120,10 +136,15 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
             f"{name}: the head is a {kind}, not a linear layer with one (vocabulary, width) weight."
             " Only linear heads can be fused; use a trainer that forms the logits instead."
         )
-    if not weight.is_floating_point():
+    # A packed tensor of torchao claims to be of the dtype that it was made from.
+    packed = is_traceable_wrapper_subclass(weight) and not isinstance(weight, DTensor)
+    if packed or not weight.is_floating_point():
+        what = type(weight).__name__ if packed else weight.dtype
         raise ModelError(
-            f"{name}: the head is quantised ({kind}, {weight.dtype}). Keep the head out of the "
-            "quantisation (llm_int8_skip_modules=['lm_head']) or load the model unquantised."
+            f"{name}: the head is quantised ({kind}, {what}). Keep the head out of the "
+            "quantisation (modules_to_not_convert=['lm_head'] of TorchAoConfig, "
+            "llm_int8_skip_modules=['lm_head'] of BitsAndBytesConfig) or load the model "
+            "unquantised."
         )
 
 

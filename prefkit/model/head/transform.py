@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from prefkit.errors import ModelError
+from prefkit.model.evaluating import mixing_dtypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,15 @@ def _numeric(attribute: object) -> float | None:
     return float(attribute) if usable else None  # type: ignore[arg-type]
 
 
+# Gemma and most others; RecurrentGemma; xLSTM
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def candidates(config: Any) -> Iterator[LogitTransform]:
     """Transforms the config may mean, the likeliest first."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    softcap = _numeric(getattr(text, "final_logit_softcapping", None))
+    softcaps = (_numeric(getattr(text, key, None)) for key in _SOFTCAPS)
+    softcap = next((value for value in softcaps if value is not None), None)
     scales = []
     if (value := _numeric(getattr(text, "logits_scaling", None))) is not None:
         scales += [1.0 / value, value]  # Granite divides, HyperCLOVA X multiplies
@@ -129,7 +135,7 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
     was_training = owner.training
     owner.eval()
     try:
-        with torch.no_grad(), _forward_replaced(module, head):
+        with torch.no_grad(), mixing_dtypes(owner), _forward_replaced(module, head):
             mask = torch.ones_like(ids)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:
@@ -151,5 +157,5 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
         f"{name} changes its logits after the head in a way that its config does not tell (neither "
         "a scale nor a tanh softcap): the fused loss would not be this model's loss. Use another "
         "model, or one whose config names the change (logit_scale, logits_scaling, "
-        "final_logit_softcapping)."
+        "final_logit_softcapping, logits_soft_cap)."
     )

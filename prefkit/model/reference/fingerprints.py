@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from prefkit.data.pair import TokenizedPair
 
@@ -37,8 +39,16 @@ def fingerprint_model(model: nn.Module, *, without_adapter: bool = False) -> str
 def _checksum(tensor: Tensor) -> tuple[int, int]:
     """Sums of a tensor's bits, plain and weighted by place, modulo 2⁶⁴.
 
-    In integers, so that no order of summation (threads, GPUs) changes them.
+    In integers, so that no order of summation (threads, GPUs) changes them. Of a quantised tensor
+    (torchao's) that is made of others, the sums of those, one after another.
     """
+    if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        plain = weighted = 0
+        for place, part in enumerate((getattr(tensor, name) for name in names), 1):
+            of_plain, of_weighted = _checksum(part)
+            plain, weighted = plain + place * of_plain, weighted + place * of_weighted
+        return plain % 2**64, weighted % 2**64
     flat = tensor.detach().reshape(-1).contiguous()
     if flat.is_complex() or flat.dtype.itemsize not in _BITS:
         flat = flat.view(torch.uint8)

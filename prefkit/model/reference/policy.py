@@ -27,6 +27,7 @@ from prefkit.model.fsdp_units import (
     adapter_off,
     outliving,
     release,
+    trained_without_adapter,
     unit_of,
     weights_elsewhere,
 )
@@ -201,13 +202,21 @@ def check_adapter(model: Any) -> None:
     """Refuses an adapter whose model is not a sound reference when it is switched off.
 
     Raises:
-        ModelError: prompt-learning adapters, and adapters that already change the model: without
-            them it is not the policy as it is before training.
+        ModelError: prompt-learning adapters; parameters that train beside the adapter, since they
+            would move the reference too; adapters that already change the model: without them it
+            is not the policy as it is before training.
     """
     if any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ModelError(
             "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
             " be trained here. Use a weight adapter such as LoRA."
+        )
+    if outside := trained_without_adapter(model):
+        raise ModelError(
+            f"{len(outside)} parameters train that the adapter does not hold, such as {outside[0]}:"
+            " with the adapter off the model would not stay the reference it is now. Freeze them "
+            "(bias='none' in the peft_config; requires_grad_(False)), name their modules in "
+            "modules_to_save, which trains copies, or pass ref_model."
         )
     if weights_elsewhere():
         return  # the process that has them checks
@@ -215,7 +224,7 @@ def check_adapter(model: Any) -> None:
     ids = torch.arange(4, device=embeddings.weight.device).reshape(1, 4)
     with evaluating(model):
         with_adapter = model(input_ids=ids, use_cache=False).logits
-        with model.disable_adapter():
+        with adapter_off(model):
             without = model(input_ids=ids, use_cache=False).logits
     scale = without.abs().max().clamp_min(1e-6)
     if not torch.allclose(with_adapter / scale, without / scale, rtol=1e-3, atol=1e-3):

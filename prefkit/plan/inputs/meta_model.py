@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prefkit.errors import ModelError
+from prefkit.model.adapter_targets import fitted
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,14 @@ def _with_adapter(model: Any, lora: Lora) -> Any:
         raise ModelError(
             "adapter: lora needs the package peft. Install it with: pip install 'prefkit[peft]'"
         ) from error
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-        ),
+    asked = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
     )
+    return get_peft_model(model, fitted(asked, model)[0])
 
 
 @contextmanager

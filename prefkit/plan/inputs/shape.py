@@ -13,6 +13,7 @@ from torch import nn
 
 from prefkit.errors import ModelError
 from prefkit.model.attention.limits import window_of
+from prefkit.model.loading import positions_of
 from prefkit.model.router import experts_of
 from prefkit.plan.inputs.meta_model import Lora, build, decoder_layers
 
@@ -145,7 +146,7 @@ def read_shape(name: str, config: Any, lora: Lora | None = None) -> ModelShape:
         adapter_layer=sum(p.numel() for p in adapter),
         adapter_matrices=len(adapter),
         window=window_of(text),
-        max_length=getattr(text, "max_position_embeddings", None),
+        max_length=positions_of(text),
     )
 
 

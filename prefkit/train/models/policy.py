@@ -1,6 +1,7 @@
 """The model that trains, checked and with its adapter, and its tokenizer."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.adapter_targets import ALL_LINEAR, fitted
+from prefkit.model.causal import check_causal
+from prefkit.model.evaluating import check_dtypes
+from prefkit.model.head.fused import unwrap
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
@@ -81,6 +88,8 @@ def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> t
     if args.disable_dropout:
         disable_dropout(policy)
     check_model(policy, args)
+    check_dtypes(unwrap(policy), autocast=args.bf16 or args.fp16)
+    check_causal(policy)
     policy = apply_peft(policy, peft_config, args)
     check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
     return policy, tokenizer
@@ -107,7 +116,8 @@ def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
     """Wraps the model in an adapter where one is asked for, and checks the adapter it has.
 
     Raises:
-        ConfigError: peft is not installed, or there is an adapter already.
+        ConfigError: peft is not installed or refuses, or there is an adapter already.
+        ModelError: target modules that no adapter can change; nothing that trains.
     """
     if peft_config is not None:
         try:
@@ -123,9 +133,18 @@ def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
             )
         torch.manual_seed(args.seed)  # the adapter's random half, the same at every start
         try:
+            peft_config, left_out = fitted(peft_config, model)
+            for words in left_out:
+                logger.warning("The adapter leaves out %s.", words)
             model = get_peft_model(model, peft_config)
+        except ModelError:
+            raise
         except ValueError as error:
-            raise ConfigError(f"The adapter cannot be added: {error}") from error
+            said = str(error).strip().rstrip(".")
+            raise ConfigError(
+                f"The adapter cannot be added: {said}. target_modules='{ALL_LINEAR}' takes every "
+                "linear layer that can be adapted."
+            ) from error
     if is_peft(model) and (
         args.gradient_checkpointing or getattr(args, "activation_checkpointing", None)
     ):

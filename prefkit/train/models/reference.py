@@ -6,6 +6,8 @@ from typing import Any
 
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import Objective
+from prefkit.model.causal import check_causal
+from prefkit.model.evaluating import check_dtypes
 from prefkit.model.fsdp_units import copy_without_weights, weights_elsewhere
 from prefkit.model.head.fused import install, unwrap
 from prefkit.model.reference.logp_cache import fingerprint_model
@@ -49,7 +51,10 @@ def make_reference(
     if ref_model is None and args.precomputes_reference:
         return Reference(model, install(model))  # before the first step the policy is the reference
     frozen = ref_model
-    if frozen is None:
+    if frozen is not None:
+        check_dtypes(unwrap(frozen), autocast=args.bf16 or args.fp16)
+        check_causal(frozen)
+    else:
         frozen = copy_without_weights(model) if weights_elsewhere() else copy.deepcopy(model)
     frozen.requires_grad_(False).eval()
     if args.disable_dropout:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from prefkit.data.batch.collators import Layout
 from prefkit.data.text.render import TokenizeOptions
+from prefkit.model.loading import positions_of
 from prefkit.train.rows.datasets import plain
 from prefkit.train.rows.layout import check_lengths
 from prefkit.train.rows.templates import refuse_other_template, with_trained_template
@@ -116,7 +117,7 @@ def tokenize_options(args: Any, text_config: Any) -> TokenizeOptions:
         text_config: of the model: how long a sequence it can read, where `max_length` is None.
     """
     return TokenizeOptions(
-        max_length=args.max_length or getattr(text_config, "max_position_embeddings", None),
+        max_length=args.max_length or positions_of(text_config),
         too_long=args.too_long,
         string_prompts=args.string_prompts,
         prompt_template=args.prompt_template,

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.errors import ConfigError, PrefkitError
+from prefkit.model.loading import positions_of
 from prefkit.pairs.engines.base import SHORTENED, Completion, Request, cut_at_stop
 from prefkit.pairs.engines.local.loading import end_ids_of, load_model, load_tokenizer
 from prefkit.pairs.engines.local.sampling import Row, RowEnds, RowSampler, bare, draws_of
@@ -77,7 +78,7 @@ class LocalEngine:
         )
         self._ends = {*end_ids_of(self._model, renderer), *end_ids}
         text_config = self._model.config.get_text_config()
-        self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.positions = positions_of(text_config)
         self.notes: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._prompt_ids = lru_cache(maxsize=8192)(self._tokenise)
