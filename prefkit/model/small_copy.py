@@ -1,6 +1,6 @@
 """A small model of the same class as one whose weights are not here, to try out what it computes.
 
-Few layers, narrow ones, a small vocabulary and random weights; experts, and how many a token
+Few layers, one of each kind, narrow ones, a small vocabulary and random weights; experts, and how many a token
 chooses, are as many as the model's own. The weights depend on nothing but the config, so that all
 processes see the same.
 """
@@ -21,7 +21,7 @@ _ALL_SPARSE: dict[str, Any] = {
     "moe_layer_start_index": 0,
     "moe_layer_interval": 1,
     "interleave_moe_layer_step": 1,
-    "moe_layers": list(range(_LAYERS)),
+    "moe_layers": list(range(64)),
     "expert_layer_period": 1,
     "expert_layer_offset": 0,
 }
@@ -69,21 +69,38 @@ def _shrink(config: Any, narrow: bool) -> None:
     layers = getattr(config, "num_hidden_layers", None)
     found = {name: value for name, value in vars(config).items() if value is not None}
     changes: dict[str, Any] = {n: v for n, v in _ALL_SPARSE.items() if n in found}
+    by_layer = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list) and len(value) == layers and name not in changes
+    }
+    chosen = _one_of_each(list(zip(*by_layer.values(), strict=True)), layers or 0)
     for name, value in found.items():
-        if isinstance(value, list) and len(value) == layers and name not in changes:
-            changes[name] = value[-_LAYERS:]  # the first ones may be dense
+        if name in by_layer:
+            changes[name] = [value[layer] for layer in chosen]
         elif "intermediate_size" in name and isinstance(value, int):
             changes[name] = min(value, _WIDTH)
         elif name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             changes[name] = None
     if layers is not None:
-        changes |= {"num_hidden_layers": min(layers, _LAYERS)}
+        changes |= {"num_hidden_layers": len(chosen)}
     if "vocab_size" in found:
         changes |= {"vocab_size": min(config.vocab_size, _VOCAB)}
     if narrow:
         changes |= _fewer_heads(found)
     for name, value in changes.items():
         setattr(config, name, value)
+
+
+def _one_of_each(kinds: list[tuple[Any, ...]], layers: int) -> list[int]:
+    """The last layer of each kind, and of the others the last ones, as many as asked for."""
+    last = {str(kind): layer for layer, kind in enumerate(kinds)}  # the first ones may be dense
+    chosen = {*last.values()}
+    for layer in reversed(range(layers)):
+        if len(chosen) >= _LAYERS:
+            break
+        chosen.add(layer)
+    return sorted(chosen)
 
 
 def _fewer_heads(found: dict[str, Any]) -> dict[str, int]:

@@ -39,11 +39,11 @@ class Planner:
 
     def why_padded(self, setting: Setting) -> str | None:
         """Why a run will have padded rows, in words, or None."""
-        window = self.shape(None).window
-        if window is not None and self.lengths.longest > window:
+        limit = self.shape(None).row_limit
+        if limit is not None and self.lengths.longest > limit:
             return (
-                f"the model attends within {window} tokens, and the longest sequence has "
-                f"{self.lengths.longest}"
+                f"the model rotates positions by the length of the whole row from {limit} tokens "
+                f"on, and the longest sequence has {self.lengths.longest}"
             )
         if setting.dropout:
             return "disable_dropout is off, and attention without padding has no dropout"

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.model.attention import install as attention
 from prefkit.model.attention import layer_test
-from prefkit.model.attention.by_sequence import unpacked
+from prefkit.model.attention.by_sequence import unpacking_of
 from prefkit.model.attention.install import (
     as_before,
     install_attention,
@@ -151,7 +151,7 @@ def test_a_part_that_looks_at_its_place_is_given_each_sequence_alone(
         layer.self_attn.forward = MethodType(mistake, layer.self_attn)
     wrong = largest_difference(model)
     assert why_not(model, 60) is None
-    assert all(unpacked(layer.self_attn) for layer in model.model.layers)
+    assert all(unpacking_of(layer.self_attn) for layer in model.model.layers)
     assert wrong > 0.1
     assert largest_difference(model) < (1e-6 if dtype == torch.float32 else 5e-2)
 

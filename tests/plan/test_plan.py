@@ -86,24 +86,23 @@ def test_70b_sizes() -> None:
     assert shape.layer == 855_654_400
 
 
-def test_the_narrowest_window_or_chunk_is_the_models() -> None:
+def test_what_limits_a_row_is_the_models_scaling_and_no_window() -> None:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     config = AutoConfig.for_model(
-        "llama4_text",
-        hidden_size=32,
+        "phi3",
+        hidden_size=16,
         intermediate_size=32,
-        intermediate_size_mlp=32,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
         vocab_size=64,
-        num_local_experts=2,
-        attention_chunk_size=24,
+        pad_token_id=0,
+        sliding_window=8,
+        original_max_position_embeddings=24,
+        rope_parameters={**scaling, "rope_theta": 1e4},
     )
-    assert "chunked_attention" in config.layer_types
-    assert read_shape("chunks", config).window == 24
-    config.layer_types = ["full_attention"] * 4
-    assert read_shape("whole", config).window is None
+    assert read_shape("scaled", config).row_limit == 24
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    assert read_shape("windowed", config).row_limit is None
 
 
 # -- what a body keeps ----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from prefkit import TDPO, PreferenceTrainer, fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.attention.by_sequence import unpacked
+from prefkit.model.attention.by_sequence import unpacking_of
 from prefkit.model.attention.install import install_attention, reading, remove_attention
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import install
@@ -299,7 +299,7 @@ def test_the_mask_brings_the_row_where_keywords_are_dropped() -> None:
     inner = model.model.forward
     model.model.forward = lambda *a, prefkit_stream=None, **kw: inner(*a, **kw)
     assert why_not(model, 10) is None
-    assert not any(unpacked(module) for module in model.modules())
+    assert not any(unpacking_of(module) for module in model.modules())
 
 
 def test_biases_of_older_code_get_padded_rows() -> None:
@@ -309,4 +309,4 @@ def test_biases_of_older_code_get_padded_rows() -> None:
     install_attention(biases)
     assert "BloomForCausalLM does not run rows without padding (Bloom" in str(why_not(biases, 10))
     remove_attention(biases)
-    assert not any(unpacked(module) for module in biases.modules())
+    assert not any(unpacking_of(module) for module in biases.modules())

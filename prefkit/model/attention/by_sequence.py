@@ -31,7 +31,7 @@ class Unpacking:
     """How a class of modules is given one sequence at a time.
 
     Attributes:
-        kind: the class.
+        kind: name of the class.
         token_dims: for each tensor of tokens among its arguments, by its path, which dimension
             counts them. Other tensors are handed on as they are.
         needs_mask: masks are made even where the attention can do without.
@@ -39,7 +39,7 @@ class Unpacking:
             among its keys to the next.
     """
 
-    kind: type[nn.Module]
+    kind: str
     token_dims: Mapping[str, int] = field(hash=False)
     needs_mask: bool = False
     one_batch: bool = False
@@ -65,9 +65,9 @@ def pack_mixers(model: nn.Module) -> None:
             module.forward = before
 
 
-def unpacked(module: nn.Module) -> bool:
-    """Whether `unpack` was called."""
-    return "_prefkit_unpacking" in module.__dict__
+def unpacking_of(module: nn.Module) -> Unpacking | None:
+    """What `unpack` was called with, if it was."""
+    return module.__dict__.get("_prefkit_unpacking")
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

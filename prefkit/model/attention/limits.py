@@ -1,41 +1,21 @@
 """Why a model cannot read rows without padding: by its config, and by a test on a small row.
 
-`window_of` and `rotary_limit` take the config of the text model (`config.get_text_config()`), so
-that a plan, which has no weights, and a run ask the same question. `why_not` believes no config: it
-compares a small row with its sequences one by one, by numbers
-(`prefkit.model.attention.layout_test`). State-space layers, position biases, models that drop
-unknown keywords: all show there.
+`rotary_limit` takes the config of the text model (`config.get_text_config()`), so that a plan, which
+has no weights, and a run ask the same question. `why_not` believes no config: it compares a small
+row with its sequences one by one, by numbers (`prefkit.model.attention.layout_test`). Recurrent
+layers, position biases, attention to later tokens: all show there.
 """
 
 from typing import Any
 
 from torch import nn
 
-from prefkit.model.attention.install import text_config
+from prefkit.model.attention.install import install_attention, text_config
 from prefkit.model.attention.layout_test import mismatch
+from prefkit.model.attention.mixers import apply_unpackings, kinds_of_parts, unpackings_of
 from prefkit.model.fsdp_units import weights_elsewhere
 from prefkit.model.head.fused import unwrap
-
-
-def window_of(config: Any) -> int | None:
-    """Tokens of the narrowest window or chunk that any layer attends within, or None.
-
-    A layer that chooses a number of blocks to attend to (MiniMax-M3) sees everything in sequences
-    of no more tokens than that, and only in those.
-    """
-    kinds = getattr(config, "layer_types", None)
-    found = []
-    for kind, name in (
-        ("sliding_attention", "sliding_window"),
-        ("chunked_attention", "attention_chunk_size"),
-    ):
-        size = getattr(config, name, None)
-        off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
-        if size and not off and (kinds is None or kind in kinds):
-            found.append(int(size))
-    if kinds is not None and "minimax_m3_sparse" in kinds:
-        found.append(int(config.index_block_size * config.index_topk_blocks))
-    return min(found, default=None)
+from prefkit.model.small_copy import small_copy
 
 
 def rotary_limit(config: Any) -> int | None:
@@ -72,13 +52,30 @@ def too_long_for(model: nn.Module, longest: int) -> str | None:
 def why_not(model: nn.Module, longest: int) -> str | None:
     """Why a model cannot read streams, in words, or None; `install_attention` must have run.
 
+    Modules that must read each sequence by itself are made to (`prefkit.model.attention.mixers`);
+    `remove_attention` takes that back.
+
     Args:
-        model: the policy or the reference, not yet wrapped for several processes.
+        model: the policy or the reference, not yet wrapped for several processes. Where its weights
+            are not here, a small model of its class is tried in its place.
         longest: tokens of the longest sequence of the data.
     """
     if reason := too_long_for(model, longest):
         return reason
-    parameter = next(unwrap(model).parameters())
-    if parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere():
-        return None  # nothing to compute with yet: the attention itself refuses what it sees
-    return mismatch(model, longest)
+    owner = unwrap(model)
+    parameter = next(owner.parameters())
+    if not (parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere()):
+        return mismatch(model, longest)
+    name = type(owner).__name__
+    try:
+        small = small_copy(owner)
+    except Exception as error:
+        return (
+            f"no weights of {name} are here, and no small model of its kind can be made ({error})"
+        )
+    install_attention(small)
+    if missing := kinds_of_parts(owner) - kinds_of_parts(small):
+        return f"no weights of {name} are here, and its {min(missing)} cannot be tried without"
+    reason = mismatch(small, longest)
+    apply_unpackings(owner, unpackings_of(small))
+    return reason

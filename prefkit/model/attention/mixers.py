@@ -11,7 +11,7 @@ Nothing here is believed: `prefkit.model.attention.layout_test` compares the who
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.errors import ModelError
-from prefkit.model.attention.by_sequence import Unpacking, unpack, walk
+from prefkit.model.attention.by_sequence import Unpacking, unpack, unpacking_of, walk
 from prefkit.model.attention.current_row import hand_down, in_row
 from prefkit.model.attention.install import reading
 from prefkit.model.attention.layer_test import layers_of
@@ -65,7 +65,7 @@ def unpack_mixers(model: nn.Module, row: LayoutRow) -> list[str]:
     """
     layers = layers_of(model)
     parts = [part for layer in layers for part in layer.children()]
-    found: dict[type[nn.Module], Unpacking] = {}
+    found: dict[str, Unpacking] = {}
     for _ in range(_ROUNDS):
         visits, error = _visits(model, parts, row)
         how = _failed(visits, error, found, row) if error else _other(visits, found, row)
@@ -75,17 +75,33 @@ def unpack_mixers(model: nn.Module, row: LayoutRow) -> list[str]:
         apply_unpackings(model, [how])
     else:
         raise NotUnpackable("its layers read neighbours in the row in too many ways")
-    return sorted(kind.__name__ for kind in found)
+    return sorted(found)
 
 
-def apply_unpackings(model: nn.Module, how: Sequence[Unpacking]) -> None:
-    """Unpacks every module of these classes that is a part of a layer."""
+def apply_unpackings(model: nn.Module, how: Iterable[Unpacking]) -> None:
+    """Unpacks every part of a layer whose class is named."""
     by_kind = {one.kind: one for one in how}
     for layer in layers_of(model):
         for part in layer.children():
-            if type(part) in by_kind:
-                unpack(part, by_kind[type(part)])
+            if one := by_kind.get(_kind(part)):
+                unpack(part, one)
                 hand_down(layer)
+
+
+def unpackings_of(model: nn.Module) -> list[Unpacking]:
+    """How each class of a model's parts is unpacked, those that are, by their names."""
+    found = {one.kind: one for m in model.modules() if (one := unpacking_of(m)) is not None}
+    return [found[kind] for kind in sorted(found)]
+
+
+def kinds_of_parts(model: nn.Module) -> set[str]:
+    """The names of the classes that the layers of a model are made of."""
+    return {_kind(part) for layer in layers_of(model) for part in layer.children()}
+
+
+def _kind(module: nn.Module) -> str:
+    """The class's name; FSDP2 puts a class of its own, `FSDP…`, before it."""
+    return next(c.__name__ for c in type(module).__mro__ if not c.__name__.startswith("FSDP"))
 
 
 def _visits(
@@ -120,14 +136,14 @@ def _noting(parts: Sequence[nn.Module], visits: list[_Visit]) -> Iterator[None]:
 
 
 def _failed(
-    visits: list[_Visit], error: Exception, found: dict[type[nn.Module], Unpacking], row: LayoutRow
+    visits: list[_Visit], error: Exception, found: dict[str, Unpacking], row: LayoutRow
 ) -> Unpacking:
     """How the part that did not finish must be unpacked."""
     open_visits = [visit for visit in visits if not visit.finished]
     if not open_visits:
         raise NotUnpackable(words_of(error)) from error
     visit = open_visits[-1]
-    before = found.get(type(visit.module))
+    before = found.get(_kind(visit.module))
     if before is None:
         return _how(visit, row)
     if more := _unknown(visit, before, row):
@@ -137,12 +153,10 @@ def _failed(
     raise NotUnpackable(f"{type(visit.module).__name__}: {words_of(error)}") from error
 
 
-def _other(
-    visits: list[_Visit], found: dict[type[nn.Module], Unpacking], row: LayoutRow
-) -> Unpacking | None:
+def _other(visits: list[_Visit], found: dict[str, Unpacking], row: LayoutRow) -> Unpacking | None:
     """How the first part must be unpacked that returns other numbers for its sequences alone."""
     for visit in visits:
-        if before := found.get(type(visit.module)):
+        if before := found.get(_kind(visit.module)):
             if more := _unknown(visit, before, row):
                 return more
             continue
@@ -188,7 +202,7 @@ def _how(visit: _Visit, row: LayoutRow) -> Unpacking:
     places = any(
         path in dims and x.dim() > 2 and not x.is_floating_point() for path, x in walk(given)
     )
-    return Unpacking(type(visit.module), dims, one_batch=places)
+    return Unpacking(_kind(visit.module), dims, one_batch=places)
 
 
 def _unknown(visit: _Visit, before: Unpacking, row: LayoutRow) -> Unpacking | None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from prefkit.errors import ModelError
-from prefkit.model.attention.limits import window_of
+from prefkit.model.attention.limits import rotary_limit
 from prefkit.model.loading import positions_of
 from prefkit.model.router import experts_of
 from prefkit.plan.inputs.meta_model import Lora, build, decoder_layers
@@ -33,7 +33,7 @@ class ModelShape:
         other: final norm and whatever else.
         adapter_layer: trainable parameters of an adapter in one layer; 0 without.
         adapter_matrices: matrices of an adapter in one layer.
-        window: tokens of the narrowest sliding window or attention chunk, or None.
+        row_limit: tokens of a sequence up to which rows without padding are possible, or None.
         max_length: positions the model knows, or None.
     """
 
@@ -51,7 +51,7 @@ class ModelShape:
     other: int
     adapter_layer: int
     adapter_matrices: int
-    window: int | None
+    row_limit: int | None
     max_length: int | None
 
     @property
@@ -145,7 +145,7 @@ def read_shape(name: str, config: Any, lora: Lora | None = None) -> ModelShape:
         other=everything - body - embeddings - head_size,
         adapter_layer=sum(p.numel() for p in adapter),
         adapter_matrices=len(adapter),
-        window=window_of(text),
+        row_limit=rotary_limit(text),
         max_length=positions_of(text),
     )
 

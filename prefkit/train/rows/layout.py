@@ -15,6 +15,7 @@ from prefkit.model.attention.install import (
     remove_attention,
 )
 from prefkit.model.attention.limits import too_long_for, why_not
+from prefkit.model.attention.mixers import apply_unpackings, unpackings_of
 from prefkit.train.rows.datasets import pair_of, plain
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
         reasons.append("disable_dropout is off, and attention without padding has no dropout")
     reasons = _of_all_processes(reasons)
     if not reasons:
+        for model in models:
+            # A process may hold the weights that another one had to do without.
+            apply_unpackings(model, _of_all_processes(unpackings_of(model)))
+        _tell_unpacked(models[0])
         return "separate" if args.layout == "separate" else "shared"
     for model in models:
         remove_attention(model)
@@ -107,10 +112,20 @@ def check_lengths(layout: Layout, model: nn.Module, longest: int) -> None:
         )
 
 
-def _of_all_processes(reasons: list[str]) -> list[str]:
+def _tell_unpacked(model: nn.Module) -> None:
+    """What a common prefix costs twice in this model."""
+    if kinds := [one.kind for one in unpackings_of(model)]:
+        logger.info(
+            "Layout: %s cannot read several sequences in one row and gets each by itself, a common "
+            "prefix with each response; the rest of the model reads it once.",
+            " and ".join(kinds),
+        )
+
+
+def _of_all_processes(found: list[Any]) -> list[Any]:
     """What any process found: all must lay their rows out alike, and one may hold no weights."""
     if not dist.is_initialized():
-        return reasons
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, reasons)
-    return [reason for of_one in found for reason in of_one]
+        return found
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, found)
+    return [one for of_one in everywhere for one in of_one]
