@@ -1,8 +1,8 @@
 """A small model of the same class as one whose weights are not here, to try out what it computes.
 
-Few layers, one of each kind, narrow ones, a small vocabulary and random weights; experts, and how many a token
-chooses, are as many as the model's own. The weights depend on nothing but the config, so that all
-processes see the same.
+Few layers, one of each kind, narrow ones, a small vocabulary and random weights; experts, and how
+many a token chooses, are as many as the model's own. The weights depend on nothing but the config,
+so that all processes see the same.
 """
 
 import copy

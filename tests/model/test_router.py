@@ -233,7 +233,7 @@ def read_once(model: Any, pairs: list[TokenizedPair], layout: str) -> list[Tenso
     [
         ("mixtral", {}, "shared"),
         ("qwen3-moe", {"layout": "separate"}, "separate"),
-        ("gpt-oss", {}, "padded"),
+        ("gpt-oss", {}, "shared"),
         ("olmoe", {"gradient_checkpointing": True}, "shared"),
     ],
 )

@@ -1,9 +1,9 @@
 """Why a model cannot read rows without padding: by its config, and by a test on a small row.
 
-`rotary_limit` takes the config of the text model (`config.get_text_config()`), so that a plan, which
-has no weights, and a run ask the same question. `why_not` believes no config: it compares a small
-row with its sequences one by one, by numbers (`prefkit.model.attention.layout_test`). Recurrent
-layers, position biases, attention to later tokens: all show there.
+`rotary_limit` takes the config of the text model (`config.get_text_config()`), so that a plan,
+which has no weights, and a run ask the same question. `why_not` believes no config: it compares a
+small row with its sequences one by one, by numbers (`prefkit.model.attention.layout_test`).
+Recurrent layers, position biases, attention to later tokens: all show there.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from prefkit.model.attention.install import install_attention, text_config
 from prefkit.model.attention.layout_test import mismatch
-from prefkit.model.attention.mixers import apply_unpackings, kinds_of_parts, unpackings_of
+from prefkit.model.attention.mixers import kinds_of_parts, unpack_alike
 from prefkit.model.fsdp_units import weights_elsewhere
 from prefkit.model.head.fused import unwrap
 from prefkit.model.small_copy import small_copy
@@ -77,5 +77,5 @@ def why_not(model: nn.Module, longest: int) -> str | None:
     if missing := kinds_of_parts(owner) - kinds_of_parts(small):
         return f"no weights of {name} are here, and its {min(missing)} cannot be tried without"
     reason = mismatch(small, longest)
-    apply_unpackings(owner, unpackings_of(small))
+    unpack_alike(owner, small)
     return reason

@@ -11,7 +11,7 @@ Nothing here is believed: `prefkit.model.attention.layout_test` compares the who
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,8 +53,8 @@ class _Visit:
     finished: bool = False
 
 
-def unpack_mixers(model: nn.Module, row: LayoutRow) -> list[str]:
-    """Unpacks what must be, in place, and tells the names of its classes.
+def unpack_mixers(model: nn.Module, row: LayoutRow) -> None:
+    """Unpacks what must be, in place; `unpackings_of` tells what it was.
 
     Args:
         model: `install_attention` must have run; in evaluation mode.
@@ -63,35 +63,43 @@ def unpack_mixers(model: nn.Module, row: LayoutRow) -> list[str]:
     Raises:
         NotUnpackable: a part of the model fails in the row for another reason.
     """
-    layers = layers_of(model)
-    parts = [part for layer in layers for part in layer.children()]
-    found: dict[str, Unpacking] = {}
+    parts = [part for layer in layers_of(model) for part in layer.children()]
     for _ in range(_ROUNDS):
         visits, error = _visits(model, parts, row)
-        how = _failed(visits, error, found, row) if error else _other(visits, found, row)
-        if how is None:
-            break
-        found[how.kind] = how
-        apply_unpackings(model, [how])
-    else:
-        raise NotUnpackable("its layers read neighbours in the row in too many ways")
-    return sorted(found)
+        if error is not None:  # all of its class: the next one would fail as well
+            how = _failed(visits, error, row)
+            kind = type(_open(visits, error).module)
+            changed = {part: how for part in parts if type(part) is kind}
+        else:
+            changed = _others(visits, row)
+        if not changed:
+            return
+        names = {module: name for name, module in model.named_modules()}
+        apply_unpackings(model, {names[part]: how for part, how in changed.items()})
+    raise NotUnpackable("its layers read neighbours in the row in too many ways")
 
 
-def apply_unpackings(model: nn.Module, how: Iterable[Unpacking]) -> None:
-    """Unpacks every part of a layer whose class is named."""
-    by_kind = {one.kind: one for one in how}
+def apply_unpackings(model: nn.Module, how: Mapping[str, Unpacking]) -> None:
+    """Unpacks parts of layers by their names in the model."""
+    names = {module: name for name, module in model.named_modules()}
     for layer in layers_of(model):
         for part in layer.children():
-            if one := by_kind.get(_kind(part)):
+            if one := how.get(names[part]):
                 unpack(part, one)
                 hand_down(layer)
 
 
-def unpackings_of(model: nn.Module) -> list[Unpacking]:
-    """How each class of a model's parts is unpacked, those that are, by their names."""
-    found = {one.kind: one for m in model.modules() if (one := unpacking_of(m)) is not None}
-    return [found[kind] for kind in sorted(found)]
+def unpackings_of(model: nn.Module) -> dict[str, Unpacking]:
+    """How each part of a model is unpacked that is, by its name."""
+    found = {name: unpacking_of(module) for name, module in model.named_modules()}
+    return {name: how for name, how in found.items() if how is not None}
+
+
+def unpack_alike(model: nn.Module, small: nn.Module) -> None:
+    """Unpacks all parts of the classes of which any is unpacked in a small model of the kind."""
+    kinds = {how.kind: how for how in unpackings_of(small).values()}
+    names = {name: kinds.get(_kind(module)) for name, module in model.named_modules()}
+    apply_unpackings(model, {name: how for name, how in names.items() if how is not None})
 
 
 def kinds_of_parts(model: nn.Module) -> set[str]:
@@ -135,50 +143,66 @@ def _noting(parts: Sequence[nn.Module], visits: list[_Visit]) -> Iterator[None]:
             handle.remove()
 
 
-def _failed(
-    visits: list[_Visit], error: Exception, found: dict[str, Unpacking], row: LayoutRow
-) -> Unpacking:
-    """How the part that did not finish must be unpacked."""
-    open_visits = [visit for visit in visits if not visit.finished]
-    if not open_visits:
+def _open(visits: list[_Visit], error: Exception) -> _Visit:
+    """The call that an error ended."""
+    found = [visit for visit in visits if not visit.finished]
+    if not found:
         raise NotUnpackable(words_of(error)) from error
-    visit = open_visits[-1]
-    before = found.get(_kind(visit.module))
-    if before is None:
+    return found[-1]
+
+
+def _failed(visits: list[_Visit], error: Exception, row: LayoutRow) -> Unpacking:
+    """How the part that did not finish must be unpacked."""
+    visit = _open(visits, error)
+    before = unpacking_of(visit.module)
+    if before is None and not _shares_states(visit):
         return _how(visit, row)
-    if more := _unknown(visit, before, row):
+    if before is not None and (more := _unknown(visit, before, row)):
         return more
-    if not before.needs_mask:
+    if before is not None and not before.needs_mask:
         return replace(before, needs_mask=True)
-    raise NotUnpackable(f"{type(visit.module).__name__}: {words_of(error)}") from error
+    raise NotUnpackable(f"{_kind(visit.module)}: {words_of(error)}") from error
 
 
-def _other(visits: list[_Visit], found: dict[str, Unpacking], row: LayoutRow) -> Unpacking | None:
-    """How the first part must be unpacked that returns other numbers for its sequences alone."""
+def _others(visits: list[_Visit], row: LayoutRow) -> dict[nn.Module, Unpacking]:
+    """How to unpack the parts that return other numbers for their sequences alone."""
+    changed: dict[nn.Module, Unpacking] = {}
     for visit in visits:
-        if before := found.get(_kind(visit.module)):
+        before = unpacking_of(visit.module)
+        if before is not None:
             if more := _unknown(visit, before, row):
-                return more
-            continue
-        if not _is_of_tokens(visit, row):
-            continue
-        how = _how(visit, row)
-        for attempt in (how, replace(how, needs_mask=True)):
-            alone = _alone(visit, attempt, row)
-            if alone is not None:
-                break
-        if alone is not None and not _same(visit.result, alone):
-            return attempt
-    return None
+                changed[visit.module] = more
+        elif _is_of_tokens(visit, row):
+            how = _how(visit, row)
+            for attempt in (how, replace(how, needs_mask=True)):
+                if (alone := _alone(visit, attempt, row)) is not None:
+                    if not _same(visit.result, alone):
+                        changed[visit.module] = attempt
+                    break
+    return changed
 
 
 def _is_of_tokens(visit: _Visit, row: LayoutRow) -> bool:
-    """Whether it makes something of every token of the row."""
+    """Whether it makes something of every token of the row, out of its arguments alone."""
     result = visit.result[0] if isinstance(visit.result, tuple) else visit.result
     tokens = (1, row.ids.shape[1])
     return (
         isinstance(result, Tensor) and result.is_floating_point() and result.shape[:2] == tokens
-        and bool(_token_dims(visit, row))
+        and bool(_token_dims(visit, row)) and not _shares_states(visit)
+    )  # fmt: skip
+
+
+def _shares_states(visit: _Visit) -> bool:
+    """Whether it hands keys and values of the row to later layers, or reads theirs (Gemma-3n, 4).
+
+    Known by a mapping that is filled on the way: empty, of a class of its own, or holding
+    (1, heads, N, d). Such a module cannot be run out of turn; the test of layers judges it.
+    """
+    mappings = [x for x in visit.kwargs.values() if isinstance(x, Mapping)]
+    return any(
+        not x or type(x) is not dict
+        or any(isinstance(y, Tensor) and y.dim() == 4 for _, y in walk(x))
+        for x in mappings
     )  # fmt: skip
 
 

@@ -79,7 +79,8 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
     if not reasons:
         for model in models:
             # A process may hold the weights that another one had to do without.
-            apply_unpackings(model, _of_all_processes(unpackings_of(model)))
+            everywhere = _of_all_processes([*unpackings_of(model).items()])
+            apply_unpackings(model, dict(everywhere))
         _tell_unpacked(models[0])
         return "separate" if args.layout == "separate" else "shared"
     for model in models:
@@ -114,7 +115,7 @@ def check_lengths(layout: Layout, model: nn.Module, longest: int) -> None:
 
 def _tell_unpacked(model: nn.Module) -> None:
     """What a common prefix costs twice in this model."""
-    if kinds := [one.kind for one in unpackings_of(model)]:
+    if kinds := sorted({one.kind for one in unpackings_of(model).values()}):
         logger.info(
             "Layout: %s cannot read several sequences in one row and gets each by itself, a common "
             "prefix with each response; the rest of the model reads it once.",
