@@ -23,9 +23,6 @@ from prefkit.model.attention.install import install_attention
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import install
 
-# Those that read shared rows of sequences longer than their windows; all others get padded rows.
-SHARED = {"llama", "olmo2", "deepseek_v3", "glm4", "glm4_moe"}
-
 
 def off_by_layout(model: nn.Module, layouts: list[str]) -> dict[str, float]:
     """The largest deviation from plain logits in fp64."""
@@ -42,8 +39,8 @@ def test_loss_and_gradients_are_those_of_plain_logits(model_type: str) -> None:
     reader = copy.deepcopy(model)
     install_attention(reader)
     reason = why_not(reader, LONGEST)
-    assert (reason is None) == (model_type in SHARED), reason
-    off = off_by_layout(model, ["padded"] if reason else ["padded", "shared", "separate"])
+    assert reason is None
+    off = off_by_layout(model, ["padded", "shared", "separate"])
     assert max(off.values()) <= LIMIT64, off
 
 

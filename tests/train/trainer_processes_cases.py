@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.train.trainer_cases import ROWS, logs_of, tiny_model, trainer
+from benchmarks.models.miniatures import miniature
+from tests.train.trainer_cases import CONFIGS, MOE, ROWS, VOCAB, logs_of, tiny_model, trainer
 
 STEPS, SAVED = 3, 2
 
@@ -19,7 +20,8 @@ class Case:
         together: of the several only.
         processes: how many these are.
         lora: train an adapter; the reference is the model without it.
-        family: of `trainer_cases.tiny_model`.
+        family: of `trainer_cases.tiny_model`, or a type of `benchmarks.models`.
+        shape: of its config.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -28,6 +30,7 @@ class Case:
     processes: int = 2
     lora: bool = False
     family: str = "llama"
+    shape: dict[str, Any] = field(default_factory=dict)
 
 
 SHARED = {"sequence_parallel_size": 2, "ddp_find_unused_parameters": False}
@@ -57,6 +60,36 @@ CASES = {
         processes=4,
     ),
 }
+# One model of each kind of attention, all at once: an adapter, the full KL, packed rows whose
+# sequences are longer than the windows, and rows that two processes share.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "windows and sinks": ("gpt_oss", {"sliding_window": 6}),
+    "windows and a cap": ("gemma2", {"sliding_window": 6}),
+    "chunks, scales by place": ("llama4_text", {"attention_chunk_size": 6, "floor_scale": 6}),
+    "latent attention": ("deepseek_v3", {}),
+    "chosen keys": ("deepseek_v32", {"index_topk": 6}),
+    "delta nets": ("qwen3_next", {}),
+    "state spaces": ("nemotron_h", {}),
+    "convolutions": ("lfm2", {}),
+}
+CASES |= {
+    f"shared rows, {kind}": Case(
+        options={"method": "tdpo2", "tokens_per_batch": 40, "layout": "shared"},
+        alone={"gradient_accumulation_steps": 4},
+        together=SHARED,
+        lora=True,
+        family=family,
+        shape=shape,
+    )
+    for kind, (family, shape) in KINDS.items()
+}
+
+
+def model_of(case: Case) -> Any:
+    """The model of a case, random and the same each time."""
+    if case.family in {**CONFIGS, **MOE} and not case.shape:
+        return tiny_model(case.family, scale=3.0)
+    return miniature(case.family, vocab_size=VOCAB, pad_token_id=None, **case.shape)
 
 
 def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
@@ -73,9 +106,9 @@ def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
     if case.lora:
         from peft import LoraConfig
 
-        targets = ["q_proj", "v_proj"]
+        targets: Any = ["q_proj", "v_proj"] if case.family == "llama" else "all-linear"
         options["peft_config"] = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
-    model = tiny_model(case.family, scale=3.0)
+    model = model_of(case)
     trained = trainer(
         folder, model, max_steps=STEPS, eval_dataset=ROWS[:7], use_cpu=True, **options
     )
