@@ -86,9 +86,7 @@ def look(model_type: str, lora: bool = False) -> Record:
     record.name, record.features = type(model).__name__, features_of(model)
     record.kinds = list(kinds_of(model))
     try:
-        if lora:
-            model = _adapted(model)
-        _examine(record, model)
+        _examine(record, model, lora)
     except PrefkitError as error:
         record.verdict, record.words = "refused", str(error)
     except Exception as error:
@@ -97,10 +95,11 @@ def look(model_type: str, lora: bool = False) -> Record:
     return record
 
 
-def _examine(record: Record, model: nn.Module) -> None:
+def _examine(record: Record, model: nn.Module, lora: bool) -> None:
     for method in _METHODS:
-        record.layout = train_a_step(copy.deepcopy(model), method)
+        record.layout = train_a_step(copy.deepcopy(model), method, _adapter() if lora else None)
         record.methods.append(method)
+    model = _adapted(model) if lora else model
     subject = copy.deepcopy(model)
     head = install(subject)
     record.head = _head_words(head)
@@ -165,9 +164,13 @@ def _lay_out(subject: nn.Module, layout: str) -> None:
     (remove_attention if layout == "padded" else install_attention)(subject)
 
 
-def train_a_step(model: nn.Module, method: str) -> str:
+def train_a_step(model: nn.Module, method: str, adapter: Any = None) -> str:
     """One optimiser step of `PreferenceTrainer` on the example pairs; the layout that it took.
 
+    Args:
+        model: of transformers; it is changed.
+        method: of `PreferenceConfig`.
+        adapter: `peft_config` of the trainer.
     Raises:
         PrefkitError: the model is refused.
         ValueError: the loss is no number.
@@ -179,6 +182,7 @@ def train_a_step(model: nn.Module, method: str) -> str:
             args=_options(folder, method),
             train_dataset=PairDataset(example_pairs()),
             processing_class=tokenizer,
+            peft_config=adapter,
         )
         loss = trainer.train().training_loss
     if loss != loss:
@@ -210,13 +214,16 @@ def looks_ahead(model: nn.Module) -> bool:
     return bool((one - two).abs().max() > 1e-3 * one.abs().max())
 
 
-def _adapted(model: nn.Module) -> Any:
-    """The model with LoRA on all linear layers, both of its factors random."""
+def _adapter() -> Any:
     from peft import LoraConfig
 
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _adapted(model: nn.Module) -> Any:
+    """The model with LoRA on all linear layers, both of its factors random."""
     with tempfile.TemporaryDirectory() as folder:
-        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted = apply_peft(model, config, _options(folder, "dpo"))
+        adapted = apply_peft(model, _adapter(), _options(folder, "dpo"))
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(value, std=0.1)
