@@ -17,7 +17,6 @@ from prefkit import TDPO, fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedSide
 from prefkit.model.attention.install import reading
-from prefkit.model.head.fused import Head
 from prefkit.model.head.transform import LogitTransform
 
 BETA, ALPHA = 0.3, 0.7
@@ -89,13 +88,13 @@ def plain(model: nn.Module, transform: LogitTransform) -> Result:
     return Result(float(loss.detach()), _grads(model))
 
 
-def fused(model: nn.Module, head: Head, layout: Any) -> Result:
+def fused(model: nn.Module, transform: LogitTransform, layout: Any) -> Result:
     """The same by prefkit: the head fused, one batch.
 
     Args:
         model: with `prefkit.model.head.fused.install`, and for a layout other than "padded" with
             `prefkit.model.attention.install.install_attention`.
-        head: what `install` returned.
+        transform: what the model does to its logits, as `install` has found it.
         layout: of `PairCollator`.
     """
     model.zero_grad()
@@ -114,8 +113,8 @@ def fused(model: nn.Module, head: Head, layout: Any) -> Result:
             ref_hidden=table[read],
             ref_weight=ref_weight,
             bias=bias,
-            logit_scale=head.transform.logit_scale,
-            softcap=head.transform.softcap,
+            logit_scale=transform.logit_scale,
+            softcap=transform.softcap,
         )
         return out.loss, {}
 

@@ -4,6 +4,7 @@ import copy
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from benchmarks.models.pairs import LONGEST, example_pairs
 from prefkit import PreferenceConfig, PreferenceTrainer
 from prefkit.data import PairDataset
 from prefkit.errors import PrefkitError
-from prefkit.model.attention.install import install_attention, remove_attention
+from prefkit.model.attention.install import install_attention
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import Head, install
+from prefkit.model.head.transform import LogitTransform
 from prefkit.train.models.policy import apply_peft, disable_dropout
 
 LIMIT64, LIMIT32 = 1e-10, 1e-4
@@ -86,9 +88,7 @@ def look(model_type: str, lora: bool = False) -> Record:
     record.name, record.features = type(model).__name__, features_of(model)
     record.kinds = list(kinds_of(model))
     try:
-        if lora:
-            model = _adapted(model)
-        _examine(record, model)
+        _examine(record, model, lora)
     except PrefkitError as error:
         record.verdict, record.words = "refused", str(error)
     except Exception as error:
@@ -97,24 +97,24 @@ def look(model_type: str, lora: bool = False) -> Record:
     return record
 
 
-def _examine(record: Record, model: nn.Module) -> None:
+def _examine(record: Record, model: nn.Module, lora: bool) -> None:
     for method in _METHODS:
-        record.layout = train_a_step(copy.deepcopy(model), method)
+        record.layout = train_a_step(copy.deepcopy(model), method, _adapter() if lora else None)
         record.methods.append(method)
-    subject = copy.deepcopy(model)
-    head = install(subject)
+    model = _adapted(model) if lora else model
+    readers, head, record.fallback = prepared(model)
     record.head = _head_words(head)
-    install_attention(subject)
-    record.fallback = why_not(subject, LONGEST) or ""
-    layouts = ["padded"] if record.fallback else ["padded", "shared", "separate"]
-    record.off32 = deviations(model, subject, head, layouts)
+    record.off32 = deviations(model, readers, head.transform)
     if getattr(model, "supports_gradient_checkpointing", False):
-        record.off32["checkpointing"] = checkpointing_off(subject, head, layouts[:2][-1])
+        best = "shared" if "shared" in readers else "padded"
+        off = checkpointing_off(copy.deepcopy(readers[best]), head.transform, best)
+        record.off32["checkpointing"] = off
     ahead = looks_ahead(model)
     try:
         with in_float64():
-            pair = (in_double(model), in_double(subject))
-            record.off64 = deviations(*pair, head, layouts)
+            for each in {model, *readers.values()}:
+                in_double(each)
+            record.off64 = deviations(model, readers, head.transform)
     except Exception as error:
         record.words = f"not in fp64: {_words(error)}"
     found, limit = (record.off64, LIMIT64) if record.off64 else (record.off32, LIMIT32)
@@ -126,48 +126,56 @@ def _examine(record: Record, model: nn.Module) -> None:
         record.words = "a later token changes earlier logits, and the model is not refused"
 
 
+def prepared(model: nn.Module) -> tuple[dict[str, nn.Module], Head, str]:
+    """Copies of a model that read each layout, by layout; the head; and why not shared rows, or "".
+
+    Raises:
+        ModelError: the head cannot be fused.
+    """
+    padded, reader = copy.deepcopy(model), copy.deepcopy(model)
+    head = install(padded)
+    install(reader)
+    install_attention(reader)
+    reason = why_not(reader, LONGEST)
+    if reason is not None:
+        return {"padded": padded}, head, reason
+    return {"padded": padded, "shared": reader, "separate": reader}, head, ""
+
+
 def deviations(
-    model: nn.Module, subject: nn.Module, head: Head, layouts: list[str]
+    model: nn.Module, readers: Mapping[str, nn.Module], transform: LogitTransform
 ) -> dict[str, float]:
     """The largest deviation from plain logits by layout.
 
     Args:
         model: of transformers, nothing of prefkit installed.
-        subject: a copy with head and attention installed; `head` is its head.
-        layouts: of `PairCollator`.
+        readers, transform: see `prepared`.
     """
-    truth = plain(model, head.transform)
-    found = {}
-    for layout in layouts:
-        _lay_out(subject, layout)
-        found[layout] = fused(subject, head, layout).deviation(truth)
-    return found
+    truth = plain(model, transform)
+    return {
+        layout: fused(reader, transform, layout).deviation(truth)
+        for layout, reader in readers.items()
+    }
 
 
-def checkpointing_off(subject: Any, head: Head, layout: str) -> float:
+def checkpointing_off(reader: Any, transform: LogitTransform, layout: str) -> float:
     """How far a training step with gradient checkpointing is from one without; dropout is off."""
-    _lay_out(subject, layout)
-    subject.train()
-    disable_dropout(subject)
-    try:
-        torch.manual_seed(0)
-        without = fused(subject, head, layout)
-        subject.gradient_checkpointing_enable({"use_reentrant": False})
-        torch.manual_seed(0)
-        return fused(subject, head, layout).deviation(without)
-    finally:
-        subject.gradient_checkpointing_disable()
-        subject.eval()
+    reader.train()
+    disable_dropout(reader)
+    torch.manual_seed(0)
+    without = fused(reader, transform, layout)
+    reader.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(0)
+    return fused(reader, transform, layout).deviation(without)
 
 
-def _lay_out(subject: nn.Module, layout: str) -> None:
-    """The attention that rows of a layout need."""
-    (remove_attention if layout == "padded" else install_attention)(subject)
-
-
-def train_a_step(model: nn.Module, method: str) -> str:
+def train_a_step(model: nn.Module, method: str, adapter: Any = None) -> str:
     """One optimiser step of `PreferenceTrainer` on the example pairs; the layout that it took.
 
+    Args:
+        model: of transformers; it is changed.
+        method: of `PreferenceConfig`.
+        adapter: `peft_config` of the trainer.
     Raises:
         PrefkitError: the model is refused.
         ValueError: the loss is no number.
@@ -179,6 +187,7 @@ def train_a_step(model: nn.Module, method: str) -> str:
             args=_options(folder, method),
             train_dataset=PairDataset(example_pairs()),
             processing_class=tokenizer,
+            peft_config=adapter,
         )
         loss = trainer.train().training_loss
     if loss != loss:
@@ -210,13 +219,16 @@ def looks_ahead(model: nn.Module) -> bool:
     return bool((one - two).abs().max() > 1e-3 * one.abs().max())
 
 
-def _adapted(model: nn.Module) -> Any:
-    """The model with LoRA on all linear layers, both of its factors random."""
+def _adapter() -> Any:
     from peft import LoraConfig
 
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _adapted(model: nn.Module) -> Any:
+    """The model with LoRA on all linear layers, both of its factors random."""
     with tempfile.TemporaryDirectory() as folder:
-        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted = apply_peft(model, config, _options(folder, "dpo"))
+        adapted = apply_peft(model, _adapter(), _options(folder, "dpo"))
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(value, std=0.1)

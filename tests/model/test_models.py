@@ -6,7 +6,6 @@ the model casts to fp32. `python -m benchmarks.models --all` does the same for e
 transformers, with training steps and fp32 besides.
 """
 
-import copy
 from typing import Any
 
 import pytest
@@ -17,30 +16,27 @@ from benchmarks.models.compare import Result
 from benchmarks.models.float64 import in_double, in_float64
 from benchmarks.models.miniatures import kinds_of, miniature
 from benchmarks.models.named import NAMED
-from benchmarks.models.one import LIMIT64, deviations
-from benchmarks.models.pairs import LONGEST
-from prefkit.model.attention.install import install_attention
-from prefkit.model.attention.limits import why_not
-from prefkit.model.head.fused import install
+from benchmarks.models.one import LIMIT64, deviations, prepared
+from prefkit.model.head.transform import LogitTransform
 
 
-def off_by_layout(model: nn.Module, layouts: list[str]) -> dict[str, float]:
+def off_by_layout(
+    model: nn.Module, readers: dict[str, nn.Module], transform: LogitTransform
+) -> dict[str, float]:
     """The largest deviation from plain logits in fp64."""
-    subject = copy.deepcopy(model)
-    head = install(subject)
     with in_float64():
-        return deviations(in_double(model), in_double(subject), head, layouts)
+        for each in {model, *readers.values()}:
+            in_double(each)
+        return deviations(model, readers, transform)
 
 
 @pytest.mark.parametrize("model_type", NAMED)
 def test_loss_and_gradients_are_those_of_plain_logits(model_type: str) -> None:
     """TDPO on two pairs in a batch, sequences four times the window, all parameters."""
     model = miniature(model_type)
-    reader = copy.deepcopy(model)
-    install_attention(reader)
-    reason = why_not(reader, LONGEST)
-    assert reason is None
-    off = off_by_layout(model, ["padded", "shared", "separate"])
+    readers, head, reason = prepared(model)
+    assert "shared" in readers, reason
+    off = off_by_layout(model, readers, head.transform)
     assert max(off.values()) <= LIMIT64, off
 
 
@@ -74,8 +70,10 @@ def leak(module: nn.Module, args: Any, out: Tensor) -> Tensor:
 def test_a_layer_that_leaks_between_sequences_is_caught() -> None:
     """Right in padded rows, and off by far more than the limit in shared ones."""
     model = miniature("llama")
-    model.model.layers[0].mlp.register_forward_hook(leak)
-    off = off_by_layout(model, ["padded", "shared", "separate"])
+    readers, head, _ = prepared(model)
+    for each in {model, *readers.values()}:
+        each.model.layers[0].mlp.register_forward_hook(leak)
+    off = off_by_layout(model, readers, head.transform)
     assert off["padded"] <= LIMIT64
     assert min(off["shared"], off["separate"]) > 100 * LIMIT64
 
