@@ -55,7 +55,7 @@ def _of_adapters(model: nn.Module) -> set[nn.Module]:
 
 def _refuse_rates_of_config(module: nn.Module) -> None:
     config: Any = getattr(module, "config", None)
-    for name in _rates_of_config(type(module)):
+    for name in _rates_of_config(type(module)):  # type: ignore[arg-type]  # classes have hashes
         if rate := getattr(config, name, None):
             raise ModelError(
                 f"{type(module).__name__} reads its {name} of {rate} from the config in every "
