@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from prefkit.errors import ModelError
 
@@ -43,7 +44,7 @@ def unfit_layers(model: nn.Module) -> dict[str, str]:
             path = f"{name}.{leaf}" if name else leaf
             if not _gives_one_vector(child):
                 found[path] = _CHANGES
-            elif leaf in _read_past(type(module)):
+            elif leaf in _read_past(type(module)):  # type: ignore[arg-type]  # classes have hashes
                 found[path] = _PAST
     return found
 
@@ -85,10 +86,10 @@ def fitted(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
     Raises:
         ModelError: the user's own `target_modules` hold such a layer.
     """
-    if not hasattr(peft_config, "target_modules") or not (unfit := unfit_layers(model)):
+    targets = getattr(peft_config, "target_modules", None)
+    if not targets or not (unfit := unfit_layers(model)):  # without targets PEFT takes its own
         return peft_config, []
-    targets = peft_config.target_modules
-    if targets is not None and not (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+    if not isinstance(targets, str) or targets.lower() != ALL_LINEAR:
         _refuse_named(peft_config, unfit, type(model).__name__)
         return peft_config, []
     words = []
@@ -96,7 +97,12 @@ def fitted(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
         leaves = _leaves(name for name, why in unfit.items() if why == reason)
         words.append(f"{', '.join(leaves)} ({reason})")
     changed = copy.copy(peft_config)
-    changed.exclude_modules = _with_excluded(peft_config.exclude_modules, _shortest(model, unfit))
+    if hasattr(changed, "exclude_modules"):
+        changed.exclude_modules = _with_excluded(changed.exclude_modules, _shortest(model, unfit))
+    else:  # VeRA
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        linear = [name for name, part in _linear(model) if part is not head]
+        changed.target_modules = [name for name in linear if name not in unfit]
     return changed, words
 
 
@@ -113,14 +119,19 @@ def _refuse_named(peft_config: Any, unfit: dict[str, str], kind: str) -> None:
             )
 
 
+def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What PEFT calls linear: of torch, or GPT-2's Conv1D."""
+    kinds = (nn.Linear, Conv1D)
+    return [(name, part) for name, part in model.named_modules() if isinstance(part, kinds)]
+
+
 def _leaves(names: Iterable[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in names})
 
 
 def _shortest(model: nn.Module, unfit: dict[str, str]) -> list[str]:
     """The last part of their names, where all linear layers of that name are unfit; else names."""
-    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    fit = _leaves(name for name in linear if name not in unfit)
+    fit = _leaves(name for name, _ in _linear(model) if name not in unfit)
     return sorted({leaf if leaf not in fit else name for name in unfit for leaf in _leaves([name])})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, VeraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefkit.errors import ConfigError, ModelError
@@ -87,6 +87,17 @@ def test_what_the_user_leaves_out_stays_out(exclude: Any) -> None:
     assert "router" not in touched
     assert ("q_proj" in touched) == (exclude is None)
     assert "k_proj" in touched
+
+
+def test_kinds_of_adapters_that_cannot_exclude_name_what_is_left() -> None:
+    model = made("llama4_text")
+    asked = VeraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    found, told = fitted(asked, model)
+    assert len(told) == 1
+    assert {"q_proj", "down_proj"} <= leaves(found.target_modules)
+    assert not {"router", "lm_head"} & leaves(found.target_modules)
+    default = LoraConfig(task_type="CAUSAL_LM")  # PEFT's own targets
+    assert fitted(default, model) == (default, [])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CASES if CASES[kind][1]])

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.models.llama import LlamaForCausalLM
+from transformers.models.llama import LlamaForCausalLM, LlamaModel
 
 from prefkit.errors import ModelError
 from prefkit.model.causal import check_causal
@@ -172,6 +172,11 @@ def test_causal_models_pass_and_stay_as_they_were(family: str, dtype: torch.dtyp
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_model_without_a_head_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="LlamaModel has no output embeddings"):
+        trainer(tmp_path, LlamaModel(CONFIGS["llama"]()))
 
 
 def test_adapters_and_weights_elsewhere() -> None:

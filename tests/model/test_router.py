@@ -293,6 +293,20 @@ def test_evaluation_reports_and_weighs_it(tmp_path: Path) -> None:
     assert "eval_aux_loss" not in off
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3-moe", "gpt-oss", "granite-moe"])
+def test_output_router_logits_of_a_config_adds_nothing(family: str, tmp_path: Path) -> None:
+    """The option alone decides: neither a loss of the model's own comes in, nor a second one."""
+    for coefficient in (0.0, COEFFICIENT):
+        logged = []
+        for flag in (False, True):
+            model = tiny_model(family, scale=3.0, output_router_logits=flag)
+            run = trainer(tmp_path, model, max_steps=2, router_aux_loss_coef=coefficient)
+            run.train()
+            logged.append([(line["loss"], line.get("aux_loss")) for line in logs_of(run)])
+        assert logged[0] == logged[1]
+        assert (logged[0][0][1] is None) == (coefficient == 0)
+
+
 def test_training_equals_trl(tmp_path: Path) -> None:
     """The config's coefficient, where none is given; each side in full, as TRL reads them."""
     from tests.train.test_trainer_trl import compare, train_with_trl

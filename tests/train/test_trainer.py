@@ -17,7 +17,7 @@ from prefkit.data.dataset import prepare_pairs
 from prefkit.data.formats.detect import ReadOptions
 from prefkit.errors import ConfigError, ModelError, RowError
 from prefkit.train.metrics import RewardWatch
-from prefkit.train.models.policy import disable_dropout
+from prefkit.train.models.dropout import disable_dropout
 from tests.train.trainer_cases import (
     CONFIGS,
     ROWS,
@@ -186,23 +186,57 @@ def test_bf16_policy_and_reference_agree_to_the_last_bit(
     assert abs(logs_of(trained)[0]["rewards/margins"]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["bloom", "gpt2", "starcoder2"])
-def test_dropout_is_off_wherever_a_family_keeps_its_rate(name: str) -> None:
-    """As modules (gpt2), or as numbers that the forward reads (bloom's hidden_dropout, …)."""
+def noisy(name: str, **sizes: Any) -> Any:
+    """A model with every rate of dropout, and of a router's noise, at 0.5."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        name, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=40
-    )
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
+    config = AutoConfig.for_model(name, **{**small, **sizes})
     for key in list(config.to_dict()):
-        if "drop" in key or key.endswith("pdrop"):
+        if "drop" in key or key in ("router_jitter_noise", "input_jitter_noise"):
             setattr(config, key, 0.5)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).train()
-    ids = {"input_ids": torch.arange(8)[None], "use_cache": False}
-    assert not torch.equal(model(**ids).logits, model(**ids).logits)
+    return AutoModelForCausalLM.from_config(config).train()
+
+
+@pytest.mark.parametrize("name", ["bloom", "gpt2", "starcoder2", "opt", "bart", "mixtral"])
+def test_dropout_is_off_wherever_a_family_keeps_its_rate(name: str) -> None:
+    """As modules (gpt2), as numbers that the forward reads (bloom's hidden_dropout, …), whole
+    layers (opt, bart) or as noise of the routers (mixtral)."""
+    bart = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "pad_token_id": 0}
+    sizes = {"bart": bart, "mixtral": {"num_key_value_heads": 1, "intermediate_size": 16}}
+    model = noisy(name, **sizes.get(name, {}))
+
+    def different() -> int:
+        """Of the results of eight forwards."""
+        ids = torch.arange(8)[None]
+        found = [model(input_ids=ids, use_cache=False).logits for _ in range(8)]
+        return len({tuple(logits.flatten().tolist()) for logits in found})
+
+    assert different() > 1
     disable_dropout(model)
-    assert torch.equal(model(**ids).logits, model(**ids).logits)
+    assert different() == 1
+
+
+@pytest.mark.parametrize("name", ["falcon", "persimmon"])
+def test_a_rate_that_is_read_from_the_config_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=r"_dropout of 0\.5 from the config.*_dropout=0"):
+        disable_dropout(noisy(name))
+
+
+def test_the_rates_of_an_adapter_stay() -> None:
+    from peft import OFTConfig
+
+    options: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    saved = LoraConfig(**options, lora_dropout=0.25, modules_to_save=["norm"])
+    for adapter in (saved, OFTConfig(**options, oft_block_size=4, module_dropout=0.25)):
+        model = get_peft_model(tiny_model(attention_dropout=0.5), adapter)
+        before = [getattr(m, "p", None) for n, m in model.named_modules() if "_dropout" in n]
+        assert 0.25 in before
+        disable_dropout(model)
+        after = [getattr(m, "p", None) for n, m in model.named_modules() if "_dropout" in n]
+        assert after == before
+        assert model.get_base_model().model.layers[0].self_attn.attention_dropout == 0
 
 
 def test_dropout_is_off_unless_asked_for(tmp_path: Path) -> None:

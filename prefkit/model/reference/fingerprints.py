@@ -43,7 +43,7 @@ def _checksum(tensor: Tensor) -> tuple[int, int]:
     (torchao's) that is made of others, the sums of those, one after another.
     """
     if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
-        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        names, _ = tensor.__tensor_flatten__()
         plain = weighted = 0
         for place, part in enumerate((getattr(tensor, name) for name in names), 1):
             of_plain, of_weighted = _checksum(part)

@@ -4,10 +4,10 @@
 they cannot be made at this time:
 
 - before: what the options alone tell (values, combinations), which a config checks when it is made;
-- after: what rows and weights tell. In order: the adapter and the dtypes of the policy
-  (`prefkit.train.models.policy`), the reference beside it (`prefkit.train.models.reference`), the
-  rows (`prefkit.data`), the layout (`prefkit.train.rows.layout`), the checkpoint that is resumed
-  (`prefkit.train.checkpointing`).
+- after: what rows and weights tell. In order: the policy, whether it is causal, its adapter and
+  dtypes (`prefkit.train.models.policy`), the reference beside it
+  (`prefkit.train.models.reference`), the rows (`prefkit.data`), the layout
+  (`prefkit.train.rows.layout`), the checkpoint that is resumed (`prefkit.train.checkpointing`).
 """
 
 from collections.abc import Sequence

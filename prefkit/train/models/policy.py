@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -18,6 +17,7 @@ from prefkit.model.evaluating import check_dtypes
 from prefkit.model.head.fused import unwrap
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
+from prefkit.train.models.dropout import disable_dropout
 
 logger = logging.getLogger(__name__)
 
@@ -93,23 +93,6 @@ def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> t
     policy = apply_peft(policy, peft_config, args)
     check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
     return policy, tokenizer
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout of the model to zero, an adapter's own `lora_dropout` excepted.
-
-    All kinds: Dropout modules, and the rates (attention_dropout, hidden_dropout, layerdrop, …) that
-    functions read from the module that holds them. Falcon and Persimmon read a rate from the
-    config, which is left as it is because it is saved with the model; its default is 0.
-    """
-    for name, module in model.named_modules():
-        if "lora_dropout" in name:
-            continue
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for rate, value in vars(module).items():
-            if "drop" in rate and isinstance(value, float):
-                setattr(module, rate, 0.0)
 
 
 def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:

@@ -19,7 +19,8 @@ from prefkit.model.reference.policy import (
     check_vocabularies,
 )
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.models.policy import disable_dropout, is_peft
+from prefkit.train.models.dropout import disable_dropout
+from prefkit.train.models.policy import is_peft
 
 
 def make_reference(
