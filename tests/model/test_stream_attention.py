@@ -13,10 +13,10 @@ from torch import Tensor
 
 from benchmarks.memory import resident_peak
 from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream, Tree
-from prefkit.model.attention.compute import attend as stream_attention
 from prefkit.model.attention.compute import blockwise as blockwise_attention
 from prefkit.model.attention.compute import varlen as varlen_attention
 from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.flash_cpu import FlashCPU
 from prefkit.model.attention.compute.gathered_keys import gathered
 from prefkit.model.attention.compute.sinks import Flash
 from prefkit.model.attention.compute.varlen import Call, agrees
@@ -28,7 +28,7 @@ STREAMS = {
     "three tails": Stream((Tree(0, 5, (2, 3, 4)),)),
     "over a block": Stream((Tree(0, 300, (40, 270)), Tree(610, 3))),
 }
-CPU, BLOCKWISE = stream_attention._FlashCPU, blockwise_attention.Blockwise
+CPU, BLOCKWISE = FlashCPU, blockwise_attention.Blockwise
 
 
 REACHES = [Reach(5), Reach(1), Reach(64), Reach(chunk=4), Reach(chunk=100), Reach(1000, 1000)]
@@ -114,6 +114,8 @@ def test_windows_chunks_and_sinks(name: str, reach: Reach, sinks: bool) -> None:
         want = dense(*inputs[:3], stream, 0.3, None, reach, sink)  # type: ignore[misc]
         check(attend(*inputs[:3], stream, 0.3, None, reach, sink), want, inputs, 1e-13)  # type: ignore[misc]
         cut, kernel = reach.within(stream.longest), FLASH if sinks else _variable_length
+        if values == 8 and cut.window != 1:
+            check(CPU.apply(*inputs[:3], stream, 0.3, cut, sink), want, inputs, 1e-13)
         for run in (BLOCKWISE.apply, partial(varlen_attention.varlen, kernel)):
             check(run(*inputs[:3], stream, 0.3, None, cut, sink), want, inputs, 1e-13)
 
