@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -25,6 +25,7 @@ help:
 	@echo "make gpu-rehearse every line of it on a CPU     make gpu-wheels   the peers, for a machine without a network"
 	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour and a half)"
 	@echo "make papers-quick its machinery in five minutes; writes prefkit-output/papers-quick/papers.md"
+	@echo "make models       every causal model of transformers against plain logits (minutes); writes docs/models.md"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: install
@@ -105,6 +106,10 @@ papers: install-dev
 
 papers-quick: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.papers --quick --fresh
+
+# Every type in a process of its own; --types and --lora narrow and change it.
+models: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.models --all --write docs/models.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

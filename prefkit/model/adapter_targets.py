@@ -1,13 +1,15 @@
 """Linear layers that an adapter cannot change: left out where nobody named them, else refused.
 
-An adapter wraps a linear layer, so it works where the model calls that layer as one. Two kinds of
+An adapter wraps a linear layer, so it works where the model calls that layer as one. Three kinds of
 layers are linear by their class and yet no place for an adapter:
 
 - a subclass whose forward gives something else (the routers of Llama-4 and Phi-MoE return tuples,
   DeepSeek-V4's `o_a_proj` multiplies group by group): the run would end in its first forward;
 - a layer whose weight the module around it reads past its forward: Mamba's kernels read
   `out_proj.weight`, Gemma-3n in training (not in evaluation) `correction_coefs.weight`. There the
-  adapter would train nothing, and yet change what the model computes elsewhere.
+  adapter would train nothing, and yet change what the model computes elsewhere;
+- a layer that runs without gradient: those of DeepSeek-V3.2's indexer only choose keys. Its adapter
+  would never train, and several processes would wait for its gradient.
 """
 
 import copy
@@ -26,6 +28,7 @@ from prefkit.errors import ModelError
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 _CHANGES = "its forward returns something else than one vector a token"
 _PAST = "the layer around it reads its weight past it"
+_STILL = "the layer around it runs without gradient"
 # self.out_proj.weight as an argument, a factor or clamped; not its dtype, nor a slice of it.
 _READ_PAST = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.(?:clamp|view|reshape|t|T)\b)")
 
@@ -44,7 +47,7 @@ def unfit_layers(model: nn.Module) -> dict[str, str]:
             path = f"{name}.{leaf}" if name else leaf
             if not _gives_one_vector(child):
                 found[path] = _CHANGES
-            elif leaf in _read_past(type(module)):  # type: ignore[arg-type]  # classes have hashes
+            elif leaf in _read_past(type(module)):  # type: ignore[arg-type]  # type: ignore[arg-type]  # classes have hashes
                 found[path] = _PAST
     return found
 
@@ -73,6 +76,13 @@ def _read_past(kind: type[nn.Module]) -> frozenset[str]:
         return frozenset(_READ_PAST.findall(inspect.getsource(kind)))
     except (OSError, TypeError):
         return frozenset()
+
+
+def _without_gradient(kind: type[nn.Module]) -> bool:
+    """Whether a class's forward is decorated with `torch.no_grad()`."""
+    cells = getattr(kind.forward, "__closure__", None) or ()
+    makers = [getattr(cell.cell_contents, "__self__", cell.cell_contents) for cell in cells]
+    return any(isinstance(maker, torch.no_grad | torch.inference_mode) for maker in makers)
 
 
 def fitted(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
