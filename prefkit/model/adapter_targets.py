@@ -47,8 +47,10 @@ def unfit_layers(model: nn.Module) -> dict[str, str]:
             path = f"{name}.{leaf}" if name else leaf
             if not _gives_one_vector(child):
                 found[path] = _CHANGES
-            elif leaf in _read_past(type(module)):  # type: ignore[arg-type]  # type: ignore[arg-type]  # classes have hashes
+            elif leaf in _read_past(type(module)):  # type: ignore[arg-type]  # classes have hashes
                 found[path] = _PAST
+            elif _without_gradient(type(module)):
+                found[path] = _STILL
     return found
 
 

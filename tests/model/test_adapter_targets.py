@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.models.miniatures import miniature
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapter_targets import fitted, unfit_layers
 from tests.train.trainer_cases import SHAPE, VOCAB, tiny_model, trainer
@@ -141,3 +142,10 @@ def test_what_peft_itself_refuses_has_a_remedy_too(tmp_path: Path) -> None:
     named = LoraConfig(task_type="CAUSAL_LM", target_modules=["no_such_layer"])
     with pytest.raises(ConfigError, match=r"no_such_layer.*target_modules='all-linear'"):
         trainer(tmp_path, tiny_model(), peft_config=named)
+
+
+def test_what_runs_without_gradient_is_left_out() -> None:
+    """DeepSeek-V3.2's indexer: its adapter would wait for a gradient that never comes."""
+    unfit = unfit_layers(miniature("deepseek_v32"))
+    assert leaves(unfit) == {"wq_b", "wk", "weights_proj"}
+    assert set(unfit.values()) == {"the layer around it runs without gradient"}
