@@ -27,19 +27,21 @@ _ALL_SPARSE: dict[str, Any] = {
 }
 
 
-def small_copy(model: Any) -> nn.Module:
+def small_copy(model: Any, layers: int = _LAYERS, all_sparse: bool = True) -> nn.Module:
     """A small model of a model's class, in fp32 on the CPU and in evaluation mode.
 
     Args:
         model: a causal LM of transformers; its weights are not read.
+        layers: at most so many, or one of each kind that the config lists.
+        all_sparse: every layer is one of experts, where the config has such.
 
     Raises:
         Exception: whatever its class raises of a config that is not fit to be made smaller.
     """
     try:
-        return _made(type(model), _smaller(model.config, narrow=True))
+        return _made(type(model), _smaller(model.config, layers, all_sparse, narrow=True))
     except Exception:  # sizes that depend on each other in ways of its own
-        return _made(type(model), _smaller(model.config, narrow=False))
+        return _made(type(model), _smaller(model.config, layers, all_sparse, narrow=False))
 
 
 def _made(kind: Any, config: Any) -> nn.Module:
@@ -54,27 +56,28 @@ def _made(kind: Any, config: Any) -> nn.Module:
     return made
 
 
-def _smaller(config: Any, narrow: bool) -> Any:
+def _smaller(config: Any, most: int, all_sparse: bool, narrow: bool) -> Any:
     """A config of few layers with narrow feed-forwards, and of few heads if `narrow`."""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
     for part in (config, *(part for part in parts if part is not None)):
-        _shrink(part, narrow)
+        _shrink(part, most, all_sparse, narrow)
     return config
 
 
-def _shrink(config: Any, narrow: bool) -> None:
+def _shrink(config: Any, most: int, all_sparse: bool, narrow: bool) -> None:
     layers = getattr(config, "num_hidden_layers", None)
     found = {name: value for name, value in vars(config).items() if value is not None}
-    changes: dict[str, Any] = {n: v for n, v in _ALL_SPARSE.items() if n in found}
+    sparse = _ALL_SPARSE if all_sparse else {}
+    changes: dict[str, Any] = {n: v for n, v in sparse.items() if n in found}
     by_layer = {
         name: value
         for name, value in found.items()
         if isinstance(value, list) and len(value) == layers and name not in changes
     }
-    chosen = _one_of_each(list(zip(*by_layer.values(), strict=True)), layers or 0)
+    chosen = _one_of_each(list(zip(*by_layer.values(), strict=True)), layers or 0, most)
     for name, value in found.items():
         if name in by_layer:
             changes[name] = [value[layer] for layer in chosen]
@@ -92,12 +95,12 @@ def _shrink(config: Any, narrow: bool) -> None:
         setattr(config, name, value)
 
 
-def _one_of_each(kinds: list[tuple[Any, ...]], layers: int) -> list[int]:
+def _one_of_each(kinds: list[tuple[Any, ...]], layers: int, most: int) -> list[int]:
     """The last layer of each kind, and of the others the last ones, as many as asked for."""
     last = {str(kind): layer for layer, kind in enumerate(kinds)}  # the first ones may be dense
     chosen = {*last.values()}
     for layer in reversed(range(layers)):
-        if len(chosen) >= _LAYERS:
+        if len(chosen) >= most:
             break
         chosen.add(layer)
     return sorted(chosen)

@@ -307,6 +307,6 @@ def test_biases_of_older_code_get_padded_rows() -> None:
         BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=VOCAB)
     )
     install_attention(biases)
-    assert "BloomForCausalLM does not run rows without padding (Bloom" in str(why_not(biases, 10))
+    assert "BloomForCausalLM does not read rows without padding (Bloom" in str(why_not(biases, 10))
     remove_attention(biases)
     assert not any(unpacking_of(module) for module in biases.modules())

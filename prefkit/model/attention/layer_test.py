@@ -9,6 +9,7 @@ that compute something else were off by 5e-2 or more.
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 LIMIT = 1e-4  # of what a layer adds to a token
 MOST = 2e-2  # of the same: up to here a layer may be excused by its own rounding
@@ -138,8 +141,8 @@ def layer_off(sides: LayerCalls) -> Off:
         AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError,
         TypeError, ValueError,
     ) as error:  # fmt: skip
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unrunnable(f"{type(sides.row.layer).__name__} alone: {reason}") from error
+        logger.info("A layer by itself:", exc_info=error)
+        raise Unrunnable(f"{type(sides.row.layer).__name__} does not run by itself") from error
 
 
 def _layer_off(sides: LayerCalls) -> Off:

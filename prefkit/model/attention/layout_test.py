@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefkit.errors import ModelError
 from prefkit.model.attention.current_row import in_row
 from prefkit.model.attention.install import as_before, counting, reading
 from prefkit.model.attention.layer_test import (
@@ -37,7 +36,12 @@ from prefkit.model.attention.layer_test import (
     recording,
 )
 from prefkit.model.attention.layout_row import LayoutRow, spread_ids
-from prefkit.model.attention.mixers import RUN_ERRORS, NotUnpackable, unpack_mixers
+from prefkit.model.attention.mixers import (
+    RUN_ERRORS,
+    NotUnpackable,
+    unpack_mixers,
+    words_of,
+)
 from prefkit.model.attention.short_lengths import short_lengths
 from prefkit.model.evaluating import evaluating
 from prefkit.model.head.fused import unwrap
@@ -59,13 +63,10 @@ def mismatch(model: nn.Module, longest: int) -> str | None:
     with evaluating(owner), forked, short_lengths(owner):
         try:
             return _mismatch(model, owner, longest, device)
-        except ModelError as error:
-            return str(error).rstrip(".")
         except NotUnpackable as error:
-            return f"{name} does not run rows without padding ({error})"
+            return f"{name} does not read rows without padding ({error})"
         except RUN_ERRORS as error:
-            logger.info("What failed in a row without padding:", exc_info=error)
-            return f"{name} does not run rows without padding (the log at level info tells where)"
+            return f"{name} does not read rows without padding ({words_of(error)})"
 
 
 def _mismatch(model: nn.Module, owner: nn.Module, longest: int, device: torch.device) -> str | None:

@@ -17,6 +17,8 @@ from prefkit.model.fsdp_units import weights_elsewhere
 from prefkit.model.head.fused import unwrap
 from prefkit.model.small_copy import small_copy
 
+_TRIED_LAYERS = 8  # of a small model: the period in which hybrid models repeat their layers
+
 
 def rotary_limit(config: Any) -> int | None:
     """Tokens up to which positions are rotated alike whatever else is in the row, or None.
@@ -68,7 +70,7 @@ def why_not(model: nn.Module, longest: int) -> str | None:
         return mismatch(model, longest)
     name = type(owner).__name__
     try:
-        small = small_copy(owner)
+        small = small_copy(owner, _TRIED_LAYERS, all_sparse=False)
     except Exception as error:
         return (
             f"no weights of {name} are here, and no small model of its kind can be made ({error})"

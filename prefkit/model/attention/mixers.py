@@ -25,6 +25,7 @@ from prefkit.model.attention.current_row import hand_down, in_row
 from prefkit.model.attention.install import reading
 from prefkit.model.attention.layer_test import layers_of
 from prefkit.model.attention.layout_row import LayoutRow
+from prefkit.model.attention.row_mask import RowMask
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +264,10 @@ def _same(got: Any, want: Any) -> bool:
 
 
 def words_of(error: BaseException) -> str:
-    """The first line of an error: its own words if it is ours, else with its kind."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return first if isinstance(error, ModelError) else f"{type(error).__name__}: {first}"
+    """An error in words for users; what is no message of ours goes to the log as it is."""
+    if isinstance(error, ModelError):
+        return str(error).splitlines()[0].rstrip(".")
+    logger.info("What failed in a row without padding:", exc_info=error)
+    if RowMask.__name__ in str(error):
+        return "it computes with its mask by itself"
+    return "it fails in a row of several sequences; the log at level info shows where"
