@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
-from prefkit.data.batch.stream import Stream, Tree
+from prefkit.data.batch.stream import EVERYTHING, Reach, Stream, Tree
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.blockwise import Blockwise
 from prefkit.model.attention.compute.varlen import varlen_kernel
@@ -36,22 +36,42 @@ def scaled(
     return {"ok": torch.equal(target, true.to(target.dtype))}
 
 
-def attention(heads: int, groups: int, width: int, where: str) -> dict[str, Any]:
-    """Trees with and without a shared trunk, forward and backward, against plain torch in fp32."""
+def attention(
+    heads: int,
+    groups: int,
+    width: int,
+    where: str,
+    reach: Reach = EVERYTHING,
+    sinks: bool = False,
+    values: int | None = None,
+) -> dict[str, Any]:
+    """Trees with and without a shared trunk, forward and backward, against plain torch in fp32.
+
+    Args:
+        heads, groups, width: query heads, key heads, and numbers of each.
+        where: the device.
+        reach: how far back a token sees.
+        sinks: a learnt score a head that gives nothing.
+        values: numbers of a value, where they are not those of a key.
+    """
     small = where == "cpu"
     long = Stream((Tree(0, 300, (40, 270)), Tree(610, 33), Tree(643, 5, (9, 40, 3))))
     stream = Stream((Tree(0, 9, (4, 3)), Tree(16, 5))) if small else long
     dtype = torch.float32 if small else torch.bfloat16
-    shapes = [(1, count, len(stream), width) for count in (heads, groups, groups)]
-    q, k, v = (torch.randn(s, device=where, dtype=dtype).requires_grad_() for s in shapes)
-    out = attend(q, k, v, stream)
+    keys = (1, groups, len(stream))
+    shapes: list[Any] = [(1, heads, len(stream), width), (*keys, width), (*keys, values or width)]
+    shapes += [(heads,)] if sinks else []
+    given = [torch.randn(s, device=where, dtype=dtype).requires_grad_() for s in shapes]
+    sink = given[3] if sinks else None
+    out = attend(*given[:3], stream, None, None, reach, sink)  # type: ignore[misc]
     upstream = torch.randn_like(out)
-    mine = (out, *torch.autograd.grad(out, (q, k, v), upstream))
-    exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
-    plain = Blockwise.apply(*exact, stream, width**-0.5, None)
+    mine = (out, *torch.autograd.grad(out, given, upstream))
+    exact = [x.detach().float().requires_grad_() for x in given]
+    options = (stream, width**-0.5, None, reach.within(stream.longest))
+    plain = Blockwise.apply(*exact[:3], *options, exact[3] if sinks else None)
     true = (plain, *torch.autograd.grad(plain, exact, upstream.float()))
     wrong = [float(((a - b).norm() / b.norm()).detach()) for a, b in zip(mine, true, strict=True)]
-    named = dict(zip(("out", "dq", "dk", "dv"), (round(x, 5) for x in wrong), strict=True))
+    named = dict(zip(("out", "dq", "dk", "dv", "ds"), (round(x, 5) for x in wrong), strict=False))
     # A warning tells of a kernel that was left aside: then plain torch agrees with itself.
     used = small or type(out.grad_fn).__name__ != "BlockwiseBackward"
     kernel = "" if used else "the variable-length kernel was left aside: see the log"
@@ -156,6 +176,15 @@ def everywhere(where: str) -> Iterator[tuple[str, Check]]:
     for heads, groups, width in ((8, 8, 64), (8, 2, 128), (9, 3, 64)):
         name = f"attention over a stream, {heads} heads of {width}, {groups} of keys"
         yield f"{name} ({_kernel(where)})", partial(attention, heads, groups, width, where)
+    for words, more in (
+        ("a window of 50", {"reach": Reach(50)}),
+        ("chunks of 128", {"reach": Reach(chunk=128)}),
+        ("sinks", {"sinks": True}),
+        ("a window of 50 and sinks", {"reach": Reach(50), "sinks": True}),
+        ("values of 64", {"values": 64}),
+    ):
+        run = partial(attention, 8, 2, 128, where, **more)  # type: ignore[arg-type]
+        yield f"attention over a stream, 8 heads of 128, 2 of keys, {words}", run
     for frozen in (False, True):
         words = "frozen" if frozen else "trainable"
         yield f"the same bits twice, {words}", partial(same_bits, frozen, where)

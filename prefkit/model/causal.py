@@ -26,8 +26,8 @@ from prefkit.model.evaluating import evaluating, mixing_dtypes
 from prefkit.model.fsdp_units import release, weights_elsewhere
 from prefkit.model.head.fused import refuse_encoder_decoder, unwrap
 
-# Tokens whose logits are compared, and tokens after them. Few: some models make a mask only for rows
-# longer than their window, and look ahead in shorter ones (Doge with sdpa).
+# Tokens whose logits are compared, and tokens after them. Few: some models make a mask only for
+# rows longer than their window, and look ahead in shorter ones (Doge with sdpa).
 _KEPT, _CHANGED = 5, 6
 _DRAWS = 3
 # What a config calls its switch, the value that makes the model look ahead, and the other one.

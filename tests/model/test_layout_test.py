@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.models.miniatures import miniature
+from prefkit.errors import ModelError
 from prefkit.model.attention import install as attention
 from prefkit.model.attention import layer_test
 from prefkit.model.attention.by_sequence import unpacking_of
@@ -22,6 +24,8 @@ from prefkit.model.attention.install import (
     as_before,
     install_attention,
     reading,
+    remove_attention,
+    set_tried,
 )
 from prefkit.model.attention.layer_test import Call, LayerCalls, layer_off
 from prefkit.model.attention.layout_row import LayoutRow, spread_ids
@@ -34,6 +38,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 def deep(layers: int, scale: float, dtype: torch.dtype) -> Any:
     model = tiny_model(scale=scale, num_hidden_layers=layers).to(dtype)
     install_attention(model)
+    set_tried(model, True)
     return model.eval()
 
 
@@ -243,6 +248,20 @@ def test_attention_that_looks_at_its_name_keeps_it() -> None:
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, want)
     assert largest_difference(model) < 1e-6
+
+
+def test_a_model_that_was_not_tried_reads_no_rows() -> None:
+    """A recurrent layer would carry its state from sequence to sequence without a word."""
+    model = miniature("qwen3_next")
+    row = LayoutRow.of(model.config, 60, torch.device("cpu")).inputs()
+    for _ in range(2):
+        install_attention(model)
+        with reading(row) as inputs, pytest.raises(ModelError, match="was not tried on rows"):
+            model(**inputs)
+        assert why_not(model, 60) is None
+        with reading(row) as inputs:
+            model(**inputs)
+        remove_attention(model)
 
 
 # -- manners ---------------------------------------------------------------------------------------

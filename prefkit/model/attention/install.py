@@ -44,7 +44,10 @@ _SHAPELESS = {
 
 
 def install_attention(model: nn.Module) -> None:
-    """Lets the model read streams (see `reading`); called twice it changes nothing."""
+    """Lets the model read streams (see `reading`) once `why_not` has found that it can.
+
+    Called twice it changes nothing.
+    """
     config = text_config(model)
     base = config._attn_implementation
     if base.startswith(PREFIX):
@@ -53,11 +56,30 @@ def install_attention(model: nn.Module) -> None:
     AttentionInterface.register(name, partial(_forward, base))
     AttentionMaskInterface.register(name, partial(_mask, base))
     config._attn_implementation = name
+    owner = unwrap(model)
+    owner._prefkit_reads_rows = False  # type: ignore[assignment]
+    owner._prefkit_rows_hook = owner.register_forward_pre_hook(_refuse_untried, with_kwargs=True)  # type: ignore[assignment]
+
+
+def set_tried(model: nn.Module, good: bool) -> None:
+    """Whether the model may read streams: after its test, or for it."""
+    unwrap(model)._prefkit_reads_rows = good  # type: ignore[assignment]
+
+
+def _refuse_untried(owner: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+    """Wrong numbers, if a layer that keeps a state read a row of several sequences."""
+    if kwargs.get("prefkit_stream") is not None and not owner._prefkit_reads_rows:
+        raise ModelError(
+            f"{type(owner).__name__} was not tried on rows without padding, or cannot read them. "
+            "Call why_not(model, longest) after install_attention(model): None means that it can."
+        )
 
 
 def remove_attention(model: nn.Module) -> None:
     """Takes `install_attention` back, and whatever `why_not` unpacked."""
     pack_mixers(model)
+    if (hook := unwrap(model).__dict__.pop("_prefkit_rows_hook", None)) is not None:
+        hook.remove()
     config = text_config(model)
     config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from prefkit.model.attention.install import install_attention, text_config
+from prefkit.model.attention.install import install_attention, set_tried, text_config
 from prefkit.model.attention.layout_test import mismatch
 from prefkit.model.attention.mixers import kinds_of_parts, unpack_alike
 from prefkit.model.fsdp_units import weights_elsewhere
@@ -62,8 +62,13 @@ def why_not(model: nn.Module, longest: int) -> str | None:
             are not here, a small model of its class is tried in its place.
         longest: tokens of the longest sequence of the data.
     """
-    if reason := too_long_for(model, longest):
-        return reason
+    set_tried(model, True)  # for the test
+    reason = too_long_for(model, longest) or _why_not(model, longest)
+    set_tried(model, reason is None)
+    return reason
+
+
+def _why_not(model: nn.Module, longest: int) -> str | None:
     owner = unwrap(model)
     parameter = next(owner.parameters())
     if not (parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere()):
@@ -76,6 +81,7 @@ def why_not(model: nn.Module, longest: int) -> str | None:
             f"no weights of {name} are here, and no small model of its kind can be made ({error})"
         )
     install_attention(small)
+    set_tried(small, True)
     if missing := kinds_of_parts(owner) - kinds_of_parts(small):
         return f"no weights of {name} are here, and its {min(missing)} cannot be tried without"
     reason = mismatch(small, longest)
