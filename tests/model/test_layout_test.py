@@ -277,6 +277,7 @@ def test_the_model_is_left_as_it_was(mistake: Any, dtype: torch.dtype) -> None:
     model.model.layers[0].eval()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
+    hooks = [(*m._forward_hooks, *m._forward_pre_hooks) for m in model.modules()]
     random = torch.get_rng_state()
     assert (why_not(model, 60) is None) == (mistake is None)
     assert torch.equal(random, torch.get_rng_state())
@@ -285,9 +286,7 @@ def test_the_model_is_left_as_it_was(mistake: Any, dtype: torch.dtype) -> None:
     for name, value in model.state_dict().items():
         assert value.dtype == weights[name].dtype
         assert torch.equal(value, weights[name])
-    for module in model.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
+    assert hooks == [(*m._forward_hooks, *m._forward_pre_hooks) for m in model.modules()]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
