@@ -10,6 +10,8 @@ sequences of about one length share a batch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -56,7 +58,7 @@ def batches_of(
     shares: int = 1,
     together: bool = False,
 ) -> list[SequenceBatch]:
-    """The sequences of a stream in batches, longest first.
+    """The sequences of a stream in batches, longest first; made once for all layers of a forward.
 
     Args:
         stream: of a whole row.
@@ -65,6 +67,19 @@ def batches_of(
             of several processes reads of a row.
         together: all in one batch, whatever their lengths, and as long as the row's longest.
     """
+    made = _made.setdefault(stream, {})
+    key = device, share, shares, together
+    if key not in made:
+        made[key] = _batches(stream, *key)
+    return made[key]
+
+
+_made: WeakKeyDictionary[Stream, dict[Any, list[SequenceBatch]]] = WeakKeyDictionary()
+
+
+def _batches(
+    stream: Stream, device: torch.device, share: int, shares: int, together: bool
+) -> list[SequenceBatch]:
     found = sorted(sequences_of(stream), key=lambda one: -len(one[0]))[share::shares]
     groups: list[list[tuple[Tensor, int]]] = []
     for one in found:
