@@ -107,7 +107,8 @@ def _examine(record: Record, model: nn.Module, lora: bool) -> None:
     record.off32 = deviations(model, readers, head.transform)
     if getattr(model, "supports_gradient_checkpointing", False):
         best = "shared" if "shared" in readers else "padded"
-        off = checkpointing_off(copy.deepcopy(readers[best]), head.transform, best)
+        off = checkpointing_off(readers[best], head.transform, best)
+        readers[best].gradient_checkpointing_disable()
         record.off32["checkpointing"] = off
     ahead = looks_ahead(model)
     try:

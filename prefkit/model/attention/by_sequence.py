@@ -79,12 +79,12 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _mapped(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+def mapped(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
     """The same containers with each thing changed that `walk` finds in them."""
     if type(value) not in (tuple, list, dict):
         return change(path, value)
     named = value.items() if isinstance(value, dict) else enumerate(value)
-    made = {k: _mapped(x, change, f"{path}.{k}" if path else str(k)) for k, x in named}
+    made = {k: mapped(x, change, f"{path}.{k}" if path else str(k)) for k, x in named}
     return made if isinstance(value, dict) else type(value)(made.values())
 
 
@@ -127,7 +127,7 @@ def _over_sequences(
                 return value.tensor(rows, length, name, how.needs_mask)
             return value
 
-        changed = _mapped({"args": args, "kwargs": kwargs}, given)
+        changed = mapped({"args": args, "kwargs": kwargs}, given)
         outs.append(inner(*changed["args"], **changed["kwargs"]))
     return _joined(outs, batches, stream, group, idle)
 

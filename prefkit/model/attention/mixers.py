@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefkit.data.batch.stream import Reach
 from prefkit.errors import ModelError
-from prefkit.model.attention.by_sequence import Unpacking, unpack, unpacking_of, walk
+from prefkit.model.attention.by_sequence import Unpacking, mapped, unpack, unpacking_of, walk
 from prefkit.model.attention.current_row import hand_down, in_row
 from prefkit.model.attention.install import reading
 from prefkit.model.attention.layer_test import layers_of
@@ -175,11 +176,9 @@ def _others(visits: list[_Visit], row: LayoutRow) -> dict[nn.Module, Unpacking]:
                 changed[visit.module] = more
         elif _is_of_tokens(visit, row):
             how = _how(visit, row)
-            for attempt in (how, replace(how, needs_mask=True)):
-                if (alone := _alone(visit, attempt, row)) is not None:
-                    if not _same(visit.result, alone):
-                        changed[visit.module] = attempt
-                    break
+            alone = _alone(visit, how, row)
+            if alone is not None and not _same(visit.result, alone):
+                changed[visit.module] = how
     return changed
 
 
@@ -227,7 +226,26 @@ def _how(visit: _Visit, row: LayoutRow) -> Unpacking:
     places = any(
         path in dims and x.dim() > 2 and not x.is_floating_point() for path, x in walk(given)
     )
-    return Unpacking(_kind(visit.module), dims, one_batch=places)
+    how = Unpacking(_kind(visit.module), dims, one_batch=places)
+    return replace(how, needs_mask=_reads_masks(visit, how, row))
+
+
+def _reads_masks(visit: _Visit, how: Unpacking, row: LayoutRow) -> bool:
+    """Whether a part computes otherwise without the mask that a causal attention can do without.
+
+    Tried where every earlier token is seen, whatever the window of the layer: only there a mask may
+    be left out at all.
+    """
+
+    def everything(_: str, value: Any) -> Any:
+        return replace(value, reach=Reach()) if isinstance(value, RowMask) else value
+
+    args, kwargs = mapped(visit.args, everything), mapped(visit.kwargs, everything)
+    wide = _Visit(visit.module, args, kwargs)
+    without, with_mask = (_alone(wide, replace(how, needs_mask=x), row) for x in (False, True))
+    if with_mask is None:
+        return False
+    return without is None or not _same(without, with_mask)
 
 
 def _unknown(visit: _Visit, before: Unpacking, row: LayoutRow) -> Unpacking | None:
