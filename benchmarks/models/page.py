@@ -46,6 +46,15 @@ a batch, against plain logits: the model as transformers made it, each sequence 
   more than {limit64:.0e} is wrong; a model that cannot run so is judged in fp32, where more than
   {limit32:.0e} is. In fp32 a router or an indexer near a tie may choose otherwise by rounding. A
   step with gradient checkpointing is among the fp32 differences where the model has it.
+
+Padded rows are no limit of the method in most of the types that have them, but nobody trains these
+models on preferences today, and each would need code of its own:
+
+- BART, BigBird-Pegasus, Blenderbot, Marian, MBart, MVP, Pegasus, PLBart, TrOCR; RoBERTa, CamemBERT,
+  Data2Vec, XLM-RoBERTa, X-MOD; OpenAI GPT, RoFormer: they count positions along the row and take
+  none from outside. Their position embeddings would have to be handed the sequences' own.
+- Bloom, MPT: their biases are made of a mask over the whole row, once for all layers.
+- BLT: it groups bytes into patches along the row. Fundamental: patches of two sequences would mix.
 """
 
 

@@ -102,8 +102,16 @@ def test_the_cpu_kernel_equals_the_definition(name: str, groups: int) -> None:
     check(got, dense(*inputs, STREAMS[name], 0.3, None), inputs, 1e-13)
 
 
-@pytest.mark.parametrize("name", STREAMS)
-@pytest.mark.parametrize("reach", REACHES)
+LARGE = "over a block"  # with one reach only: each costs seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "reach"),
+    [
+        *((name, reach) for name in STREAMS if name != LARGE for reach in REACHES),
+        (LARGE, Reach(64)),
+    ],
+)
 @pytest.mark.parametrize("sinks", [False, True])
 def test_windows_chunks_and_sinks(name: str, reach: Reach, sinks: bool) -> None:
     """Whatever computes them: plain torch, the CPU's kernel where it can, a GPU's call."""
