@@ -147,7 +147,7 @@ def layer_off(sides: LayerCalls) -> Off:
 
 def _layer_off(sides: LayerCalls) -> Off:
     dim = sides.token_dim()
-    layer = _in_fp32(sides.row.layer)
+    layer = in_fp32(sides.row.layer)
     given = sides.row.hidden.float()
     draw = torch.Generator().manual_seed(0)
     best: Off | None = None
@@ -194,7 +194,7 @@ def _apart(gots: list[Tensor], wants: list[Tensor], given: list[Tensor], dim: in
     return float(torch.stack(worst).max())  # a NaN stays one
 
 
-def _in_fp32(layer: nn.Module) -> nn.Module:
+def in_fp32(layer: nn.Module) -> nn.Module:
     """The layer itself if it is in fp32, else a copy that is."""
     tensors = [*layer.parameters(), *layer.buffers()]
     if any(x.is_meta for x in tensors):
@@ -208,8 +208,8 @@ def _in_fp32(layer: nn.Module) -> nn.Module:
 
 def _run(layer: nn.Module, call: Call, given: Tensor) -> Tensor:
     """The layer's new hidden states for these, all else as in the call."""
-    args = tuple(map(_float, call.args))
-    kwargs = {name: _float(value) for name, value in call.kwargs.items()}
+    args = tuple(map(as_float, call.args))
+    kwargs = {name: as_float(value) for name, value in call.kwargs.items()}
     for name, value in kwargs.items():
         if hasattr(value, "get_seq_length"):  # a cache would be read and written a second time
             kwargs[name] = None
@@ -224,7 +224,7 @@ def _run(layer: nn.Module, call: Call, given: Tensor) -> Tensor:
     return out
 
 
-def _float(value: Any) -> Any:
+def as_float(value: Any) -> Any:
     """Floating-point tensors in fp32, also in tuples and lists.
 
     A dict stays the same object: some models hand a layer's keys on to later layers in one.
@@ -232,5 +232,5 @@ def _float(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.float()
     if type(value) in (tuple, list):
-        return type(value)(map(_float, value))
+        return type(value)(map(as_float, value))
     return value

@@ -24,7 +24,7 @@ from prefkit.errors import ModelError
 from prefkit.model.attention.by_sequence import Unpacking, mapped, unpack, unpacking_of, walk
 from prefkit.model.attention.current_row import hand_down, in_row
 from prefkit.model.attention.install import reading
-from prefkit.model.attention.layer_test import layers_of
+from prefkit.model.attention.layer_test import as_float, in_fp32, layers_of
 from prefkit.model.attention.layout_row import LayoutRow
 from prefkit.model.attention.row_mask import RowMask
 
@@ -170,16 +170,36 @@ def _others(visits: list[_Visit], row: LayoutRow) -> dict[nn.Module, Unpacking]:
     """How to unpack the parts that return other numbers for their sequences alone."""
     changed: dict[nn.Module, Unpacking] = {}
     for visit in visits:
-        before = unpacking_of(visit.module)
+        module = visit.module
+        before = unpacking_of(module)
         if before is not None:
             if more := _unknown(visit, before, row):
-                changed[visit.module] = more
+                changed[module] = more
         elif _is_of_tokens(visit, row):
             how = _how(visit, row)
             alone = _alone(visit, how, row)
-            if alone is not None and not _same(visit.result, alone):
-                changed[visit.module] = how
+            if alone is None or _same(visit.result, alone):
+                continue
+            # Half precision rounds differently in rows of other lengths: fp32 decides.
+            visit = _in_fp32(visit, row)
+            if not _same(visit.result, _alone(visit, how, row)):
+                changed[module] = how
     return changed
+
+
+def _in_fp32(visit: _Visit, row: LayoutRow) -> _Visit:
+    """The same call of a copy in fp32, in the row; the call itself where it is in fp32 already."""
+    result = visit.result[0] if isinstance(visit.result, tuple) else visit.result
+    if result.dtype in _LIMITS:
+        return visit
+    part = in_fp32(visit.module)
+
+    def wider(_: str, value: Any) -> Any:
+        return as_float(value)
+
+    args, kwargs = mapped(visit.args, wider), mapped(visit.kwargs, wider)
+    with in_row(row.stream):
+        return _Visit(part, args, kwargs, part(*args, **kwargs), finished=True)
 
 
 def _is_of_tokens(visit: _Visit, row: LayoutRow) -> bool:
