@@ -158,7 +158,7 @@ def describe(objective: Any) -> str:
 
 def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     from prefkit.train.rows.datasets import plain
-    from prefkit.train.rows.layout import describe_rows
+    from prefkit.train.rows.layout import describe_rows, describe_unpacked
 
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in trainer.model.parameters())
@@ -180,6 +180,8 @@ def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     for place, line in enumerate(lines):
         _say(f"{'Data' if place == 0 else '':10} {line}")
     _say(f"Rows       {describe_rows(trainer.layout, trainer.train_dataset)}")
+    if words := describe_unpacked(trainer.model):
+        _say(f"{'':10} {words}")
 
 
 def _trained(begun: int, ended: int, seconds: float) -> str:

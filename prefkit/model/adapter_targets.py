@@ -27,7 +27,7 @@ from prefkit.errors import ModelError
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 _CHANGES = "its forward returns something else than one vector a token"
-_PAST = "the layer around it reads its weight past it"
+_PAST = "a kernel reads its weight past the layer, so an adapter would train nothing"
 _STILL = "the layer around it runs without gradient"
 # self.out_proj.weight as an argument, a factor or clamped; not its dtype, nor a slice of it.
 _READ_PAST = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.(?:clamp|view|reshape|t|T)\b)")

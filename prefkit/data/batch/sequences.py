@@ -8,6 +8,7 @@ Padding is at the end, where it does not change what a causal layer computes bef
 sequences of about one length share a batch.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +31,15 @@ class SequenceBatch:
         lengths: of the S sequences.
         kept: (n,) int64, the places in the flattened (S · L) whose results count.
         into: (n,) int64, the row's tokens that these are.
+        rounds: what the first sequence of each tree reads, what the second reads and so on: the
+            row's tokens, each at most once, and their places in the flattened (S · L).
     """
 
     places: Tensor
     lengths: tuple[int, ...]
     kept: Tensor
     into: Tensor
+    rounds: tuple[tuple[Tensor, Tensor], ...]
 
 
 def sequences_of(stream: Stream) -> Iterator[tuple[Tensor, int]]:
@@ -99,13 +103,22 @@ def _fits(group: Sequence[tuple[Tensor, int]], length: int) -> bool:
 def _batch(group: Sequence[tuple[Tensor, int]], device: torch.device, least: int) -> SequenceBatch:
     longest = max(least, len(group[0][0]))
     places, kept, into = [], [], []
+    rounds: list[list[tuple[Tensor, Tensor]]] = []
+    trees: Counter[int] = Counter()  # by the first token: how many of its sequences came so far
     for row, (tokens, before) in enumerate(group):
         filler = tokens[-1:].expand(longest - len(tokens))
         places.append(torch.cat([tokens, filler]))
         kept.append(row * longest + torch.arange(before, len(tokens)))
         into.append(tokens[before:])
+        nth = trees[int(tokens[0])]
+        trees[int(tokens[0])] += 1
+        if nth == len(rounds):
+            rounds.append([])
+        rounds[nth].append((tokens, row * longest + torch.arange(len(tokens))))
     lengths = tuple(len(tokens) for tokens, _ in group)
-    tensors = torch.stack(places), torch.cat(kept), torch.cat(into)
+    joined = [torch.cat(part) for one in rounds for part in zip(*one, strict=True)]
+    tensors = [torch.stack(places), torch.cat(kept), torch.cat(into), *joined]
     if device.type == "cuda":  # from pinned memory a copy does not wait for the GPU
-        tensors = tuple(x.pin_memory().to(device, non_blocking=True) for x in tensors)  # type: ignore[assignment]
-    return SequenceBatch(tensors[0], lengths, *tensors[1:])
+        tensors = [x.pin_memory().to(device, non_blocking=True) for x in tensors]
+    pairs = zip(tensors[3::2], tensors[4::2], strict=True)
+    return SequenceBatch(tensors[0], lengths, tensors[1], tensors[2], tuple(pairs))

@@ -13,6 +13,7 @@ module twice; its tokens' gradients add up. Processes that share a row share out
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -21,7 +22,14 @@ from torch import Tensor, nn
 
 from prefkit.data.batch.sequences import SequenceBatch, batches_of
 from prefkit.data.batch.spread import ShardedStream
-from prefkit.model.attention.current_row import PREFIX, Row, current_row, in_row, keep_to_itself
+from prefkit.model.attention.current_row import (
+    PREFIX,
+    Row,
+    current_row,
+    in_row,
+    keep_to_itself,
+    note_reader,
+)
 from prefkit.model.attention.row_exchange import all_of_row, share_of_row
 from prefkit.model.attention.row_mask import RowMask
 
@@ -50,7 +58,7 @@ def unpack(module: nn.Module, how: Unpacking) -> None:
     if "_prefkit_unpacking" not in module.__dict__:
         if (before := module.__dict__.get("forward")) is not None:
             module._prefkit_packed_forward = before
-        module.forward = MethodType(_by_sequence, module)
+        module.forward = partial(_by_sequence, module)  # a bound method could not be pickled
     module._prefkit_unpacking = how  # type: ignore[assignment]
 
 
@@ -96,6 +104,7 @@ def _by_sequence(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     with in_row(None), own_names(self):
         if row is None:
             return inner(*args, **kwargs)
+        note_reader(type(self).__name__)
         return _over_sequences(self, inner, row, args, kwargs)
 
 
@@ -143,7 +152,7 @@ def _taken(x: Tensor, dim: int, batch: SequenceBatch) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """(N, …) → (S, L, …); sequence after sequence adds to the gradient: the same bits each time."""
+    """(N, …) → (S, L, …); tail after tail adds to a trunk's gradient: the same bits each time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, batch: SequenceBatch) -> Tensor:
@@ -153,13 +162,13 @@ class _Take(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        lengths = ctx.batch.lengths
+        rounds = ctx.batch.rounds
         kind = grad.dtype
-        if len(lengths) > 2:  # a sum of two is rounded once in any case
+        if len(rounds) > 2:  # a sum of two is rounded once in any case
             kind = torch.promote_types(kind, torch.float32)
         total = grad.new_zeros((ctx.tokens, *grad.shape[2:]), dtype=kind)
-        for places, length, part in zip(ctx.batch.places, lengths, grad, strict=True):
-            total.index_add_(0, places[:length], part[:length].to(kind))
+        for tokens, places in rounds:  # no token twice in a round: no two threads meet
+            total.index_add_(0, tokens, grad.flatten(0, 1).index_select(0, places).to(kind))
         return total.to(grad.dtype), None
 
 

@@ -7,6 +7,7 @@ that; so layers whose parts need the row set it for themselves, and for what is 
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -21,6 +22,8 @@ Row = Stream | ShardedStream
 
 PREFIX = "prefkit_"  # of the names of our attention implementations
 current_row: ContextVar[Row | None] = ContextVar("prefkit_row", default=None)
+# The names of modules that read the row of a forward; None outside of one.
+_readers: ContextVar[set[str] | None] = ContextVar("prefkit_readers", default=None)
 
 
 @contextlib.contextmanager
@@ -33,12 +36,40 @@ def in_row(row: Row | None) -> Iterator[None]:
         current_row.reset(token)
 
 
+@contextlib.contextmanager
+def in_forward(row: Row | None) -> Iterator[None]:
+    """Inside the block a model reads this row.
+
+    Raises:
+        ModelError: at the end, where nothing read it: each token saw all that lie before it.
+    """
+    readers: set[str] = set()
+    token = _readers.set(readers)
+    try:
+        with in_row(row):
+            yield
+    finally:
+        _readers.reset(token)
+    if row is not None and not readers:
+        raise ModelError(
+            "The model did not read the batch as a row of several sequences: each would have seen "
+            "those before it. Call install_attention(model) and why_not(model, longest) first."
+        )
+
+
+def note_reader(name: str) -> None:
+    """A module of this name reads the row."""
+    readers = _readers.get()
+    if readers is not None:
+        readers.add(name)
+
+
 def hand_down(layer: nn.Module) -> None:
     """Lets a layer's parts know the row, in its forward and whenever that is recomputed."""
     if "_prefkit_row_given" not in layer.__dict__:
         if (before := layer.__dict__.get("forward")) is not None:
             layer._prefkit_unaware_forward = before
-        layer.forward = MethodType(_handing_down, layer)
+        layer.forward = partial(_handing_down, layer)  # a bound method could not be pickled
     layer._prefkit_row_given = False  # type: ignore[assignment]
 
 
@@ -58,8 +89,7 @@ def _handing_down(self: Any, *args: Any, **kwargs: Any) -> Any:
     if row is None and self._prefkit_row_given and torch._C._current_graph_task_id() != -1:
         raise ModelError(
             f"{type(self).__name__} is recomputed in the backward without the row that it read: "
-            "its model does not hand keywords to its layers. Set gradient_checkpointing: false, or "
-            "layout: padded."
+            "its model does not hand keywords to its layers. Leave gradient_checkpointing out."
         )
     self._prefkit_row_given = row is not None
     with in_row(row), _recomputed_in(self, row):

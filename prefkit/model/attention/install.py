@@ -21,17 +21,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefkit.data.batch.spread import ShardedStream
 from prefkit.data.batch.stream import Reach, Stream
 from prefkit.errors import ModelError
-from prefkit.model.attention.by_sequence import pack_mixers
+from prefkit.model.attention.by_sequence import pack_mixers, walk
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.ulysses import ulysses_attention
-from prefkit.model.attention.current_row import PREFIX, Row, current_row, in_row
+from prefkit.model.attention.current_row import PREFIX, Row, current_row, in_forward, note_reader
 from prefkit.model.attention.row_mask import RowMask
 from prefkit.model.head.fused import unwrap
 
@@ -48,17 +48,22 @@ def install_attention(model: nn.Module) -> None:
 
     Called twice it changes nothing.
     """
-    config = text_config(model)
-    base = config._attn_implementation
-    if base.startswith(PREFIX):
+    config, owner = text_config(model), unwrap(model)
+    # The name alone may come from another model's config.
+    base = config._attn_implementation.removeprefix(PREFIX)
+    if "_prefkit_rows_hooks" in owner.__dict__:
         return
     name = PREFIX + base
     AttentionInterface.register(name, partial(_forward, base))
     AttentionMaskInterface.register(name, partial(_mask, base))
     config._attn_implementation = name
-    owner = unwrap(model)
     owner._prefkit_reads_rows = False  # type: ignore[assignment]
-    owner._prefkit_rows_hook = owner.register_forward_pre_hook(_refuse_untried, with_kwargs=True)  # type: ignore[assignment]
+    # On the body as well: it may be called without its head.
+    owner._prefkit_rows_hooks = [  # type: ignore[assignment]
+        part.register_forward_pre_hook(partial(_refuse_untried, owner), with_kwargs=True)
+        for part in owner.modules()
+        if isinstance(part, PreTrainedModel)
+    ]
 
 
 def set_tried(model: nn.Module, good: bool) -> None:
@@ -66,7 +71,9 @@ def set_tried(model: nn.Module, good: bool) -> None:
     unwrap(model)._prefkit_reads_rows = good  # type: ignore[assignment]
 
 
-def _refuse_untried(owner: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+def _refuse_untried(
+    owner: nn.Module, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Wrong numbers, if a layer that keeps a state read a row of several sequences."""
     if kwargs.get("prefkit_stream") is not None and not owner._prefkit_reads_rows:
         raise ModelError(
@@ -78,7 +85,7 @@ def _refuse_untried(owner: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
 def remove_attention(model: nn.Module) -> None:
     """Takes `install_attention` back, and whatever `why_not` unpacked."""
     pack_mixers(model)
-    if (hook := unwrap(model).__dict__.pop("_prefkit_rows_hook", None)) is not None:
+    for hook in unwrap(model).__dict__.pop("_prefkit_rows_hooks", ()):
         hook.remove()
     config = text_config(model)
     config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
@@ -96,7 +103,7 @@ def reading(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     stream = batch.get("stream")
     if stream is not None:
         inputs["prefkit_stream"] = stream
-    with in_row(stream):
+    with in_forward(stream):
         yield {**inputs, "use_cache": False}
 
 
@@ -129,7 +136,8 @@ def _forward(
         inner = _implementation(base, module)
         return inner(module, query, key, value, attention_mask, **kwargs)
     name = type(module).__name__
-    reach = _reach(name, attention_mask, kwargs)
+    note_reader(name)
+    reach = _reach(name, base, attention_mask, kwargs)
     if (attended := _attended.get()) is not None:
         attended.add(module)
     query, key, value = _same_dtype(query, key, value)
@@ -148,11 +156,12 @@ def _forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _reach(name: str, mask: Any, given: Mapping[str, Any]) -> Reach:
+def _reach(name: str, base: str, mask: Any, given: Mapping[str, Any]) -> Reach:
     """How far back a layer sees.
 
     Args:
         name: of the layer's attention.
+        base: of the implementation that was replaced.
         mask: what it was given as mask; None = its keyword `sliding_window` alone tells.
         given: keywords of its call.
 
@@ -172,11 +181,21 @@ def _reach(name: str, mask: Any, given: Mapping[str, Any]) -> Reach:
         )
     sinks = given.get("s_aux")
     known = {*_SHAPELESS, *({"s_aux"} if sinks is None or sinks.dim() == 1 else ())}
-    if unread := [key for key, x in given.items() if isinstance(x, Tensor) and key not in known]:
+    for key, value in given.items():
+        if key not in known and any(isinstance(x, Tensor) or callable(x) for _, x in walk(value)):
+            raise ModelError(
+                f"{name} passes {key} to its attention, which rows without padding do not read."
+            )
+    window = given.get("sliding_window")
+    if mask is None:
+        return Reach(window)
+    reach = mask.checked(name)
+    if "flash" in base and window != reach.window:  # its kernels read the keyword, not the mask
         raise ModelError(
-            f"{name} passes {unread[0]} to its attention, which rows without padding do not read."
+            f"{name} has a window of {window} by keyword and of {reach.window} by mask, and {base} "
+            "would take the first."
         )
-    return Reach(given.get("sliding_window")) if mask is None else mask.checked(name)
+    return reach
 
 
 def _whole(row: Row) -> tuple[Stream, dist.ProcessGroup | None]:

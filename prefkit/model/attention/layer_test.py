@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
+NO_NUMBER = "holds NaN or infinity"
 LIMIT = 1e-4  # of what a layer adds to a token
 MOST = 2e-2  # of the same: up to here a layer may be excused by its own rounding
 # A router at a tie may choose otherwise by rounding alone, but not again from other inputs.
@@ -45,7 +46,7 @@ class Off(NamedTuple):
     def words(self, of: str) -> str:
         """What to say of what was computed: the figure, a share `of` something, and its limit."""
         if not math.isfinite(self.figure):
-            return "holds NaN or infinity; look for them in the weights"
+            return f"{NO_NUMBER}; look for them in the weights"
         return f"is off by {self.figure:.1e} of {of}, limit {self.limit:.0e}"
 
 

@@ -70,6 +70,8 @@ def why_not(model: nn.Module, longest: int) -> str | None:
 
 def _why_not(model: nn.Module, longest: int) -> str | None:
     owner = unwrap(model)
+    if getattr(owner, "get_output_embeddings", lambda: None)() is None:
+        return f"{type(owner).__name__} has no head: give the causal language model as a whole"
     parameter = next(owner.parameters())
     if not (parameter.is_meta or hasattr(parameter, "ds_id") or weights_elsewhere()):
         return mismatch(model, longest)

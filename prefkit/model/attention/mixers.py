@@ -308,4 +308,4 @@ def words_of(error: BaseException) -> str:
     logger.info("What failed in a row without padding:", exc_info=error)
     if RowMask.__name__ in str(error):
         return "it computes with its mask by itself"
-    return "it fails in a row of several sequences; the log at level info shows where"
+    return "it fails in a row of several sequences"

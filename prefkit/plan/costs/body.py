@@ -94,6 +94,9 @@ class BodyRun:
     rows: int = 0
 
 
+_FEW = 16  # tokens of a row that shows whether a model can be run without data
+
+
 def trace_body(config: Any, run: BodyRun, layers: int, tokens: int) -> Body:
     """A body's bytes at any depth, from runs of one and of two layers.
 
@@ -106,6 +109,10 @@ def trace_body(config: Any, run: BodyRun, layers: int, tokens: int) -> Body:
     Raises:
         ModelError: the model cannot be run on tensors without data.
     """
+    if experts_of(
+        config.get_text_config()
+    ):  # most of these cannot: say so before a long row is run
+        _run(config, run, _DEPTHS[0], min(tokens, _FEW))
     one, two = (_run(config, run, depth, tokens) for depth in _DEPTHS)
     at_head, held, forward, backward = (
         a + (b - a) * (layers - 1) for a, b in zip(one[:4], two[:4], strict=True)

@@ -14,6 +14,7 @@ from prefkit.model.attention.install import (
     install_attention,
     remove_attention,
 )
+from prefkit.model.attention.layer_test import NO_NUMBER
 from prefkit.model.attention.limits import too_long_for, why_not
 from prefkit.model.attention.mixers import apply_unpackings, unpackings_of
 from prefkit.train.rows.datasets import pair_of, plain
@@ -68,7 +69,8 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
         "shared" or "separate" (one row without padding), or "padded".
 
     Raises:
-        ModelError: layout is "shared", and a model cannot read shared prefixes.
+        ModelError: layout is "shared", and a model cannot read shared prefixes; a model's weights
+            hold NaN or infinity.
     """
     for model in models:
         install_attention(model)
@@ -81,10 +83,13 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
             # A process may hold the weights that another one had to do without.
             everywhere = _of_all_processes([*unpackings_of(model).items()])
             apply_unpackings(model, dict(everywhere))
-        _tell_unpacked(models[0])
+        if words := describe_unpacked(models[0]):
+            logger.info("Layout: %s.", words)
         return "separate" if args.layout == "separate" else "shared"
     for model in models:
         remove_attention(model)
+    if broken := [reason for reason in reasons if NO_NUMBER in reason]:
+        raise ModelError(f"{broken[0]}. Load it from an undamaged checkpoint.")
     if args.layout == "shared":
         raise ModelError(
             f"layout: shared cannot be had: {reasons[0]}. Leave layout at auto, which gives each "
@@ -113,14 +118,16 @@ def check_lengths(layout: Layout, model: nn.Module, longest: int) -> None:
         )
 
 
-def _tell_unpacked(model: nn.Module) -> None:
-    """What a common prefix costs twice in this model."""
-    if kinds := sorted({one.kind for one in unpackings_of(model).values()}):
-        logger.info(
-            "Layout: %s cannot read several sequences in one row and gets each by itself, a common "
-            "prefix with each response; the rest of the model reads it once.",
-            " and ".join(kinds),
-        )
+def describe_unpacked(model: nn.Module) -> str | None:
+    """What of a model reads a common prefix with each response all the same, in words, or None."""
+    found = unpackings_of(model).values()
+    if not found:
+        return None
+    kinds = " and ".join(sorted({how.kind for how in found}))
+    return (
+        f"{kinds} ({len(found)} modules) cannot read several sequences in one row and gets each by "
+        "itself, a common prefix with each response"
+    )
 
 
 def _of_all_processes(found: list[Any]) -> list[Any]:

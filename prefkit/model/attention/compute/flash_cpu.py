@@ -52,6 +52,10 @@ class FlashCPU(torch.autograd.Function):
         reach: Reach = EVERYTHING,
         sinks: Tensor | None = None,
     ) -> Tensor:
+        # The operator believes that the numbers of a head follow each other.
+        query, key, value = (
+            x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)
+        )
         groups = query.shape[1] // key.shape[1]
         kind = torch.promote_types(query.dtype, torch.float32)
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -81,8 +85,11 @@ class FlashCPU(torch.autograd.Function):
         query, key, value, out, lse, sinks = ctx.saved_tensors
         stream, scale, reach = ctx.options
         groups = query.shape[1] // key.shape[1]
+        # A key gets a part from each piece that sees it: in fp32, or bf16 would lose some.
+        kind = torch.promote_types(query.dtype, torch.float32)
         grads = [
-            torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)
+            torch.zeros_like(x, dtype=kind, memory_format=torch.contiguous_format)
+            for x in (query, key, value)
         ]
         for piece in _pieces(stream, reach, query.dtype):
             q, o, g = (slice_of(x, piece.queries) for x in (query, out, grad))
@@ -99,7 +106,7 @@ class FlashCPU(torch.autograd.Function):
                 _add_heads(grads[1], spans, dk, groups)
                 _add_heads(grads[2], spans, dv, groups)
         more = None if sinks is None else gradient_of_sinks(grad, out, lse, sinks)
-        return *grads, None, None, None, more
+        return *(total.to(query.dtype) for total in grads), None, None, None, more
 
 
 def _pieces(stream: Stream, reach: Reach, dtype: torch.dtype) -> Iterator[_Piece]:
