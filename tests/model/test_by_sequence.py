@@ -1,5 +1,7 @@
 """Modules that read each sequence of a row by itself: which, with what, and to the same numbers."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,7 +197,7 @@ def test_a_layer_that_lost_its_row_says_so() -> None:
             return layer(grad)
 
     total = Again.apply(torch.ones(3, requires_grad=True)).sum()
-    with pytest.raises(ModelError, match=r"Layer is recomputed .* Set gradient_checkpointing: fal"):
+    with pytest.raises(ModelError, match=r"Layer is recomputed .* Leave gradient_check"):
         total.backward()
 
 
@@ -213,3 +215,41 @@ def test_without_weights_a_small_model_tells(model_type: str) -> None:
     remove_attention(model)
     assert not unpackings_of(model)
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_a_prepared_model_can_be_pickled(tmp_path: Path) -> None:
+    model = miniature("qwen3_next")
+    install_attention(model)
+    assert why_not(model, 40) is None
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert unpackings_of(loaded) == unpackings_of(model)
+    want, got = gradients(model), gradients(loaded)
+    assert all(torch.equal(got[name], grad) for name, grad in want.items())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_next", "mamba"])
+def test_a_row_that_nothing_reads_is_refused(model_type: str) -> None:
+    """Without preparation, after it was taken back, and by the body alone."""
+    model = miniature(model_type)
+    row = {"input_ids": torch.arange(5, 5 + len(ROW))[None], "stream": ROW}
+    row["position_ids"] = ROW.position_ids()[None]
+
+    def refused(words: str) -> None:
+        for part in (model, model.base_model):
+            with pytest.raises(ModelError, match=words), reading(row) as inputs:
+                part(**inputs)
+
+    refused("did not read the batch as a row")
+    install_attention(model)
+    refused("was not tried on rows without padding")
+    assert why_not(model, 40) is None
+    with reading(row) as inputs:
+        model.base_model(**inputs)
+    remove_attention(model)
+    refused("did not read the batch as a row")
+    install_attention(model)
+    again = type(model)(copy.deepcopy(model.config))  # which names our attention
+    install_attention(again)
+    with pytest.raises(ModelError, match="was not tried"), reading(row) as inputs:
+        again(**inputs)

@@ -256,7 +256,7 @@ def test_a_model_that_was_not_tried_reads_no_rows() -> None:
     row = LayoutRow.of(model.config, 60, torch.device("cpu")).inputs()
     for _ in range(2):
         install_attention(model)
-        with reading(row) as inputs, pytest.raises(ModelError, match="was not tried on rows"):
+        with pytest.raises(ModelError, match="was not tried on rows"), reading(row) as inputs:
             model(**inputs)
         assert why_not(model, 60) is None
         with reading(row) as inputs:

@@ -18,7 +18,7 @@ from prefkit.model.attention.compute import varlen as varlen_attention
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.flash_cpu import FlashCPU
 from prefkit.model.attention.compute.gathered_keys import gathered
-from prefkit.model.attention.compute.sinks import Flash
+from prefkit.model.attention.compute.sinks import TORCH, Flash
 from prefkit.model.attention.compute.varlen import Call, agrees
 
 STREAMS = {
@@ -370,6 +370,45 @@ def _places_of_queries(stream: Stream) -> list[range]:
     return counts
 
 
+@pytest.mark.parametrize("reach", [Reach(), Reach(64)])
+@pytest.mark.parametrize("which", range(3))
+def test_numbers_of_a_head_need_not_follow_each_other(reach: Reach, which: int) -> None:
+    stream = STREAMS["over a block"]
+    inputs = operands(stream, values=8)
+    strided = [x.transpose(2, 3).contiguous().transpose(2, 3) if i == which else x
+               for i, x in enumerate(inputs)]  # fmt: skip
+    check(
+        attend(*strided, stream, 0.3, None, reach),
+        attend(*inputs, stream, 0.3, None, reach),
+        inputs,
+        1e-13,
+    )
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_torchs_own_operators_take_what_sinks_hand_them(window: int | None) -> None:
+    """By their schemas and on tensors without data: a GPU is where they compute."""
+    stream, reach = STREAMS["packed"], Reach(window)
+    shapes = ((1, 4, len(stream), 64), *2 * ((1, 2, len(stream), 64),), (4,))
+    inputs = [torch.empty(s, device="meta", dtype=torch.bfloat16) for s in shapes]
+    inputs = [x.requires_grad_() for x in inputs]
+    out = varlen_attention.varlen(TORCH, *inputs[:3], stream, 0.1, None, reach, inputs[3])
+    assert out.shape == shapes[0]
+    grads = torch.autograd.grad(out, inputs, torch.empty_like(out))
+    assert [grad.shape for grad in grads] == [torch.Size(s) for s in shapes]
+
+
+def test_memory_that_ran_out_is_no_word_on_a_kernel() -> None:
+    """The next forward tries again."""
+
+    def full(*operands: Any) -> Tensor:
+        raise torch.OutOfMemoryError("next to a whole forward")
+
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            agrees(full, torch.device("cpu"), torch.float32, Call(4, 2, 8, 8, None))
+
+
 def test_blocks_are_larger_on_a_gpu() -> None:
     """By bytes there; in both cases the scores of a block stay within what is set."""
     size = blockwise_attention.block_size
@@ -417,6 +456,17 @@ def test_blockwise_keeps_fp32_under_autocast_and_in_its_sums() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got = BLOCKWISE.apply(*inputs, stream, 0.3, 2.0)
     assert (got.double() - dense(*exact, stream, 0.3, 2.0)).abs().max() < 1e-5  # type: ignore[misc]
+
+
+def test_a_backward_under_autocast_keeps_fp32() -> None:
+    stream = STREAMS["over a block"]
+    grads = []
+    for enabled in (False, True):
+        inputs = operands(stream, torch.float32)
+        out = BLOCKWISE.apply(*inputs, stream, 0.3, 2.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            grads.append(torch.autograd.grad(out, inputs, torch.ones_like(out)))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_many_blocks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

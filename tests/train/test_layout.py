@@ -20,6 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.models.miniatures import miniature
 from prefkit import TDPO, PreferenceTrainer, fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide
@@ -28,6 +29,7 @@ from prefkit.model.attention.by_sequence import unpacking_of
 from prefkit.model.attention.install import install_attention, reading, remove_attention
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import install
+from prefkit.train.rows.layout import describe_unpacked
 from tests.train.trainer_cases import (
     CONFIGS,
     ROWS,
@@ -310,3 +312,30 @@ def test_biases_of_older_code_get_padded_rows() -> None:
     assert "BloomForCausalLM does not read rows without padding (Bloom" in str(why_not(biases, 10))
     remove_attention(biases)
     assert not any(unpacking_of(module) for module in biases.modules())
+
+
+def test_shared_keys_and_reentrant_checkpointing_are_refused(tmp_path: Path) -> None:
+    """transformers' gradients are wrong there, whoever trains."""
+    with pytest.raises(ConfigError, match=r"use_reentrant, under which layers of Gemma3n.*share"):
+        trainer(
+            tmp_path,
+            miniature("gemma3n_text", vocab_size=VOCAB, vocab_size_per_layer_input=VOCAB),
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": True},
+        )
+
+
+def test_weights_that_are_no_numbers_end_the_run_before_it_begins(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 2] = torch.nan
+    with pytest.raises(ModelError, match=r"layer 1 holds NaN or infinity.*undamaged"):
+        trainer(tmp_path, model)
+
+
+def test_what_reads_a_prefix_twice_is_told(tmp_path: Path) -> None:
+    model = miniature("qwen3_next", vocab_size=VOCAB)
+    assert describe_unpacked(model) is None
+    trained = trainer(tmp_path, model)
+    words = str(describe_unpacked(trained.model))
+    assert words.startswith("Qwen3NextGatedDeltaNet (1 modules) cannot read several sequences")

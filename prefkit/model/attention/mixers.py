@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from prefkit.data.batch.stream import Reach
 from prefkit.errors import ModelError
 from prefkit.model.attention.by_sequence import Unpacking, mapped, unpack, unpacking_of, walk
-from prefkit.model.attention.current_row import hand_down, in_row
+from prefkit.model.attention.current_row import hand_down, in_row, note_reader
 from prefkit.model.attention.install import reading
 from prefkit.model.attention.layer_test import as_float, in_fp32, layers_of
 from prefkit.model.attention.layout_row import LayoutRow
@@ -119,11 +119,12 @@ def _visits(
 ) -> tuple[list[_Visit], Exception | None]:
     """The calls of these modules while the model reads the row, and what ended it, if anything."""
     visits: list[_Visit] = []
-    with _noting(parts, visits), reading(row.inputs()) as inputs:
-        try:
+    try:
+        with _noting(parts, visits), reading(row.inputs()) as inputs:
+            note_reader("the search for what must be unpacked")  # nothing may be, so far
             model(**inputs)
-        except RUN_ERRORS as error:
-            return visits, error
+    except RUN_ERRORS as error:
+        return visits, error
     return visits, None
 
 

@@ -132,12 +132,25 @@ def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
         args.gradient_checkpointing or getattr(args, "activation_checkpointing", None)
     ):
         model.enable_input_require_grads()  # else nothing in a checkpointed block needs a gradient
+    _refuse_reentrant(model, args)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             "No parameter of the model is trainable. Load a PEFT model with is_trainable=True, or "
             "call requires_grad_(True) on what is to be trained."
         )
     return model
+
+
+def _refuse_reentrant(model: Any, args: Any) -> None:
+    """Layers that read an earlier one's keys get wrong gradients, with and without prefkit."""
+    names = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+    name = next((n for n in names if (getattr(args, n, None) or {}).get("use_reentrant")), None)
+    owner: Any = unwrap(model)
+    if name and getattr(owner.config.get_text_config(), "num_kv_shared_layers", None):
+        raise ConfigError(
+            f"{name} has use_reentrant, under which layers of {type(owner).__name__} that "
+            "share keys and values get wrong gradients. Leave use_reentrant out."
+        )
 
 
 def is_peft(model: Any) -> bool:

@@ -63,9 +63,10 @@ class Blockwise(torch.autograd.Function):
             parts += [value.index_select(2, places), *whole[3:]]
             parts = [x.detach().requires_grad_() for x in parts]
             sink = parts[3] if sinks is not None else None
-            with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
-                out = _block(*parts[:3], sink, scale, softcap, reach.window)  # type: ignore[call-arg]
-            dq, dk, dv, *ds = torch.autograd.grad(out, parts, slice_of(grad, block))
+            with torch.autocast(query.device.type, enabled=False):
+                with torch.enable_grad():
+                    out = _block(*parts[:3], sink, scale, softcap, reach.window)  # type: ignore[call-arg]
+                dq, dk, dv, *ds = torch.autograd.grad(out, parts, slice_of(grad, block))
             slice_of(grads[0], block).add_(dq)
             grads[1].index_add_(2, places, dk.to(kind))
             grads[2].index_add_(2, places, dv.to(kind))
