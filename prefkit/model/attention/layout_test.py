@@ -36,13 +36,9 @@ from prefkit.model.attention.layer_test import (
     recording,
 )
 from prefkit.model.attention.layout_row import LayoutRow, spread_ids
-from prefkit.model.attention.mixers import (
-    RUN_ERRORS,
-    NotUnpackable,
-    unpack_mixers,
-    words_of,
-)
+from prefkit.model.attention.mixers import NotUnpackable, unpack_mixers, words_of
 from prefkit.model.attention.short_lengths import short_lengths
+from prefkit.model.attention.visits import RUN_ERRORS
 from prefkit.model.evaluating import evaluating
 from prefkit.model.head.fused import unwrap
 

@@ -11,9 +11,8 @@ Nothing here is believed: `prefkit.model.attention.layout_test` compares the who
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,11 +21,19 @@ from torch import Tensor, nn
 from prefkit.data.batch.stream import Reach
 from prefkit.errors import ModelError
 from prefkit.model.attention.by_sequence import Unpacking, mapped, unpack, unpacking_of, walk
-from prefkit.model.attention.current_row import hand_down, in_row, note_reader
-from prefkit.model.attention.install import reading
-from prefkit.model.attention.layer_test import as_float, in_fp32, layers_of
+from prefkit.model.attention.current_row import hand_down, in_row
+from prefkit.model.attention.layer_test import layers_of
 from prefkit.model.attention.layout_row import LayoutRow
 from prefkit.model.attention.row_mask import RowMask
+from prefkit.model.attention.visits import (
+    RUN_ERRORS,
+    Visit,
+    is_of_tokens,
+    shares_states,
+    token_dims,
+    visit_in_fp32,
+    visits_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +41,10 @@ _ROUNDS = 24  # kinds of modules that are found one after the other, each at mos
 # Numbers of a token that two orders of the same sums may be apart, as a share of the largest.
 _LIMITS = {torch.float64: 1e-4, torch.float32: 1e-3}
 _LOOSE = 5e-2  # of half precision
-RUN_ERRORS = (
-    AssertionError, AttributeError, IndexError, KeyError, ModelError, NotImplementedError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
 
 
 class NotUnpackable(Exception):
     """Why a model cannot be made to read rows, in words."""
-
-
-@dataclass
-class _Visit:
-    """One call of a part of a layer: what it was given, and what it returned unless it failed."""
-
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any = None
-    finished: bool = False
 
 
 def unpack_mixers(model: nn.Module, row: LayoutRow) -> None:
@@ -67,7 +59,7 @@ def unpack_mixers(model: nn.Module, row: LayoutRow) -> None:
     """
     parts = [part for layer in layers_of(model) for part in layer.children()]
     for _ in range(_ROUNDS):
-        visits, error = _visits(model, parts, row)
+        visits, error = visits_of(model, parts, row)
         if error is not None:  # all of its class: the next one would fail as well
             how = _failed(visits, error, row)
             kind = type(_open(visits, error).module)
@@ -114,39 +106,7 @@ def _kind(module: nn.Module) -> str:
     return next(c.__name__ for c in type(module).__mro__ if not c.__name__.startswith("FSDP"))
 
 
-def _visits(
-    model: nn.Module, parts: Sequence[nn.Module], row: LayoutRow
-) -> tuple[list[_Visit], Exception | None]:
-    """The calls of these modules while the model reads the row, and what ended it, if anything."""
-    visits: list[_Visit] = []
-    try:
-        with _noting(parts, visits), reading(row.inputs()) as inputs:
-            note_reader("the search for what must be unpacked")  # nothing may be, so far
-            model(**inputs)
-    except RUN_ERRORS as error:
-        return visits, error
-    return visits, None
-
-
-@contextmanager
-def _noting(parts: Sequence[nn.Module], visits: list[_Visit]) -> Iterator[None]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        visits.append(_Visit(module, args, dict(kwargs)))
-
-    def after(module: nn.Module, _: Any, result: Any) -> None:
-        last = next(v for v in reversed(visits) if v.module is module and not v.finished)
-        last.result, last.finished = result, True
-
-    handles = [part.register_forward_pre_hook(before, with_kwargs=True) for part in parts]
-    handles += [part.register_forward_hook(after) for part in parts]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _open(visits: list[_Visit], error: Exception) -> _Visit:
+def _open(visits: list[Visit], error: Exception) -> Visit:
     """The call that an error ended."""
     found = [visit for visit in visits if not visit.finished]
     if not found:
@@ -154,11 +114,11 @@ def _open(visits: list[_Visit], error: Exception) -> _Visit:
     return found[-1]
 
 
-def _failed(visits: list[_Visit], error: Exception, row: LayoutRow) -> Unpacking:
+def _failed(visits: list[Visit], error: Exception, row: LayoutRow) -> Unpacking:
     """How the part that did not finish must be unpacked."""
     visit = _open(visits, error)
     before = unpacking_of(visit.module)
-    if before is None and not _shares_states(visit):
+    if before is None and not shares_states(visit):
         return _how(visit, row)
     if before is not None and (more := _unknown(visit, before, row)):
         return more
@@ -167,7 +127,7 @@ def _failed(visits: list[_Visit], error: Exception, row: LayoutRow) -> Unpacking
     raise NotUnpackable(f"{_kind(visit.module)}: {words_of(error)}") from error
 
 
-def _others(visits: list[_Visit], row: LayoutRow) -> dict[nn.Module, Unpacking]:
+def _others(visits: list[Visit], row: LayoutRow) -> dict[nn.Module, Unpacking]:
     """How to unpack the parts that return other numbers for their sequences alone."""
     changed: dict[nn.Module, Unpacking] = {}
     for visit in visits:
@@ -176,73 +136,21 @@ def _others(visits: list[_Visit], row: LayoutRow) -> dict[nn.Module, Unpacking]:
         if before is not None:
             if more := _unknown(visit, before, row):
                 changed[module] = more
-        elif _is_of_tokens(visit, row):
+        elif is_of_tokens(visit, row):
             how = _how(visit, row)
             alone = _alone(visit, how, row)
             if alone is None or _same(visit.result, alone):
                 continue
             # Half precision rounds differently in rows of other lengths: fp32 decides.
-            visit = _in_fp32(visit, row)
+            visit = visit_in_fp32(visit, row)
             if not _same(visit.result, _alone(visit, how, row)):
                 changed[module] = how
     return changed
 
 
-def _in_fp32(visit: _Visit, row: LayoutRow) -> _Visit:
-    """The same call of a copy in fp32, in the row; the call itself where it is in fp32 already."""
-    result = visit.result[0] if isinstance(visit.result, tuple) else visit.result
-    if result.dtype in _LIMITS:
-        return visit
-    part = in_fp32(visit.module)
-
-    def wider(_: str, value: Any) -> Any:
-        return as_float(value)
-
-    args, kwargs = mapped(visit.args, wider), mapped(visit.kwargs, wider)
-    with in_row(row.stream):
-        return _Visit(part, args, kwargs, part(*args, **kwargs), finished=True)
-
-
-def _is_of_tokens(visit: _Visit, row: LayoutRow) -> bool:
-    """Whether it makes something of every token of the row, out of its arguments alone."""
-    result = visit.result[0] if isinstance(visit.result, tuple) else visit.result
-    tokens = (1, row.ids.shape[1])
-    return (
-        isinstance(result, Tensor) and result.is_floating_point() and result.shape[:2] == tokens
-        and bool(_token_dims(visit, row)) and not _shares_states(visit)
-    )  # fmt: skip
-
-
-def _shares_states(visit: _Visit) -> bool:
-    """Whether it hands keys and values of the row to later layers, or reads theirs (Gemma-3n, 4).
-
-    Known by a mapping that is filled on the way: empty, of a class of its own, or holding
-    (1, heads, N, d). Such a module cannot be run out of turn; the test of layers judges it.
-    """
-    mappings = [x for x in visit.kwargs.values() if isinstance(x, Mapping)]
-    return any(
-        not x or type(x) is not dict
-        or any(isinstance(y, Tensor) and y.dim() == 4 for _, y in walk(x))
-        for x in mappings
-    )  # fmt: skip
-
-
-def _token_dims(visit: _Visit, row: LayoutRow) -> dict[str, int]:
-    """For each tensor that has the row's tokens, by its path, the dimension of these."""
-    count, found = row.ids.shape[1], {}
-    for path, value in walk({"args": visit.args, "kwargs": visit.kwargs}):
-        if not isinstance(value, Tensor):
-            continue
-        dims = [dim for dim, size in enumerate(value.shape) if size == count]
-        single = dims and (value.shape[0] == 1 or value.shape[dims[0] - 1] == 1 or dims[0] == 0)
-        if single:
-            found[path] = dims[0]
-    return found
-
-
-def _how(visit: _Visit, row: LayoutRow) -> Unpacking:
+def _how(visit: Visit, row: LayoutRow) -> Unpacking:
     """How to unpack a part by the tensors that this call has."""
-    dims, given = _token_dims(visit, row), {"args": visit.args, "kwargs": visit.kwargs}
+    dims, given = token_dims(visit, row), {"args": visit.args, "kwargs": visit.kwargs}
     # Numbers that are not positions, (1, N, k): places, such as those that an indexer chose.
     places = any(
         path in dims and x.dim() > 2 and not x.is_floating_point() for path, x in walk(given)
@@ -251,7 +159,7 @@ def _how(visit: _Visit, row: LayoutRow) -> Unpacking:
     return replace(how, needs_mask=_reads_masks(visit, how, row))
 
 
-def _reads_masks(visit: _Visit, how: Unpacking, row: LayoutRow) -> bool:
+def _reads_masks(visit: Visit, how: Unpacking, row: LayoutRow) -> bool:
     """Whether a part computes otherwise without the mask that a causal attention can do without.
 
     Tried where every earlier token is seen, whatever the window of the layer: only there a mask may
@@ -262,14 +170,14 @@ def _reads_masks(visit: _Visit, how: Unpacking, row: LayoutRow) -> bool:
         return replace(value, reach=Reach()) if isinstance(value, RowMask) else value
 
     args, kwargs = mapped(visit.args, everything), mapped(visit.kwargs, everything)
-    wide = _Visit(visit.module, args, kwargs)
+    wide = Visit(visit.module, args, kwargs)
     without, with_mask = (_alone(wide, replace(how, needs_mask=x), row) for x in (False, True))
     if with_mask is None:
         return False
     return without is None or not _same(without, with_mask)
 
 
-def _unknown(visit: _Visit, before: Unpacking, row: LayoutRow) -> Unpacking | None:
+def _unknown(visit: Visit, before: Unpacking, row: LayoutRow) -> Unpacking | None:
     """The same with what this call has and no earlier one had; None: it has nothing new."""
     how = _how(visit, row)
     if not how.token_dims.keys() - before.token_dims.keys():
@@ -278,7 +186,7 @@ def _unknown(visit: _Visit, before: Unpacking, row: LayoutRow) -> Unpacking | No
     return replace(before, token_dims=dims, one_batch=before.one_batch or how.one_batch)
 
 
-def _alone(visit: _Visit, how: Unpacking, row: LayoutRow) -> Any:
+def _alone(visit: Visit, how: Unpacking, row: LayoutRow) -> Any:
     """What the part returns of the same arguments sequence by sequence; None: it does not run."""
     part = copy.copy(visit.module)  # its own forward, the same weights
     part.__dict__ = dict(visit.module.__dict__)
