@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from benchmarks.models.miniatures import miniature
 from prefkit import PreferenceTrainer
-from tests.train.trainer_cases import ROWS, logs_of, tiny_model, trainer
+from tests.train.trainer_cases import CONFIGS, MOE, ROWS, VOCAB, logs_of, tiny_model, trainer
 
 STEPS, SAVED = 4, 2
 
@@ -21,7 +22,7 @@ class Case:
     """One run.
 
     Attributes:
-        family: of `trainer_cases.tiny_model`.
+        family: of `trainer_cases.tiny_model`, or a type of `benchmarks.models`.
         lora: train an adapter; the reference is the model without it.
         head: whether the head learns (without an adapter).
         options: of `PreferenceConfig`, in one process and in two.
@@ -52,6 +53,12 @@ CASES = {
     "tdpo2, checkpointed activations": Case(
         options={"method": "tdpo2"}, fsdp={**SHARDED, "activation_checkpointing": True}
     ),
+    "tdpo2, layers that read each sequence, checkpointed, rows shared by both": Case(
+        options={"method": "tdpo2"},
+        family="lfm2",
+        fsdp={**SHARDED, "activation_checkpointing": True},
+        shared_rows=True,
+    ),
     "dpo, experts": Case(
         family="mixtral",
         options={"router_aux_loss_coef": 0.5},
@@ -70,7 +77,10 @@ def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
     """The trainer of a case; four pairs a batch over all processes, two batches a step."""
     world = processes()
     changes |= case.alone if world == 1 else {}
-    model = tiny_model(case.family, scale=3.0)
+    if case.family in {**CONFIGS, **MOE}:
+        model = tiny_model(case.family, scale=3.0)
+    else:
+        model = miniature(case.family, vocab_size=VOCAB, pad_token_id=None)
     if not case.head:
         model.lm_head.weight.requires_grad_(False)
     if case.lora:
