@@ -13,22 +13,22 @@ module twice; its tokens' gradients add up. Processes that share a row share out
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prefkit.data.batch.sequences import SequenceBatch, batches_of
-from prefkit.data.batch.spread import ShardedStream
 from prefkit.model.attention.current_row import (
     PREFIX,
     Row,
+    cover_forward,
+    covered_forward,
     current_row,
     in_row,
-    keep_to_itself,
-    note_reader,
+    note_read,
+    trees_and_group,
+    uncover_forward,
 )
 from prefkit.model.attention.row_exchange import all_of_row, share_of_row
 from prefkit.model.attention.row_mask import RowMask
@@ -55,22 +55,15 @@ class Unpacking:
 
 def unpack(module: nn.Module, how: Unpacking) -> None:
     """Lets a module read streams sequence by sequence; called again it changes only how."""
-    if "_prefkit_unpacking" not in module.__dict__:
-        if (before := module.__dict__.get("forward")) is not None:
-            module._prefkit_packed_forward = before
-        module.forward = partial(_by_sequence, module)  # a bound method could not be pickled
+    cover_forward(module, _by_sequence)
     module._prefkit_unpacking = how  # type: ignore[assignment]
 
 
 def pack_mixers(model: nn.Module) -> None:
     """Takes all unpacking in a model back."""
     for module in model.modules():
-        keep_to_itself(module)
-        if module.__dict__.pop("_prefkit_unpacking", None) is None:
-            continue
-        del module.__dict__["forward"]
-        if (before := module.__dict__.pop("_prefkit_packed_forward", None)) is not None:
-            module.forward = before
+        uncover_forward(module)
+        module.__dict__.pop("_prefkit_unpacking", None)
 
 
 def unpacking_of(module: nn.Module) -> Unpacking | None:
@@ -98,13 +91,11 @@ def mapped(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any
 
 def _by_sequence(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     row: Row | None = kwargs.pop("prefkit_stream", None) or current_row.get()
-    inner: Callable[..., Any] = self.__dict__.get("_prefkit_packed_forward") or MethodType(
-        type(self).forward, self
-    )
+    inner = covered_forward(self)
     with in_row(None), own_names(self):
         if row is None:
             return inner(*args, **kwargs)
-        note_reader(type(self).__name__)
+        note_read()
         return _over_sequences(self, inner, row, args, kwargs)
 
 
@@ -112,8 +103,7 @@ def _over_sequences(
     self: Any, inner: Callable[..., Any], row: Row, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     how: Unpacking = self._prefkit_unpacking
-    group = row.group if isinstance(row, ShardedStream) else None
-    stream = row.stream if isinstance(row, ShardedStream) else row
+    stream, group = trees_and_group(row)
     found = dict(walk({"args": args, "kwargs": kwargs}))
     whole = {p: x for p, x in found.items() if p in how.token_dims and isinstance(x, Tensor)}
     device = next(iter(whole.values())).device
@@ -121,7 +111,7 @@ def _over_sequences(
     batches = batches_of(stream, device, *share, together=how.one_batch)
     idle = not batches  # its part in what all processes do together is done all the same
     if idle:
-        batches = batches_of(stream, device)[-1:]
+        batches = batches_of(stream, device, together=how.one_batch)[-1:]
     if group is not None:
         whole = {p: all_of_row(x, how.token_dims[p], group) for p, x in whole.items()}
     outs = []
@@ -147,8 +137,7 @@ def _taken(x: Tensor, dim: int, batch: SequenceBatch) -> Tensor:
         return x[: batch.places.shape[1]]
     rows = 0 if x.shape[0] == 1 else dim - 1  # positions of several axes: (3, 1, N)
     tokens = x.movedim(dim, 0).squeeze(rows + 1)
-    taken = _Take.apply(tokens, batch) if x.requires_grad else tokens[batch.places]
-    return taken.movedim((0, 1), (rows, dim))
+    return _Take.apply(tokens, batch).movedim((0, 1), (rows, dim))
 
 
 class _Take(torch.autograd.Function):

@@ -12,6 +12,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from prefkit.data.batch.spread import ShardedStream
@@ -22,8 +23,9 @@ Row = Stream | ShardedStream
 
 PREFIX = "prefkit_"  # of the names of our attention implementations
 current_row: ContextVar[Row | None] = ContextVar("prefkit_row", default=None)
-# The names of modules that read the row of a forward; None outside of one.
-_readers: ContextVar[set[str] | None] = ContextVar("prefkit_readers", default=None)
+# Filled by whatever reads the row of a forward; None outside of one.
+_read: ContextVar[list[bool] | None] = ContextVar("prefkit_read", default=None)
+_COVERED = "_prefkit_covered_forward"  # an attribute: a forward of the module's own, or None
 
 
 @contextlib.contextmanager
@@ -43,48 +45,66 @@ def in_forward(row: Row | None) -> Iterator[None]:
     Raises:
         ModelError: at the end, where nothing read it: each token saw all that lie before it.
     """
-    readers: set[str] = set()
-    token = _readers.set(readers)
+    read: list[bool] = []
+    token = _read.set(read)
     try:
         with in_row(row):
             yield
     finally:
-        _readers.reset(token)
-    if row is not None and not readers:
+        _read.reset(token)
+    if row is not None and not read:
         raise ModelError(
             "The model did not read the batch as a row of several sequences: each would have seen "
             "those before it. Call install_attention(model) and why_not(model, longest) first."
         )
 
 
-def note_reader(name: str) -> None:
-    """A module of this name reads the row."""
-    readers = _readers.get()
-    if readers is not None:
-        readers.add(name)
+def note_read() -> None:
+    """The row is read, as one of several sequences."""
+    read = _read.get()
+    if read is not None:
+        read.append(True)
+
+
+def trees_and_group(row: Row) -> tuple[Stream, dist.ProcessGroup | None]:
+    """The trees of a whole row, and the processes that hold pieces of it, if any."""
+    return (row.stream, row.group) if isinstance(row, ShardedStream) else (row, None)
+
+
+def cover_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """`forward(module, …)` runs in place of the module's own forward; called again, nothing new.
+
+    Raises:
+        ModelError: another forward covers it already: it is a layer and a part of one.
+    """
+    above = module.__dict__.get("forward")
+    if _COVERED in module.__dict__ and above.func is not forward:  # type: ignore[union-attr]
+        raise ModelError(f"{type(module).__name__} is a layer and a part of another one")
+    if _COVERED not in module.__dict__:
+        module.__dict__[_COVERED] = above
+        module.forward = partial(forward, module)  # a bound method could not be pickled
+
+
+def covered_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward that `cover_forward` replaced."""
+    return module.__dict__[_COVERED] or MethodType(type(module).forward, module)
+
+
+def uncover_forward(module: nn.Module) -> None:
+    """Takes `cover_forward` back, if it was called."""
+    if _COVERED in module.__dict__:
+        del module.__dict__["forward"]
+        if (before := module.__dict__.pop(_COVERED)) is not None:
+            module.forward = before
 
 
 def hand_down(layer: nn.Module) -> None:
     """Lets a layer's parts know the row, in its forward and whenever that is recomputed."""
-    if "_prefkit_row_given" not in layer.__dict__:
-        if (before := layer.__dict__.get("forward")) is not None:
-            layer._prefkit_unaware_forward = before
-        layer.forward = partial(_handing_down, layer)  # a bound method could not be pickled
+    cover_forward(layer, _handing_down)
     layer._prefkit_row_given = False  # type: ignore[assignment]
 
 
-def keep_to_itself(layer: nn.Module) -> None:
-    """Takes `hand_down` back."""
-    if layer.__dict__.pop("_prefkit_row_given", None) is not None:
-        del layer.__dict__["forward"]
-        if (before := layer.__dict__.pop("_prefkit_unaware_forward", None)) is not None:
-            layer.forward = before
-
-
 def _handing_down(self: Any, *args: Any, **kwargs: Any) -> Any:
-    inner: Callable[..., Any] = self.__dict__.get("_prefkit_unaware_forward") or MethodType(
-        type(self).forward, self
-    )
     row: Row | None = kwargs.get("prefkit_stream") or current_row.get()
     if row is None and self._prefkit_row_given and torch._C._current_graph_task_id() != -1:
         raise ModelError(
@@ -93,7 +113,7 @@ def _handing_down(self: Any, *args: Any, **kwargs: Any) -> Any:
         )
     self._prefkit_row_given = row is not None
     with in_row(row), _recomputed_in(self, row):
-        return inner(*args, **kwargs)
+        return covered_forward(self)(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -19,19 +19,24 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from prefkit.data.batch.spread import ShardedStream
-from prefkit.data.batch.stream import Reach, Stream
+from prefkit.data.batch.stream import Reach
 from prefkit.errors import ModelError
 from prefkit.model.attention.by_sequence import pack_mixers, walk
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.ulysses import ulysses_attention
-from prefkit.model.attention.current_row import PREFIX, Row, current_row, in_forward, note_reader
+from prefkit.model.attention.current_row import (
+    PREFIX,
+    Row,
+    current_row,
+    in_forward,
+    note_read,
+    trees_and_group,
+)
 from prefkit.model.attention.row_mask import RowMask
 from prefkit.model.head.fused import unwrap
 
@@ -136,13 +141,13 @@ def _forward(
         inner = _implementation(base, module)
         return inner(module, query, key, value, attention_mask, **kwargs)
     name = type(module).__name__
-    note_reader(name)
+    note_read()
     reach = _reach(name, base, attention_mask, kwargs)
     if (attended := _attended.get()) is not None:
         attended.add(module)
     query, key, value = _same_dtype(query, key, value)
     scale, softcap, sinks = (kwargs.get(one) for one in ("scaling", "softcap", "s_aux"))
-    stream, group = _whole(row)
+    stream, group = trees_and_group(row)
     if sinks is not None and group is not None:  # those of the heads that come here
         sinks = sinks.chunk(group.size())[group.rank()]
 
@@ -196,11 +201,6 @@ def _reach(name: str, base: str, mask: Any, given: Mapping[str, Any]) -> Reach:
             "would take the first."
         )
     return reach
-
-
-def _whole(row: Row) -> tuple[Stream, dist.ProcessGroup | None]:
-    """The trees of the whole row, and the processes that hold pieces of it, if any."""
-    return (row.stream, row.group) if isinstance(row, ShardedStream) else (row, None)
 
 
 def _same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

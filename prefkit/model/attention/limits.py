@@ -6,6 +6,7 @@ small row with its sequences one by one, by numbers (`prefkit.model.attention.la
 Recurrent layers, position biases, attention to later tokens: all show there.
 """
 
+import logging
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,8 @@ from prefkit.model.attention.mixers import kinds_of_parts, unpack_alike
 from prefkit.model.fsdp_units import weights_elsewhere
 from prefkit.model.head.fused import unwrap
 from prefkit.model.small_copy import small_copy
+
+logger = logging.getLogger(__name__)
 
 _TRIED_LAYERS = 8  # of a small model: the period in which hybrid models repeat their layers
 
@@ -79,9 +82,8 @@ def _why_not(model: nn.Module, longest: int) -> str | None:
     try:
         small = small_copy(owner, _TRIED_LAYERS, all_sparse=False)
     except Exception as error:
-        return (
-            f"no weights of {name} are here, and no small model of its kind can be made ({error})"
-        )
+        logger.info("What no small model could be made of:", exc_info=error)
+        return f"no weights of {name} are here, and no small model of its kind can be made"
     install_attention(small)
     set_tried(small, True)
     if missing := kinds_of_parts(owner) - kinds_of_parts(small):

@@ -61,8 +61,8 @@ def unpack_mixers(model: nn.Module, row: LayoutRow) -> None:
     for _ in range(_ROUNDS):
         visits, error = visits_of(model, parts, row)
         if error is not None:  # all of its class: the next one would fail as well
-            how = _failed(visits, error, row)
-            kind = type(_open(visits, error).module)
+            visit = _open(visits, error)
+            how, kind = _failed(visit, error, row), type(visit.module)
             changed = {part: how for part in parts if type(part) is kind}
         else:
             changed = _others(visits, row)
@@ -114,9 +114,8 @@ def _open(visits: list[Visit], error: Exception) -> Visit:
     return found[-1]
 
 
-def _failed(visits: list[Visit], error: Exception, row: LayoutRow) -> Unpacking:
-    """How the part that did not finish must be unpacked."""
-    visit = _open(visits, error)
+def _failed(visit: Visit, error: Exception, row: LayoutRow) -> Unpacking:
+    """How the part that an error ended must be unpacked."""
     before = unpacking_of(visit.module)
     if before is None and not shares_states(visit):
         return _how(visit, row)

@@ -15,14 +15,12 @@ def all_of_row(x: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """This process's n tokens along `dim` → all N of the group's processes, in rank order."""
     if dim == 0:  # a count of this piece's tokens, as models make it: count on
         return torch.arange(len(x) * group.size(), dtype=x.dtype, device=x.device)
-    if x.requires_grad:
-        return _Gather.apply(x.movedim(dim, 0), group).movedim(0, dim)
-    return _gather(x.movedim(dim, 0), group).movedim(0, dim)
+    return _Gather.apply(x.movedim(dim, 0), group).movedim(0, dim)
 
 
 def share_of_row(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """(N, …), of each process what it computed → (n, …), their sum for this process's tokens."""
-    return _Share.apply(x, group) if x.requires_grad else _share(x, group)
+    return _Share.apply(x, group)
 
 
 class _Gather(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prefkit.errors import ModelError
 from prefkit.model.attention.by_sequence import mapped, walk
-from prefkit.model.attention.current_row import in_row, note_reader
+from prefkit.model.attention.current_row import in_row, note_read
 from prefkit.model.attention.install import reading
 from prefkit.model.attention.layer_test import as_float, in_fp32
 from prefkit.model.attention.layout_row import LayoutRow
@@ -38,7 +38,7 @@ def visits_of(
     visits: list[Visit] = []
     try:
         with _noting(parts, visits), reading(row.inputs()) as inputs:
-            note_reader("the search for what must be unpacked")  # nothing may be, so far
+            note_read()  # nothing may, before it is unpacked
             model(**inputs)
     except RUN_ERRORS as error:
         return visits, error

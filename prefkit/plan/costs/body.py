@@ -109,9 +109,8 @@ def trace_body(config: Any, run: BodyRun, layers: int, tokens: int) -> Body:
     Raises:
         ModelError: the model cannot be run on tensors without data.
     """
-    if experts_of(
-        config.get_text_config()
-    ):  # most of these cannot: say so before a long row is run
+    # Most models of experts cannot be: say so before a long row is run.
+    if experts_of(config.get_text_config()):
         _run(config, run, _DEPTHS[0], min(tokens, _FEW))
     one, two = (_run(config, run, depth, tokens) for depth in _DEPTHS)
     at_head, held, forward, backward = (

@@ -1,6 +1,6 @@
 """Attention sinks: a score a head that takes a share of the attention and gives nothing for it.
 
-gpt-oss (arXiv 2508.10925, section 2.2) and others add exp(s) to the denominator of the softmax:
+gpt-oss (arXiv 2508.10925) and others add exp(s) to the denominator of the softmax:
 
     out' = Σ_k exp(z_k) v_k / (Σ_k exp(z_k) + exp(s)) = out · exp(lse − lse'),
     lse' = log(exp(lse) + exp(s))
