@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.telling import device, median_ms, row, wait
-from prefkit.data.batch.stream import Stream, Tree
+from prefkit.data.batch.stream import Stream
 from prefkit.model.attention.compute.attend import attend
 
 _HEADS, _GROUPS, _WIDTH = 32, 8, 64
@@ -32,7 +32,7 @@ def operands(tokens: int, where: str, rows: int = 1) -> list[Tensor]:
 
 def ours(prefix: int, side: int, where: str) -> Callable[[], object]:
     """The stream of a pair."""
-    stream = Stream((Tree(0, prefix, (side, side)),))
+    stream = Stream.of((prefix, side, side))
     q, k, v = operands(len(stream), where)
     grad = torch.randn_like(q)
     return lambda: torch.autograd.grad(attend(q, k, v, stream), (q, k, v), grad)

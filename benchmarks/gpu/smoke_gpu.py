@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
-from prefkit.data.batch.stream import EVERYTHING, Reach, Stream, Tree
+from prefkit.data.batch.stream import EVERYTHING, Reach, Stream
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.blockwise import Blockwise
 from prefkit.model.attention.compute.varlen import varlen_kernel
@@ -55,8 +55,8 @@ def attention(
         values: numbers of a value, where they are not those of a key.
     """
     small = where == "cpu"
-    long = Stream((Tree(0, 300, (40, 270)), Tree(610, 33), Tree(643, 5, (9, 40, 3))))
-    stream = Stream((Tree(0, 9, (4, 3)), Tree(16, 5))) if small else long
+    long = Stream.of((300, 270, (20, 40, 30)), 33, (5, 40, 9, 3))
+    stream = Stream.of((9, 4, (1, 3, 2)), 5) if small else long
     dtype = torch.float32 if small else torch.bfloat16
     keys = (1, groups, len(stream))
     shapes: list[Any] = [(1, heads, len(stream), width), (*keys, width), (*keys, values or width)]

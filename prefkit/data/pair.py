@@ -161,8 +161,12 @@ class TokenizedSide:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedPair:
-    """A pair as ids. `shared` is the length of the longest common token prefix of both
-    sequences."""
+    """A pair as ids.
+
+    Attributes:
+        shared: length of the longest common token prefix of both sequences.
+        question: a number that pairs with the same prompt share; None = like no other.
+    """
 
     chosen: TokenizedSide
     rejected: TokenizedSide
@@ -170,29 +174,42 @@ class TokenizedPair:
     source: str
     row: int
     margin: float | None = None
+    question: int | None = None
+
+
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the longest common prefix of two vectors of ids."""
+    shortest = min(len(a), len(b))
+    differ = a[:shortest] != b[:shortest]
+    first = int(differ.argmax()) if shortest else 0
+    return first if shortest and differ[first] else shortest
 
 
 class PairBatch(TypedDict, total=False):
-    """A collated batch of B pairs: what the model reads, and T scored tokens.
+    """A collated batch of B pairs: what the model reads, and T scored tokens of its sides.
 
     The model reads R padded rows of length L, or one row without padding (R = 1) that comes with
-    its `stream`. `targets`, `segments`, `weights` and `ref_logp` are aligned with `positions`, so
-    no consumer shifts anything.
+    its `stream`. Where several sides use one scored token (a response that serves several pairs),
+    only N < T tokens are computed, and `token_index` says which of them each of the T is; else
+    N = T. `targets` and what is cached of the reference are aligned with `positions`, `segments`
+    and `weights` with `token_index`: no consumer shifts anything.
     """
 
     input_ids: Tensor  # (R, L) int64
     attention_mask: Tensor  # (R, L) int64, 1 = real token; padded rows only
     position_ids: Tensor  # (1, L) int64; rows without padding only
     stream: Any  # Stream, or ShardedStream: who attends to whom; rows without padding only
-    positions: Tensor  # (T,) int64: positions of the predicting tokens in the flattened R·L
-    targets: Tensor  # (T,) int64: the tokens they predict
+    positions: Tensor  # (N,) int64: positions of the predicting tokens in the flattened R·L
+    targets: Tensor  # (N,) int64: the tokens they predict
+    token_index: Tensor  # (T,) int64: which of the N each is; only where some serve several sides
+    one_sided: bool  # beside token_index: no token is used by chosen and by rejected sides
     segments: Tensor  # (T,) int64: 2i chosen of pair i in this batch, 2i + 1 rejected
     weights: Tensor  # (T,) float32
-    ref_logp: Tensor  # (T,) float32, cached reference log-probs; only where precomputed
-    ref_hidden: Tensor  # (T, D') cached hidden states of the reference; only where precomputed
+    ref_logp: Tensor  # (N,) float32, cached reference log-probs; only where precomputed
+    ref_hidden: Tensor  # (N, D') cached hidden states of the reference; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' indices in the dataset
     margins: Tensor  # (B,) float32, what each row asks for; only where all bring one
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
-    num_scored: int  # how many tokens have a weight: known here, a GPU would have to be asked
+    num_scored: int  # how many of the N have a weight: known here, a GPU would have to be asked
     num_tokens: int  # real tokens that the model reads
     text_tokens: int  # tokens of both sides of all pairs, a shared prefix counted twice

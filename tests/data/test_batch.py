@@ -9,11 +9,11 @@ import torch
 from transformers import AutoTokenizer
 
 from prefkit.data import PairCollator, PairDataset, prepare_pairs
-from prefkit.data.batch.stream import Tree
+from prefkit.data.batch.stream import Node
 from prefkit.errors import ConfigError
 from tests.data.data_cases import STANDARD_ROW, STEP_ROW, TINY, character_tokenizer
 
-LAYOUTS = ("padded", "separate", "shared")
+LAYOUTS = ("padded", "separate", "shared", "tree")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def history(batch: Any, place: int) -> list[int]:
         return flat[place - place % length : place + 1]
     for one in batch["stream"].attends():
         if one.queries.start <= place < one.queries.stop:
-            before = flat[one.context.start : one.context.stop] if one.context else []
+            before = [flat[place] for span in one.context for place in range(*span)]
             return before + flat[one.queries.start : place + 1]
     raise AssertionError(place)
 
@@ -75,11 +75,12 @@ def test_one_row_reads_a_shared_prefix_once(dataset: PairDataset) -> None:
     assert shared["num_tokens"] == separate["num_tokens"] - saved == len(shared["stream"])
     assert separate["num_tokens"] == separate["text_tokens"]
     first = dataset.pairs[0]
-    tails = tuple(len(side.ids) - first.shared for side in (first.chosen, first.rejected))
-    assert shared["stream"].trees[0] == Tree(0, first.shared, tails)
+    tails = [len(side.ids) - first.shared for side in (first.chosen, first.rejected)]
+    longest, other = sorted(tails, reverse=True)
+    assert shared["stream"].nodes[:3] == (Node(first.shared), Node(longest, 0), Node(other, 0))
     positions = shared["position_ids"][0].tolist()
     assert positions[: first.shared] == list(range(first.shared))
-    assert positions[sum(tails[:1]) + first.shared] == first.shared  # the rejected tail goes on
+    assert positions[longest + first.shared] == first.shared  # the other side goes on, too
 
 
 def test_pair_index_is_the_place_in_the_dataset(dataset: PairDataset) -> None:

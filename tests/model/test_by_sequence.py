@@ -20,7 +20,7 @@ from transformers.masking_utils import (
 
 from benchmarks.models.miniatures import miniature
 from prefkit.data.batch.sequences import batches_of, sequences_of
-from prefkit.data.batch.stream import Reach, Stream, Tree
+from prefkit.data.batch.stream import Reach, Stream
 from prefkit.errors import ModelError
 from prefkit.model.attention.by_sequence import Unpacking, unpack
 from prefkit.model.attention.current_row import hand_down, in_row
@@ -30,7 +30,7 @@ from prefkit.model.attention.mixers import unpackings_of
 from prefkit.model.attention.row_mask import RowMask
 from prefkit.model.fsdp_units import copy_without_weights
 
-ROW = Stream((Tree(0, 9, (5, 4)), Tree(18, 7), Tree(25, 30, (2, 0, 3)), Tree(60, 1)))
+ROW = Stream.of((9, 5, 4), 7, (30, 2, 0, 3), 1)
 CPU = torch.device("cpu")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import resident_peak
-from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream, Tree
+from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream
 from prefkit.model.attention.compute import blockwise as blockwise_attention
 from prefkit.model.attention.compute import varlen as varlen_attention
 from prefkit.model.attention.compute.attend import attend
@@ -22,11 +22,12 @@ from prefkit.model.attention.compute.sinks import TORCH, Flash
 from prefkit.model.attention.compute.varlen import Call, agrees
 
 STREAMS = {
-    "shared": Stream((Tree(0, 7, (3, 5)),)),
-    "separate": Stream((Tree(0, 9), Tree(9, 4))),
-    "packed": Stream((Tree(0, 7, (3, 5)), Tree(15, 4), Tree(19, 1, (0, 6)), Tree(26, 2, (4, 0)))),
-    "three tails": Stream((Tree(0, 5, (2, 3, 4)),)),
-    "over a block": Stream((Tree(0, 300, (40, 270)), Tree(610, 3))),
+    "shared": Stream.of((7, 3, 5)),
+    "separate": Stream.of(9, 4),
+    "packed": Stream.of((7, 3, 5), 4, (1, 0, 6), (2, 4, 0)),
+    "three tails": Stream.of((5, 2, 3, 4)),
+    "deep": Stream.of((4, (3, (2, 5, 1), 6), (0, 2, (1, 3, 2)), 4), (0, 3), (2, (2, (2, 2, 1)))),
+    "over a block": Stream.of((300, 40, 270), 3),
 }
 CPU, BLOCKWISE = FlashCPU, blockwise_attention.Blockwise
 
@@ -37,16 +38,17 @@ REACHES = [Reach(5), Reach(1), Reach(64), Reach(chunk=4), Reach(chunk=100), Reac
 def allowed(stream: Stream, reach: Reach = EVERYTHING) -> Tensor:
     """(N, N) bool: who sees whom, read off the trees one token at a time."""
     mask = torch.zeros(len(stream), len(stream), dtype=torch.bool)
-    for tree in stream.trees:
-        trunk = list(range(tree.start, tree.start + tree.trunk))
-        tails = zip(tree.tail_starts(), tree.tails, strict=True)
-        for sequence in [trunk, *(trunk + list(range(s, s + n)) for s, n in tails)]:
-            for place, token in enumerate(sequence):
-                first = 0 if reach.window is None else max(0, place - reach.window + 1)
-                first = (
-                    first if reach.chunk is None else max(first, place // reach.chunk * reach.chunk)
-                )
-                mask[token, sequence[first : place + 1]] = True
+    paths: list[list[int]] = []  # of each node, itself included
+    place = 0
+    for length, parent in stream.nodes:
+        path = [*(paths[parent] if parent >= 0 else []), *range(place, place + length)]
+        paths.append(path)
+        place += length
+        for position in range(len(path) - length, len(path)):
+            first = 0 if reach.window is None else max(0, position - reach.window + 1)
+            if reach.chunk is not None:
+                first = max(first, position // reach.chunk * reach.chunk)
+            mask[path[position], path[first : position + 1]] = True
     return mask
 
 
@@ -138,11 +140,11 @@ def test_a_cap_with_a_window_and_sinks(name: str) -> None:
 
 def test_a_window_hides_the_rest_of_a_trunk() -> None:
     """No key that none of its queries sees is gathered, and every chunk begins at its multiple."""
-    stream = Stream((Tree(0, 100, (7, 30, 5)),))
-    assert [a.context for a in stream.attends(Reach(10))] == [None, (91, 100), (91, 100)]
+    stream = Stream.of((100, 7, 30, 5))
+    assert [a.context for a in stream.attends(Reach(10))] == [(), ((91, 100),), ((91, 100),)]
     chunks = [(tuple(a.queries), a.context) for a in stream.attends(Reach(chunk=40))]
-    assert chunks[:3] == [((0, 40), None), ((40, 80), None), ((80, 107), None)]
-    assert chunks[3:] == [((107, 127), (80, 100)), ((127, 137), None), ((137, 142), (80, 100))]
+    assert chunks[:3] == [((0, 40), ()), ((40, 80), ()), ((80, 107), ())]
+    assert chunks[3:] == [((107, 127), ((80, 100),)), ((127, 137), ()), ((137, 142), ((80, 100),))]
     assert len(stream.packed(torch.device("cpu"), Reach(10)).keys) == len(stream) + 2 * 9
 
 
@@ -471,7 +473,7 @@ def test_a_backward_under_autocast_keeps_fp32() -> None:
 
 def test_many_blocks_add_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 operands: the gradient of a key is as good with 60 blocks as with one."""
-    stream = Stream((Tree(0, 960),))
+    stream = Stream.of(960)
     errors = {}
     for scores in (1 << 30, 1):  # one block of 256, or blocks of 16
         monkeypatch.setattr(blockwise_attention, "SCORES", scores)
@@ -501,9 +503,9 @@ def test_shapes_that_do_not_fit_are_refused(change: Any, words: str) -> None:
 
 def test_no_memory_of_queries_times_keys() -> None:
     """At 4096 + 2 × 2048 tokens the scores of one head alone would be 268 MB."""
-    stream = Stream((Tree(0, 4096, (2048, 2048)),))
+    stream = Stream.of((4096, 2048, 2048))
     q, k, v = (torch.randn(1, 2, 8192, 16, requires_grad=True) for _ in range(3))
-    attend(q[:, :, :64], k[:, :, :64], v[:, :, :64], Stream((Tree(0, 64),))).sum().backward()
+    attend(q[:, :, :64], k[:, :, :64], v[:, :, :64], Stream.of(64)).sum().backward()
     for cap, bound in ((None, 30e6), (3.0, 268e6)):
         peak = resident_peak(lambda c=cap: attend(q, k, v, stream, softcap=c).sum().backward())
         assert peak < bound, cap

@@ -1,24 +1,24 @@
-"""TokenizedPair → PairBatch: padded rows, or one row without padding that shares prefixes.
+"""TokenizedPair → PairBatch: padded rows, or one row without padding that reads a prefix once.
 
-Whatever the layout, what is scored is a list of T tokens: `positions` tells from which position of
-the row each is predicted. In a shared layout the last token of a prefix predicts the first token of
-both sides, so its position occurs twice.
+Whatever the layout, what is scored is the same: `positions` tells from which position of the row
+each scored token is predicted. The last token of a prefix predicts the first token of every
+branch, so its position occurs once for each. A token that several pairs score stands once among
+positions and targets; `token_index` then says which token each pair uses.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from prefkit.data.batch.stream import Stream, Tree
+from prefkit.data.batch.stream import Node, Stream
+from prefkit.data.batch.tree import Grown, apart, grow
 from prefkit.data.pair import PairBatch, TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError
 
 IndexedPair = tuple[int, TokenizedPair]
-Layout = Literal["shared", "separate", "padded"]
-Grown = tuple[list[Tree], list[np.ndarray], list[np.ndarray]]  # trees, their ids, sides' positions
+Layout = Literal["tree", "shared", "separate", "padded"]
 
 
 class _Collator:
@@ -64,14 +64,21 @@ class _Collator:
         real = sum(len(side.ids) for side in sides)
         return PairBatch(input_ids=ids, attention_mask=mask, num_tokens=real), positions
 
-    def _one_row(self, grown: Iterable[Grown]) -> tuple[PairBatch, list[np.ndarray]]:
-        """All trees in one row without padding."""
-        trees, ids, positions = (list(chain(*parts)) for parts in zip(*grown, strict=True))
-        count = trees[-1].stop
+    def _one_row(self, pieces: Sequence[Grown]) -> tuple[PairBatch, list[np.ndarray]]:
+        """All trees in one row without padding, and the places of the sequences of each piece."""
+        nodes: list[Node] = []
+        places: list[np.ndarray] = []
+        count = 0
+        for piece in pieces:
+            first = len(nodes)
+            nodes += [Node(n, first + above if above >= 0 else -1) for n, above in piece.nodes]
+            places += [count + own for own in piece.places]
+            count += len(piece.ids)
+        ids = [piece.ids for piece in pieces]
         if filler := self._rounded(count) - count:
-            trees.append(Tree(count, filler))
+            nodes.append(Node(filler))
             ids.append(np.full(filler, self.pad_token_id, dtype=np.int32))
-        stream = Stream(tuple(trees))
+        stream = Stream(tuple(nodes))
         row = torch.from_numpy(np.concatenate(ids).astype(np.int64))
         batch = PairBatch(
             input_ids=row[None],
@@ -79,7 +86,7 @@ class _Collator:
             stream=stream,
             num_tokens=count,
         )
-        return batch, positions
+        return batch, places
 
 
 class PairCollator(_Collator):
@@ -90,8 +97,10 @@ class PairCollator(_Collator):
         pad_to_multiple_of: round the row length up to this many tokens.
         layout: "padded": row 2i is pair i's chosen sequence, row 2i + 1 its rejected one.
             "separate": one row, the sequences end to end. "shared": one row, each pair as its
-            longest common token prefix, the rest of chosen, the rest of rejected. The last two need
-            an attention that reads the batch's `stream` (`prefkit.model.attention.install`).
+            longest common token prefix, and the rest of both sides. "tree": one row, all pairs of a
+            question (`TokenizedPair.question`) as one tree of all their common prefixes. The last
+            three need an attention that reads the batch's `stream`
+            (`prefkit.model.attention.install`).
 
     Raises:
         ConfigError: no padding token.
@@ -103,22 +112,32 @@ class PairCollator(_Collator):
         pairs = [pair for _, pair in indexed]
         sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
         padded = self.layout == "padded"
-        batch, positions = self._padded_rows(sides) if padded else self._one_row(self._grow(pairs))
-        _score(batch, sides, positions)
+        batch, places = self._padded_rows(sides) if padded else self._rows_of_trees(pairs, sides)
+        _score(batch, sides, places)
+        if self.layout == "tree":
+            _score_once(batch)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
         margins = [pair.margin for pair in pairs if pair.margin is not None]
         if len(margins) == len(pairs):
             batch["margins"] = torch.tensor(margins, dtype=torch.float32)
         return batch
 
-    def _grow(self, pairs: Sequence[TokenizedPair]) -> Iterator[Grown]:
-        start = 0
-        for pair in pairs:
-            both = (pair.chosen, pair.rejected)
-            shared = pair.shared if self.layout == "shared" else 0
-            grown = _shared_tree(both, shared, start) if shared else _own_trees(both, start)
-            yield grown
-            start = grown[0][-1].stop
+    def _rows_of_trees(
+        self, pairs: Sequence[TokenizedPair], sides: Sequence[TokenizedSide]
+    ) -> tuple[PairBatch, list[np.ndarray]]:
+        if self.layout == "separate":
+            return self._one_row([apart([side.ids for side in sides])])
+        groups = [[pair] for pair in range(len(pairs))]
+        if self.layout == "tree":
+            groups = by_question(pairs)
+        order = [2 * pair + side for group in groups for pair in group for side in (0, 1)]
+        pieces = [
+            grow([sides[2 * pair + side].ids for pair in group for side in (0, 1)])
+            for group in groups
+        ]
+        batch, places = self._one_row(pieces)
+        back = np.argsort(order)
+        return batch, [places[index] for index in back]
 
 
 class SolutionCollator(_Collator):
@@ -138,7 +157,7 @@ class SolutionCollator(_Collator):
         sides = [side for _, side in indexed]
         padded = self.layout == "padded"
         batch, positions = (
-            self._padded_rows(sides) if padded else self._one_row([_own_trees(sides, 0)])
+            self._padded_rows(sides) if padded else self._one_row([apart([x.ids for x in sides])])
         )
         _score(batch, sides, positions)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
@@ -149,24 +168,13 @@ def _indexed(items: Sequence[Any]) -> list[tuple[int, Any]]:
     return [item if isinstance(item, tuple) else (index, item) for index, item in enumerate(items)]
 
 
-def _shared_tree(both: tuple[TokenizedSide, TokenizedSide], shared: int, start: int) -> Grown:
-    tails = tuple(len(side.ids) - shared for side in both)
-    tree = Tree(start, shared, tails)
-    trunk = start + np.arange(shared)
-    positions = [
-        np.concatenate([trunk, first + np.arange(length)])
-        for first, length in zip(tree.tail_starts(), tails, strict=True)
-    ]
-    return [tree], [both[0].ids, both[1].ids[shared:]], positions
-
-
-def _own_trees(sides: Sequence[TokenizedSide], start: int) -> Grown:
-    trees, positions = [], []
-    for side in sides:
-        trees.append(Tree(start, len(side.ids)))
-        positions.append(start + np.arange(len(side.ids)))
-        start += len(side.ids)
-    return trees, [side.ids for side in sides], positions
+def by_question(pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+    """The pairs' places by question, in the order of their first pairs; None is like no other."""
+    groups: dict[Any, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        key = ("alone", place) if pair.question is None else pair.question
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
 
 
 def _score(
@@ -186,3 +194,20 @@ def _score(
     batch["weights"] = torch.from_numpy(np.concatenate(weights).astype(np.float32))
     batch["num_scored"] = int((batch["weights"] != 0).sum())
     batch["text_tokens"] = sum(len(side.ids) for side in sides)
+
+
+def _score_once(batch: PairBatch) -> None:
+    """Scored tokens that are the same (position, target) once, where there are any."""
+    keys = batch["positions"].numpy() << 32 | batch["targets"].numpy()
+    unique, first, index = np.unique(keys, return_index=True, return_inverse=True)
+    if len(unique) == len(keys):
+        return
+    used = np.zeros(len(unique), dtype=bool)
+    used[index[batch["weights"].numpy() != 0]] = True
+    sides = np.zeros((2, len(unique)), dtype=bool)
+    sides[batch["segments"].numpy() % 2, index] = True
+    batch["positions"] = batch["positions"][first]
+    batch["targets"] = batch["targets"][first]
+    batch["token_index"] = torch.from_numpy(index.astype(np.int64))
+    batch["one_sided"] = not bool(sides.all(0).any())
+    batch["num_scored"] = int(used.sum())

@@ -1,8 +1,8 @@
 """The sequences of a stream as padded batches, for what cannot read rows of several.
 
-A recurrent layer, say, reads one sequence at a time: its trunk, then one tail. Here the tokens of a
-row become batches of whole sequences, and what was computed for them goes back to the row. A trunk
-is read with each of its tails, and counts in the first.
+A recurrent layer, say, reads one sequence at a time, from the root of its tree to a leaf. Here the
+tokens of a row become batches of whole sequences, and what was computed for them goes back to the
+row. A node is read with each sequence that goes through it, and counts in the first.
 
 Padding is at the end, where it does not change what a causal layer computes before it, and
 sequences of about one length share a batch.
@@ -44,15 +44,11 @@ class SequenceBatch:
 
 def sequences_of(stream: Stream) -> Iterator[tuple[Tensor, int]]:
     """Each sequence: its tokens' places in the row, and how many of them an earlier one has had."""
-    for tree in stream.trees:
-        trunk = torch.arange(tree.start, tree.start + tree.trunk)
-        tails = [
-            torch.arange(start, start + length)
-            for start, length in zip(tree.tail_starts(), tree.tails, strict=True)
-            if length
-        ]
-        for nth, tail in enumerate(tails or [trunk[:0]]):
-            yield torch.cat([trunk, tail]), len(trunk) if nth else 0
+    seen = torch.zeros(len(stream), dtype=torch.bool)
+    for path in stream.paths():
+        tokens = torch.cat([torch.arange(span.start, span.stop) for span in path])
+        yield tokens, int(seen[tokens].sum())  # all before the first that is new
+        seen[tokens] = True
 
 
 def batches_of(

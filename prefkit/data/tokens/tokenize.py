@@ -3,12 +3,11 @@
 The shared prefix of the two sequences is found on the ids, not on the text.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from prefkit.data.pair import Pair, TokenizedPair
+from prefkit.data.pair import Pair, Rendered, TokenizedPair, common_prefix
 from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.data.tokens.encode import Encoded, encode
 from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
@@ -89,7 +88,7 @@ def _finish_pair(
         finish_side(pair, name, texts.sides[name], one, renderer, vocab_size)
         for name, one in zip(SIDES, encoded, strict=True)
     )
-    shared = _common_length(chosen.ids, rejected.ids)
+    shared = common_prefix(chosen.ids, rejected.ids)
     if shared == len(chosen.ids) == len(rejected.ids):
         problem = "is the same tokens as 'chosen'"
         remedy = "Remove the row, or raise max_length if the difference was cut off, or use a "
@@ -102,11 +101,11 @@ def _finish_pair(
         source=pair.source,
         row=pair.row,
         margin=pair.margin,
+        question=_question(texts.front),
     )
 
 
-def _common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the longest common prefix of two id vectors."""
-    shortest = min(len(a), len(b))
-    differ = np.flatnonzero(a[:shortest] != b[:shortest])
-    return int(differ[0]) if len(differ) else shortest
+def _question(front: Rendered) -> int:
+    """A number of the text that sampling would show: the same in every process and run."""
+    shown = front.prompt[: front.generation] if front.is_chat else front.prompt
+    return int.from_bytes(hashlib.sha256(shown.encode()).digest()[:8], "little")

@@ -1,4 +1,4 @@
-"""The row that the test of layouts reads: a tree of two sequences and a third sequence."""
+"""The row that the test of layouts reads: a tree of three sequences and a fourth sequence."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefkit.data.batch.stream import Stream, Tree
+from prefkit.data.batch.stream import Stream
 
 _LONGEST = 32  # tokens of the longest sequence of the test; fewer where the data has fewer
 
 
 @dataclass(frozen=True)
 class LayoutRow:
-    """A row of three sequences, two of which share a prefix.
+    """A row of four sequences: two part at once, a third parts from the second later on.
 
     Attributes:
         ids: (1, N) int64.
         stream: its trees.
-        places: the positions of the tokens of each of the three sequences.
+        places: the positions of the tokens of each of the four sequences.
     """
 
     ids: Tensor
@@ -32,12 +32,13 @@ class LayoutRow:
         trunk = size // 2 + 1
         first = size - trunk
         second, single = first - max(1, first // 3), size // 2  # padded, where they share a batch
-        start = size + second  # of the third sequence
-        spans = (range(size), [*range(trunk), *range(size, start)], range(start, start + single))
+        middle = max(1, second // 2)
+        stream = Stream.of((trunk, first, (middle, second - middle, second - middle)), single)
+        paths = [[place for span in path for place in range(*span)] for path in stream.paths()]
         return cls(
-            ids=spread_ids(config, start + single).to(device)[None],
-            stream=Stream((Tree(0, trunk, (first, second)), Tree(start, single))),
-            places=tuple(torch.tensor([*span], device=device) for span in spans),
+            ids=spread_ids(config, len(stream)).to(device)[None],
+            stream=stream,
+            places=tuple(torch.tensor(path, device=device) for path in paths),
         )
 
     def inputs(self) -> dict[str, Any]:

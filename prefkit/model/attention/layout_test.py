@@ -1,6 +1,6 @@
 """Whether a model computes in a row of several sequences what it computes in each alone.
 
-A tree of two sequences and a third sequence in one row, against the three one by one under the
+A tree of three sequences and a fourth sequence in one row, against the four one by one under the
 attention that the model had before `install_attention` (under ours, a model that looks at the name
 of its attention would be compared with itself). In this order:
 

@@ -100,10 +100,9 @@ def _blocks(stream: Stream, query: Tensor, reach: Reach) -> Iterator[tuple[Atten
 
 def _keys_of(one: Attend, block: Span, device: torch.device, window: int | None) -> Tensor:
     """Places of the keys from the first that the block's first query sees to its last token."""
-    own = torch.arange(one.queries.start, block.stop, device=device)
-    if one.context is not None:
-        own = torch.cat([torch.arange(one.context.start, one.context.stop, device=device), own])
-    return own if window is None else own[-(window + len(block) - 1) :]
+    spans = (*one.context, Span(one.queries.start, block.stop))
+    keys = torch.cat([torch.arange(span.start, span.stop, device=device) for span in spans])
+    return keys if window is None else keys[-(window + len(block) - 1) :]
 
 
 def _block(

@@ -1,10 +1,10 @@
 """Attention over a stream with torch's CPU flash kernel: pieces, merged by their log-sum-exp.
 
-A tail attends to its trunk in full and to itself causally, in two calls. With a window, so many
-queries at a time attend to themselves causally, and to the keys just before them under a small
-mask. The backward runs each call with the *merged* output and log-sum-exp, which gives it its exact
-part of the gradient (FlashAttention-2, arXiv 2307.08691, section 3.1.2: the gradient of a block of
-keys depends on the others through these two alone).
+A run of tokens attends to the path before it in full and to itself causally, in two calls. With a
+window, so many queries at a time attend to themselves causally, and to the keys just before them
+under a small mask. The backward runs each call with the *merged* output and log-sum-exp, which
+gives it its exact part of the gradient (FlashAttention-2, arXiv 2307.08691, section 3.1.2: the
+gradient of a block of keys depends on the others through these two alone).
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefkit.data.batch.stream import EVERYTHING, Attend, Reach, Span, Stream
+from prefkit.data.batch.stream import EVERYTHING, Attend, Reach, Span, Stream, last_of
 from prefkit.model.attention.compute.blockwise import slice_of
 from prefkit.model.attention.compute.sinks import gradient_of_sinks, sunk
 
@@ -29,7 +29,7 @@ class _Piece(NamedTuple):
 
     Attributes:
         queries: read causally among themselves.
-        before: one or two spans of keys, which follow each other in the sequence.
+        before: spans of keys, which follow each other in the sequence.
         mask: (queries, keys before) float, 0 or −inf; None = every query sees every one.
     """
 
@@ -112,7 +112,7 @@ class FlashCPU(torch.autograd.Function):
 def _pieces(stream: Stream, reach: Reach, dtype: torch.dtype) -> Iterator[_Piece]:
     for one in stream.attends(reach):
         if reach.window is None:
-            yield _Piece(one.queries, (one.context,) if one.context else (), None)
+            yield _Piece(one.queries, one.context, None)
         else:
             yield from _windowed(one, reach.window, dtype)
 
@@ -120,14 +120,12 @@ def _pieces(stream: Stream, reach: Reach, dtype: torch.dtype) -> Iterator[_Piece
 def _windowed(one: Attend, window: int, dtype: torch.dtype) -> Iterator[_Piece]:
     """Pieces of one attention whose last query still sees a key before them."""
     size = min(window - 1, _QUERIES)
-    context = one.context or Span(one.queries.start, one.queries.start)
     for start in range(one.queries.start, one.queries.stop, size):
         queries = Span(start, min(start + size, one.queries.stop))
         own = Span(max(one.queries.start, start - window + 1), start)
-        missing = window - 1 - len(own)
-        rest = Span(max(context.start, context.stop - missing), context.stop)
-        before = tuple(span for span in (rest, own) if len(span))
-        keys = len(rest) + len(own)
+        rest = last_of(one.context, window - 1 - len(own))
+        before = (*rest, own) if len(own) else rest
+        keys = sum(map(len, before))
         # Query j does not see the j first of the window − 1 keys that could be before it.
         hidden = torch.ones(len(queries), window - 1).tril(-1)[:, window - 1 - keys :]
         mask = hidden.to(dtype).masked_fill(hidden.bool(), -torch.inf) if hidden.any() else None

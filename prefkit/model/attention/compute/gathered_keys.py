@@ -1,11 +1,10 @@
 """The keys of a stream once for each attention that reads them, with a gradient of the same bits.
 
 The gradient of `index_select` adds the parts of a key that is read three times or more in whatever
-order a GPU's threads come. Here the order is that of the row: a token's own position, then tail
-after tail of its tree.
+order a GPU's threads come. Here the order is that of the row: a token's own position, then branch
+after branch of its tree.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,8 +21,8 @@ class _Uses:
 
     Attributes:
         own: (N,) int64, where it lies as a token of its own attention; every token has one.
-        rounds: what the second tail of each tree reads, what the third reads and so on: tokens
-            (n,), each at most once, and where they lie (n,), both int64.
+        rounds: what the first further branch reads of each token's, what the second reads and so
+            on: tokens (n,), each at most once, and where they lie (n,), both int64.
     """
 
     own: Tensor
@@ -32,24 +31,22 @@ class _Uses:
     @classmethod
     def of(cls, stream: Stream, device: torch.device, reach: Reach) -> "_Uses":
         own: list[Tensor] = []
-        rounds: list[list[tuple[Tensor, Tensor]]] = []
-        place, uses = 0, Counter[int]()  # how often a trunk, known by its end, was read so far
+        found: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, their places, and their rounds
+        place, uses = 0, torch.zeros(len(stream), dtype=torch.int64)  # of each token so far
         for one in stream.attends(reach):
-            if one.context is not None:
-                nth = uses[one.context.stop]
-                uses[one.context.stop] += 1
-                if nth == len(rounds):
-                    rounds.append([])
-                size = len(one.context)
-                tokens = torch.arange(one.context.start, one.context.stop)
-                rounds[nth].append((tokens, torch.arange(place, place + size)))
-                place += size
+            for span in one.context:
+                tokens = torch.arange(span.start, span.stop)
+                found.append((tokens, place + torch.arange(len(span)), uses[tokens].clone()))
+                uses[tokens] += 1
+                place += len(span)
             own.append(torch.arange(place, place + len(one.queries)))
             place += len(one.queries)
-        joined = [
-            tuple(torch.cat(part).to(device) for part in zip(*r, strict=True)) for r in rounds
-        ]
-        return cls(torch.cat(own).to(device), tuple(joined))  # type: ignore[arg-type]
+        if not found:
+            return cls(torch.cat(own).to(device), ())
+        tokens, places, rounds = (torch.cat(part) for part in zip(*found, strict=True))
+        order, sizes = rounds.argsort(stable=True), torch.bincount(rounds).tolist()
+        parts = (x[order].to(device).split(sizes) for x in (tokens, places))
+        return cls(torch.cat(own).to(device), tuple(zip(*parts, strict=True)))
 
 
 _uses: WeakKeyDictionary[Stream, dict[tuple[torch.device, Reach], _Uses]] = WeakKeyDictionary()

@@ -2,9 +2,9 @@
 
 flash-attn where it is installed, else torch's own; before torch has `enable_gqa`, first with
 grouped heads as they are, then with keys and values repeated. Each form is used after its output
-and its gradients have been compared with plain torch's. The keys of a trunk are gathered once for
-each tail; the causal alignment is at the bottom right. Values narrower than keys (multi-head latent
-attention) get zeros up to their width: these kernels know one width.
+and its gradients have been compared with plain torch's. Keys are gathered once for each branch
+that reads them; the causal alignment is at the bottom right. Values narrower than keys (multi-head
+latent attention) get zeros up to their width: these kernels know one width.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream, Tree
+from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream
 from prefkit.model.attention.compute.blockwise import Blockwise
 from prefkit.model.attention.compute.gathered_keys import gathered
 from prefkit.model.attention.compute.sinks import TORCH, Flash, FlashSinks
@@ -174,8 +174,8 @@ def _problem(
     kernel: Kernel | Flash, device: torch.device, dtype: torch.dtype, call: Call
 ) -> str | None:
     """What a kernel does otherwise than plain torch, in words, or None."""
-    # Three tails of one trunk, so that a key's gradient has more than two parts.
-    stream = Stream((Tree(0, 17, (9, 40, 3)), Tree(69, 5)))
+    # Branches at two depths, so that keys' gradients have up to four parts.
+    stream = Stream.of((17, 9, (20, 40, 3, 5)), 5)
     draw = torch.Generator().manual_seed(0)
     groups = (1, call.groups, len(stream))
     shapes: list[tuple[int, ...]] = [(1, call.heads, len(stream), call.width)]
@@ -224,7 +224,7 @@ def varlen(
     if width < key.shape[-1]:
         value = torch.nn.functional.pad(value, (0, key.shape[-1] - width))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, d)
-    if len(packed.keys) != len(stream):  # some trunk is read twice
+    if len(packed.keys) != len(stream):  # some key is read twice
         k, v = gathered(k, stream, reach), gathered(v, stream, reach)
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if isinstance(kernel, Flash):
