@@ -189,8 +189,8 @@ class PairBatch(TypedDict, total=False):
     """A collated batch of B pairs: what the model reads, and T scored tokens of its sides.
 
     The model reads R padded rows of length L, or one row without padding (R = 1) that comes with
-    its `stream`. Where several sides use one scored token (a response that serves several pairs),
-    only N < T tokens are computed, and `token_index` says which of them each of the T is; else
+    its `stream`. Where several sides use one scored token (a response that is chosen, or rejected,
+    in several pairs), only N < T tokens are computed, and `token_index` says which of them each of the T is; else
     N = T. `targets` and what is cached of the reference are aligned with `positions`, `segments`
     and `weights` with `token_index`: no consumer shifts anything.
     """
@@ -202,7 +202,7 @@ class PairBatch(TypedDict, total=False):
     positions: Tensor  # (N,) int64: positions of the predicting tokens in the flattened R·L
     targets: Tensor  # (N,) int64: the tokens they predict
     token_index: Tensor  # (T,) int64: which of the N each is; only where some serve several sides
-    one_sided: bool  # beside token_index: no token is used by chosen and by rejected sides
+    one_sided: bool  # beside token_index: none of the N serves chosen and rejected sides
     segments: Tensor  # (T,) int64: 2i chosen of pair i in this batch, 2i + 1 rejected
     weights: Tensor  # (T,) float32
     ref_logp: Tensor  # (N,) float32, cached reference log-probs; only where precomputed

@@ -10,6 +10,7 @@ from torch import Tensor
 from prefkit.loss.objective import Objective
 from prefkit.loss.passes import choose
 from prefkit.loss.sequence_group import check_group, together
+from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
@@ -21,7 +22,7 @@ class PreferenceLoss:
     Attributes:
         loss: scalar, differentiable in hidden and weight.
         metrics: detached scalars under TRL's names.
-        stats: the per-token quantities, detached, (T,) each; for analysis.
+        stats: the per-token quantities, detached, (N,) each; for analysis.
     """
 
     loss: Tensor
@@ -30,35 +31,37 @@ class PreferenceLoss:
 
 
 def fused_preference_loss(
-    hidden: Tensor,  # (T, D)
+    hidden: Tensor,  # (N, D)
     weight: Tensor,  # (V, D)
-    targets: Tensor,  # (T,)
-    segments: Tensor,  # (T,)
+    targets: Tensor,  # (N,)
+    segments: Tensor,  # (T,), T = N without token_index
     objective: Objective,
     weights: Tensor | None = None,  # (T,)
-    ref_hidden: Tensor | None = None,  # (T, D')
+    ref_hidden: Tensor | None = None,  # (N, D')
     ref_weight: Tensor | None = None,  # (V', D')
-    ref_logp: Tensor | None = None,  # (T,)
+    ref_logp: Tensor | None = None,  # (N,)
     num_pairs: int | Tensor | None = None,
     passes: str = "auto",
     pairs_in_call: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
     margins: Tensor | None = None,  # (P,)
+    token_index: Tensor | None = None,  # (T,)
+    one_sided: bool = False,
     **options: Any,
 ) -> PreferenceLoss:
-    """Preference loss of a flat stream of tokens, without ever holding (T, V) logits.
+    """Preference loss of a flat stream of tokens, without ever holding (N, V) logits.
 
     Args:
-        hidden: (T, D) fp32 | bf16 | fp16 final hidden states of the policy.
+        hidden: (N, D) fp32 | bf16 | fp16 final hidden states of the policy.
         weight: (V, D) the policy's head.
-        targets: (T,) int64, the token that hidden[t] predicts (already shifted).
-        segments: (T,) int64, aligned with targets: 2i for a scored chosen token of pair i, 2i + 1
-            for a rejected one, −1 for everything else (prompt, shared prefix, padding). A pair
-            with one scored side only compares that side with 0.
+        targets: (N,) int64, the token that hidden[t] predicts (already shifted).
+        segments: (T,) int64, aligned with targets (or with token_index): 2i for a scored chosen
+            token of pair i, 2i + 1 for a rejected one, −1 for everything else (prompt, shared
+            prefix, padding). A pair with one scored side only compares that side with 0.
         objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)` or `SimPO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
-        ref_hidden, ref_weight: (T, D'), (V', D'): the reference as hidden states, or
-        ref_logp: (T,) its cached per-token log-probs, where the objective needs no KL.
+        ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
+        ref_logp: (N,) its cached per-token log-probs, where the objective needs no KL.
         num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
             the whole optimiser step when you accumulate gradients.
         passes: "one_pass", "keep_dz", "two_pass" or "auto"; see `prefkit.loss.passes`.
@@ -74,6 +77,11 @@ def fused_preference_loss(
             over all ranks follows, multiply the loss by the group's size (`sequence_group`).
         margins: (P,) float, a margin for each pair of the call, where the objective reads it
             (margin_weight of the DPO family).
+        token_index: (T,) int64 below N, where a token serves several sides (a tree of responses):
+            segments and weights are then T entries, and entry t is of token token_index[t]. Each
+            token is computed once, whatever the number of its entries.
+        one_sided: no token is used by both a chosen and a rejected side; lets losses with a KL be
+            made in one pass. True where it does not hold gives wrong gradients.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
@@ -94,14 +102,16 @@ def fused_preference_loss(
         check_group(sequence_group, pairs_in_call)
         _check_reduction(objective)
     ignore_index = options.setdefault("ignore_index", -100)
+    uses = Uses(token_index, one_sided)
 
     def check() -> Tensor:
-        _check_vectors(targets, segments, weights, ref_logp)
+        _check_vectors(targets, segments, weights, ref_logp, token_index)
+        uses.check(targets)
         _check_reference(objective, ref_hidden, ref_weight, ref_logp)
         scored = segments >= 0
         if weights is not None:  # such a token keeps its segment: a position is still a position
             scored = scored & (weights != 0)
-        _check_scored(targets, scored, weights, ignore_index)
+        _check_scored(targets, scored, weights, ignore_index, token_index)
         _check_margins(objective, margins, pairs_in_call)
         if sequence_group is not None and pairs_in_call is not None:
             check_segments(segments, pairs_in_call)
@@ -109,7 +119,7 @@ def fused_preference_loss(
 
     scored = together(sequence_group, targets.device, pairs_in_call, check)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    like = targets.new_empty(targets.shape, dtype=dtype)
+    like = segments.new_empty(segments.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
     if margins is not None and pairs_in_call is None:  # else they have been counted and checked
@@ -117,13 +127,17 @@ def fused_preference_loss(
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
-    heads = (hidden, weight, torch.where(scored, targets, ignore_index))
+    is_scored = uses.any(scored, len(targets))
+    heads = (hidden, weight, torch.where(is_scored, targets, ignore_index))
     options |= {"outputs": outputs}
     if objective.needs_reference:
         options |= {"ref_hidden": ref_hidden, "ref_weight": ref_weight}
 
     def compute() -> tuple[Tensor | None, TokenStats]:
-        one_pass = choose(passes, objective, sides.count, heads, options, weights)
+        one_pass = choose(passes, objective, sides.count, heads, options, weights, uses)
+        if one_pass is not None and uses.index is not None:
+            linear = objective.linear if objective.needs_kl else None
+            return scores_by_token(heads, uses, linear, sides, one_pass, options)
         if one_pass is not None:
             assert objective.linear is not None, "choose has looked"
             coefficients = objective.linear.coefficients(sides)
@@ -135,9 +149,10 @@ def fused_preference_loss(
 
     scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)
     if ref_logp is not None:
-        cached = torch.where(scored, ref_logp.detach(), 0).to(sides.weights.dtype)
+        cached = torch.where(is_scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
-    result = objective(stats, segments, weights, num_pairs, sides, scores, margins)
+    spread = uses.spread_stats(stats, scored)
+    result = objective(spread, segments, weights, num_pairs, sides, scores, margins)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 
@@ -151,12 +166,20 @@ def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> 
 
 
 def _check_vectors(
-    targets: Tensor, segments: Tensor, weights: Tensor | None, ref_logp: Tensor | None
+    targets: Tensor,
+    segments: Tensor,
+    weights: Tensor | None,
+    ref_logp: Tensor | None,
+    token_index: Tensor | None,
 ) -> None:
-    for name, vector in (("segments", segments), ("weights", weights), ("ref_logp", ref_logp)):
-        if vector is not None and vector.shape != targets.shape:
+    like, entries = ("targets", targets), ("targets", targets)
+    if token_index is not None:
+        entries = ("token_index", token_index)
+    aligned = (("segments", segments, entries), ("weights", weights, entries))
+    for name, vector, (other, beside) in (*aligned, ("ref_logp", ref_logp, like)):
+        if vector is not None and vector.shape != beside.shape:
             raise ValueError(
-                f"{name} must have the shape of targets, {tuple(targets.shape)}, got "
+                f"{name} must have the shape of {other}, {tuple(beside.shape)}, got "
                 f"{tuple(vector.shape)}; all are aligned with the predicting position"
             )
     if segments.dtype != torch.int64:
@@ -184,7 +207,11 @@ def _check_reference(
 
 
 def _check_scored(
-    targets: Tensor, scored: Tensor, weights: Tensor | None, ignore_index: int
+    targets: Tensor,
+    scored: Tensor,
+    weights: Tensor | None,
+    ignore_index: int,
+    token_index: Tensor | None,
 ) -> None:
     """What would silently give another loss; looked at on a CPU only (no GPU host sync)."""
     if targets.is_cuda or torch.compiler.is_compiling():
@@ -196,7 +223,8 @@ def _check_scored(
             raise ValueError(
                 f"weights[{place}] = {float(weights[place])}: weights must be finite and ≥ 0"
             )
-    ignored = scored & (targets == ignore_index)
+    own = targets if token_index is None else targets[token_index]
+    ignored = scored & (own == ignore_index)
     if bool(ignored.any()):
         place = int(ignored.nonzero()[0])
         raise ValueError(

@@ -53,13 +53,20 @@ class Linear:
 
     def coefficients(self, sides: "Sides") -> "dict[str, Tensor]":
         """(T,) ∂u/∂logp_t and, with a KL, ∂u/∂KL_t of each token's own pair."""
-        by_token = sides.by_token(*self.ratio)
+        by_token = {name: sides.by_token(*pair) for name, pair in self.by_kind().items()}
         if self.normalized:
-            by_token = by_token / sides.totals_by_token()
+            by_token["logp"] = by_token["logp"] / sides.totals_by_token()
+        return by_token
+
+    def by_kind(self) -> dict[str, tuple[float, float]]:
+        """∂u/∂(w·logp_t) and, with a KL, ∂u/∂(w·KL_t) of a (chosen, rejected) token.
+
+        Where `normalized`, w is a token's share of its side's weights.
+        """
         if self.kl is None:
-            return {"logp": by_token}
+            return {"logp": self.ratio}
         chosen, rejected = (
             0.0 if detached else factor
             for factor, detached in zip(self.kl, self.kl_detached, strict=True)
         )
-        return {"logp": by_token, "kl": sides.by_token(chosen, rejected)}
+        return {"logp": self.ratio, "kl": (chosen, rejected)}

@@ -5,6 +5,8 @@
   not dpop, reduction="position" or nll_weight) and the head is frozen or the call holds one pair.
 - One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head:
   for several pairs too. `auto` takes it where dz is small (`keep_dz.allowed_bytes`).
+- Tokens that serve several pairs (`prefkit.loss.shared_tokens`) are scores of their own: a frozen
+  head takes one pass, a trainable one keeps dz. With a KL only where no token serves both sides.
 - Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
 
 One pass takes 3 products of the head's size with a frozen head and 4 with a trainable one, the
@@ -22,7 +24,9 @@ import torch
 from torch import Tensor
 
 from prefkit.loss.objective import Objective
+from prefkit.loss.shared_tokens import Uses
 from prefkit_kernels.core.checks import PASSES, autocast_operands
+from prefkit_kernels.core.outputs import DIFFERENTIABLE
 from prefkit_kernels.pair_scores.keep_dz import keeps_dz
 
 
@@ -33,6 +37,7 @@ def choose(
     heads: tuple[Tensor, Tensor, Tensor],  # hidden (T, D), weight (V, D), targets (T,)
     options: Mapping[str, Any],
     weights: Tensor | None = None,  # (T,)
+    uses: Uses | None = None,
 ) -> str | None:
     """The passes with which `pair_scores` computes this call; None: `token_stats`.
 
@@ -42,6 +47,7 @@ def choose(
         pairs: number of pairs in the call.
         heads, options: arguments of `token_stats`.
         weights: of the tokens.
+        uses: of tokens that serve several sides; None = each serves one.
     Returns:
         "one_pass", "keep_dz" or None.
     Raises:
@@ -54,8 +60,16 @@ def choose(
     trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
     if not (torch.is_grad_enabled() and (hidden.requires_grad or trainable)):
         return None  # no gradient to make
+    shared = uses is not None and uses.index is not None
     several = pairs if trainable and passes == "one_pass" else 1
-    obstacle = obstacle_to_one_pass(objective, several, trainable, options.get("backend", "auto"))
+    if shared:
+        assert uses is not None
+        obstacle = obstacle_by_token(objective, uses, passes, trainable, options)
+        pairs = len(heads[2])
+    else:
+        obstacle = obstacle_to_one_pass(
+            objective, several, trainable, options.get("backend", "auto")
+        )
     if weights is not None and weights.requires_grad:
         obstacle = "weights that require a gradient are no coefficients known beforehand"
     if passes in ("one_pass", "keep_dz") and obstacle:
@@ -100,3 +114,22 @@ def obstacle_to_one_pass(
     if backend == "reference":
         return "backend='reference' is the unfused definition"
     return None
+
+
+def obstacle_by_token(
+    objective: Objective, uses: Uses, passes: str, trainable_head: bool, options: Mapping[str, Any]
+) -> str | None:
+    """The same for tokens that serve several sides: each is a score of its own.
+
+    A loss of log-probabilities alone may be any function of them.
+    """
+    if options.get("backend") == "reference":
+        return "backend='reference' is the unfused definition"
+    if trainable_head and passes == "one_pass":
+        return "tokens of a tree are scores of their own, and a trainable head takes one a call"
+    if not set(options["outputs"]) & {*DIFFERENTIABLE} - {"logp"}:
+        return None
+    own = obstacle_to_one_pass(objective, 1, trainable_head, "auto")
+    if own is None and not uses.one_sided:
+        return "a token is used by chosen and by rejected sides (one_sided is not set)"
+    return own

@@ -95,7 +95,11 @@ class Sides:
 
     def sum(self, values: Tensor) -> Tensor:
         """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted."""
-        return sum_over(self.group, _sums(self.bucket, values, self.count))
+        return sum_over(self.group, self.local(values))
+
+    def local(self, values: Tensor) -> Tensor:
+        """(P, 2) the same over this process's tokens alone."""
+        return _sums(self.bucket, values, self.count)
 
     def weighted(self, values: Tensor) -> Tensor:
         """(P, 2) Σ w·values."""

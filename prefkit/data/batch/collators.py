@@ -197,17 +197,21 @@ def _score(
 
 
 def _score_once(batch: PairBatch) -> None:
-    """Scored tokens that are the same (position, target) once, where there are any."""
-    keys = batch["positions"].numpy() << 32 | batch["targets"].numpy()
+    """Scored tokens that are the same (position, target, kind of side) once, where there are any.
+
+    By kind, chosen or rejected, because a KL gives the two different gradients
+    (`prefkit.loss.shared_tokens`). So a batch of one pair has nothing to share.
+    """
+    positions, targets, kinds = (
+        batch[name].numpy() for name in ("positions", "targets", "segments")
+    )  # type: ignore[literal-required]
+    keys = (positions << 32 | targets) * 2 + kinds % 2
     unique, first, index = np.unique(keys, return_index=True, return_inverse=True)
     if len(unique) == len(keys):
         return
     used = np.zeros(len(unique), dtype=bool)
     used[index[batch["weights"].numpy() != 0]] = True
-    sides = np.zeros((2, len(unique)), dtype=bool)
-    sides[batch["segments"].numpy() % 2, index] = True
-    batch["positions"] = batch["positions"][first]
-    batch["targets"] = batch["targets"][first]
+    batch["positions"], batch["targets"] = batch["positions"][first], batch["targets"][first]
     batch["token_index"] = torch.from_numpy(index.astype(np.int64))
-    batch["one_sided"] = not bool(sides.all(0).any())
+    batch["one_sided"] = True
     batch["num_scored"] = int(used.sum())

@@ -15,7 +15,8 @@ from accelerate.utils import send_to_device
 from prefkit.data.batch.stream import Stream
 from prefkit.data.pair import PairBatch
 
-_BY_ROW = ("targets", "segments", "weights", "ref_logp", "ref_hidden")
+_BY_TOKEN = ("targets", "ref_logp", "ref_hidden")
+_BY_ENTRY = ("segments", "weights")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,24 @@ def cut(batch: PairBatch, group: dist.ProcessGroup, device: torch.device) -> Pai
     piece = PairBatch(**batch)
     piece["input_ids"] = batch["input_ids"][:, start : start + length]
     piece["position_ids"] = batch["position_ids"][:, start : start + length]
-    for name in _BY_ROW:
-        if name in batch:
-            piece[name] = batch[name][mine]  # type: ignore[literal-required]
+    entries = mine
+    if "token_index" in batch:
+        entries = mine[batch["token_index"]]
+        piece["token_index"] = (mine.cumsum(0) - 1)[batch["token_index"][entries]]
+    for names, kept in ((_BY_TOKEN, mine), (_BY_ENTRY, entries)):
+        for name in names:
+            if name in batch:
+                piece[name] = batch[name][kept]  # type: ignore[literal-required]
     piece["positions"] = batch["positions"][mine] - start
-    piece["num_scored"] = int((piece["weights"] != 0).sum())
+    piece["num_scored"] = _scored(piece)
     piece["num_tokens"] = min(max(batch["num_tokens"] - start, 0), length)
     piece["stream"] = ShardedStream(batch["stream"], group)
     return send_to_device(piece, device)
+
+
+def _scored(piece: PairBatch) -> int:
+    """How many tokens of a piece have a weight."""
+    weighted = piece["weights"] != 0
+    if "token_index" in piece:
+        return len(piece["token_index"][weighted].unique())
+    return int(weighted.sum())

@@ -111,6 +111,8 @@ class PairLoss:
                 num_scored=inputs.get("num_scored"),
                 passes=self.args.head_passes,
                 margins=margins,
+                token_index=inputs.get("token_index"),
+                one_sided=inputs.get("one_sided", False),
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
