@@ -190,9 +190,9 @@ class PairBatch(TypedDict, total=False):
 
     The model reads R padded rows of length L, or one row without padding (R = 1) that comes with
     its `stream`. Where several sides use one scored token (a response that is chosen, or rejected,
-    in several pairs), only N < T tokens are computed, and `token_index` says which of them each of the T is; else
-    N = T. `targets` and what is cached of the reference are aligned with `positions`, `segments`
-    and `weights` with `token_index`: no consumer shifts anything.
+    in several pairs), only N < T tokens are computed, and `token_index` says which of them each of
+    the T is; else N = T. `targets` and what is cached of the reference are aligned with
+    `positions`, `segments` and `weights` with `token_index`: no consumer shifts anything.
     """
 
     input_ids: Tensor  # (R, L) int64

@@ -43,6 +43,16 @@ class PreferenceConfig(PreferenceFields, RunConfig):
 
     def _check_rows(self) -> None:
         """One packed row a device and forward pass, where rows are packed."""
+        if self.group_by == "none" and self.tokens_per_batch is None:
+            raise ConfigError(
+                "group_by has no effect without tokens_per_batch: pairs are drawn one by one then. "
+                "Set tokens_per_batch, or leave group_by out."
+            )
+        if self.group_by == "none" and self.layout in ("shared", "separate"):
+            raise ConfigError(
+                f"group_by has no effect in layout {self.layout}: only trees put the pairs of a "
+                "question together. Leave one of them out."
+            )
         if self.tokens_per_batch is None:
             return
         defaults = PreferenceFields()

@@ -65,13 +65,18 @@ class PreferenceFields(RunFields, ReadingFields, TextFields, LossOptions, Method
     and ask you otherwise."""
 
     # -- rows -----------------------------------------------------------------------------------
-    layout: Literal["auto", "shared", "separate"] = "auto"
-    """shared: each pair is its longest common token prefix, read once, and the rest of both sides.
-    separate: each side in full. Both without padding. auto = shared where the model's attention
-    allows it, padded rows (and a line that says why) where it does not."""
+    layout: Literal["auto", "tree", "shared", "separate"] = "auto"
+    """tree: all pairs of a question in a batch as one tree, in which each token is read once.
+    shared: each pair by itself, its longest common token prefix read once. separate: each side in
+    full. All without padding. auto = tree where the model's attention allows it, padded rows (and a
+    line that says why) where it does not."""
     tokens_per_batch: int | None = option(None, at_least=1)
     """Most tokens a device and forward pass; as many pairs as fit are packed into one row. Takes
     the place of per_device_train_batch_size and per_device_eval_batch_size."""
+    group_by: Literal["question", "none"] = "question"
+    """With tokens_per_batch and trees: question puts all pairs of a question into one row, where
+    they cost least (and their gradients, which are alike, come in one step); none deals pairs to
+    rows by themselves."""
 
     # -- reference ------------------------------------------------------------------------------
     precompute_ref_log_probs: bool = option(False, free=True)

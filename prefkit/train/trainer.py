@@ -111,7 +111,13 @@ class PreferenceTrainer(PrefkitTrainer):
         reference = self.models.reference
         assert reference is not None
         return attach_cache(
-            dataset, name, reference, self.data_collator, self.args, self.models.reference_id
+            dataset,
+            name,
+            reference,
+            self.data_collator,
+            self.args,
+            self.models.reference_id,
+            self.layout,
         )
 
     def _each_dataset(self, change: Callable[[Any, str], Any]) -> None:

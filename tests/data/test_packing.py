@@ -1,22 +1,27 @@
 """Rows of a token budget: every pair once, no row over it, the same rows for the same seed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefkit.data import PairCollator, PairDataset
-from prefkit.data.batch.packing import PackedDataset, row_tokens
+from prefkit.data.batch.bundles import row_tokens
+from prefkit.data.batch.packing import PackedDataset, pack, rows_of_data
+from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError
 from prefkit.train.rows.datasets import CachedDataset, UnwrappingCollator, plain
 from prefkit.train.rows.datasets import packed as packed_dataset
 from prefkit.train.rows.layout import describe_rows
 from tests.train.test_layout import pair
 from tests.train.trainer_cases import tiny_model, trainer, weights_of
+from tests.train.tree_cases import random_pairs
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(2, 12)), min_size=1, max_size=60)
 
@@ -26,11 +31,11 @@ def dataset_of(lengths: list[tuple[int, int]]) -> PairDataset:
 
 
 def packed(dataset: PairDataset, budget: int, layout: Any, seed: int | None = 1) -> PackedDataset:
-    return PackedDataset(dataset, [pair for _, pair in dataset], budget, layout, seed)
+    return pack(dataset, [pair for _, pair in dataset], budget, layout, seed)
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=LENGTHS, layout=st.sampled_from(["shared", "separate", "padded"]))
+@given(lengths=LENGTHS, layout=st.sampled_from(["tree", "shared", "separate", "padded"]))
 def test_every_pair_once_and_no_row_over_the_budget(
     lengths: list[tuple[int, int]], layout: Any
 ) -> None:
@@ -82,7 +87,7 @@ def test_what_is_cached_on_a_disk_is_not_read_to_pack(tmp_path: Path) -> None:
     class Cache:
         read = 0
 
-        def __getitem__(self, index: int) -> Any:
+        def rows(self, index: int) -> Any:
             Cache.read += 1
             raise AssertionError("packing needs lengths alone")
 
@@ -119,3 +124,86 @@ def test_a_finished_run_of_packed_rows_is_finished(tmp_path: Path) -> None:
     again = trainer(tmp_path, tiny_model(), **options)
     again.train(resume_from_checkpoint="auto")
     assert again.started_at == again.state.global_step == len(again.train_dataset)  # type: ignore[arg-type]
+
+
+# -- trees -----------------------------------------------------------------------------------------
+
+
+def tree_of_steps(steps: int = 6, length: int = 4, question: int | None = 0) -> list[TokenizedPair]:
+    """A solution of equal steps, and beside each of them a wrong one."""
+    front, pairs = list(range(1, 6)), []
+    for step in range(steps):
+        right, wrong = ([100 * step + k + 10 * side for k in range(length)] for side in (1, 2))
+        sides = [
+            TokenizedSide(
+                ids=np.array([*front, *ids], dtype=np.int32),
+                scored=np.arange(len(front) + length) >= len(front),
+                weights=(np.arange(len(front) + length) >= len(front)).astype(np.float32),
+                eos=False,
+            )
+            for ids in (right, wrong)
+        ]
+        pairs.append(
+            TokenizedPair(
+                chosen=sides[0], rejected=sides[1], shared=len(front), source="steps", row=step,
+                question=question,
+            )
+        )  # fmt: skip
+        front += right
+    return pairs
+
+
+def test_a_question_is_one_tree_and_one_bundle() -> None:
+    pairs = tree_of_steps()
+    assert row_tokens(pairs, "tree") == 5 + 6 * (4 + 4)
+    assert row_tokens(pairs, "shared") == sum(5 + 4 * k + 4 + 4 for k in range(6))
+    both = [*tree_of_steps(question=1), *pairs, *tree_of_steps(question=None)]
+    rows = pack(both, both, 60, "tree", 0)
+    assert sorted(sorted(row) for row in rows.rows if len(row) == 6)[:2] == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7, 8, 9, 10, 11],
+    ]
+    batch = PairCollator(0, layout="tree")(pairs)
+    assert batch["input_ids"].shape == (1, 5 + 6 * 8)
+    assert [len(one.queries) for one in batch["stream"].attends()] == [5 + 6 * 4, *[4] * 6]
+
+
+def test_a_question_larger_than_a_row_is_split_at_a_node() -> None:
+    """Each part repeats the path to its pairs and nothing else."""
+    pairs = tree_of_steps()
+    rows = pack(pairs, pairs, 40, "tree", None)
+    assert rows.rows == [[0, 1, 2, 3], [4, 5]]  # 5 + 4·8 = 37; 5 + 4·4 + 2·8 = 37
+    assert rows.tokens == 37 + 37
+    for row in rows.rows:
+        batch = PairCollator(0, layout="tree")([pairs[i] for i in row])
+        assert batch["num_tokens"] == 37
+    with pytest.raises(ConfigError, match="steps: row 5: the pair has 33 tokens in layout tree"):
+        pack(pairs, pairs, 32, "tree", None)
+
+
+def test_pairs_are_dealt_one_by_one_where_questions_need_not_stay_together() -> None:
+    pairs = tree_of_steps()
+    rows = pack(pairs, pairs, 40, "tree", None, group_by="none")
+    assert max(map(len, rows.rows)) == 2
+    assert sorted(item for row in rows.rows for item in row) == list(range(6))
+
+
+def test_pairs_of_one_row_of_data_stay_together() -> None:
+    pairs = [replace(pair, row=k // 3) for k, pair in enumerate(tree_of_steps())]
+    for layout in ("tree", "shared"):
+        rows = pack(pairs, pairs, 200, layout, 1, "none", whole_rows=True)
+        assert {tuple(sorted(row)) for row in rows.rows} == {(0, 1, 2, 3, 4, 5)}
+    with pytest.raises(ConfigError, match="steps: row 1: the pair has 53 tokens"):
+        pack(pairs, pairs, 52, "tree", None, whole_rows=True)
+    assert rows_of_data(pairs, pairs, "shared").rows == [[0, 1, 2], [3, 4, 5]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), budget=st.integers(20, 120))
+def test_rows_of_random_trees_hold_what_they_say(seed: int, budget: int) -> None:
+    pairs = [p for k in range(3) for p in random_pairs(seed + k)]
+    rows = pack(pairs, pairs, max(budget, *(row_tokens([p], "tree") for p in pairs)), "tree", seed)
+    assert sorted(item for row in rows.rows for item in row) == list(range(len(pairs)))
+    read = [PairCollator(0, layout="tree")([pairs[i] for i in row]) for row in rows.rows]
+    assert sum(batch["num_tokens"] for batch in read) <= rows.tokens
+    assert all(batch["num_tokens"] <= rows.tokens for batch in read)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections import namedtuple
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from prefkit.model.reference.policy import Reference
 from prefkit_kernels import TokenStats, token_stats
 from tests.model.test_reference_cache import Scorer
 from tests.train.trainer_cases import ROWS, byte_tokenizer, tiny_model
+from tests.train.tree_cases import random_pairs
 
 PAIRS = prepare_pairs(ROWS, byte_tokenizer(), reading=ReadOptions(level="solution")).pairs
 WIDTH = 4
@@ -68,6 +70,11 @@ def build(folder: Path, states: Any = None, pairs: Any = PAIRS, **changes: Any) 
     return build_hidden_cache(folder, pairs, states or States(), **{**options, **changes})
 
 
+def read(cache: HiddenCache, pair_index: Tensor) -> Tensor:
+    """(T, D) states of the scored tokens of some pairs, as a batch has them."""
+    return cache.take(np.concatenate([cache.rows(index) for index in pair_index.tolist()]))
+
+
 def check(cache: HiddenCache) -> None:
     assert len(cache) == len(PAIRS)
     for index, pair in enumerate(PAIRS):
@@ -91,9 +98,9 @@ def test_rows_of_a_batch_are_in_the_order_of_its_rows(tmp_path: Path) -> None:
     for layout in ("padded", "shared", "separate"):
         collate = PairCollator(pad_token_id=257, layout=layout)  # type: ignore[arg-type]
         batch = collate([(index, PAIRS[index]) for index in (7, 0, 20)])
-        got = cache.read(batch["pair_index"])
+        got = read(cache, batch["pair_index"])
         assert torch.equal(got[:, 0], batch["targets"].float())
-    assert cache.read(torch.empty(0, dtype=torch.int64)).shape == (0, WIDTH)
+    assert cache.take(np.empty(0, dtype=np.int64)).shape == (0, WIDTH)
     with pytest.raises(IndexError):
         cache[len(PAIRS)]
 
@@ -136,7 +143,7 @@ def test_a_damaged_shard_is_computed_anew(damage: str, tmp_path: Path) -> None:
     other = (tmp_path / "shard-00002.safetensors").read_bytes()
     shard.unlink()
     if damage == "other dtype":
-        origin = f"m:{hidden_cache.fingerprint_pairs(PAIRS[slice(*cache.first_pairs[1:3])])}"
+        origin = f"m:{cache.kept.fingerprint(PAIRS, cache.shards[1])}"
         rows = States.side(PAIRS[0].chosen).half()
         save_file({"hidden": rows}, shard, metadata={"origin": origin})
     elif damage != "gone":
@@ -270,7 +277,7 @@ def live_and_cached(tmp_path: Path, family: str, **changes: Any) -> tuple[Any, A
     batch = collate([(index, PAIRS[index]) for index in (3, 1)])
     live = reference.operands(batch, batch["positions"], head.transform, head.vocab_size - 2)
     kept = ReferenceHead.of(own, head.transform, head.vocab_size - 2)
-    return live, kept.of_cached(cache.read(batch["pair_index"]))
+    return live, kept.of_cached(read(cache, batch["pair_index"]))
 
 
 @pytest.mark.parametrize(
@@ -342,3 +349,42 @@ def test_rounding_to_bfloat16_moves_each_kl_a_little(smollm2: Path) -> None:
     assert 0.01 < figures["mean KL"] < 1
     assert figures["mean error of a KL"] < 0.02 * figures["mean KL"]
     assert figures["error of their sum, relative"] < 2e-3
+
+
+# -- each token of a question once ----------------------------------------------------------------
+
+
+def test_a_tree_cache_holds_each_token_once_and_reads_like_one_by_pairs(tmp_path: Path) -> None:
+    """Whichever the folder holds is read as that, in any layout; what is computed later, too."""
+    pairs = [pair for seed in range(6) for pair in random_pairs(seed)]
+    pairs = [replace(p, question=None if p.question is None else p.question % 2) for p in pairs]
+    by_pair = build(tmp_path / "pairs", pairs=pairs)
+    once = build(tmp_path / "once", pairs=pairs, once=True)
+    assert int(once.kept.firsts[-1]) < int(by_pair.kept.firsts[-1])
+    for cache in (once, by_pair, pickle.loads(pickle.dumps(once))):
+        for index, pair in enumerate(pairs):
+            for got, side in zip(cache[index], (pair.chosen, pair.rejected), strict=True):
+                assert torch.equal(got, States.side(side))
+    again = States()
+    assert build(tmp_path / "pairs", again, pairs, once=True).kept.local is None
+    assert build(tmp_path / "once", again, pairs).kept.local is not None
+    assert again.done == 0
+    for folder in ("pairs", "once"):
+        shard = sorted((tmp_path / folder).glob("*.safetensors"))[1]
+        shard.unlink()
+        build(tmp_path / folder, pairs=pairs, once=folder == "pairs")
+        assert shard.exists()
+
+
+def test_other_questions_are_another_cache(tmp_path: Path) -> None:
+    """The same ids in trees of other pairs: rows would be mistaken for one another."""
+    pairs = random_pairs(2)
+    build(tmp_path, pairs=pairs, once=True)
+    apart = [replace(pair, question=None) for pair in pairs]
+    with pytest.raises(ConfigError, match=r"other rows.*Delete the folder"):
+        build(tmp_path, pairs=apart, once=True)
+    (tmp_path / "manifest.json").write_text(
+        (tmp_path / "manifest.json").read_text().replace("by question", "by day")
+    )
+    with pytest.raises(ConfigError, match=r"Delete the folder"):
+        build(tmp_path, pairs=pairs, once=True)

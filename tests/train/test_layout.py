@@ -233,7 +233,7 @@ def test_a_scaling_by_the_length_of_the_row_gets_padded_rows(
 
 def test_longer_rows_in_a_later_evaluation_are_refused(tmp_path: Path) -> None:
     trained = trainer(tmp_path, longrope(16))
-    assert trained.layout == "shared"
+    assert trained.layout == "tree"
     longer = [{"prompt": "x" * 20, "chosen": " yes", "rejected": " no"}]
     with pytest.raises(ConfigError, match="longer sequences than those the layout was chosen for"):
         trained.evaluate(longer)
@@ -278,9 +278,7 @@ def test_a_batch_size_beside_a_token_budget_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, tokens_per_batch=100, per_device_train_batch_size=2)
     with pytest.raises(ConfigError, match="tokens_per_batch is 0; it must be 1 or more"):
         trainer(tmp_path, tokens_per_batch=0)
-    with pytest.raises(
-        ConfigError, match=r"row \d+: the pair has \d+ tokens in layout shared, more"
-    ):
+    with pytest.raises(ConfigError, match=r"row \d+: the pair has \d+ tokens in layout tree, more"):
         trainer(tmp_path, tokens_per_batch=5)
 
 

@@ -202,10 +202,9 @@ def _score_once(batch: PairBatch) -> None:
     By kind, chosen or rejected, because a KL gives the two different gradients
     (`prefkit.loss.shared_tokens`). So a batch of one pair has nothing to share.
     """
-    positions, targets, kinds = (
-        batch[name].numpy() for name in ("positions", "targets", "segments")
-    )  # type: ignore[literal-required]
-    keys = (positions << 32 | targets) * 2 + kinds % 2
+    positions, targets = batch["positions"].numpy(), batch["targets"].numpy()
+    kinds = batch["segments"].numpy() % 2
+    keys = (positions << 32 | targets) << 1 | kinds
     unique, first, index = np.unique(keys, return_index=True, return_inverse=True)
     if len(unique) == len(keys):
         return

@@ -1,7 +1,7 @@
 """What every cache of reference values is made of: a manifest, shards, and a loop that fills them.
 
     FOLDER/manifest.json            what it was computed from; "complete" once all shards are there
-    FOLDER/shard-00000.safetensors  values of the scored tokens of some pairs, end to end
+    FOLDER/shard-00000.safetensors  values of the scored tokens of some pairs (`kept_rows`)
 
 Shards are written one after another, each atomically, so a killed run continues where it stopped.
 A cache is used only where its fingerprint (model, precision, token ids, scored flags) is the
@@ -10,9 +10,11 @@ present one: anything else is refused by name, never half used.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,15 +24,18 @@ from prefkit.data.pair import TokenizedPair
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.atomic import replace_file, write_json
 from prefkit.files.progress import Progress
+from prefkit.model.reference.kept_rows import KeptRows
 
 MANIFEST = "manifest.json"
 Sides = tuple[Tensor, Tensor]  # of one pair: chosen, rejected
+BY_QUESTION = "by question"  # in a manifest, of a cache that keeps each token once
 ComputeFn = Callable[[Sequence[TokenizedPair]], list[Sides]]
 _MEANINGS = {
     "kind": "of other values (log-probabilities, hidden states)",
     "version": "by another version of prefkit",
     "model": "with another reference model, adapter or precision",
     "pairs": "for other rows, another tokenizer or other data options",
+    "kept": "with its tokens in another order",
     "pairs_a_shard": "with another shard size",
     "bytes_a_shard": "with another shard size",
     "dtype": "in another dtype",
@@ -102,54 +107,79 @@ def write_shard(path: Path, tensors: dict[str, Tensor], origin: str) -> None:
     replace_file(temporary, path)
 
 
-def scored_counts(pairs: Sequence[TokenizedPair]) -> list[int]:
-    """Scored tokens that can be predicted (the first token of a sequence cannot), for each
-    response."""
-    return [int(side.scored[1:].sum()) for pair in pairs for side in (pair.chosen, pair.rejected)]
+def is_kept_by_question(folder: Path, wanted: bool) -> bool:
+    """How a cache that is there keeps its tokens; `wanted` where none is, or none that can tell."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return bool(found.get("kept") == BY_QUESTION)
+    except (OSError, ValueError, AttributeError):
+        return wanted
 
 
-def pairs_slice(pairs: Sequence[TokenizedPair], start: int, stop: int) -> list[TokenizedPair]:
-    """pairs[start:stop] of anything that can be indexed one by one."""
-    return [pairs[i] for i in range(start, min(stop, len(pairs)))]
+@dataclass(frozen=True)
+class Values:
+    """What a cache keeps.
+
+    Attributes:
+        compute: values of the scored tokens of a few pairs.
+        name: in words.
+        dtype: of a value. width: numbers a token, () = one.
+        batch_size: pairs a call of `compute`.
+    """
+
+    compute: ComputeFn
+    name: str
+    dtype: torch.dtype
+    width: tuple[int, ...]
+    batch_size: int
 
 
-def compute_sides(
-    part: list[TokenizedPair],
-    compute: ComputeFn,
-    batch_size: int,
-    dtype: torch.dtype,
-    what: str,
-    progress: Progress,
-) -> list[Tensor]:
-    """compute's values of the responses of these pairs in their order, on the CPU.
+def compute_units(
+    pairs: Sequence[TokenizedPair], kept: KeptRows, units: range, values: Values, progress: Progress
+) -> Tensor:
+    """(rows, …) the values of some units in the order of the cache, on the CPU.
 
     Args:
-        part: pairs.
-        compute: values of the scored tokens of a few pairs.
-        batch_size: pairs a call.
-        dtype: of the result.
-        what: the values' name.
+        pairs: all pairs.
+        kept: where their tokens lie.
+        units: numbers of units.
+        values: what is kept.
         progress: counts tokens.
 
     Raises:
-        PrefkitError: a value that is not finite, in `dtype`.
+        PrefkitError: a value that is not finite, in its dtype.
+        ValueError: `compute` gives other shapes than asked for.
     """
-    # Pairs of like length together: less padding. Back in order before they are written.
-    order = sorted(range(len(part)), key=lambda i: -max(len(part[i].chosen.ids), 1))
-    sides: list[Tensor] = [torch.empty(0)] * (2 * len(part))
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        for i, both in zip(chunk, compute([part[i] for i in chunk]), strict=True):
-            sides[2 * i : 2 * i + 2] = [side.to("cpu", dtype) for side in both]
-        progress.add(tokens_of([part[i] for i in chunk]))
-    for i, side in enumerate(sides):
-        if not bool(torch.isfinite(side).all()):
-            pair = part[i // 2]
-            raise PrefkitError(
-                f"{pair.source}: row {pair.row}: the reference model gives {what} that are not "
-                "finite. Check the reference in float32, or leave the row out."
+    order = [pair for unit in units for pair in kept.units[unit]]
+    if kept.local is None:  # pairs of like length together: less padding
+        order.sort(key=lambda i: -max(len(pairs[i].chosen.ids), 1))
+    first, last = int(kept.firsts[units.start]), int(kept.firsts[units.stop])
+    found = torch.empty((last - first, *values.width), dtype=values.dtype)
+    for start in range(0, len(order), values.batch_size):
+        chunk = order[start : start + values.batch_size]
+        some = [pairs[i] for i in chunk]
+        for i, both in zip(chunk, values.compute(some), strict=True):
+            _check_shapes(both, kept.counts[i], values)
+            sides = [side.to("cpu", values.dtype) for side in both]
+            if not all(bool(torch.isfinite(side).all()) for side in sides):
+                raise PrefkitError(
+                    f"{pairs[i].source}: row {pairs[i].row}: the reference model gives "
+                    f"{values.name} that are not finite. Check the reference in float32, or leave "
+                    "the row out."
+                )
+            found[torch.from_numpy(kept.rows(i) - first)] = torch.cat(sides)
+        progress.add(tokens_of(some))
+    return found
+
+
+def _check_shapes(sides: Sides, counts: np.ndarray, values: Values) -> None:
+    """A row too many would shift all that follow it, and nothing would look wrong."""
+    for side, count in zip(sides, counts.tolist(), strict=True):
+        if tuple(side.shape) != (count, *values.width):
+            raise ValueError(
+                f"compute gave {values.name} of shape {tuple(side.shape)} for a side of {count} "
+                f"scored tokens and width {values.width}"
             )
-    return sides
 
 
 def tokens_of(pairs: Sequence[TokenizedPair]) -> int:

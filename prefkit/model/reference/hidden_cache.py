@@ -4,8 +4,8 @@ The KL of TDPO needs the reference's whole distribution at each scored token. Th
 hidden state times its head: V numbers from D. So D numbers a token are kept on disk, the head stays
 in memory, and the rest of the reference is needed no more.
 
-    FOLDER/shard-00000.safetensors  hidden (scored tokens, D), end to end: pair by pair, chosen
-                                    first, in the order of a batch's `rows`
+    FOLDER/shard-00000.safetensors  hidden (scored tokens, D) of some pairs, or of the trees of some
+                                    questions (`prefkit.model.reference.kept_rows`)
 
 It is large: 8,192 numbers of 2 bytes a scored token are 164 GB for 10,000 pairs of 1,000.
 The size is said, and the free space looked at, before anything is computed. Reading maps the file
@@ -16,12 +16,11 @@ values are not read again to look for rot of the disk.
 
 import logging
 import shutil
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -30,17 +29,18 @@ from prefkit.data.pair import TokenizedPair
 from prefkit.errors import ConfigError
 from prefkit.files.progress import Progress
 from prefkit.model.reference.cache_folder import (
+    BY_QUESTION,
     ComputeFn,
-    compute_sides,
+    Values,
+    compute_units,
     finish_manifest,
-    pairs_slice,
-    scored_counts,
+    is_kept_by_question,
     shard_path,
     start_manifest,
     tokens_of,
     write_shard,
 )
-from prefkit.model.reference.fingerprints import fingerprint_pairs
+from prefkit.model.reference.kept_rows import KeptRows, kept_by_pair, kept_by_question
 
 logger = logging.getLogger(__name__)
 
@@ -58,37 +58,55 @@ class HiddenCache:
 
     Attributes:
         folder: where the shards are.
-        starts: 2 · pairs + 1 numbers: the token at which each response begins, over all shards.
-        first_pairs: the first pair of each shard.
+        kept: which row belongs to which token.
+        shards: the units of each shard.
         width: D.
         dtype: of what is stored and read.
     """
 
     folder: Path
-    starts: tuple[int, ...]
-    first_pairs: tuple[int, ...]
+    kept: KeptRows
+    shards: tuple[range, ...]
     width: int
     dtype: torch.dtype
 
     def __len__(self) -> int:
-        return len(self.starts) // 2
+        return len(self.kept.counts)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        shard = bisect_right(self.first_pairs, index) - 1
-        first = self.starts[2 * self.first_pairs[shard]]
-        a, b, c = (start - first for start in self.starts[2 * index : 2 * index + 3])
-        with safe_open(shard_path(self.folder, shard), framework="pt") as file:
-            # The slice is a view of the mapped file. A copy, because whoever sends a view to
-            # another process (a data loader's worker) would send all of the file.
-            rows = file.get_slice(_KEY)[a:c].clone()
-        return rows[: b - a], rows[b - a :]
+        both = self.take(self.rows(index))
+        chosen = int(self.kept.counts[index, 0])
+        return both[:chosen], both[chosen:]
 
-    def read(self, pair_index: Tensor) -> Tensor:
-        """(T, D) rows of some pairs end to end: those of a batch with this `pair_index` (B,)."""
-        sides = [side for index in pair_index.tolist() for side in self[index]]
-        return torch.cat(sides) if sides else torch.empty(0, self.width, dtype=self.dtype)
+    @property
+    def first_pairs(self) -> tuple[int, ...]:
+        """The first pair of each shard."""
+        return tuple(self.kept.units[units.start][0] for units in self.shards)
+
+    def rows(self, index: int) -> np.ndarray:
+        """(t,) int64 rows of the scored tokens of pair `index`, chosen first."""
+        return self.kept.rows(index)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """(n, D) hidden states of some rows, in their order; what lies together is read at once."""
+        found = torch.empty(len(rows), self.width, dtype=self.dtype)
+        bounds = [int(self.kept.firsts[units.start]) for units in self.shards]
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        shard = np.searchsorted(bounds, ordered, side="right") - 1
+        breaks = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shard) > 0)) + 1
+        for places in np.split(order, breaks) if len(order) else []:
+            first, last = int(rows[places[0]]), int(rows[places[-1]])
+            number = int(np.searchsorted(bounds, first, side="right")) - 1
+            with safe_open(shard_path(self.folder, number), framework="pt") as file:
+                # The slice is a view of the mapped file: copied, since whoever sends a view to
+                # another process (a data loader's worker) would send all of the file.
+                part = file.get_slice(_KEY)[first - bounds[number] : last + 1 - bounds[number]]
+                if np.all(np.diff(places) == 1):  # in the same order: no copy by an index
+                    found[places[0] : places[-1] + 1] = part
+                else:
+                    found[torch.from_numpy(places)] = part
+        return found
 
 
 def build_hidden_cache(
@@ -101,6 +119,7 @@ def build_hidden_cache(
     model_fingerprint: str,
     batch_size: int,
     say: Callable[[str], None] = logger.info,
+    once: bool = False,
 ) -> HiddenCache:
     """Completes the cache in `folder`, or finds it complete.
 
@@ -116,6 +135,7 @@ def build_hidden_cache(
         model_fingerprint: of the reference, with its precision.
         batch_size: pairs a call of `compute`.
         say: receives the size, before anything is computed.
+        once: a new cache keeps each scored token of a question once, however many pairs use it.
 
     Raises:
         ConfigError: the folder holds something else; the disk lacks the space. Nothing has been
@@ -123,78 +143,70 @@ def build_hidden_cache(
         PrefkitError: hidden states that are not finite; a disk that is full all the same.
         ValueError: `compute` gives other shapes than asked for.
     """
-    counts = scored_counts(pairs)
-    starts = tuple(accumulate(counts, initial=0))
-    firsts = tuple(_first_pairs(counts, width * dtype.itemsize))
-    cache = HiddenCache(folder, starts, firsts, width, dtype)
-    wanted = _manifest(cache, pairs, model_fingerprint)
+    by_question = is_kept_by_question(folder, once)
+    kept = kept_by_question(pairs) if by_question else kept_by_pair(pairs)
+    shards = tuple(_shards(kept, width * dtype.itemsize))
+    cache = HiddenCache(folder, kept, shards, width, dtype)
+    wanted = _manifest(cache, pairs, model_fingerprint, by_question)
     start_manifest(folder, wanted)
     progress = Progress(tokens_of(pairs), f"Reference {_NAME}", " tokens")
     missing = _missing(cache, pairs, model_fingerprint, progress)
-    needed = sum(starts[2 * last] - starts[2 * first] for _, first, last, _ in missing)
+    needed = sum(_rows_of(kept, units) for _, units, _ in missing)
     _check_space(cache, needed * width * dtype.itemsize, say)
+    values = Values(compute, _NAME, dtype, (width,), batch_size)
     with progress:
-        for shard, first, last, origin in missing:
-            part = pairs_slice(pairs, first, last)
-            sides = compute_sides(part, compute, batch_size, dtype, _NAME, progress)
-            _check_shapes(sides, counts[2 * first : 2 * last], width)
-            write_shard(shard_path(folder, shard), {_KEY: torch.cat(sides)}, origin)
+        for shard, units, origin in missing:
+            states = compute_units(pairs, kept, units, values, progress)
+            write_shard(shard_path(folder, shard), {_KEY: states}, origin)
     finish_manifest(folder, wanted)
     return cache
 
 
 def _manifest(
-    cache: HiddenCache, pairs: Sequence[TokenizedPair], model: str
+    cache: HiddenCache, pairs: Sequence[TokenizedPair], model: str, by_question: bool
 ) -> dict[str, str | int]:
     """What the folder has to say of itself to be this cache."""
     return {
         "kind": _NAME,
         "version": 1,
         "model": model,
-        "pairs": fingerprint_pairs(pairs),
+        "pairs": cache.kept.fingerprint(pairs),
         "bytes_a_shard": BYTES_A_SHARD,
         "dtype": str(cache.dtype),
         "width": cache.width,
+        **({"kept": BY_QUESTION} if by_question else {}),
     }
 
 
-def _first_pairs(counts: list[int], bytes_a_token: int) -> list[int]:
-    """The first pair of each shard: as many pairs as `BYTES_A_SHARD` holds, at least one."""
-    firsts: list[int] = []
-    size = 0
-    for pair, rows in enumerate(a + b for a, b in zip(counts[::2], counts[1::2], strict=True)):
-        if not firsts or size + rows * bytes_a_token > BYTES_A_SHARD:
-            firsts.append(pair)
+def _shards(kept: KeptRows, bytes_a_token: int) -> list[range]:
+    """The units of each shard: as many as `BYTES_A_SHARD` holds, at least one."""
+    shards, size = list[range](), 0
+    for unit, rows in enumerate(np.diff(kept.firsts).tolist()):
+        if not shards or size + rows * bytes_a_token > BYTES_A_SHARD:
+            shards.append(range(unit, unit))
             size = 0
+        shards[-1] = range(shards[-1].start, unit + 1)
         size += rows * bytes_a_token
-    return firsts
+    return shards
+
+
+def _rows_of(kept: KeptRows, units: range) -> int:
+    return int(kept.firsts[units.stop] - kept.firsts[units.start])
 
 
 def _missing(
     cache: HiddenCache, pairs: Sequence[TokenizedPair], model: str, progress: Progress
-) -> list[tuple[int, int, int, str]]:
-    """(shard, its first pair, the pair after its last, its origin) of shards still to be made."""
+) -> list[tuple[int, range, str]]:
+    """(shard, its units, its origin) of shards still to be made."""
     missing = []
-    for shard, (first, last) in enumerate(pairwise([*cache.first_pairs, len(pairs)])):
-        part = pairs_slice(pairs, first, last)
-        origin = f"{model}:{fingerprint_pairs(part)}"
-        tokens = cache.starts[2 * last] - cache.starts[2 * first]
-        path = shard_path(cache.folder, shard)
-        if _is_whole(path, [tokens, cache.width], cache.dtype, origin):
-            progress.skip(tokens_of(part))
+    for shard, units in enumerate(cache.shards):
+        origin = f"{model}:{cache.kept.fingerprint(pairs, units)}"
+        shape = [_rows_of(cache.kept, units), cache.width]
+        if _is_whole(shard_path(cache.folder, shard), shape, cache.dtype, origin):
+            progress.skip(tokens_of([pairs[i] for unit in units for i in cache.kept.units[unit]]))
         else:
-            missing.append((shard, first, last, origin))
+            missing.append((shard, units, origin))
     return missing
-
-
-def _check_shapes(sides: list[Tensor], counts: list[int], width: int) -> None:
-    """A row too many would shift all that follow it, and nothing would look wrong."""
-    for side, count in zip(sides, counts, strict=True):
-        if tuple(side.shape) != (count, width):
-            raise ValueError(
-                f"compute gave hidden states of shape {tuple(side.shape)} for a side of {count} "
-                f"scored tokens and width {width}"
-            )
 
 
 def _is_whole(path: Path, shape: list[int], dtype: torch.dtype, origin: str) -> bool:
@@ -211,7 +223,7 @@ def _is_whole(path: Path, shape: list[int], dtype: torch.dtype, origin: str) -> 
 
 def _check_space(cache: HiddenCache, needed: int, say: Callable[[str], None]) -> None:
     """Says how large the cache is, and refuses a disk that cannot hold what is missing."""
-    tokens, bytes_a_token = cache.starts[-1], cache.width * cache.dtype.itemsize
+    tokens, bytes_a_token = int(cache.kept.firsts[-1]), cache.width * cache.dtype.itemsize
     free = shutil.disk_usage(cache.folder).free
     size = f"{_readable(tokens * bytes_a_token)} ({tokens:,} scored tokens of {bytes_a_token:,} B)"
     say(

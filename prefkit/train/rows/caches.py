@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from prefkit.data.batch.collators import Layout
 from prefkit.data.pair import PairBatch, TokenizedPair
 from prefkit.model.head.fused import Head
 from prefkit.model.reference.head import ReferenceHead
@@ -30,6 +31,7 @@ def attach_cache(
     collator: Any,
     args: PreferenceConfig,
     model_fingerprint: str | None,
+    layout: Layout = "padded",
 ) -> CachedDataset:
     """Completes or loads the cache of what the options ask for, and puts it beside each pair.
 
@@ -40,6 +42,7 @@ def attach_cache(
         collator: makes a `PairBatch` of pairs.
         args: `precompute_ref_hidden` asks for hidden states, otherwise log-probabilities.
         model_fingerprint: of the reference and its precision.
+        layout: of the run's rows: in trees a new cache holds each token once.
 
     Raises:
         ConfigError: the folder holds the cache of another model or of other rows, or its disk
@@ -52,6 +55,7 @@ def attach_cache(
     common: dict[str, Any] = {
         "model_fingerprint": model_fingerprint or "",
         "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
+        "once": layout == "tree",
     }
     compute = _by_side(_kept_of(reference, args), collator, reference)
     if not args.precompute_ref_hidden:
@@ -95,7 +99,10 @@ def _by_side(
     def sides(pairs: Sequence[TokenizedPair]) -> BySide:
         batch = send_to_device(collator(pairs), device)
         sizes = torch.bincount(batch["segments"], minlength=2 * len(pairs)).tolist()
-        found = compute(batch).cpu().split(sizes)
+        values = compute(batch)
+        if (index := batch.get("token_index")) is not None:
+            values = values[index]
+        found = values.cpu().split(sizes)
         return list(zip(found[::2], found[1::2], strict=True))
 
     return sides

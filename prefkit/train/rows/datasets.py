@@ -1,13 +1,13 @@
 """What is put around tokenised pairs before training, and the collator that takes it off again."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 from torch.utils.data import Dataset
 
+from prefkit.data.batch.bundles import GroupBy
 from prefkit.data.batch.collators import Layout
-from prefkit.data.batch.packing import PackedDataset
+from prefkit.data.batch.packing import PackedDataset, pack
 from prefkit.data.pair import PairBatch, TokenizedPair
 from prefkit.data.streamed.rows import PASSED
 from prefkit.model.reference.hidden_cache import HiddenCache
@@ -15,8 +15,20 @@ from prefkit.model.reference.logp_cache import ReferenceCache
 from prefkit.train.rows.even_evaluation import without_fillers
 
 
+class CachedRows(NamedTuple):
+    """Where what is kept of a pair's reference lies; nothing is read yet.
+
+    Attributes:
+        cache: that holds it.
+        rows: (t,) int64, its rows for the pair's scored tokens, chosen first.
+    """
+
+    cache: ReferenceCache | HiddenCache
+    rows: np.ndarray
+
+
 class CachedDataset(Dataset):
-    """Tokenised pairs, each with what is kept of its reference: items (item, (chosen, rejected)).
+    """Tokenised pairs, each with what is kept of its reference: items (item, `CachedRows`).
 
     Args:
         dataset: tokenised pairs.
@@ -29,12 +41,12 @@ class CachedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, tuple[Tensor, Tensor]]:
-        return self.dataset[index], self.cache[index]
+    def __getitem__(self, index: int) -> tuple[Any, CachedRows]:
+        return self.dataset[index], CachedRows(self.cache, self.cache.rows(index))
 
 
 def _is_cached(item: Any) -> bool:
-    return isinstance(item, tuple) and isinstance(item[1], tuple)
+    return isinstance(item, tuple) and isinstance(item[1], CachedRows)
 
 
 def pair_of(item: Any) -> TokenizedPair:
@@ -74,21 +86,34 @@ class UnwrappingCollator:
         if not _is_cached(items[0]):
             return self.collator(items)
         batch: PairBatch = self.collator([item for item, _ in items])
-        # Pair by pair, chosen first: the order of the scored tokens, and of the cache.
-        kept = torch.cat([side for _, sides in items for side in sides])
+        # Pair by pair, chosen first: the order of the scored tokens.
+        rows = np.concatenate([cached.rows for _, cached in items])
+        if (index := batch.get("token_index")) is not None:  # one of the entries of each token
+            rows = rows[np.unique(index.numpy(), return_index=True)[1]]
+        kept = items[0][1].cache.take(rows)
         batch["ref_logp" if kept.dim() == 1 else "ref_hidden"] = kept
         return batch
 
 
-def packed(dataset: Any, budget: int, layout: Layout, seed: int | None) -> Any:
-    """The dataset in rows of `budget` tokens; None and packed datasets pass through.
+def packed(
+    dataset: Any,
+    budget: int,
+    layout: Layout,
+    seed: int | None,
+    group_by: GroupBy = "question",
+    whole_rows: bool = False,
+) -> Any:
+    """The dataset in rows of `budget` tokens (see `pack`); None and packed ones pass through.
 
     Raises:
         ConfigError: a pair that does not fit a row.
     """
     if dataset is None or isinstance(dataset, PackedDataset):
         return dataset
-    pairs = plain(dataset)  # what is cached beside them may lie on a disk: it is not read here
-    return PackedDataset(
-        dataset, [pair_of(pairs[i]) for i in range(len(pairs))], budget, layout, seed
-    )
+    return pack(dataset, pairs_of(dataset), budget, layout, seed, group_by, whole_rows)
+
+
+def pairs_of(dataset: Any) -> list[TokenizedPair]:
+    """The tokenised pairs alone: what is cached beside them may lie on a disk, and is not read."""
+    pairs = plain(dataset)
+    return [pair_of(pairs[i]) for i in range(len(pairs))]

@@ -6,8 +6,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from prefkit.data.batch.bundles import row_tokens
 from prefkit.data.batch.collators import Layout
-from prefkit.data.batch.packing import PackedDataset, row_tokens
+from prefkit.data.batch.packing import PackedDataset
+from prefkit.data.dataset import PairDataset
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.attention.install import (
@@ -17,9 +19,11 @@ from prefkit.model.attention.install import (
 from prefkit.model.attention.layer_test import NO_NUMBER
 from prefkit.model.attention.limits import too_long_for, why_not
 from prefkit.model.attention.mixers import apply_unpackings, unpackings_of
-from prefkit.train.rows.datasets import pair_of, plain
+from prefkit.train.rows.datasets import pair_of, pairs_of, plain
 
 logger = logging.getLogger(__name__)
+
+_WORTHWHILE = 0.8  # of the tokens of pairs alone: what trees of whole questions must come to
 
 
 def longest_sequence(datasets: list[Any]) -> int:
@@ -49,12 +53,28 @@ def describe_rows(layout: Layout, dataset: Any) -> str:
     elif layout == "separate":
         text = f"without padding, {full:,} tokens"
     else:
-        read = row_tokens(pairs, "shared")
-        saved = 1 - read / full
-        text = f"common prefixes read once, {read:,} of {full:,} tokens ({saved:.0%} saved)"
+        in_trees = layout == "tree" and isinstance(dataset, PackedDataset)
+        read = dataset.tokens if in_trees else row_tokens(pairs, "shared")
+        what = "each token of a question" if in_trees else "common prefixes"
+        text = f"{what} read once, {read:,} of {full:,} tokens ({1 - read / full:.0%} saved)"
     if isinstance(dataset, PackedDataset):
         text += f"; packed into {len(dataset)} rows, {dataset.fill:.0%} full"
     return text
+
+
+def say_what_trees_save(layout: Layout, dataset: Any, training: bool) -> None:
+    """One line, where rows of whole questions would read much less than pairs drawn at random."""
+    if layout != "tree" or not training or not isinstance(plain(dataset), PairDataset):
+        return
+    pairs = pairs_of(dataset)
+    alone, together = row_tokens(pairs, "shared"), row_tokens(pairs, "tree")
+    if together < _WORTHWHILE * alone:
+        logger.info(
+            "Questions have several pairs: with each question in one row the model would read "
+            "%s tokens an epoch instead of %s. Set tokens_per_batch.",
+            f"{together:,}",
+            f"{alone:,}",
+        )
 
 
 def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
@@ -66,11 +86,11 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
         longest: tokens of the longest sequence of the data.
 
     Returns:
-        "shared" or "separate" (one row without padding), or "padded".
+        "tree", "shared" or "separate" (one row without padding), or "padded".
 
     Raises:
-        ModelError: layout is "shared", and a model cannot read shared prefixes; a model's weights
-            hold NaN or infinity.
+        ModelError: layout is "tree" or "shared", and a model cannot read common prefixes; a model's
+            weights hold NaN or infinity.
     """
     for model in models:
         install_attention(model)
@@ -85,15 +105,15 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
             apply_unpackings(model, dict(everywhere))
         if words := describe_unpacked(models[0]):
             logger.info("Layout: %s.", words)
-        return "separate" if args.layout == "separate" else "shared"
+        return "tree" if args.layout == "auto" else args.layout
     for model in models:
         remove_attention(model)
     if broken := [reason for reason in reasons if NO_NUMBER in reason]:
         raise ModelError(f"{broken[0]}. Load it from an undamaged checkpoint.")
-    if args.layout == "shared":
+    if args.layout in ("tree", "shared"):
         raise ModelError(
-            f"layout: shared cannot be had: {reasons[0]}. Leave layout at auto, which gives each "
-            "side a padded row of its own here."
+            f"layout: {args.layout} cannot be had: {reasons[0]}. Leave layout at auto, which gives "
+            "each side a padded row of its own here."
         )
     logger.warning("Layout: each side is a padded row of its own, because %s.", reasons[0])
     return "padded"

@@ -18,7 +18,7 @@ from prefkit.train.checks.shared_rows import check_shared_layout
 from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.rows.datasets import CachedDataset, packed, plain
-from prefkit.train.rows.layout import choose_layout, longest_sequence
+from prefkit.train.rows.layout import choose_layout, longest_sequence, say_what_trees_save
 from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
 
 logger = logging.getLogger(__name__)
@@ -51,11 +51,12 @@ class PairRows(RunRows):
         """Rows of `tokens_per_batch` tokens, where that is set; shuffled for training."""
         args = self.args
         if args.tokens_per_batch is None:
+            say_what_trees_save(self.layout, dataset, training)
             return dataset
         seed = args.seed if args.data_seed is None else args.data_seed
         # The collator rounds rows up: to what a multiple leaves of the budget.
         budget = args.tokens_per_batch // self._multiple * self._multiple
-        return packed(dataset, budget, self.layout, seed if training else None)
+        return packed(dataset, budget, self.layout, seed if training else None, args.group_by)
 
     @property
     def _multiple(self) -> int:
