@@ -308,17 +308,20 @@ class Contestant:
     def __init__(
         self,
         way: str,
-        shape: Shape,
+        shape: Any,
         model: str | None,
         steps: int,
         wait: bool = True,
         profile: bool = False,
+        module: str = "benchmarks.whole_step",
+        more: Sequence[str] = (),
     ) -> None:
         """Starts the process; `wait` False: several can start at once, then `ready` is theirs.
 
-        With `profile`, `kernels` has those of the last step.
+        With `profile`, `kernels` has those of the last step. `module` is what runs, and `more` are
+        further words of its command line.
         """
-        command = [sys.executable, "-m", "benchmarks.whole_step", "--child", way]
+        command = [sys.executable, "-m", module, "--child", way, *more]
         command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
         command += ["--model", model or ""] + ["--child-profile"] * profile
         # Threads that wait must sleep: those of the ways that are not at turn would take the cores.
@@ -351,15 +354,16 @@ class Contestant:
             self.said.append(line)
         raise RuntimeError("".join(self.said[-15:]))
 
-    def step(self) -> None:
-        """One optimiser step, timed by the child."""
+    def step(self) -> dict[str, Any]:
+        """One optimiser step, timed by the child, and what the child told of it."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         told = self._next()
         self.seconds.append(told["seconds"])
         self.memory, self.read = told["memory"], told["read"]
-        self.kernels = told["kernels"]
+        self.kernels = told.get("kernels", [])
+        return told
 
     def result(self) -> Result:
         """Of the steps after the first, which is warm-up."""

@@ -1,0 +1,108 @@
+"""`python -m benchmarks.trees`: seconds a pair, tokens a pair and memory, the ways taking turns."""
+
+import argparse
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmarks import machine
+from benchmarks.trees import __doc__ as usage
+from benchmarks.trees.child import WAYS
+from benchmarks.trees.rows import SHAPES, Shape, curve
+from benchmarks.whole_step import Contestant
+
+
+@dataclass
+class Way:
+    """What a way's steps took.
+
+    Attributes:
+        seconds, tokens: a pair, of each step: seconds, tokens that the policy read.
+        pairs: of each step.
+        memory: bytes above idle at the peak.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    pairs: list[int] = field(default_factory=list)
+    memory: int = 0
+
+
+def measure(
+    shape: Shape, ways: Sequence[str], model: str | None, rounds: int, more: Sequence[str] = ()
+) -> dict[str, Way]:
+    """All ways, taking turns; the first step of each is warm-up.
+
+    Raises:
+        RuntimeError: a way failed; with its last lines.
+    """
+    running: dict[str, Contestant] = {}
+    found = {way: Way() for way in ways}
+    try:
+        for way in ways:
+            running[way] = Contestant(
+                way, shape, model, rounds + 1, module="benchmarks.trees.child", more=more
+            )
+        for turn in range(rounds + 1):
+            order = list(running)
+            for way in order[turn % len(order) :] + order[: turn % len(order)]:
+                told = running[way].step()
+                found[way].memory = told["memory"]
+                if turn:
+                    found[way].seconds.append(told["seconds"] / told["pairs"])
+                    found[way].tokens.append(told["read"] / told["pairs"])
+                    found[way].pairs.append(told["pairs"])
+    finally:
+        for one in running.values():
+            one.process.kill()
+    return found
+
+
+def lines(shape: Shape, found: dict[str, Way]) -> list[str]:
+    """A Markdown table; ratios are medians beside those of the first way."""
+    first = next(iter(found.values()))
+    told = [
+        f"### {shape.words}",
+        "",
+        "| way | s a pair (least–most) | × tree | tokens a pair | × tree | pairs a step | MB above "
+        "idle | × tree |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for way, one in found.items():
+        seconds, tokens = statistics.median(one.seconds), statistics.median(one.tokens)
+        cells = (
+            way,
+            f"{seconds:.3f} ({min(one.seconds):.3f}–{max(one.seconds):.3f})",
+            f"{seconds / statistics.median(first.seconds):.2f}",
+            f"{tokens:.0f}",
+            f"{tokens / statistics.median(first.tokens):.2f}",
+            f"{statistics.median(one.pairs):.0f}",
+            f"{one.memory / 1e6:.0f}",
+            f"{one.memory / first.memory:.2f}",
+        )
+        told.append("| " + " | ".join(cells) + " |")
+    return [*told, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=usage.split("\n")[0])
+    parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--model", default=os.environ.get("PREFKIT_SMOLLM2"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--curve", action="store_true", help="step trees, tree and shared alone")
+    options = parser.parse_args()
+    print(", ".join(f"{name} {value}" for name, value in machine.facts("cpu").items()))
+    weights = "SmolLM2-135M" if options.model else "SmolLM2-135M's shape, random weights"
+    print(f"{weights}, fp32, AdamW, {options.rounds} rounds after one of warm-up\n")
+    shapes = curve() if options.curve else {name: SHAPES[name] for name in options.shape}
+    ways = ("tree", "shared") if options.curve else options.way
+    for shape in shapes.values():
+        print(
+            "\n".join(lines(shape, measure(shape, ways, options.model, options.rounds))), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

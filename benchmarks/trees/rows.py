@@ -1,0 +1,131 @@
+"""Rows that hang on trees: step pairs of one solution, and samples of one question."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.whole_step import ROOT
+
+Row = dict[str, str]
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "model_solutions.jsonl"
+_BY = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of rows.
+
+    Attributes:
+        words: what they are.
+        budget: tokens a row of the model (`tokens_per_batch`).
+        prompt, steps, length, wrong: of step trees: tokens of the prompt, steps, tokens of each,
+            and wrong ones beside each right one.
+        samples: of sampled solutions: right ones and as many wrong ones of `length` tokens.
+        all_pairs: every right with every wrong one, instead of each with one.
+        real: GSM8K's model solutions (OpenAI's release), every right with every wrong one.
+    """
+
+    words: str
+    budget: int
+    prompt: int = 0
+    steps: int = 0
+    length: int = 0
+    wrong: int = 1
+    samples: int = 0
+    all_pairs: bool = True
+    real: bool = False
+
+
+SHAPES = {
+    "steps": Shape("a step tree: 24 steps of 40, a wrong one beside each", 2200, 200, 24, 40),
+    "gsm8k": Shape("GSM8K, four model solutions a question, all pairs", 2200, real=True),
+    "all": Shape("8 × 8 samples of 400, all pairs", 6800, 100, length=400, samples=8),
+    "one": Shape(
+        "8 × 8 samples of 400, one pair each", 6800, 100, length=400, samples=8, all_pairs=False
+    ),
+}
+
+
+def curve() -> dict[str, Shape]:
+    """Step trees of several depths and numbers of wrong siblings, steps of 40 tokens."""
+    return {
+        f"{steps} × {wrong}": Shape(f"{steps} steps, {wrong} wrong", 8000, 200, steps, 40, wrong)
+        for steps in (2, 6, 12, 24)
+        for wrong in (1, 4)
+    }
+
+
+def rows_of(shape: Shape, tokenizer: Any, questions: int) -> list[Row]:
+    """Rows of prompt, prefix, chosen and rejected for so many questions.
+
+    Raises:
+        FileNotFoundError: the real ones are not there.
+    """
+    if shape.real:
+        return [row for some in _gsm8k(GSM8K, questions) for row in some]
+    text = _Text(tokenizer)
+    make = _samples if shape.samples else _steps
+    return [row for _ in range(questions) for row in make(shape, text)]
+
+
+class _Text:
+    """Pieces of the project's own pages, each of so many tokens, one after the other."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+        words = "\n".join(page.read_text("utf-8") for page in pages)
+        self.tokenizer = tokenizer
+        self.ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+        self.place = 0
+
+    def piece(self, tokens: int) -> str:
+        if self.place + tokens > len(self.ids):
+            self.place %= 97  # round again, at another place
+        found = self.ids[self.place : self.place + tokens - 1]
+        self.place += tokens
+        return " ".join(self.tokenizer.decode(found).split()) + "\n"
+
+
+def _steps(shape: Shape, text: _Text) -> list[Row]:
+    prompt, prefix, rows = text.piece(shape.prompt), "", []
+    for _ in range(shape.steps):
+        right = text.piece(shape.length)
+        rows += [
+            {"prompt": prompt, "prefix": prefix, "chosen": right, "rejected": text.piece(n)}
+            for n in [shape.length] * shape.wrong
+        ]
+        prefix += right
+    return rows
+
+
+def _samples(shape: Shape, text: _Text) -> list[Row]:
+    prompt = text.piece(shape.prompt)
+    right, wrong = ([text.piece(shape.length) for _ in range(shape.samples)] for _ in range(2))
+    pairs = [(r, w) for r in right for w in wrong]
+    if not shape.all_pairs:
+        pairs = list(zip(right, wrong, strict=True))
+    return [{"prompt": prompt, "prefix": "", "chosen": r, "rejected": w} for r, w in pairs]
+
+
+def _gsm8k(path: Path, questions: int) -> Iterator[list[Row]]:
+    """The first questions that have right and wrong solutions."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            one = json.loads(line)
+            tried = [one[name] for name in _BY]
+            texts = {good: _texts(tried, good) for good in (True, False)}
+            rows = [
+                {"prompt": one["question"] + "\n", "prefix": "", "chosen": r, "rejected": w}
+                for r in texts[True]
+                for w in texts[False]
+            ]
+            if rows and questions:
+                questions -= 1
+                yield rows
+
+
+def _texts(tried: list[dict[str, Any]], good: bool) -> list[str]:
+    found = (one["solution"].strip() + "\n" for one in tried if one["is_correct"] is good)
+    return list(dict.fromkeys(found))
