@@ -17,9 +17,10 @@ from prefkit.model.attention.compute import blockwise as blockwise_attention
 from prefkit.model.attention.compute import varlen as varlen_attention
 from prefkit.model.attention.compute.attend import attend
 from prefkit.model.attention.compute.flash_cpu import FlashCPU
-from prefkit.model.attention.compute.gathered_keys import gathered
-from prefkit.model.attention.compute.sinks import TORCH, Flash
-from prefkit.model.attention.compute.varlen import Call, agrees
+from prefkit.model.attention.compute.flash import TORCH, Flash
+from prefkit.model.attention.compute.groups import groups_of
+from prefkit.model.attention.compute.trial import Call
+from prefkit.model.attention.compute.varlen import agrees
 
 STREAMS = {
     "shared": Stream.of((7, 3, 5)),
@@ -145,7 +146,8 @@ def test_a_window_hides_the_rest_of_a_trunk() -> None:
     chunks = [(tuple(a.queries), a.context) for a in stream.attends(Reach(chunk=40))]
     assert chunks[:3] == [((0, 40), ()), ((40, 80), ()), ((80, 107), ())]
     assert chunks[3:] == [((107, 127), ((80, 100),)), ((127, 137), ()), ((137, 142), ((80, 100),))]
-    assert len(stream.packed(torch.device("cpu"), Reach(10)).keys) == len(stream) + 2 * 9
+    (group,) = groups_of(stream, torch.device("cpu"), Reach(10))
+    assert len(group.packed.keys) == len(stream) + 2 * 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -334,42 +336,10 @@ def test_grouped_heads_are_first_tried_as_they_are(
         )
     assert kernel is not None
     assert seen == ([2] if takes else [2, 4])
-    assert ("keys and values are repeated" in caplog.text) != takes
+    assert ("the next way to call it is tried" in caplog.text) != takes
     assert ("Number of heads must be the same" in caplog.text) != takes
     for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
         cached.cache_clear()
-
-
-@pytest.mark.parametrize("name", STREAMS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gathered_keys_add_their_gradients_in_order(name: str, dtype: torch.dtype) -> None:
-    """Own place first, then tail after tail, to the bit."""
-    stream = STREAMS[name]
-    keys = stream.packed(torch.device("cpu")).keys
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(len(stream), 2, 4, generator=draw).to(dtype).requires_grad_()
-    grad = torch.randn(len(keys), 2, 4, generator=draw).to(dtype)
-    out = gathered(x, stream)
-    assert torch.equal(out, x[keys])
-    (got,) = torch.autograd.grad(out, x, grad)
-    own = {place for one in _places_of_queries(stream) for place in one}
-    for token in range(len(stream)):
-        places = (keys == token).nonzero()[:, 0].tolist()
-        places.sort(key=lambda place: (place not in own, place))
-        kind = torch.promote_types(dtype, torch.float32)
-        want = torch.zeros(2, 4, dtype=kind)
-        for place in places:
-            want = want + grad[place].to(kind)
-        assert torch.equal(got[token], want.to(dtype))
-
-
-def _places_of_queries(stream: Stream) -> list[range]:
-    """Where each attention's own tokens lie among the gathered keys: at its end."""
-    ends, counts = 0, []
-    for one in stream.attends():
-        ends += one.key_count
-        counts.append(range(ends - len(one.queries), ends))
-    return counts
 
 
 @pytest.mark.parametrize("reach", [Reach(), Reach(64)])
