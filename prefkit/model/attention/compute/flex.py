@@ -178,6 +178,8 @@ def _public(
     """The documented function. Raises ImportError with sinks before torch 2.9."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    for x in (query, key, value):  # so that no block's end needs to be looked for
+        torch._check(x.shape[2] % BLOCK == 0)
     options: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
     if not with_lse:
         return flex_attention(query, key, value, score, mask, **options), None
