@@ -1,9 +1,9 @@
 """Attention of a layer over pairs and trees, which read a shared prefix once.
 
 Of a pair beside two rows in full; of trees by variable-length calls in groups, by FlexAttention and
-by plain torch. Forward and backward at the heads of Llama-3.2-1B. "New length": the first call at a
-length that was not there before, above what a repeated call takes; rows of real data have a new
-length in almost every step, and cuDNN makes a plan for each.
+by plain torch, the first two checked before. Forward and backward at the heads of Llama-3.2-1B.
+"New length": the first call at a length that was not there before, above what a repeated call
+takes; rows of real data have a new length in almost every step, and cuDNN makes a plan for each.
 """
 
 import time
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.telling import device, median_ms, row, seconds_left, tell, wait
+from benchmarks.gpu.smoke_gpu import step_tree, ways_over_trees
+from benchmarks.gpu.telling import Checks, device, median_ms, row, seconds_left, tell, wait
 from benchmarks.memory import on_gpu
 from prefkit.data.batch.stream import Stream
 from prefkit.model.attention.compute.attend import attend, forced
@@ -67,14 +68,6 @@ def first_call_ms(make: Callable[[int], Callable[[], object]], where: str) -> fl
         wait(where)
         found.append(1e3 * (time.perf_counter() - start))
     return min(found)
-
-
-def step_tree(prompt: int, count: int, length: int) -> Stream:
-    """A solution of so many steps, each with one wrong sibling."""
-    tree: int | tuple[object, ...] = length
-    for _ in range(count - 1):
-        tree = (length, tree, length)
-    return Stream.of((prompt, tree, length))
 
 
 def star(trunk: int, count: int, length: int) -> Stream:
@@ -153,7 +146,11 @@ def pairs(where: str) -> None:
 def main() -> None:
     where = device()
     pairs(where)
+    run = Checks(where)
+    for name, check in ways_over_trees(where):
+        run(name, check)
     trees(where)
+    run.exit()
 
 
 if __name__ == "__main__":

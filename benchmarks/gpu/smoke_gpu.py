@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.attention import step_tree
 from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
@@ -35,6 +34,14 @@ def scaled(
     target = rows if out is None else torch.full(shape, torch.nan, device=where, dtype=out)
     scale_rows(rows, factors, target)
     return {"ok": torch.equal(target, true.to(target.dtype))}
+
+
+def step_tree(prompt: int, count: int, length: int) -> Stream:
+    """A solution of so many steps, each with one wrong sibling."""
+    tree: int | tuple[object, ...] = length
+    for _ in range(count - 1):
+        tree = (length, tree, length)
+    return Stream.of((prompt, tree, length))
 
 
 def attention(
@@ -190,27 +197,33 @@ def everywhere(where: str) -> Iterator[tuple[str, Check]]:
     for heads, groups, width in ((8, 8, 64), (8, 2, 128), (9, 3, 64)):
         name = f"attention over a stream, {heads} heads of {width}, {groups} of keys"
         yield f"{name} ({_kernel(where)})", partial(attention, heads, groups, width, where)
-    chunks: Any = Reach(chunk=128)
-    both: dict[str, Any] = {"reach": Reach(50), "sinks": True}
     for words, more in (
         ("a window of 50", {"reach": Reach(50)}),
-        ("chunks of 128", {"reach": chunks}),
+        ("chunks of 128", {"reach": Reach(chunk=128)}),
         ("sinks", {"sinks": True}),
-        ("a window of 50 and sinks", both),
+        ("a window of 50 and sinks", {"reach": Reach(50), "sinks": True}),
         ("values of 64", {"values": 64}),
-        ("a cap of 30", {"softcap": 30.0}),
-        ("a deep tree", {"deep": True, "way": "varlen"}),
-        ("a deep tree, a window of 50 and sinks", {"deep": True, "way": "varlen", **both}),
-        ("FlexAttention", {"deep": True, "way": "flex"}),
-        ("FlexAttention, a window of 50 and sinks", {"deep": True, "way": "flex", **both}),
-        ("FlexAttention, chunks and a cap", {"way": "flex", "reach": chunks, "softcap": 30.0}),
-        ("FlexAttention, values of 64", {"way": "flex", "values": 64}),
     ):
         run = partial(attention, 8, 2, 128, where, **more)  # type: ignore[arg-type]
         yield f"attention over a stream, 8 heads of 128, 2 of keys, {words}", run
     for frozen in (False, True):
         words = "frozen" if frozen else "trainable"
         yield f"the same bits twice, {words}", partial(same_bits, frozen, where)
+
+
+def ways_over_trees(where: str) -> Iterator[tuple[str, Check]]:
+    """Each way to attend that a GPU may take, over trees: what `benchmarks.gpu.attention` times."""
+    chunks, both = Reach(chunk=128), {"reach": Reach(50), "sinks": True}
+    for words, more in (
+        ("a deep tree", {"deep": True, "way": "varlen"}),
+        ("a deep tree, a window of 50 and sinks", {"deep": True, "way": "varlen", **both}),
+        ("FlexAttention, a deep tree", {"deep": True, "way": "flex"}),
+        ("FlexAttention, a window of 50 and sinks", {"deep": True, "way": "flex", **both}),
+        ("FlexAttention, chunks and a cap", {"way": "flex", "reach": chunks, "softcap": 30.0}),
+        ("FlexAttention, values of 64", {"way": "flex", "values": 64}),
+    ):
+        run = partial(attention, 8, 2, 128, where, **more)  # type: ignore[arg-type]
+        yield f"attention over a stream, 8 heads of 128, 2 of keys, {words}", run
 
 
 def _kernel(where: str) -> str:
