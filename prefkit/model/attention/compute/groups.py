@@ -42,6 +42,11 @@ class Group:
         return Span(self.attends[0].queries.start, self.attends[-1].queries.stop)
 
     @cached_property
+    def shares(self) -> bool:
+        """Whether its keys are more than its own tokens."""
+        return any(one.context for one in self.attends)
+
+    @cached_property
     def packed(self) -> Packed:
         """What the call is told; its keys are numbered as in the row."""
         return Packed.of(list(self.attends), self.device, self.reach)
@@ -53,13 +58,13 @@ class Group:
 
     def gathered(self, x: Tensor) -> Tensor:
         """(N, heads, d) of the row's tokens → (K, heads, d) of the call's keys; not recorded."""
-        if any(one.context for one in self.attends):
+        if self.shares:
             return x.index_select(0, self.packed.keys)
         return x[self.queries.start : self.queries.stop]
 
     def back(self, grad: Tensor) -> Tensor:
         """The gradient of `gathered` where this group is the whole row: (K, …) → (N, …)."""
-        if not self.uses.further:
+        if not self.shares:
             return grad
         total = grad.index_select(0, self.uses.own)
         if self.uses.most > 2:  # a sum of two is rounded once in any case
@@ -69,9 +74,10 @@ class Group:
 
     def add(self, total: Tensor, grad: Tensor) -> None:
         """total (N, …), of the whole row, += the gradient of `gathered`, from grad (K, …)."""
-        own = grad.index_select(0, self.uses.own) if self.uses.further else grad
+        own = grad.index_select(0, self.uses.own) if self.shares else grad
         total[self.queries.start : self.queries.stop].add_(own)
-        self.uses.add_further(total, grad)
+        if self.shares:
+            self.uses.add_further(total, grad)
 
 
 _made: WeakKeyDictionary[Stream, dict[Any, tuple[Group, ...]]] = WeakKeyDictionary()
@@ -111,7 +117,7 @@ def _grouped(attends: Iterable[Attend], limit: int) -> list[list[Attend]]:
 
 def gathered(x: Tensor, group: Group) -> Tensor:
     """`Group.gathered` of the group that is the whole row, with its gradient."""
-    return _Gather.apply(x, group) if group.uses.further else x
+    return _Gather.apply(x, group) if group.shares else x
 
 
 class _Gather(torch.autograd.Function):
