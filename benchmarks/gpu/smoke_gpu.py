@@ -15,7 +15,7 @@ from benchmarks.gpu.telling import median_ms
 from benchmarks.problems import Case, Problem, build
 from prefkit import TDPO, fused_preference_loss
 from prefkit.data.batch.stream import EVERYTHING, Reach, Stream
-from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.attend import attend, forced
 from prefkit.model.attention.compute.blockwise import Blockwise
 from prefkit.model.attention.compute.varlen import varlen_kernel
 from prefkit_kernels.pair_scores.keep_dz import scale_rows
@@ -36,6 +36,14 @@ def scaled(
     return {"ok": torch.equal(target, true.to(target.dtype))}
 
 
+def step_tree(prompt: int, count: int, length: int) -> Stream:
+    """A solution of so many steps, each with one wrong sibling."""
+    tree: int | tuple[object, ...] = length
+    for _ in range(count - 1):
+        tree = (length, tree, length)
+    return Stream.of((prompt, tree, length))
+
+
 def attention(
     heads: int,
     groups: int,
@@ -44,6 +52,9 @@ def attention(
     reach: Reach = EVERYTHING,
     sinks: bool = False,
     values: int | None = None,
+    softcap: float | None = None,
+    deep: bool = False,
+    way: str | None = None,
 ) -> dict[str, Any]:
     """Trees with and without a shared trunk, forward and backward, against plain torch in fp32.
 
@@ -53,28 +64,38 @@ def attention(
         reach: how far back a token sees.
         sinks: a learnt score a head that gives nothing.
         values: numbers of a value, where they are not those of a key.
+        softcap: of the scores.
+        deep: a tree whose branches read more keys than one variable-length call gathers.
+        way: of computing it, else the one that is taken here.
     """
     small = where == "cpu"
-    long = Stream.of((300, 270, (20, 40, 30)), 33, (5, 40, 9, 3))
-    stream = Stream.of((9, 4, (1, 3, 2)), 5) if small else long
+    if deep:
+        stream = step_tree(20, 4, 3) if small else step_tree(100, 20, 30)
+    elif small:
+        stream = Stream.of((9, 4, (1, 3, 2)), 5)
+    else:
+        stream = Stream.of((300, 270, (20, 40, 30)), 33, (5, 40, 9, 3))
     dtype = torch.float32 if small else torch.bfloat16
     keys = (1, groups, len(stream))
     shapes: list[Any] = [(1, heads, len(stream), width), (*keys, width), (*keys, values or width)]
     shapes += [(heads,)] if sinks else []
     given = [torch.randn(s, device=where, dtype=dtype).requires_grad_() for s in shapes]
     sink = given[3] if sinks else None
-    out = attend(*given[:3], stream, None, None, reach, sink)  # type: ignore[misc]
+    # On a CPU there is nothing to call with variable lengths.
+    chosen = contextlib.nullcontext() if way is None or (small and way == "varlen") else forced(way)
+    with chosen:
+        out = attend(*given[:3], stream, None, softcap, reach, sink)  # type: ignore[misc]
     upstream = torch.randn_like(out)
     mine = (out, *torch.autograd.grad(out, given, upstream))
     exact = [x.detach().float().requires_grad_() for x in given]
-    options = (stream, width**-0.5, None, reach.within(stream.longest))
+    options = (stream, width**-0.5, softcap, reach.within(stream.longest))
     plain = Blockwise.apply(*exact[:3], *options, exact[3] if sinks else None)
     true = (plain, *torch.autograd.grad(plain, exact, upstream.float()))
     wrong = [float(((a - b).norm() / b.norm()).detach()) for a, b in zip(mine, true, strict=True)]
     named = dict(zip(("out", "dq", "dk", "dv", "ds"), (round(x, 5) for x in wrong), strict=False))
     # A warning tells of a kernel that was left aside: then plain torch agrees with itself.
     used = small or type(out.grad_fn).__name__ != "BlockwiseBackward"
-    kernel = "" if used else "the variable-length kernel was left aside: see the log"
+    kernel = "" if used else "no kernel agreed with plain torch: see the log"
     return {"ok": used and max(wrong) < (1e-5 if small else 2e-2), **named, "why": kernel}
 
 
@@ -188,6 +209,21 @@ def everywhere(where: str) -> Iterator[tuple[str, Check]]:
     for frozen in (False, True):
         words = "frozen" if frozen else "trainable"
         yield f"the same bits twice, {words}", partial(same_bits, frozen, where)
+
+
+def ways_over_trees(where: str) -> Iterator[tuple[str, Check]]:
+    """Each way to attend that a GPU may take, over trees: what `benchmarks.gpu.attention` times."""
+    chunks, both = Reach(chunk=128), {"reach": Reach(50), "sinks": True}
+    for words, more in (
+        ("a deep tree", {"deep": True, "way": "varlen"}),
+        ("a deep tree, a window of 50 and sinks", {"deep": True, "way": "varlen", **both}),
+        ("FlexAttention, a deep tree", {"deep": True, "way": "flex"}),
+        ("FlexAttention, a window of 50 and sinks", {"deep": True, "way": "flex", **both}),
+        ("FlexAttention, chunks and a cap", {"way": "flex", "reach": chunks, "softcap": 30.0}),
+        ("FlexAttention, values of 64", {"way": "flex", "values": 64}),
+    ):
+        run = partial(attention, 8, 2, 128, where, **more)  # type: ignore[arg-type]
+        yield f"attention over a stream, 8 heads of 128, 2 of keys, {words}", run
 
 
 def _kernel(where: str) -> str:

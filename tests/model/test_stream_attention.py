@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,80 +11,28 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import resident_peak
-from prefkit.data.batch.stream import EVERYTHING, Packed, Reach, Stream
+from prefkit.data.batch.stream import Packed, Reach, Stream
 from prefkit.model.attention.compute import blockwise as blockwise_attention
 from prefkit.model.attention.compute import varlen as varlen_attention
 from prefkit.model.attention.compute.attend import attend
+from prefkit.model.attention.compute.flash import TORCH, Flash
 from prefkit.model.attention.compute.flash_cpu import FlashCPU
-from prefkit.model.attention.compute.gathered_keys import gathered
-from prefkit.model.attention.compute.sinks import TORCH, Flash
-from prefkit.model.attention.compute.varlen import Call, agrees
+from prefkit.model.attention.compute.groups import groups_of
+from prefkit.model.attention.compute.trial import Call
+from prefkit.model.attention.compute.varlen import agrees
+from tests.model.stream_cases import (
+    FLASH,
+    REACHES,
+    STREAMS,
+    check,
+    dense,
+    flash_backward,
+    flash_forward,
+    operands,
+    variable_length,
+)
 
-STREAMS = {
-    "shared": Stream.of((7, 3, 5)),
-    "separate": Stream.of(9, 4),
-    "packed": Stream.of((7, 3, 5), 4, (1, 0, 6), (2, 4, 0)),
-    "three tails": Stream.of((5, 2, 3, 4)),
-    "deep": Stream.of((4, (3, (2, 5, 1), 6), (0, 2, (1, 3, 2)), 4), (0, 3), (2, (2, (2, 2, 1)))),
-    "over a block": Stream.of((300, 40, 270), 3),
-}
 CPU, BLOCKWISE = FlashCPU, blockwise_attention.Blockwise
-
-
-REACHES = [Reach(5), Reach(1), Reach(64), Reach(chunk=4), Reach(chunk=100), Reach(1000, 1000)]
-
-
-def allowed(stream: Stream, reach: Reach = EVERYTHING) -> Tensor:
-    """(N, N) bool: who sees whom, read off the trees one token at a time."""
-    mask = torch.zeros(len(stream), len(stream), dtype=torch.bool)
-    paths: list[list[int]] = []  # of each node, itself included
-    place = 0
-    for length, parent in stream.nodes:
-        path = [*(paths[parent] if parent >= 0 else []), *range(place, place + length)]
-        paths.append(path)
-        place += length
-        for position in range(len(path) - length, len(path)):
-            first = 0 if reach.window is None else max(0, position - reach.window + 1)
-            if reach.chunk is not None:
-                first = max(first, position // reach.chunk * reach.chunk)
-            mask[path[position], path[first : position + 1]] = True
-    return mask
-
-
-def dense(
-    q: Tensor, k: Tensor, v: Tensor, stream: Stream, scale: float, cap: float | None,
-    reach: Reach = EVERYTHING, sinks: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.transpose(-1, -2) * scale
-    if cap is not None:
-        scores = cap * torch.tanh(scores / cap)
-    scores = scores.masked_fill(~allowed(stream, reach), -torch.inf)
-    if sinks is None:
-        return scores.softmax(-1) @ v
-    total = scores.exp().sum(-1, keepdim=True) + sinks[:, None, None].exp()
-    return scores.exp() / total @ v
-
-
-def operands(
-    stream: Stream, dtype: torch.dtype = torch.float64, groups: int = 2, values: int = 8,
-    sinks: bool = False,
-) -> list[Tensor]:  # fmt: skip
-    torch.manual_seed(0)
-    keys = (1, 2, len(stream))
-    shapes: list[Any] = [(1, 2 * groups, len(stream), 8), (*keys, 8), (*keys, values)]
-    shapes += [(2 * groups,)] if sinks else []
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-
-
-def check(got: Tensor, want: Tensor, inputs: list[Tensor], bound: float) -> None:
-    assert (got - want).abs().max() < bound
-    direction = torch.randn_like(want)
-    mine = torch.autograd.grad(got, inputs, direction)
-    theirs = torch.autograd.grad(want, inputs, direction, retain_graph=True)
-    for a, b in zip(mine, theirs, strict=True):
-        assert (a - b).abs().max() < 10 * bound
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -123,7 +70,7 @@ def test_windows_chunks_and_sinks(name: str, reach: Reach, sinks: bool) -> None:
         sink = inputs[3] if sinks else None
         want = dense(*inputs[:3], stream, 0.3, None, reach, sink)  # type: ignore[misc]
         check(attend(*inputs[:3], stream, 0.3, None, reach, sink), want, inputs, 1e-13)  # type: ignore[misc]
-        cut, kernel = reach.within(stream.longest), FLASH if sinks else _variable_length
+        cut, kernel = reach.within(stream.longest), FLASH if sinks else variable_length
         if values == 8 and cut.window != 1:
             check(CPU.apply(*inputs[:3], stream, 0.3, cut, sink), want, inputs, 1e-13)
         for run in (BLOCKWISE.apply, partial(varlen_attention.varlen, kernel)):
@@ -145,7 +92,8 @@ def test_a_window_hides_the_rest_of_a_trunk() -> None:
     chunks = [(tuple(a.queries), a.context) for a in stream.attends(Reach(chunk=40))]
     assert chunks[:3] == [((0, 40), ()), ((40, 80), ()), ((80, 107), ())]
     assert chunks[3:] == [((107, 127), ((80, 100),)), ((127, 137), ()), ((137, 142), ((80, 100),))]
-    assert len(stream.packed(torch.device("cpu"), Reach(10)).keys) == len(stream) + 2 * 9
+    (group,) = groups_of(stream, torch.device("cpu"), Reach(10))
+    assert len(group.packed.keys) == len(stream) + 2 * 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -164,91 +112,24 @@ def test_the_variable_length_call(name: str) -> None:
     """What a GPU's kernel is handed gives the same numbers, aligned at the bottom right."""
     stream = STREAMS[name]
     inputs = operands(stream)
-    got = varlen_attention.varlen(_variable_length, *inputs, stream, 0.3, 2.0)  # type: ignore[misc]
+    got = varlen_attention.varlen(variable_length, *inputs, stream, 0.3, 2.0)  # type: ignore[misc]
     check(got, dense(*inputs, stream, 0.3, 2.0), inputs, 1e-13)  # type: ignore[misc]
-
-
-def _pieces(packed: Packed) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Queries, keys and what is hidden of each attention, as flash-attn documents its call."""
-    assert packed.cu_queries.dtype == packed.cu_keys.dtype == torch.int32
-    starts, ends = packed.cu_queries.tolist(), packed.cu_keys.tolist()
-    for i in range(len(starts) - 1):
-        queries, keys = starts[i + 1] - starts[i], ends[i + 1] - ends[i]
-        assert queries <= packed.max_queries
-        assert keys <= packed.max_keys
-        own = torch.arange(queries)[:, None] + keys - queries
-        hidden = torch.arange(keys) > own
-        if packed.window is not None:
-            hidden |= torch.arange(keys) <= own - packed.window
-        yield slice(*starts[i : i + 2]), slice(*ends[i : i + 2]), hidden
-
-
-def _scores(q: Tensor, k: Tensor, scale: float, cap: float | None) -> Tensor:
-    """(n, H, d), (m, G, d) → (H, n, m)."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    scores = q.transpose(0, 1) @ k.permute(1, 2, 0) * scale
-    return scores if cap is None else cap * torch.tanh(scores / cap)
-
-
-def _variable_length(
-    q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float, cap: float | None
-) -> Tensor:
-    """The documented meaning of flash-attn's variable-length function: (N, H, d) → (N, H, d)."""
-    outs = []
-    for queries, keys, hidden in _pieces(packed):
-        scores = _scores(q[queries], k[keys], scale, cap).masked_fill(hidden, -torch.inf)
-        values = v[keys].repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(0, 1)
-        outs.append((scores.softmax(-1) @ values).transpose(0, 1))
-    return torch.cat(outs)
-
-
-def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Any:
-    sums = [
-        _scores(q[a], k[b], scale, None).masked_fill(hidden, -torch.inf).logsumexp(-1)
-        for a, b, hidden in _pieces(packed)
-    ]
-    return _variable_length(q, k, v, packed, scale, None), torch.cat(sums, 1)
-
-
-def _flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed,
-    scale: float, state: tuple[Tensor, ...],
-) -> list[Tensor]:  # fmt: skip
-    """FlashAttention-2's backward, which knows other keys by `out` and `lse` alone."""
-    groups = q.shape[1] // k.shape[1]
-    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-    for a, b, hidden in _pieces(packed):
-        shares = (_scores(q[a], k[b], scale, None) - lse[:, a, None]).exp().masked_fill(hidden, 0)
-        g, o = grad[a].transpose(0, 1), out[a].transpose(0, 1)  # (H, n, d)
-        values = v[b].repeat_interleave(groups, 1).transpose(0, 1)
-        ds = shares * (g @ values.transpose(1, 2) - (g * o).sum(-1, keepdim=True)) * scale
-        keys = k[b].repeat_interleave(groups, 1).transpose(0, 1)
-        dq[a] += (ds @ keys).transpose(0, 1)
-        for total, part in (
-            (dk, ds.transpose(1, 2) @ q[a].transpose(0, 1)),
-            (dv, shares.transpose(1, 2) @ g),
-        ):
-            total[b] += part.unflatten(0, (-1, groups)).sum(1).transpose(0, 1)
-    return [dq, dk, dv]
-
-
-FLASH = Flash(_flash_forward, _flash_backward)
 
 
 def test_a_kernel_for_sinks_is_tried_too() -> None:
     """A backward that is not told of the sink's share gives another gradient."""
     cpu, call = torch.device("cpu"), Call(4, 2, 8, 8, windowed=True, sinks=True)
     assert agrees(FLASH, cpu, torch.float32, call)
-    assert agrees(_variable_length, cpu, torch.float32, Call(4, 2, 8, 6, windowed=True))
+    assert agrees(variable_length, cpu, torch.float32, Call(4, 2, 8, 6, windowed=True))
 
     def deaf(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, p: Packed,
              scale: float, state: Any) -> Any:  # fmt: skip
-        return _flash_backward(grad, q, k, v, *_flash_forward(q, k, v, p, scale), p, scale, state)
+        return flash_backward(grad, q, k, v, *flash_forward(q, k, v, p, scale), p, scale, state)
 
-    assert not agrees(Flash(_flash_forward, deaf), cpu, torch.float32, call)
+    assert not agrees(Flash(flash_forward, deaf), cpu, torch.float32, call)
 
     def unwindowed(q: Tensor, k: Tensor, v: Tensor, p: Packed, *more: Any) -> Tensor:
-        return _variable_length(q, k, v, replace(p, window=None), *more)
+        return variable_length(q, k, v, replace(p, window=None), *more)
 
     assert not agrees(unwindowed, cpu, torch.float32, Call(4, 2, 8, 8, windowed=True))
 
@@ -264,15 +145,15 @@ def test_a_kernel_is_tried_before_it_is_believed(caplog: pytest.LogCaptureFixtur
         kept = torch.cat([torch.arange(a, a + n) for a, n in pairs])
         ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
         packed = Packed(kept, p.cu_queries, ends, p.max_queries, int(counts.max()))
-        return _variable_length(q, k[kept], v[kept], packed, *more)
+        return variable_length(q, k[kept], v[kept], packed, *more)
 
     def failing(*operands: Any) -> Tensor:
         raise RuntimeError("no such kernel\non this GPU")
 
     cpu = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        assert agrees(_variable_length, cpu, dtype, Call(4, 2, 8, 8, None))
-        assert agrees(_variable_length, cpu, dtype, Call(4, 4, 16, 16, 3.0))
+        assert agrees(variable_length, cpu, dtype, Call(4, 2, 8, 8, None))
+        assert agrees(variable_length, cpu, dtype, Call(4, 4, 16, 16, 3.0))
         assert not agrees(top_left, cpu, dtype, Call(4, 2, 8, 8, None))
     with caplog.at_level("WARNING"):
         assert not agrees(failing, cpu, torch.float32, Call(4, 2, 8, 8, None))
@@ -284,7 +165,7 @@ def test_a_kernel_with_a_wrong_gradient_is_left_aside(caplog: pytest.LogCaptureF
 
     def without_last_key(q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
         last = torch.arange(len(v)) == len(v) - 1
-        return _variable_length(q, k, torch.where(last[:, None, None], v.detach(), v), *more)
+        return variable_length(q, k, torch.where(last[:, None, None], v.detach(), v), *more)
 
     for dtype in (torch.float32, torch.bfloat16):
         with caplog.at_level("WARNING"):
@@ -297,7 +178,7 @@ def test_trying_a_kernel_leaves_no_trace_in_the_forward_around_it() -> None:
     saved = []
 
     def fresh() -> Any:
-        return lambda *operands: _variable_length(*operands)
+        return lambda *operands: variable_length(*operands)
 
     cpu = torch.device("cpu")
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
@@ -322,7 +203,7 @@ def test_grouped_heads_are_first_tried_as_they_are(
         if k.shape[1] != q.shape[1] and not takes:
             raise RuntimeError("Number of heads must be the same")
         packed = Packed(cu_q, cu_q, cu_k, max_q, max_k)
-        return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
+        return variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
 
     monkeypatch.setattr(varlen, "varlen_attn", old)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
@@ -334,42 +215,10 @@ def test_grouped_heads_are_first_tried_as_they_are(
         )
     assert kernel is not None
     assert seen == ([2] if takes else [2, 4])
-    assert ("keys and values are repeated" in caplog.text) != takes
+    assert ("the next way to call it is tried" in caplog.text) != takes
     assert ("Number of heads must be the same" in caplog.text) != takes
     for cached in (varlen_attention.varlen_kernels, varlen_attention.believed):
         cached.cache_clear()
-
-
-@pytest.mark.parametrize("name", STREAMS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gathered_keys_add_their_gradients_in_order(name: str, dtype: torch.dtype) -> None:
-    """Own place first, then tail after tail, to the bit."""
-    stream = STREAMS[name]
-    keys = stream.packed(torch.device("cpu")).keys
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(len(stream), 2, 4, generator=draw).to(dtype).requires_grad_()
-    grad = torch.randn(len(keys), 2, 4, generator=draw).to(dtype)
-    out = gathered(x, stream)
-    assert torch.equal(out, x[keys])
-    (got,) = torch.autograd.grad(out, x, grad)
-    own = {place for one in _places_of_queries(stream) for place in one}
-    for token in range(len(stream)):
-        places = (keys == token).nonzero()[:, 0].tolist()
-        places.sort(key=lambda place: (place not in own, place))
-        kind = torch.promote_types(dtype, torch.float32)
-        want = torch.zeros(2, 4, dtype=kind)
-        for place in places:
-            want = want + grad[place].to(kind)
-        assert torch.equal(got[token], want.to(dtype))
-
-
-def _places_of_queries(stream: Stream) -> list[range]:
-    """Where each attention's own tokens lie among the gathered keys: at its end."""
-    ends, counts = 0, []
-    for one in stream.attends():
-        ends += one.key_count
-        counts.append(range(ends - len(one.queries), ends))
-    return counts
 
 
 @pytest.mark.parametrize("reach", [Reach(), Reach(64)])
@@ -433,14 +282,14 @@ def test_torch_varlen_is_called_by_the_names_it_knows(
             scale: float, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:  # fmt: skip
         assert window_size == (-1, 0)
         assert enable_gqa == (q.shape[1] != k.shape[1])
-        return _variable_length(q, k, v, Packed(cu_q, cu_q, cu_k, max_q, max_k), scale, None)
+        return variable_length(q, k, v, Packed(cu_q, cu_q, cu_k, max_q, max_k), scale, None)
 
     def old(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int,
             is_causal: bool = False) -> Tensor:  # fmt: skip
         assert is_causal
         assert q.shape[1] == k.shape[1]
         packed = Packed(cu_q, cu_q, cu_k, max_q, max_k)
-        return _variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
+        return variable_length(q, k, v, packed, q.shape[-1] ** -0.5, None)
 
     monkeypatch.setattr(varlen, "varlen_attn", {"new": new, "old": old}[known])
     kernel = varlen_attention._torch_varlen()
