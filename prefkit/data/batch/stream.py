@@ -15,7 +15,7 @@ that reads it never has to ask a GPU.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -93,7 +93,6 @@ class Stream:
     """
 
     nodes: tuple[Node, ...]
-    _on_device: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, *trees: Any) -> "Stream":
@@ -196,6 +195,11 @@ class Stream:
             yield from _reached(one, reach)
 
     def position_ids(self) -> Tensor:
+        """(N,) int64 position of each token in its own sequence; a tensor of the caller's own."""
+        return self.positions.clone()
+
+    @cached_property
+    def positions(self) -> Tensor:
         """(N,) int64 position of each token in its own sequence."""
         parts = [
             torch.arange(depth, depth + node.length)
@@ -203,16 +207,11 @@ class Stream:
         ]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
+    @cached_property
     def ends_of_tokens(self) -> Tensor:
         """(N,) int64: token j is seen by the tokens i with j ≤ i < ends[j], and by no others."""
         lengths = torch.tensor([node.length for node in self.nodes], dtype=torch.int64)
         return torch.tensor(self.ends, dtype=torch.int64).repeat_interleave(lengths)
-
-    def packed(self, device: torch.device, reach: Reach = EVERYTHING) -> "Packed":
-        """The attentions in the form of variable-length kernels; made once a device and reach."""
-        if (device, reach) not in self._on_device:
-            self._on_device[device, reach] = Packed.of(list(self.attends(reach)), device, reach)
-        return self._on_device[device, reach]
 
 
 def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:

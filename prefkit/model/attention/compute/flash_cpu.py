@@ -1,10 +1,11 @@
 """Attention over a stream with torch's CPU flash kernel: pieces, merged by their log-sum-exp.
 
-A run of tokens attends to the path before it in full and to itself causally, in two calls. With a
-window, so many queries at a time attend to themselves causally, and to the keys just before them
-under a small mask. The backward runs each call with the *merged* output and log-sum-exp, which
-gives it its exact part of the gradient (FlashAttention-2, arXiv 2307.08691, section 3.1.2: the
-gradient of a block of keys depends on the others through these two alone).
+A long run of tokens attends to the path before it in full and to itself causally, in two calls.
+Short branches take one call together, under a small mask (`short_branches`). With a window, so many
+queries at a time attend to themselves causally, and to the keys just before them under a small
+mask. The backward runs each call with the *merged* output and log-sum-exp, which gives it its exact
+part of the gradient (FlashAttention-2, arXiv 2307.08691, section 3.1.2: the gradient of a block of
+keys depends on the others through these two alone).
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from prefkit.data.batch.stream import EVERYTHING, Attend, Reach, Span, Stream, last_of
 from prefkit.model.attention.compute.blockwise import slice_of
+from prefkit.model.attention.compute.short_branches import together, tree_mask
 from prefkit.model.attention.compute.sinks import gradient_of_sinks, sunk
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -24,18 +26,28 @@ _QUERIES = 512  # of a window at a time: the keys before them are read once for 
 LEAST_WINDOW = 16  # narrower ones have more overhead than keys
 
 
-class _Piece(NamedTuple):
-    """Queries, and the keys before them.
+class _Call(NamedTuple):
+    """One call of the kernel for some queries.
 
     Attributes:
-        queries: read causally among themselves.
-        before: spans of keys, which follow each other in the sequence.
-        mask: (queries, keys before) float, 0 or −inf; None = every query sees every one.
+        keys: spans of keys, which follow each other in the call.
+        causal: query j sees the first j + 1 of them.
+        mask: (queries, keys) float, 0 or −inf; None = nothing more is hidden.
+    """
+
+    keys: tuple[Span, ...]
+    causal: bool
+    mask: Tensor | None
+
+
+class _Piece(NamedTuple):
+    """Queries that follow each other in the row, and the one or two calls that read all their keys.
+
+    Every query sees a key in the first call.
     """
 
     queries: Span
-    before: tuple[Span, ...]
-    mask: Tensor | None
+    calls: tuple[_Call, ...]
 
 
 class FlashCPU(torch.autograd.Function):
@@ -62,11 +74,12 @@ class FlashCPU(torch.autograd.Function):
         lse = query.new_empty(query.shape[:3], dtype=kind)  # (1, H, N)
         for piece in _pieces(stream, reach, query.dtype):
             q = slice_of(query, piece.queries)
-            own = [_heads(slice_of(x, piece.queries), groups) for x in (key, value)]
-            part, log_sum = _flash(q, *own, is_causal=True, scale=scale)
-            if piece.before:
-                seen = [_heads(_joined(x, piece.before), groups) for x in (key, value)]
-                more, log_more = _flash(q, *seen, attn_mask=piece.mask, scale=scale)
+            found = []
+            for spans, causal, mask in piece.calls:
+                seen = [_heads(_joined(x, spans), groups) for x in (key, value)]
+                found.append(_flash(q, *seen, is_causal=causal, attn_mask=mask, scale=scale))
+            part, log_sum = found[0]
+            for more, log_more in found[1:]:
                 both = torch.logaddexp(log_sum, log_more)
                 part = part * (log_sum - both).exp()[..., None]
                 part = part + more * (log_more - both).exp()[..., None]
@@ -94,10 +107,7 @@ class FlashCPU(torch.autograd.Function):
         for piece in _pieces(stream, reach, query.dtype):
             q, o, g = (slice_of(x, piece.queries) for x in (query, out, grad))
             log_sum = lse[:, :, piece.queries.start : piece.queries.stop]
-            own = ((piece.queries,), True, None)
-            for spans, causal, mask in (own, (piece.before, False, piece.mask)):
-                if not spans:
-                    continue
+            for spans, causal, mask in piece.calls:
                 seen = [_heads(_joined(x, spans), groups) for x in (key, value)]
                 dq, dk, dv = _flash_backward(
                     g, q, *seen, o, log_sum, 0.0, causal, attn_mask=mask, scale=scale
@@ -110,11 +120,18 @@ class FlashCPU(torch.autograd.Function):
 
 
 def _pieces(stream: Stream, reach: Reach, dtype: torch.dtype) -> Iterator[_Piece]:
-    for one in stream.attends(reach):
-        if reach.window is None:
-            yield _Piece(one.queries, one.context, None)
-        else:
+    if reach.window is not None:
+        for one in stream.attends(reach):
             yield from _windowed(one, reach.window, dtype)
+        return
+    for queries, keys, alone in together(list(stream.attends(reach))):
+        if alone is None:
+            mask = tree_mask(stream, queries, keys, reach, dtype)
+            yield _Piece(queries, (_Call(keys, False, mask),))
+        else:
+            calls = [_Call((queries,), True, None)]
+            calls += [_Call(alone.context, False, None)] if alone.context else []
+            yield _Piece(queries, tuple(calls))
 
 
 def _windowed(one: Attend, window: int, dtype: torch.dtype) -> Iterator[_Piece]:
@@ -129,7 +146,9 @@ def _windowed(one: Attend, window: int, dtype: torch.dtype) -> Iterator[_Piece]:
         # Query j does not see the j first of the window − 1 keys that could be before it.
         hidden = torch.ones(len(queries), window - 1).tril(-1)[:, window - 1 - keys :]
         mask = hidden.to(dtype).masked_fill(hidden.bool(), -torch.inf) if hidden.any() else None
-        yield _Piece(queries, before, mask)
+        calls = [_Call((queries,), True, None)]
+        calls += [_Call(before, False, mask)] if before else []
+        yield _Piece(queries, tuple(calls))
 
 
 def _joined(x: Tensor, spans: tuple[Span, ...]) -> Tensor:

@@ -55,8 +55,8 @@ class Blocks(NamedTuple):
         """Blocks are exact without a reach; with one some `partial` ones may be empty."""
         count = max(-(-len(stream) // BLOCK), _LEAST_BLOCKS)
         more = torch.arange(len(stream), count * BLOCK)
-        ends = torch.cat([stream.ends_of_tokens(), more + 1])
-        positions = torch.cat([stream.position_ids(), torch.zeros_like(more)])
+        ends = torch.cat([stream.ends_of_tokens, more + 1])
+        positions = torch.cat([stream.positions, torch.zeros_like(more)])
         first = torch.zeros_like(positions)
         if reach.window is not None:
             first = (positions - reach.window + 1).clamp_min(0)
