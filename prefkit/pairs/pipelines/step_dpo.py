@@ -32,8 +32,8 @@ def step_dpo(question: Question, context: Context) -> Asking[Outcome]:
     if not wrong:
         outcome.drops["questions: all right"] += 1
     if options.pairs == "all":
-        rows = yield from step_tree(question, context, outcome, wrong)
-        outcome.rows = _distinct_rows(rows, outcome)
+        found = yield from step_tree(question, context, outcome, wrong)
+        outcome.rows = _distinct_rows(found, outcome)
         return outcome
     assert options.mistakes_per_question is not None
     outcome.drops["mistakes: beyond mistakes_per_question"] += max(
