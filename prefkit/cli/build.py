@@ -119,7 +119,8 @@ def _say_pairs(method: str, result: "BuildResult") -> None:
         print()
         show(result.verdicts, sys.stdout)
         print(f"Read them before you train; {folder / FILE} has them whole.")
-    print(f"\n{_asked(manifest)}, {result.count:,} pairs")
+    rows = f" in {manifest['rows']:,} rows" if "pairs" in manifest else ""
+    print(f"\n{_asked(manifest)}, {result.count:,} pairs{rows}")
     for title in ("counts", "drops"):
         entries = manifest[title]
         if not entries:

@@ -16,6 +16,8 @@ from prefkit.critical_tokens.fields import ScoreFields
 from prefkit.critical_tokens.writing import Task, with_scores
 from prefkit.data.formats.detect import ReadOptions, detect_format, read_row
 from prefkit.data.formats.fields.row import Row
+from prefkit.data.formats.other_trainers import known, renamed
+from prefkit.data.formats.several import is_several
 from prefkit.data.pair import Pair, TokenizedPair, TokenizedSide
 from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, Rows
@@ -151,6 +153,9 @@ class ScorableReader:
             problem = "make several pairs of one row, whose weights cannot be kept in it"
             remedy = "Write each pair as a row with prompt, chosen and rejected."
             raise row.error("pairs", problem, remedy)
+        if is_several(known(renamed(row, self.reading.columns)).get("rejected")):
+            problem = "is a list of responses, which make several pairs of one row"
+            raise row.error("rejected", problem, "Write each as a row of its own, as one text.")
         if self.options.format == "prob_result":
             for name in ("prefix", "initial_reason_steps", "append_eos"):
                 if name in row:

@@ -208,6 +208,8 @@ class PairBatch(TypedDict, total=False):
     ref_logp: Tensor  # (N,) float32, cached reference log-probs; only where precomputed
     ref_hidden: Tensor  # (N, D') cached hidden states of the reference; only where precomputed
     pair_index: Tensor  # (B,) int64: the pairs' indices in the dataset
+    groups: Tensor  # (B,) int64: pairs of one choice, several rejected to one chosen, have a number
+    num_groups: int  # how many there are
     margins: Tensor  # (B,) float32, what each row asks for; only where all bring one
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many of the N have a weight: known here, a GPU would have to be asked

@@ -32,7 +32,8 @@ class DataReport:
     """What `prepare_pairs` did.
 
     Attributes:
-        sources: name → rows in it. Most rows are one pair; a row of the TDPO layout may be several.
+        sources: name → rows in it. Most rows are one pair; a row of the TDPO layout, or with
+            several rejected responses, may be several.
         pairs: pairs in the dataset.
         chats: those of them that a chat template wrote.
         skipped: reason ("too long", or the field at fault) → pairs skipped for it.

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prefkit.loss.groups import check_groups
 from prefkit.loss.objective import Objective
 from prefkit.loss.passes import choose
 from prefkit.loss.sequence_group import check_group, together
@@ -45,6 +46,7 @@ def fused_preference_loss(
     pairs_in_call: int | None = None,
     sequence_group: dist.ProcessGroup | None = None,
     margins: Tensor | None = None,  # (P,)
+    groups: Tensor | None = None,  # (P,)
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
     **options: Any,
@@ -63,7 +65,8 @@ def fused_preference_loss(
         ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
         ref_logp: (N,) its cached per-token log-probs, where the objective needs no KL.
         num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of
-            the whole optimiser step when you accumulate gradients.
+            the whole optimiser step when you accumulate gradients. With groups the mean is over
+            them: None = the groups in this call, else give the groups of the whole step.
         passes: "one_pass", "keep_dz", "two_pass" or "auto"; see `prefkit.loss.passes`.
         pairs_in_call: number of pairs in this call, if you know it: segments < 2·pairs_in_call.
             None counts them, which costs a GPU a synchronisation, and breaks a compiled graph.
@@ -77,6 +80,10 @@ def fused_preference_loss(
             over all ranks follows, multiply the loss by the group's size (`sequence_group`).
         margins: (P,) float, a margin for each pair of the call, where the objective reads it
             (margin_weight of the DPO family).
+        groups: (P,) int64, the number of each pair's group, in [0, P), in any order, where the
+            objective needs it (link "plackett_luce"). The pairs of a group have the same chosen
+            response; a group must not be spread over calls. The same on every rank of a
+            sequence_group.
         token_index: (T,) int64 below N, where a token serves several sides (a tree of responses):
             segments and weights are then T entries, and entry t is of token token_index[t]. Each
             token is computed once, whatever the number of its entries.
@@ -112,7 +119,10 @@ def fused_preference_loss(
         if weights is not None:  # such a token keeps its segment: a position is still a position
             scored = scored & (weights != 0)
         _check_scored(targets, scored, weights, ignore_index, token_index)
-        _check_margins(objective, margins, pairs_in_call)
+        _check_margins(objective, margins)
+        _check_groups(objective, groups)
+        if pairs_in_call is not None:
+            _check_by_pair(margins, groups, pairs_in_call)
         if sequence_group is not None and pairs_in_call is not None:
             check_segments(segments, pairs_in_call)
         return scored
@@ -122,8 +132,8 @@ def fused_preference_loss(
     like = segments.new_empty(segments.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
-    if margins is not None and pairs_in_call is None:  # else they have been counted and checked
-        check_margins(margins, sides.count)
+    if pairs_in_call is None:  # else they have been counted and checked
+        _check_by_pair(margins, groups, sides.count)
     outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
@@ -152,7 +162,7 @@ def fused_preference_loss(
         cached = torch.where(is_scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
     spread = uses.spread_stats(stats, scored)
-    result = objective(spread, segments, weights, num_pairs, sides, scores, margins)
+    result = objective(spread, segments, weights, num_pairs, sides, scores, margins, groups)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 
@@ -238,15 +248,29 @@ def _check_any(present: Tensor) -> None:
         raise ValueError("no scored token: every segment is −1 or every weight is 0")
 
 
-def _check_margins(objective: Objective, margins: Tensor | None, pairs: int | None) -> None:
-    """What a rank can see alone: pairs None = not counted yet."""
+def _check_margins(objective: Objective, margins: Tensor | None) -> None:
     name = type(objective).__name__
     if objective.needs_margins and margins is None:
         raise ValueError(f"{name} has margin_weight > 0 and needs margins, one a pair: (P,)")
     if margins is not None and not objective.needs_margins:
         raise ValueError(f"margins have no effect on {name} without margin_weight > 0")
-    if margins is not None and pairs is not None:
+
+
+def _check_groups(objective: Objective, groups: Tensor | None) -> None:
+    name = type(objective).__name__
+    if objective.needs_groups and groups is None:
+        raise ValueError(
+            f"{name} has link 'plackett_luce' and needs groups, the number of each pair's: (P,)"
+        )
+    if groups is not None and not objective.needs_groups:
+        raise ValueError(f"groups have no effect on {name} without link 'plackett_luce'")
+
+
+def _check_by_pair(margins: Tensor | None, groups: Tensor | None, pairs: int) -> None:
+    if margins is not None:
         check_margins(margins, pairs)
+    if groups is not None:
+        check_groups(groups, pairs)
 
 
 def _check_reduction(objective: Objective) -> None:

@@ -12,12 +12,15 @@ def link_loss(name: str, u: Tensor, beta: float = 1.0, epsilon: float = 0.0) -> 
     robust: its unbiased form, (−(1−ε)·log σ(u) + ε·log σ(−u)) / (1 − 2ε) (arXiv 2403.00409).
     hinge: max(0, 1 − u) (SLiC, arXiv 2305.10425).
     ipo: (u − 1/2β)², u without its factor β (arXiv 2310.12036, eq. 17).
+    plackett_luce: −log σ(u), u = −log Σ_k exp(−u_k) of the K pairs with the same chosen response,
+    which is log(1 + Σ_k exp(−u_k)): that this one is the best of K + 1 (arXiv 2305.18290, appendix
+    A.3, eq. 20, of which this is the factor of the first rank).
     """
     if name == "ipo":
         return (u - 1 / (2 * beta)) ** 2
     if name == "hinge":
         return torch.relu(1 - u)
-    if name not in ("sigmoid", "robust"):
+    if name not in ("sigmoid", "robust", "plackett_luce"):
         raise ValueError(f"there is no link {name!r}")
     right, wrong = -F.logsigmoid(u), -F.logsigmoid(-u)
     if name == "robust":

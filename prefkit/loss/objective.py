@@ -17,6 +17,7 @@ from prefkit.options.check import check_options
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prefkit.loss.groups import Groups
     from prefkit.loss.sides import Sides
 
 
@@ -56,6 +57,7 @@ class Terms:
         kl: (T,) KL(ref‖policy)_t in nats, or None.
         scores: (P,) margins whose gradient was made in one pass, or None.
         margins: (P,) margins that the rows ask for, or None.
+        groups: which pairs share their chosen response, where the loss is one of groups, or None.
     """
 
     sides: "Sides"
@@ -64,6 +66,7 @@ class Terms:
     kl: "Tensor | None" = None
     scores: "Tensor | None" = None
     margins: "Tensor | None" = None
+    groups: "Groups | None" = None
 
 
 class Objective(ABC):
@@ -111,6 +114,11 @@ class Objective(ABC):
         return False
 
     @property
+    def needs_groups(self) -> bool:
+        """Whether the loss is one of groups of pairs, which the call then has to name."""
+        return False
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What `token_stats` has to compute."""
         with_reference = ("ref_logp",) if self.needs_reference else ()
@@ -133,7 +141,7 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, terms: Terms) -> "Tensor":
-        """(P,) the loss of each pair."""
+        """(P,) the loss of each pair; of each group by its number where `needs_groups`."""
 
     def rewards(self, terms: Terms) -> "Tensor":
         """(P, 2) the rewards that are logged."""
@@ -159,6 +167,7 @@ class Objective(ABC):
         sides: "Sides | None" = None,
         scores: "Tensor | None" = None,  # (P,)
         margins: "Tensor | None" = None,  # (P,)
+        groups: "Tensor | None" = None,  # (P,) int64
     ) -> ObjectiveResult:
         """Loss and metrics of a flat stream of tokens.
 
@@ -167,14 +176,18 @@ class Objective(ABC):
             segments: (T,) int64: 2i chosen of pair i, 2i + 1 rejected, −1 nothing.
             weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
                 positions of reduction="position").
-            num_pairs: divisor of the mean; None = the pairs present in this call.
+            num_pairs: divisor of the mean; None = the pairs (where `needs_groups`, the groups)
+                present in this call.
             sides: those of segments and weights, if they are there already.
             scores: (P,) margins whose gradient was made in one pass; the stats then need none.
             margins: (P,) what the rows ask for, where the objective reads it.
+            groups: (P,) int64 number of each pair's group, in [0, P), where the objective needs it:
+                the pairs of a group have the same chosen response.
 
         Raises:
-            ValueError: a quantity that the objective needs is missing.
+            ValueError: a quantity that the objective needs is missing, or given and not read.
         """
+        from prefkit.loss.groups import Groups, check_groups
         from prefkit.loss.sides import Sides, check_margins
 
         logp = _require(stats.logp, "logp")
@@ -186,12 +199,19 @@ class Objective(ABC):
             raise ValueError(f"this objective {needs} margins, (P,), one of each pair")
         if margins is not None:
             check_margins(margins, sides.count)
-        terms = Terms(sides, logp, ratio, kl, scores, margins)
-        losses = self.losses(terms)
+        if self.needs_groups != (groups is not None):
+            needs = "needs" if self.needs_groups else "reads no"
+            raise ValueError(f"this objective {needs} groups, (P,), the number of each pair's")
+        grouped = None
+        if groups is not None:
+            check_groups(groups, sides.count)
+            grouped = Groups(groups, sides.present)
+        terms = Terms(sides, logp, ratio, kl, scores, margins, grouped)
+        losses, counted = self.losses(terms), grouped or sides
         metrics = {**_metrics(self.rewards(terms), logp, sides), **self.metrics(terms)}
         if num_pairs is None:
-            return ObjectiveResult(sides.average(losses), metrics)
-        return ObjectiveResult((losses * sides.present).sum() / num_pairs, metrics)
+            return ObjectiveResult(counted.average(losses), metrics)
+        return ObjectiveResult((losses * counted.present).sum() / num_pairs, metrics)
 
 
 def _metrics(rewards: "Tensor", logp: "Tensor", sides: "Sides") -> "dict[str, Tensor]":

@@ -41,9 +41,10 @@ class DPOOptions(BetaOptions):
     """Options of `DPO`."""
 
     # -- method ---------------------------------------------------------------------------------
-    link: Literal["sigmoid", "robust", "hinge", "ipo"] = option("sigmoid")
-    """How the margin becomes a loss: sigmoid (DPO), robust (2403.00409), hinge (SLiC, 2305.10425)
-    or ipo (on token means, 2310.12036)."""
+    link: Literal["sigmoid", "robust", "hinge", "ipo", "plackett_luce"] = option("sigmoid")
+    """How the margin becomes a loss: sigmoid (DPO), robust (2403.00409), hinge (SLiC, 2305.10425),
+    ipo (on token means, 2310.12036) or plackett_luce (a row's chosen response is the best of it and
+    all its rejected ones, 2305.18290 A.3)."""
     label_smoothing: float = option(0.0, at_least=0, below=0.5)
     """Probability that a label is flipped, in [0, 0.5); for the links sigmoid and robust."""
     length_normalized: bool = option(False)
@@ -88,6 +89,11 @@ class DPO(DPOOptions, Objective):
             raise ConfigError(
                 "link 'ipo' has its own margin, 1/(2·beta). Leave margin and margin_weight at 0."
             )
+        if position and self.needs_groups:
+            raise ConfigError(
+                "link 'plackett_luce' compares whole responses, reduction 'position' tokens of "
+                "two. Leave one out."
+            )
         if position and (self.link == "ipo" or self.length_normalized):
             raise ConfigError(
                 "reduction 'position' excludes link 'ipo' and length_normalized. Leave one out."
@@ -107,6 +113,10 @@ class DPO(DPOOptions, Objective):
         return self.margin_weight > 0
 
     @property
+    def needs_groups(self) -> bool:
+        return self.link == "plackett_luce"
+
+    @property
     def margin_of_pair(self) -> Linear:
         beta = 1.0 if self.link == "ipo" else self.beta
         normalized = self.length_normalized or self.link == "ipo"
@@ -124,9 +134,11 @@ class DPO(DPOOptions, Objective):
         if self.reduction == "position":
             losses = self._by_position(terms)
         else:
-            losses = self._link(self.margins(terms))
+            u, groups = self.margins(terms), terms.groups
+            losses = self._link(u if groups is None else groups.soft_minimum(u))
         if self.nll_weight:
-            losses = losses - self.nll_weight * terms.sides.mean(terms.logp)[:, 0]
+            nll, groups = -terms.sides.mean(terms.logp)[:, 0], terms.groups
+            losses = losses + self.nll_weight * (nll if groups is None else groups.mean(nll))
         return losses
 
     def margins(self, terms: Terms) -> "Tensor":

@@ -135,6 +135,12 @@ class BuildFields(PromptFields):
     program where the steps of an expression can be followed, else the judge if one is given, else
     nobody."""
 
+    # -- pairs ------------------------------------------------------------------------------------
+    pairs: Literal["one", "all", "several"] = option("one", only_for=("dpo", "step-dpo", "scdpo"))
+    """Which pairs are made of what was sampled: one = each solution in one pair (step-dpo: one a
+    mistake); all = every right with every wrong one that follow the same text; several (dpo) = one
+    row a right solution, with all wrong ones as its rejected responses (link plackett_luce)."""
+
     # -- step-dpo ---------------------------------------------------------------------------------
     localiser: str = option("auto", only_for=_STEP_DPO)
     """Who finds it: program, judge, rollouts, or module:function (question, steps, solution) ->
@@ -143,19 +149,22 @@ class BuildFields(PromptFields):
     judge_server), else rollouts."""
     rollouts: int = option(16, at_least=1, only_for=_STEP_DPO)
     """Continuations from before each step of a wrong solution, for localiser rollouts or auto."""
-    mistakes_per_question: int = option(2, at_least=1, only_for=_STEP_DPO)
-    """Most wrong solutions a question that are followed up."""
+    mistakes_per_question: int | None = option(None, at_least=1, only_for=_STEP_DPO)
+    """Most wrong solutions a question that are followed up; with pairs all, continuations that
+    came out wrong count, too. None = 2, with pairs all 8."""
     rectifications: int = option(20, at_least=1, only_for=_STEP_DPO)
     """Continuations sampled from the prefix before the wrong step."""
-    pairs_per_mistake: int = option(1, at_least=1, only_for=_STEP_DPO)
-    """Most pairs from one wrong step; they have different right steps."""
+    pairs_per_mistake: int | None = option(None, at_least=1, only_for=_STEP_DPO)
+    """Most pairs from one wrong step; they have different right steps. None = 1, with pairs all no
+    limit."""
     # -- dpo and scdpo ----------------------------------------------------------------------------
-    pairs_per_question: int = option(1, at_least=1, only_for=("dpo", "scdpo"))
-    """Most pairs of a right and a wrong solution a question."""
+    pairs_per_question: int | None = option(None, at_least=1, only_for=("dpo", "scdpo"))
+    """Most pairs of a right and a wrong solution a question. None = 1, with pairs all no limit."""
     max_samples: int = option(100, at_least=1, only_for=("scdpo",))
     """scdpo: samples until one is right and one is wrong."""
     wrong_per_question: int = option(2, at_least=1, only_for=("scdpo",))
-    """scdpo: continuations that go wrong to keep a question (the paper: 2 GSM8K, 3 MATH)."""
+    """scdpo: continuations that go wrong to keep a question (the paper: 2 GSM8K, 3 MATH); with
+    pairs all, how many are enough to stop sampling: none is left out."""
     rising: list[float] = option(default_factory=lambda: [1.1, 0.05, 1.4], only_for=("scdpo",))
     """scdpo: temperature of the continuations, its rise a round, and its cap."""
     interpreter: Literal["none", "python"] = option("none", only_for=("dpo", "scdpo", EVALUATE))

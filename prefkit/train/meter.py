@@ -44,6 +44,8 @@ class Meter:
         metrics = dict(batch.metrics)
         if (balance := metrics.pop("aux_loss", None)) is not None:
             window.add({"aux_loss": balance}, min(batch.items, 1))  # of a batch, as TRL has it
+        if batch.loss_items is not None:
+            window.add({"loss": metrics.pop("loss")}, batch.loss_items)
         window.add(metrics, batch.items)
         if training:
             self.clock.add(batch.tokens)

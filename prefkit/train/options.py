@@ -11,7 +11,7 @@ from prefkit.options.check import check_options
 from prefkit.train.fields import ScriptArguments
 
 ELSEWHERE = {  # names of other libraries
-    "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, hinge, robust).",
+    "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, …).",
     "model_name_or_path": "Use model.",
     "dataset_name": "Use train_data.",
     "eval_dataset": "Use eval_data.",

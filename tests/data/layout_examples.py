@@ -35,6 +35,7 @@ row (`id`, `source`, `model`, `score_…`, `…_model`, `answer`, …) need not 
 _OWN: dict[str, Any] = {
     "TRL, standard": STANDARD_ROW,
     "TRL, conversational": CONVERSATION_ROW,
+    "Several rejected responses": {**STANDARD_ROW, "rejected": [" 5.", " 6."]},
     "SCDPO": scdpo_row(),
     "TDPO": {"prompt": "Q:", **next(iter(TDPO_FILE.values()))},
 }

@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, Objective] = {
     "nll": DPO(beta=0.3, nll_weight=0.7),
     "dpop": DPOP(beta=0.3, penalty=0.7),
     "margins": DPO(beta=0.3, margin_weight=2.0),
+    "plackett-luce": DPO(beta=0.3, link="plackett_luce"),
     "tdpo1": TDPO(beta=0.3, variant="tdpo1"),
     "tdpo2": TDPO(beta=0.3),
 }
@@ -74,6 +75,8 @@ def errors_of(
     x, part = shard_of(x, list(TOKENS)), shard_of(x, rows)
     if objective.needs_margins:
         options["margins"] = torch.tensor([0.4, -1.5], dtype=x["hidden"].dtype)[:pairs]
+    if objective.needs_groups:
+        options["groups"] = torch.zeros(pairs, dtype=torch.int64)
     want = fused_preference_loss(objective=objective, pairs_in_call=pairs, **x, **options)
     got = fused_preference_loss(
         objective=objective,

@@ -14,6 +14,7 @@ import torch
 
 from prefkit.data.batch.stream import Node, Stream
 from prefkit.data.batch.tree import Grown, apart, grow
+from prefkit.data.groups import group_numbers
 from prefkit.data.pair import PairBatch, TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError
 
@@ -117,6 +118,8 @@ class PairCollator(_Collator):
         if self.layout == "tree":
             _score_once(batch)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
+        groups = group_numbers(pairs)
+        batch["groups"], batch["num_groups"] = torch.from_numpy(groups), int(groups.max()) + 1
         margins = [pair.margin for pair in pairs if pair.margin is not None]
         if len(margins) == len(pairs):
             batch["margins"] = torch.tensor(margins, dtype=torch.float32)

@@ -10,7 +10,8 @@
 The format of a row is detected from its fields, so one source may mix several. Rows of other
 trainers are brought into these (other_trainers.py), and no text column is passed over. Other fields
 are ignored if they hold no text, or if their name says that they describe the row. A name that is
-nearly that of an optional field is taken for a spelling mistake, and the row is refused.
+nearly that of an optional field is taken for a spelling mistake, and the row is refused. A row of
+any format may have several rejected responses (several.py).
 """
 
 import os
@@ -24,6 +25,7 @@ from prefkit.data.formats.fields.responses import RowOptions
 from prefkit.data.formats.fields.row import Row, iter_rows
 from prefkit.data.formats.other_trainers import Columns, check_columns, known, renamed
 from prefkit.data.formats.papers import read_cdpo, read_step_dpo, read_tdpo
+from prefkit.data.formats.several import by_rejected, same_choice
 from prefkit.data.formats.strings import read_strings
 from prefkit.data.pair import Pair, is_conversational
 from prefkit.data.sources.files import Rows, load_rows
@@ -126,11 +128,25 @@ def iter_pairs(rows: Rows, options: ReadOptions) -> Iterator[Pair | RowError]:
 
 
 def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
-    """The pairs of one row (one, but for rows of the TDPO layout), or its `RowError`."""
+    """The pairs of one row, or its `RowError`: one pair, but for rows of the TDPO layout and those
+    with several rejected responses, of which a bad one does not spoil the others."""
     try:
         row = renamed(row, options.columns)
         row.check_names()
-        row = known(row)
+        rows = by_rejected(known(row))
+    except RowError as error:
+        yield error
+        return
+    first: Pair | None = None
+    for one in rows:
+        for pair in _read_one(one, options):
+            if first is None and len(rows) > 1 and isinstance(pair, Pair):
+                first = pair
+            yield pair if first is None else same_choice(first, pair, one)
+
+
+def _read_one(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
+    try:
         name = detect_format(row) if options.format == "auto" else options.format
         margin = row.number("margin", MARGIN) if options.margins else None
         for pair in FORMATS[name](row, options):

@@ -1,6 +1,6 @@
 """Rows whose responses are strings: prefkit's own, and TRL's standard ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prefkit.data.formats.conversations import read_conversation
 from prefkit.data.formats.fields.prompt import Prompt, read_prompt, refuse_media
@@ -40,13 +40,17 @@ def _split_prompt(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, st
             raise row.error("prompt", f"is missing in a row with '{field}'", "Give the prompt.")
     if chosen == rejected:
         raise row.error("rejected", "is the same text as 'chosen'", "Remove the row.")
-    length = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-        min(len(chosen), len(rejected)),
-    )
-    if length and chosen[length - 1] == " ":
-        length -= 1  # the space belongs to the word after it
+    length = beginning([chosen, rejected])
     if not chosen[:length].strip():
         problem = "is missing, and the two responses share no beginning that could be it"
         raise row.error("prompt", problem, "Give the prompt.")
     return chosen[:length], chosen[length:], rejected[length:]
+
+
+def beginning(texts: Sequence[str]) -> int:
+    """How many characters all texts begin with, without a space that belongs to the next word."""
+    length = next(
+        (i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1),
+        min(map(len, texts)),
+    )
+    return length - texts[0][:length].endswith(" ")

@@ -1,8 +1,9 @@
 """Rows of a CSV file: texts as they are, everything else as JSON.
 
 In a table of texts, a list cannot be distinguished from a text that looks like one. So only fields
-that hold objects by their nature are read as JSON, and conversations where they are one. An empty
-cell of these is none; of a text it is the empty text, so that an empty `prefix` is still a step's.
+that hold objects by their nature are read as JSON, and conversations where they are one, or a list
+of them. An empty cell of these is none; of a text it is the empty text, so that an empty `prefix`
+is still a step's.
 """
 
 import csv
@@ -76,12 +77,13 @@ def _value(name: str, cell: str) -> Any:
         if cell in ("True", "False"):  # as Python writes them
             return cell == "True"
         return None if not cell.strip() else cell if cell == "auto" else json.loads(cell)
-    if not re.match(r"\s*(?:\[\s*)?\{", cell):
+    if not re.match(r"\s*(?:\[\s*){0,2}\{", cell):
         return cell
     try:
         found = json.loads(cell)
     except ValueError:
-        if re.match(r"\s*\[?\s*\{\s*'(?:role|content|from|value)'", cell):
+        if re.match(r"\s*(?:\[\s*){0,2}\{\s*'(?:role|content|from|value)'", cell):
             raise  # a conversation as Python prints it
         return cell
-    return found if is_conversational(found) else cell
+    several = isinstance(found, list) and all(map(is_conversational, found))
+    return found if several or is_conversational(found) else cell

@@ -18,7 +18,7 @@ class Attempt:
     """A sampled and graded solution of a question.
 
     Attributes:
-        number: of the sample.
+        number: of the sample; "0.3" = continuation 3 from before the first wrong step of 0.
         text: the whole solution, the opening included.
         steps: their joined texts are `text`.
         right: whether its final answer is the question's.
@@ -29,7 +29,7 @@ class Attempt:
             the chosen nor the rejected one of a pair.
     """
 
-    number: int
+    number: int | str
     text: str
     steps: tuple[str, ...]
     right: bool

@@ -5,6 +5,7 @@ prefix, prefix_steps                     correct steps that both sides share
 chosen, rejected                         what is trained: a step, or all that follows
 full_chosen, full_rejected               all that follows, where chosen is one step
 chosen_steps, rejected_steps             all that follows, step by step
+rejected, rejected_steps                 lists of the above, in a row of several wrong solutions
 append_eos                               only where chosen follows a prefix to the end
 """
 
@@ -21,11 +22,11 @@ Row = dict[str, Any]
 
 def whole_row(question: Question, context: Context, right: Attempt, wrong: Attempt) -> Row:
     """A pair of whole solutions."""
+    name = f"{right.number}-{wrong.number}"
     if context.interpreter is not None:
-        name = f"{right.number}-{wrong.number}"
         return _message_row(question, context, name, (), right.steps, wrong.steps)
     return {
-        "id": f"{question.id}-{right.number}-{wrong.number}",
+        "id": f"{question.id}-{name}",
         "prompt": question.prompt_field,
         "chosen": right.text,
         "rejected": wrong.text,
@@ -33,6 +34,15 @@ def whole_row(question: Question, context: Context, right: Attempt, wrong: Attem
         "chosen_steps": list(right.steps),
         "rejected_steps": list(wrong.steps),
     }
+
+
+def row_of_several(
+    question: Question, context: Context, right: Attempt, wrong: Sequence[Attempt]
+) -> Row:
+    """A right solution and wrong ones: `rejected` and `rejected_steps` have an entry for each."""
+    rows = [whole_row(question, context, right, one) for one in wrong]
+    lists = {name: [row[name] for row in rows] for name in ("rejected", "rejected_steps")}
+    return {**rows[0], "id": f"{question.id}-{right.number}", **lists}
 
 
 def step_row(

@@ -3,12 +3,15 @@
 Step-controlled DPO (arXiv 2407.00782, section 3.1): from every step of a right solution the model
 goes on by itself, hotter every round, until its answer is wrong. Both sides then share exactly the
 steps up to there. The paper trains on these together with naive pairs; the rows say which they are.
+With all pairs, what went wrong from a step stands against every right way on from it that is known:
+the solution's own rest, continuations that were still right, and other right solutions.
 """
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from prefkit.pairs.asking import Asking
+from prefkit.pairs.asking import Asking, together
 from prefkit.pairs.pipelines.attempts import ask, by_right_steps, solve
 from prefkit.pairs.pipelines.context import Context
 from prefkit.pairs.pipelines.dpo import naive_rows
@@ -30,15 +33,44 @@ def scdpo(question: Question, context: Context) -> Asking[Outcome]:
     """
     outcome = Outcome(question.id)
     attempts = yield from _until_both(question, context, outcome)
-    pairs = naive_rows(question, context, outcome, attempts, context.options.pairs_per_question)
+    pairs = naive_rows(question, context, outcome, attempts)
     outcome.rows = [{**row, "kind": NAIVE} for row in pairs]
     right = next((a for a in attempts if a.right and len(a.steps) > 1), None)
     if right is None:
         outcome.drops["questions: no right solution of several steps"] += 1
         return outcome
-    rows = yield from _go_wrong(question, context, outcome, right)
-    outcome.rows += [{**row, "kind": CONTROLLED} for row in rows]
+    wrong, still_right = yield from _go_wrong(question, context, outcome, right)
+    ways = [_Way(one.index, "", right.steps[one.index :]) for one in wrong]
+    if context.options.pairs == "all":
+        ways += _ways_of_solutions(right, attempts, wrong)
+        ways += yield from _ways_of_continuations(
+            question, context, outcome, right, wrong, still_right
+        )
+    else:
+        outcome.drops["continuations: still right"] += len(still_right)
+    outcome.rows += [
+        {**row, "kind": CONTROLLED} for row in _rows(question, context, outcome, right, wrong, ways)
+    ]
     return outcome
+
+
+@dataclass(frozen=True)
+class _Continuation:
+    """What the model wrote after the first `index` steps of a right solution, in a round."""
+
+    index: int
+    round: int
+    text: str
+
+
+@dataclass(frozen=True)
+class _Way:
+    """Right steps after the first `index` ones of a right solution; `name` tells them apart, "" =
+    that solution's own."""
+
+    index: int
+    name: str
+    steps: tuple[str, ...]
 
 
 def _until_both(question: Question, context: Context, outcome: Outcome) -> Asking[list[Attempt]]:
@@ -68,17 +100,20 @@ def temperatures(rising: Sequence[float]) -> list[float]:
 
 def _go_wrong(
     question: Question, context: Context, outcome: Outcome, right: Attempt
-) -> Asking[list[Row]]:
-    """Continuations of the right solution's prefixes that end in a wrong answer.
+) -> Asking[tuple[list[_Continuation], list[_Continuation]]]:
+    """Continuations of the right solution's prefixes: those that end in a wrong answer, at most one
+    from each prefix, and those that are still right.
 
-    Every round asks for twice as many prefixes as pairs are still wanted. The prefixes are taken in
-    an order drawn for the question, so that prefixes of every length occur, not only the shortest.
+    Every round asks for twice as many prefixes as wrong ones are still wanted. The prefixes are
+    taken in an order drawn for the question, so that prefixes of every length occur, not only the
+    shortest.
     """
     indices = list(range(1, len(right.steps)))
     random.Random(f"{context.options.seed}/{question.id}").shuffle(indices)
-    rows: list[Row] = []
+    wrong, still_right = list[_Continuation](), list[_Continuation]()
+    most = context.options.wrong_per_question
     for round_number, temperature in enumerate(temperatures(context.options.rising)):
-        asked = indices[: 2 * (context.options.wrong_per_question - len(rows))]
+        asked = indices[: 2 * (most - len(wrong))]
         prefixes = ["".join(right.steps[:index]) for index in asked]
         requests = [
             context.request(
@@ -94,43 +129,109 @@ def _go_wrong(
         texts = [prefix + c.text for prefix, c in zip(prefixes, completions, strict=True)]
         grades = context.grade(question, texts, outcome)
         outcome.counts["continuations sampled"] += len(asked)
-        for index, prefix, completion, grade in zip(
-            asked, prefixes, completions, grades, strict=True
-        ):
+        for index, completion, grade in zip(asked, completions, grades, strict=True):
+            one = _Continuation(index, round_number, completion.text)
             if completion.finish == "length" or not completion.text.strip():
                 outcome.drops["continuations: unfinished"] += 1
             elif not grade.decided:
                 outcome.counts["continuations undecided"] += 1
             elif grade.correct:
-                outcome.drops["continuations: still right"] += 1
+                still_right.append(one)
             else:
                 outcome.counts["continuations wrong"] += 1
                 indices.remove(index)
-                name = f"{right.number}-{index}-{round_number}"
-                rows.append(_row(question, context, right, index, name, prefix, completion.text))
-        if len(rows) >= context.options.wrong_per_question or not indices:
+                wrong.append(one)
+        if len(wrong) >= most or not indices:
             break
-    most = context.options.wrong_per_question
-    outcome.drops["continuations: beyond wrong_per_question"] += max(0, len(rows) - most)
-    return rows[:most]
+    if context.options.pairs == "all":
+        return wrong, still_right
+    outcome.drops["continuations: beyond wrong_per_question"] += max(0, len(wrong) - most)
+    return wrong[:most], still_right
 
 
-def _row(
+def _ways_of_solutions(
+    right: Attempt, attempts: Sequence[Attempt], wrong: Sequence[_Continuation]
+) -> list[_Way]:
+    """The rests of other right solutions that begin with the same steps."""
+    return [
+        _Way(one.index, f"-s{other.number}", other.steps[one.index :])
+        for one in wrong
+        for other in attempts
+        if other.right and other.ended and other.number != right.number
+        if other.steps[: one.index] == right.steps[: one.index] and len(other.steps) > one.index
+    ]
+
+
+def _ways_of_continuations(
     question: Question,
     context: Context,
+    outcome: Outcome,
     right: Attempt,
-    index: int,
-    name: str,
-    prefix: str,
-    continuation: str,
-) -> Row:
-    steps = context.split(prefix + continuation)
-    aligned = "".join(steps[:index]) == prefix  # not where it begins with an empty line
-    return continuation_row(
-        question,
-        context,
-        name=name,
-        prefix_steps=right.steps[:index],
-        chosen=right.steps[index:],
-        rejected=steps[index:] if aligned else context.split(continuation),
+    wrong: Sequence[_Continuation],
+    still_right: Sequence[_Continuation],
+) -> Asking[list[_Way]]:
+    """Continuations that were still right, of prefixes from which another one went wrong. Those
+    that were reached by a wrong step are left out as whole solutions are."""
+    indices = {one.index for one in wrong}
+    beside = [one for one in still_right if one.index in indices]
+    outcome.drops["continuations: still right, and none wrong after the same steps"] += len(
+        still_right
+    ) - len(beside)
+    faults = yield from together(
+        [
+            context.finder.fault(
+                question,
+                context,
+                outcome,
+                context.split("".join(right.steps[: one.index]) + one.text),
+                f"continue/{right.number}/{one.round}/{one.index}",
+            )
+            for one in beside
+        ]
     )
+    ways = []
+    for one, fault in zip(beside, faults, strict=True):
+        if fault is None:
+            ways.append(_Way(one.index, f"-c{one.round}", _steps(context, right, one)))
+        else:
+            outcome.drops[f"continuations: {fault}"] += 1
+    return ways
+
+
+def _rows(
+    question: Question,
+    context: Context,
+    outcome: Outcome,
+    right: Attempt,
+    wrong: Sequence[_Continuation],
+    ways: Sequence[_Way],
+) -> list[Row]:
+    """Each wrong continuation with each right way, different in text, after the same steps."""
+    rows = []
+    for one in wrong:
+        seen = set[str]()
+        for way in ways:
+            if way.index != one.index:
+                continue
+            if (text := "".join(way.steps).strip()) in seen:
+                outcome.drops["continuations: the same right text as another"] += 1
+                continue
+            seen.add(text)
+            rows.append(
+                continuation_row(
+                    question,
+                    context,
+                    name=f"{right.number}-{one.index}-{one.round}{way.name}",
+                    prefix_steps=right.steps[: one.index],
+                    chosen=way.steps,
+                    rejected=_steps(context, right, one),
+                )
+            )
+    return rows
+
+
+def _steps(context: Context, right: Attempt, one: _Continuation) -> tuple[str, ...]:
+    prefix = "".join(right.steps[: one.index])
+    steps = context.split(prefix + one.text)
+    aligned = "".join(steps[: one.index]) == prefix  # not where it begins with an empty line
+    return steps[one.index :] if aligned else context.split(one.text)

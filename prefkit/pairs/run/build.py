@@ -49,7 +49,7 @@ class BuildResult:
 
     Attributes:
         rows: the file of rows: pairs, or an evaluation's solutions.
-        count: how many it holds.
+        count: how many pairs or solutions it holds.
         manifest: the manifest's content.
         verdicts: up to ten verdicts on steps, to be looked at, of one kind.
     """
@@ -139,7 +139,8 @@ def run(method: str, options: BuildFields, last_stage: LastStage | None = None) 
     if set(chosen(vars(options), method)) != {"none"}:
         kind = LOCALISED if method == "step-dpo" else REMOVED
         verdicts = drawn(_outcomes(folder, questions), kind, options.seed)
-    return BuildResult(folder / name, manifest.content["rows"], manifest.content, verdicts)
+    count = manifest.content.get("pairs", manifest.content["rows"])
+    return BuildResult(folder / name, count, manifest.content, verdicts)
 
 
 def is_weighed(options: BuildFields, method: str) -> bool:
@@ -206,6 +207,8 @@ def _finish(
         from prefkit.pairs.pipelines.evaluate import summary
 
         more = {"evaluation": summary(rows)}
+    if options.pairs == "several":
+        more = {"pairs": sum(len(row["rejected"]) for row in rows)}
     if method == "cdpo":
         selected = {name: _selected(ordered, name) for name in (POSITIVE, NEGATIVE)}
         for name, solutions in selected.items():
@@ -236,6 +239,8 @@ def training_options(method: str, options: BuildFields, folder: Path) -> str:
     for name, value in {"tokenizer": options.tokenizer, **options.prompt_options()}.items():
         if value != getattr(BuildFields, name):
             found[name] = value
+    if options.pairs == "several":
+        found["link"] = "plackett_luce"
     head = "# Written by prefkit build; add what else the run needs (output_dir, learning_rate).\n"
     return head + yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 

@@ -117,7 +117,8 @@ class Manifest:
         self._lock.close()
 
     def _take_up(self, old: dict[str, Any]) -> None:
-        """Continues what an earlier run left, if it was the same build."""
+        """Continues what an earlier run left, if it was the same build; an option that its version
+        did not have was at its default."""
         for name in ("method", "questions", "model"):
             ours, theirs = self.content[name], old.get(name)
             if name == "questions":  # the same questions may come from another file
@@ -127,7 +128,7 @@ class Manifest:
                     f"out: {self.path.parent} holds a build of {_OTHER[name]}. Choose another out."
                 )
         for name, value in self.content["options"].items():
-            was = old["options"].get(name)
+            was = old["options"].get(name, getattr(BuildFields, name, None))
             if name not in FREE and used_by(name, self.method) and was != value:
                 raise ConfigError(
                     f"out: {self.path.parent} holds a build with {name} {was!r}, now it is "

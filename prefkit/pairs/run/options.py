@@ -15,6 +15,12 @@ from prefkit.pairs.pipelines.choosing import check_finders
 _RULES = {field.name: rules_of(field) for field in dataclasses.fields(BuildFields)}
 # Options that a finished part of a build does not depend on.
 FREE = tuple(name for name, rules in _RULES.items() if rules.free)
+# Limits that are left out (None): with pairs "one", and with all pairs.
+_LIMITS = {
+    "mistakes_per_question": (2, 8),
+    "pairs_per_mistake": (1, None),
+    "pairs_per_question": (1, None),
+}
 _OF_SERVERS = ("concurrency", "timeout", "retries", "extra_body", "server_model")
 
 
@@ -49,6 +55,9 @@ def resolve(options: BuildFields, method: str) -> BuildFields:
     for name, rules in _RULES.items():
         if getattr(options, name) is None and method in rules.by_method:
             setattr(options, name, copy.deepcopy(rules.by_method[method]))
+    for name, (with_one, with_all) in _LIMITS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, with_one if options.pairs == "one" else with_all)
     if not isinstance(options.temperature, list):
         options.temperature = [options.temperature]  # type: ignore[list-item]
     options.extra_body = _as_object(options.extra_body)
@@ -85,6 +94,18 @@ def check_ignored(given: Mapping[str, Any], method: str) -> None:
                 f"{name} has no effect on {method}: it belongs to {readers}. Leave it out."
             )
     check_finders(given, method)
+    if given.get("pairs") != "several":
+        return
+    if method != "dpo":
+        raise ConfigError(
+            f"pairs: several has no effect on {method}: it belongs to dpo. Say pairs: all, which "
+            "makes a row of every pair."
+        )
+    if given.get("pairs_per_question") is not None:
+        raise ConfigError(
+            "pairs_per_question has no effect with pairs several: a row has all wrong solutions. "
+            "Leave it out, or say pairs: all."
+        )
 
 
 def _check_together(options: BuildFields) -> None:

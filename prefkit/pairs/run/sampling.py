@@ -60,7 +60,8 @@ def sample(
         stack.enter_context(closing(engine))
     manifest.begin(engines["model"].name)
     pipeline = _PIPELINES[method]
-    noun = "solutions" if method == EVALUATE else "pairs"
+    noun = "rows" if options.pairs == "several" else "pairs"
+    noun = "solutions" if method == EVALUATE else noun
     skipped = _unreadable(options, questions, context, engines["model"])
     if line := announcement(finder, options, questions):
         say(line)

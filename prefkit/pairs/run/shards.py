@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefkit.errors import ConfigError
 from prefkit.files.journal import Journal, read_lines
+from prefkit.pairs.fields import BuildFields
 from prefkit.pairs.run.driver import QUESTIONS
 from prefkit.pairs.run.manifest import MANIFEST, Manifest
 from prefkit.pairs.run.options import FREE, used_by
@@ -58,11 +59,11 @@ def _check_same(shard: Path, manifest: Manifest) -> None:
         if other[name] != manifest.content[name]:
             raise ConfigError(f"join: {shard} is a build of another {name}.")
     for name, value in manifest.content["options"].items():
-        used = used_by(name, manifest.method)
-        if name not in _OF_SHARDS and used and other["options"].get(name) != value:
+        was = other["options"].get(name, getattr(BuildFields, name, None))
+        if name not in _OF_SHARDS and used_by(name, manifest.method) and was != value:
             raise ConfigError(
-                f"join: {shard} was built with {name} {other['options'].get(name)!r}, here it is "
-                f"{value!r}. Join builds of the same options."
+                f"join: {shard} was built with {name} {was!r}, here it is {value!r}. Join builds "
+                "of the same options."
             )
 
 

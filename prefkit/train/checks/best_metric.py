@@ -31,7 +31,8 @@ def objective_metrics(objective: Objective) -> list[str]:
     nothing = torch.zeros(2)
     stats = TokenStats(logp=nothing, ref_logp=nothing, kl=nothing)
     margins = torch.zeros(1) if objective.needs_margins else None
-    result = objective(stats, torch.tensor([0, 1]), margins=margins)
+    groups = torch.zeros(1, dtype=torch.int64) if objective.needs_groups else None
+    result = objective(stats, torch.tensor([0, 1]), margins=margins, groups=groups)
     return ["loss", *result.metrics, "active_weight_fraction"]
 
 

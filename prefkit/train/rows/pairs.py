@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from prefkit.data.batch.collators import PairCollator
+from prefkit.data.batch.packing import PackedDataset, rows_of_data
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.sources.iterable import stream_of
@@ -17,7 +18,7 @@ from prefkit.errors import ConfigError
 from prefkit.train.checks.shared_rows import check_shared_layout
 from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.rows.datasets import CachedDataset, packed, plain
+from prefkit.train.rows.datasets import CachedDataset, packed, pairs_of, plain
 from prefkit.train.rows.layout import choose_layout, longest_sequence, say_what_trees_save
 from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
 
@@ -52,11 +53,28 @@ class PairRows(RunRows):
         args = self.args
         if args.tokens_per_batch is None:
             say_what_trees_save(self.layout, dataset, training)
-            return dataset
+            return self._whole_rows(dataset)
         seed = args.seed if args.data_seed is None else args.data_seed
         # The collator rounds rows up: to what a multiple leaves of the budget.
         budget = args.tokens_per_batch // self._multiple * self._multiple
-        return packed(dataset, budget, self.layout, seed if training else None, args.group_by)
+        seed = seed if training else None
+        return packed(dataset, budget, self.layout, seed, args.group_by, self._keeps_rows_whole)
+
+    @property
+    def _keeps_rows_whole(self) -> bool:
+        """Whether the loss is one of a chosen response and all its rejected ones."""
+        return bool(self.args.build_objective().needs_groups)
+
+    def _whole_rows(self, dataset: Any) -> Any:
+        """Items of all pairs of a row of data, where the loss needs them in one batch."""
+        if not self._keeps_rows_whole or dataset is None or isinstance(dataset, PackedDataset):
+            return dataset
+        if isinstance(plain(dataset), StreamedRows):
+            raise ConfigError(
+                "link plackett_luce needs all rejected responses of a row in one batch, which a "
+                "stream of pairs does not keep together. Give a data set instead of a stream."
+            )
+        return rows_of_data(dataset, pairs_of(dataset), self.layout)
 
     @property
     def _multiple(self) -> int:

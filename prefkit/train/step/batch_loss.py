@@ -24,6 +24,7 @@ class BatchLoss:
             fills an evaluation up.
         tokens: tokens that the model read.
         output: of the model's forward.
+        loss_items: what `loss` is a mean over where that is not `items`: groups of pairs; or None.
     """
 
     value: Tensor
@@ -31,6 +32,7 @@ class BatchLoss:
     items: int
     tokens: int
     output: RequestOutput
+    loss_items: int | None = None
 
 
 def items_of_window(items: int, accelerator: Accelerator, device: torch.device) -> Any:

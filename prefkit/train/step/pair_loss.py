@@ -36,8 +36,20 @@ class PairLoss:
         self.sequence_group: dist.ProcessGroup | None = None  # joined when the processes are there
 
     def count(self, batches: list) -> int:
-        """Pairs of the batches."""
-        return sum(len(batch["pair_index"]) for batch in batches)
+        """Pairs of the batches, or groups of pairs where the loss is one of groups."""
+        return sum(map(self._items_of, batches))
+
+    def _items_of(self, batch: Mapping[str, Any]) -> int:
+        if not self.objective.needs_groups:
+            return len(batch["pair_index"])
+        if "groups" not in batch:
+            raise ConfigError(
+                "link is plackett_luce, but the batch does not say which pairs share their chosen "
+                "response: the data_collator leaves it out. Give groups (B,) int64 in each batch, "
+                "the number of each pair's group from 0."
+            )
+        known = batch.get("num_groups")  # a GPU would have to be asked
+        return len(batch["groups"].unique()) if known is None else known
 
     def turns(self, batch: PairBatch) -> Iterator[PairBatch]:
         """The batches that this process has a part in: its own, or pieces of its whole group's."""
@@ -54,9 +66,11 @@ class PairLoss:
         """The objective over a `PairBatch` on the device (see `StepLoss`).
 
         Raises:
-            ConfigError: the reference was freed, and the batch brings nothing of it.
+            ConfigError: the reference was freed, and the batch brings nothing of it; or the batch
+                lacks margins or groups that the objective needs.
         """
-        pairs, group = len(inputs["pair_index"]), self.sequence_group
+        count, group = self._items_of(inputs), self.sequence_group
+        items = counted_pairs(inputs)
         output = ask_head(
             model,
             inputs,
@@ -66,7 +80,7 @@ class PairLoss:
         )
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
-        metrics["loss"] = metrics["loss"] * ((pairs if num_items is None else num_items) / pairs)
+        metrics["loss"] = metrics["loss"] * ((count if num_items is None else num_items) / count)
         # How much of the text carries the loss: Σ weights over the tokens of both sides. Where
         # processes share a row each has its part, and the mean over processes divides by them.
         read = inputs["input_ids"].numel()  # where a collator of the user's own counts nothing
@@ -75,9 +89,10 @@ class PairLoss:
         return BatchLoss(
             value=loss,
             metrics=with_balance(metrics, self.models.router),
-            items=counted_pairs(inputs),
+            items=items,
             tokens=inputs.get("num_tokens", read),
             output=output,
+            loss_items=items and count if self.objective.needs_groups else None,
         )
 
     def _request(self, inputs: Mapping[str, Any], num_items: Any) -> Any:
@@ -113,6 +128,7 @@ class PairLoss:
                 margins=margins,
                 token_index=inputs.get("token_index"),
                 one_sided=inputs.get("one_sided", False),
+                groups=inputs["groups"] if self.objective.needs_groups else None,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
