@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from prefkit.data.formats.detect import ReadOptions, iter_pairs
 from prefkit.data.pair import Pair, TokenizedPair
+from prefkit.data.questions import joined
 from prefkit.data.report import DataReport, Incident, write_incidents
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.data.text.render import Renderer, TokenizeOptions, is_chat, template_used
@@ -108,7 +109,9 @@ def prepare_pairs(
     keep = Keeper(report, reading.on_bad_row, options, renderer, [] if keep_text else None)
     _tokenize(_read(sources, reading), keep, vocab_size, progress)
     _close_report(keep.pairs, report)
-    return PairDataset(keep.pairs, report, keep.texts, template_used(renderer, report.chats))
+    return PairDataset(
+        joined(keep.pairs), report, keep.texts, template_used(renderer, report.chats)
+    )
 
 
 class Keeper:

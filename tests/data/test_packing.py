@@ -11,16 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefkit.data import PairCollator, PairDataset
+from prefkit.data import PairCollator, PairDataset, prepare_pairs
 from prefkit.data.batch.bundles import row_tokens
 from prefkit.data.batch.packing import PackedDataset, pack, rows_of_data
+from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError
 from prefkit.train.rows.datasets import CachedDataset, UnwrappingCollator, plain
 from prefkit.train.rows.datasets import packed as packed_dataset
 from prefkit.train.rows.layout import describe_rows
 from tests.train.test_layout import pair
-from tests.train.trainer_cases import tiny_model, trainer, weights_of
+from tests.train.trainer_cases import byte_tokenizer, tiny_model, trainer, weights_of
 from tests.train.tree_cases import random_pairs
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(2, 12)), min_size=1, max_size=60)
@@ -207,3 +208,32 @@ def test_rows_of_random_trees_hold_what_they_say(seed: int, budget: int) -> None
     read = [PairCollator(0, layout="tree")([pairs[i] for i in row]) for row in rows.rows]
     assert sum(batch["num_tokens"] for batch in read) <= rows.tokens
     assert all(batch["num_tokens"] <= rows.tokens for batch in read)
+
+
+# -- questions -------------------------------------------------------------------------------------
+
+
+def questions_of(rows: list[dict[str, str]]) -> list[int]:
+    """For each row the first row of its question."""
+    found = [pair.question for pair in prepare_pairs(rows, byte_tokenizer(), reading=STEPS).pairs]
+    return [found.index(question) for question in found]
+
+
+STEPS = ReadOptions(level="step")
+
+
+def test_rows_with_one_prompt_are_of_one_question_and_steps_within_it_too() -> None:
+    """Whether the steps before have a field of their own or stand in the prompt."""
+    ask = "How many eggs are left?\n"
+    front = ["", "First three.\n", "First three.\nThen five.\n"]
+    own = [{"prompt": ask, "prefix": f, "chosen": "x", "rejected": "y"} for f in front]
+    within = [{"prompt": ask + f, "chosen": "x", "rejected": "y"} for f in front]
+    other = [{"prompt": "How many hens?\n", "chosen": "x", "rejected": "y"}]
+    assert questions_of([*other, *own]) == [0, 1, 1, 1]
+    assert questions_of([*within[::-1], *other]) == [0, 0, 0, 3]
+    assert questions_of([own[0], within[2], other[0], own[1]]) == [0, 0, 2, 0]
+
+
+def test_a_templates_first_words_make_no_question() -> None:
+    rows = [{"prompt": p, "chosen": "x", "rejected": "y"} for p in ("Q: ", "Q: 1+1=", "Q: 2+2=")]
+    assert questions_of(rows) == [0, 1, 2]

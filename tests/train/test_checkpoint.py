@@ -20,6 +20,7 @@ from prefkit.train.checkpointing import checkpoint
 from tests.train.trainer_cases import (
     MOE,
     ROWS,
+    TREE_ROWS,
     logs_of,
     save_model,
     tiny_model,
@@ -224,7 +225,7 @@ def command(folder: Path, model: str, rows: Path) -> list[str]:
         "save_steps": 3,
         "save_total_limit": 2,
         "logging_steps": 1,
-        "per_device_train_batch_size": 2,
+        "tokens_per_batch": 48,  # a question a row
         "learning_rate": 1e-2,
         "lr_scheduler_type": "cosine",
         "resume_from_checkpoint": "auto",
@@ -266,7 +267,7 @@ def test_kill_9_at_three_random_moments(tmp_path: Path) -> None:
 
     model = save_model(tmp_path / "model", attention_dropout=0.1)
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    rows.write_text("".join(json.dumps(row) + "\n" for row in TREE_ROWS))
     run(command(tmp_path / "whole", model, rows))
     chance = random.Random(os.environ.get("PREFKIT_TEST_SEED", "2"))
     killed_at = []

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefkit.train.checkpointing import checkpoint
-from tests.train.trainer_cases import ROWS, save_model
+from tests.train.trainer_cases import TREE_ROWS, save_model
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def start(folder: Path, output: str, *more: str) -> subprocess.Popen:
         "max_steps": STEPS,
         "save_steps": EVERY,
         "logging_steps": EVERY,
-        "per_device_train_batch_size": 2,
+        "tokens_per_batch": 48,  # a question a row
         "learning_rate": 1e-2,
         "fsdp": "true",
         "disable_tqdm": "true",
@@ -68,7 +68,7 @@ def rank_of(launcher: subprocess.Popen, rank: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks in /proc")
 def test_kill_9_of_one_rank(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TREE_ROWS))
     whole = start(tmp_path, "whole")
     output = finished(whole, 120)
     assert whole.returncode == 0, output[-3000:]

@@ -78,6 +78,15 @@ ROWS = [
 ]
 
 
+# Four pairs of each question: two right answers, each beside two wrong ones.
+TREE_ROWS = [
+    {"prompt": f"{a}+{a}=", "chosen": right, "rejected": wrong}
+    for a in range(12)
+    for right in (f" {2 * a}", f" {2 * a}, surely")
+    for wrong in (f" {2 * a + 1}", f" {2 * a + 1}, or so")
+]
+
+
 def tiny_model(family: str = "llama", seed: int = 0, scale: float = 1.0, **changes: Any) -> Any:
     """A random model; `scale` widens its weights so that its distributions are far from uniform."""
     torch.manual_seed(seed)

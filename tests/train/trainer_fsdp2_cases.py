@@ -12,7 +12,16 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks.models.miniatures import miniature
 from prefkit import PreferenceTrainer
-from tests.train.trainer_cases import CONFIGS, MOE, ROWS, VOCAB, logs_of, tiny_model, trainer
+from tests.train.trainer_cases import (
+    CONFIGS,
+    MOE,
+    ROWS,
+    TREE_ROWS,
+    VOCAB,
+    logs_of,
+    tiny_model,
+    trainer,
+)
 
 STEPS, SAVED = 4, 2
 
@@ -29,6 +38,7 @@ class Case:
         fsdp: `fsdp_config` of the two.
         alone: options of the one process only.
         shared_rows: the two hold a piece of each row (`sequence_parallel_size`).
+        trees: rows whose questions have four pairs each.
     """
 
     family: str = "llama"
@@ -38,6 +48,7 @@ class Case:
     fsdp: dict[str, Any] = field(default_factory=dict)
     alone: dict[str, Any] = field(default_factory=dict)
     shared_rows: bool = False
+    trees: bool = False
 
 
 SHARDED = {"state_dict_type": "SHARDED_STATE_DICT"}
@@ -58,6 +69,11 @@ CASES = {
         family="lfm2",
         fsdp={**SHARDED, "activation_checkpointing": True},
         shared_rows=True,
+    ),
+    "tdpo2, trees": Case(
+        options={"method": "tdpo2", "tokens_per_batch": 48},
+        alone={"gradient_accumulation_steps": 4},
+        trees=True,
     ),
     "dpo, experts": Case(
         family="mixtral",
@@ -104,7 +120,10 @@ def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
         "save_steps": SAVED,
         "use_cpu": True,
     }
-    return trainer(folder, model, **{**options, **case.options, **changes})
+    options |= case.options
+    if "tokens_per_batch" in options:
+        del options["per_device_train_batch_size"], options["per_device_eval_batch_size"]
+    return trainer(folder, model, TREE_ROWS if case.trees else None, **{**options, **changes})
 
 
 def whole_weights(trained: PreferenceTrainer) -> dict[str, Tensor]:

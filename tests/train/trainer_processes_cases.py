@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models.miniatures import miniature
-from tests.train.trainer_cases import CONFIGS, MOE, ROWS, VOCAB, logs_of, tiny_model, trainer
+from tests.train.trainer_cases import (
+    CONFIGS,
+    MOE,
+    ROWS,
+    TREE_ROWS,
+    VOCAB,
+    logs_of,
+    tiny_model,
+    trainer,
+)
 
 STEPS, SAVED = 3, 2
 
@@ -22,6 +31,7 @@ class Case:
         lora: train an adapter; the reference is the model without it.
         family: of `trainer_cases.tiny_model`, or a type of `benchmarks.models`.
         shape: of its config.
+        trees: rows whose questions have four pairs each.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +41,7 @@ class Case:
     lora: bool = False
     family: str = "llama"
     shape: dict[str, Any] = field(default_factory=dict)
+    trees: bool = False
 
 
 SHARED = {"sequence_parallel_size": 2, "ddp_find_unused_parameters": False}
@@ -58,6 +69,31 @@ CASES = {
         alone={"gradient_accumulation_steps": 4},
         together={**SHARED, "gradient_accumulation_steps": 1},
         processes=4,
+    ),
+}
+# One row a question, in each process its own; and two processes a row.
+_TREES: dict[str, Any] = {"tokens_per_batch": 48, "layout": "tree"}
+CASES |= {
+    "trees": Case(
+        options={"method": "tdpo2", **_TREES}, alone={"gradient_accumulation_steps": 4}, trees=True
+    ),
+    "shared trees": Case(
+        options={"method": "tdpo2", **_TREES},
+        alone={"gradient_accumulation_steps": 4},
+        together=SHARED,
+        trees=True,
+    ),
+    "shared trees, cached log-probs": Case(
+        options={"precompute_ref_log_probs": True, **_TREES},
+        alone={"gradient_accumulation_steps": 4},
+        together=SHARED,
+        trees=True,
+    ),
+    "shared trees, cached hidden states": Case(
+        options={"method": "tdpo2", "precompute_ref_hidden": True, **_TREES},
+        alone={"gradient_accumulation_steps": 4},
+        together=SHARED,
+        trees=True,
     ),
 }
 # One model of each kind of attention, all at once: an adapter, the full KL, packed rows whose
@@ -116,8 +152,9 @@ def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
         targets: Any = ["q_proj", "v_proj"] if case.family == "llama" else "all-linear"
         options["peft_config"] = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
     model = model_of(case)
+    rows = TREE_ROWS if case.trees else ROWS
     trained = trainer(
-        folder, model, max_steps=STEPS, eval_dataset=ROWS[:7], use_cpu=True, **options
+        folder, model, rows, max_steps=STEPS, eval_dataset=rows[:7], use_cpu=True, **options
     )
     trained.train()
     evaluation = trained.evaluate()

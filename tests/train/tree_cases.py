@@ -1,7 +1,7 @@
 """Random trees of pairs, and what a model's loss makes of them in a layout."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,14 +11,21 @@ from prefkit import fused_preference_loss
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide, common_prefix
 from prefkit.loss.objective import Objective
-from prefkit.model.attention.install import reading
+from prefkit.model.attention.install import install_attention, reading
+from prefkit.model.attention.limits import why_not
+from prefkit.model.head.fused import install
+from prefkit.model.head.transform import LogitTransform
 
 VOCAB = 40
 _DEPTH = 6
 
 
-def random_pairs(seed: int) -> list[TokenizedPair]:
+def random_pairs(seed: int, longest: int = 3) -> list[TokenizedPair]:
     """Pairs of one to three questions, each a random tree of depth 0 to 6.
+
+    Args:
+        seed: decides them.
+        longest: most tokens of a node.
 
     Nodes of no token make sequences that end within others, or equal them. Sides are any two
     sequences: the chosen of one pair may be the rejected of another, or its own other side. Some
@@ -29,7 +36,7 @@ def random_pairs(seed: int) -> list[TokenizedPair]:
     for question in range(draw.integers(1, 4)):
         depth = int(draw.integers(0, _DEPTH + 1))
         start = draw.integers(0, VOCAB, draw.integers(0, 5))
-        sequences = [one for one in _paths(draw, start, depth) if len(one) > 1]
+        sequences = [one for one in _paths(draw, start, depth, longest) if len(one) > 1]
         sequences = sequences or [draw.integers(0, VOCAB, 2)]
         for _ in range(draw.integers(1, 6)):
             chosen, rejected = (_side(draw, sequences) for _ in range(2))
@@ -46,12 +53,14 @@ def random_pairs(seed: int) -> list[TokenizedPair]:
     return pairs
 
 
-def _paths(draw: np.random.Generator, above: np.ndarray, depth: int) -> list[np.ndarray]:
-    path = np.concatenate([above, draw.integers(0, VOCAB, draw.integers(0, 4))])
+def _paths(
+    draw: np.random.Generator, above: np.ndarray, depth: int, longest: int
+) -> list[np.ndarray]:
+    path = np.concatenate([above, draw.integers(0, VOCAB, draw.integers(0, longest + 1))])
     if not depth:
         return [path]
     children = range(draw.integers(1, 4))
-    found = [one for _ in children for one in _paths(draw, path, depth - 1)]
+    found = [one for _ in children for one in _paths(draw, path, depth - 1, longest)]
     return [found[i] for i in draw.permutation(len(found))[:8]]
 
 
@@ -64,6 +73,21 @@ def _side(draw: np.random.Generator, sequences: list[np.ndarray]) -> TokenizedSi
     weights[-1] = 1.0
     weights = np.where(scored, weights, 0).astype(np.float32)
     return TokenizedSide(ids=ids.astype(np.int32), scored=scored, weights=weights, eos=False)
+
+
+class Reader(NamedTuple):
+    """A model that reads trees, and what it does to its logits."""
+
+    model: nn.Module
+    transform: LogitTransform
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Reader":
+        """Prepares a model in place."""
+        head = install(model.eval())
+        install_attention(model)
+        assert why_not(model, 64) is None
+        return cls(model, head.transform)
 
 
 @dataclass(frozen=True)
@@ -86,8 +110,8 @@ class Outcome:
 
 
 def outcome(
-    model: nn.Module,
-    reference: nn.Module,
+    policy: Reader,
+    reference: Reader,
     pairs: list[TokenizedPair],
     layout: Any,
     objective: Objective,
@@ -95,13 +119,15 @@ def outcome(
 ) -> Outcome:
     """One forward and backward of a model with a fused head, the reference's head beside it."""
     batch = PairCollator(0, layout=layout)(pairs)
+    model, transform = policy
     model.zero_grad()
     terms: dict[str, Any] = {}
     if objective.needs_reference:
         with torch.no_grad(), reading(batch) as inputs:
-            hidden = reference.base_model(**inputs).last_hidden_state  # type: ignore[union-attr, operator]
+            hidden = reference.model.base_model(**inputs).last_hidden_state  # type: ignore[operator]
         picked = hidden.flatten(0, 1)[batch["positions"]]
-        terms = {"ref_hidden": picked, "ref_weight": reference.lm_head.weight.detach()}  # type: ignore[union-attr]
+        weight = reference.model.get_output_embeddings().weight.detach()  # type: ignore[operator]
+        terms = {"ref_hidden": picked, "ref_weight": weight}
 
     def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         out = fused_preference_loss(
@@ -115,6 +141,9 @@ def outcome(
             one_sided=batch.get("one_sided", False),
             num_scored=batch["num_scored"],
             passes=passes,
+            bias=bias,
+            logit_scale=transform.logit_scale,
+            softcap=transform.softcap,
             **terms,
         )
         return out.loss, out.metrics
