@@ -38,11 +38,9 @@ def print_tree(
     Drawing(console, view).print()
     console.print(Text(_sizes(view), style="bold"), soft_wrap=False)
     if len(pairs) < of_question:
-        more = f"{len(pairs)} of the question's {of_question} pairs are shown. "
-        one = "" if view.places[0] == 0 else f"--pair {view.places[0]} "
-        console.print(
-            Text(f"{more}{one}--limit {of_question} shows more.", style="italic"), soft_wrap=False
-        )
+        shown = f"{len(pairs)} of the question's {of_question} pairs are shown. "
+        more = f"--pair {view.places[0]} shows all of them."
+        console.print(Text(shown + more, style="italic"), soft_wrap=False)
 
 
 def _title(view: QuestionView, pairs: Sequence[TokenizedPair]) -> str:
