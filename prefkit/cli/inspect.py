@@ -24,6 +24,8 @@ what is shown:
   have a prefix, unless --level or --method says otherwise. In colour: prompt and prefix dim, scored
   tokens green (chosen) or red (rejected), greyer the lower their weight, context struck through.
   Without colour: ⟦scored⟧, ⟦scored⟧×0.3 for another weight than 1, the rest is context.
+  Several pairs of a question are a tree, in which each token stands once, with the pairs that score
+  it: green as chosen, red as rejected, yellow as both. --view pairs shows them one by one.
 
 --json, one object a pair and line:
   {"pair": i, "tokens": [{"id": …, "text": …, "segment": …, "weight": …}, …],
@@ -35,6 +37,17 @@ what is shown:
   weight   what the token's log-probability counts; 0 for context, and for a token weighted 0
   eos      whether the side ends with a scored end-of-sequence token
   margin   the row's own, where the config reads it (margin_weight)
+
+--json --view tree, one object a question and line:
+  {"pairs": [{"pair": i, "source": …, "row": …, "eos": …}, …],
+   "nodes": [{"parent": …, "before": …, "pieces": [{"tokens": [{"id": …, "text": …}, …],
+              "scored": [{"pair": i, "side": …, "weights": […]}, …]}, …], "ends": […]}, …],
+   "tokens": {"separate": …, "shared": …, "tree": …}}
+  parent   place of the node that this one continues, -1 for none; parents come first
+  before   tokens from the root to the node
+  scored   the sides that score the tokens of a piece, with their weights; [] is context
+  ends     {"pair": i, "side": …} of the sequences that end with the node
+  tokens   that the model reads of these pairs in each layout
 """
 
 
@@ -48,7 +61,12 @@ class InspectOptions(ReadingFields, TextFields):
     json: bool = False
     """One JSON object a pair, in place of text for people."""
     limit: int | None = None
-    """Pairs to show; None = all as JSON, else 3."""
+    """Pairs to show; None = all as JSON or with --pair, else 3."""
+    pair: int | None = None
+    """Show this pair alone (its place among all pairs, from 0), or its whole question as a tree."""
+    view: Literal["auto", "tree", "pairs"] = "auto"
+    """pairs: one after the other. tree: the pairs of a question as a tree of all their common
+    prefixes. auto = tree where several pairs of a question are shown, pairs in JSON."""
     split: str = "train"
     """Split of a dataset with several."""
     skipped_file: str | None = None
@@ -131,6 +149,8 @@ def run(argv: Sequence[str]) -> int:
         ),
         method=options.method,
         limit=options.limit,
+        pair=options.pair,
+        view=options.view,
         as_json=options.json,
         split=options.split,
         vocab_size=limits.get("vocab_size"),

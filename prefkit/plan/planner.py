@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from prefkit.data.batch.collators import Layout
 from prefkit.plan.costs.body import Body, BodyRun, trace_body
 from prefkit.plan.costs.memory import Memory, memory_of
-from prefkit.plan.inputs.lengths import Lengths, Load, batches
+from prefkit.plan.inputs.lengths import Lengths
+from prefkit.plan.inputs.loads import Load, batches
 from prefkit.plan.inputs.meta_model import Lora
 from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.inputs.shape import ModelShape, read_shape
@@ -23,6 +25,7 @@ class Planner:
         self.name, self.config, self.lengths = name, config, lengths
         self._shapes: dict[str, ModelShape] = {}
         self._bodies: dict[str, tuple[int, Body]] = {}
+        self._loads: dict[tuple[Any, ...], tuple[Load, Load]] = {}
 
     def shape(self, lora: Lora | None) -> ModelShape:
         """The model's numbers, with or without an adapter."""
@@ -31,11 +34,11 @@ class Planner:
             self._shapes[key] = read_shape(self.name, self.config, lora)
         return self._shapes[key]
 
-    def layout(self, setting: Setting) -> str:
+    def layout(self, setting: Setting) -> Layout:
         """The layout that a run will have, as far as the config decides it."""
         if self.why_padded(setting) is not None:
             return "padded"
-        return "separate" if setting.layout == "separate" else "shared"
+        return "tree" if setting.layout == "auto" else setting.layout
 
     def why_padded(self, setting: Setting) -> str | None:
         """Why a run will have padded rows, in words, or None."""
@@ -49,9 +52,17 @@ class Planner:
             return "disable_dropout is off, and attention without padding has no dropout"
         return None
 
+    def loads(self, setting: Setting) -> tuple[Load, Load]:
+        """The heaviest and the mean batch of a device (see `batches`)."""
+        s, layout = setting, self.layout(setting)
+        key = layout, s.tokens_per_batch, s.group_by, s.pairs, s.multiple, s.seed
+        if key not in self._loads:
+            self._loads[key] = batches(self.lengths, setting, layout)
+        return self._loads[key]
+
     def memory(self, setting: Setting) -> Memory:
         """The memory of one process at the heaviest batch."""
-        load, _ = batches(self.lengths, setting, self.layout(setting))
+        load, _ = self.loads(setting)
         shape = self.shape(setting.lora)
         return memory_of(shape, setting, load, self.body(setting, load))
 
@@ -69,7 +80,7 @@ class Planner:
             attention=setting.attention,
             lora=setting.lora,
             gathered=setting.sharded and setting.mixed is not None,
-            rows=load.rows,
+            rows=round(load.rows),
         )
         length = round(load.length)
         if not load.rows:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
-from prefkit.plan.advice import Advice, advise
+from prefkit.plan.advice import Advice, advise, read_less
 from prefkit.plan.command import command_of, machines_of
 from prefkit.plan.costs.memory import Memory, states_of
 from prefkit.plan.costs.work import Work, work_of
-from prefkit.plan.inputs.lengths import Lengths, Load, batches
+from prefkit.plan.inputs.lengths import Lengths
+from prefkit.plan.inputs.loads import Load
 from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.inputs.shape import ModelShape
 from prefkit.plan.planner import Planner
@@ -20,12 +22,12 @@ class Plan:
 
     Attributes:
         shape, setting, lengths: what was planned.
-        layout: "shared", "separate" or "padded", as far as it is known without the weights.
+        layout: of the collator, as far as it is known without the weights.
         heaviest, mean: batches of a device.
         memory: of one process at its heaviest batch.
         work: of an optimiser step of mean batches.
         room: bytes of one GPU.
-        advice: what to change, where it does not fit.
+        advice: what to change, where it does not fit or rows of whole questions read fewer tokens.
         command: the command line that runs it.
         notes: what to know, one line each.
         supposed: nothing says that there is a GPU: `room` is that of a usual one.
@@ -34,7 +36,7 @@ class Plan:
     shape: ModelShape
     setting: Setting
     lengths: Lengths
-    layout: str
+    layout: Layout
     heaviest: Load
     mean: Load
     memory: Memory
@@ -86,7 +88,7 @@ def make_plan(
     Raises:
         ConfigError: the longest sequence is longer than the model knows positions; no pair fits;
             the processes cannot be spread over machines, or cannot share padded rows.
-        ModelError: layout is "shared" where a run has padded rows; see also `trace_body`.
+        ModelError: layout is "tree" or "shared" where a run has padded rows; see also `trace_body`.
     """
     _check(setting, planner)
     notes = _notes(setting, planner, supposed)
@@ -94,7 +96,7 @@ def make_plan(
         setting = replace(setting, sharding="fsdp2", precomputed=False, cached_hidden=False)
         notes.append("A replica a process does not fit, so this is a plan with FSDP2.")
     shape, lengths, layout = planner.shape(setting.lora), planner.lengths, planner.layout(setting)
-    heaviest, mean = batches(lengths, setting, layout)
+    heaviest, mean = planner.loads(setting)
     plan = Plan(
         shape=shape,
         setting=setting,
@@ -105,7 +107,7 @@ def make_plan(
         memory=planner.memory(setting),
         work=work_of(shape, setting, mean),
         room=room,
-        advice=[],
+        advice=read_less(setting, lengths, layout, planner.loads, planner.peak, room),
         command=command_of(setting, words, launcher),
         notes=notes,
         supposed=supposed,
@@ -113,7 +115,8 @@ def make_plan(
     if plan.fits:
         return plan
     heads = 1 if layout == "padded" else shape.heads  # padded rows are shared by no processes
-    return replace(plan, advice=advise(setting, lengths, planner.peak, room, heads))
+    saving = advise(setting, lengths, layout, planner.peak, room, heads)
+    return replace(plan, advice=plan.advice + saving)
 
 
 def _replica_fits(setting: Setting, planner: Planner, room: float) -> bool:
@@ -138,10 +141,10 @@ def _check(setting: Setting, planner: Planner) -> None:
 def _check_padded(setting: Setting, planner: Planner) -> None:
     """Refuses what `prefkit train` refuses of padded rows."""
     reason = planner.why_padded(setting)
-    if reason is not None and setting.layout == "shared":
+    if reason is not None and setting.layout in ("tree", "shared"):
         raise ModelError(
-            f"layout: shared cannot be had: {reason}. Leave layout at auto, which gives each side "
-            "a padded row of its own here."
+            f"layout: {setting.layout} cannot be had: {reason}. Leave layout at auto, which gives "
+            "each side a padded row of its own here."
         )
     if reason is not None and setting.sequence_parallel > 1:
         raise ConfigError(

@@ -3,7 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
+from prefkit.data.batch.collators import Layout
 from prefkit.plan.costs.exact import Exact
+from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.planning import Plan
 
 _WIDTH = 46
@@ -40,12 +42,7 @@ def plan_table(plan: Plan, exact: Exact | None = None) -> str:
     if exact is not None:
         lines += ["", *_exact(plan, exact)]
     lines += ["", _verdict(plan, exact)]
-    if plan.advice:
-        lines += ["What to change, cheapest first (each alone):"]
-        for advice in plan.advice:
-            enough = ", which is enough" if advice.fits else ""
-            lines.append(f"  {advice.change}")
-            lines.append(f"      saves {readable(advice.saves)}{enough}; costs {advice.costs}")
+    lines += _advice(plan)
     lines += [f"Note: {note}" for note in plan.notes]
     return "\n".join([*lines, "", "Run it with:", *(f"  {x}" for x in plan.command.split("\n"))])
 
@@ -67,8 +64,18 @@ def _head(plan: Plan) -> list[str]:
         f"Model      {shape.name}: {_count(shape.total)} parameters, {_count(trained)} train; "
         f"{shape.layers} layers, width {shape.hidden}, vocabulary {shape.vocab:,}",
         f"Method     {setting.method}; {precision}; {spread}",
-        f"Data       {plan.lengths.source}; layout {plan.layout}",
+        f"Data       {plan.lengths.source}; layout {plan.layout}{_rows(setting, plan.layout)}",
     ]
+
+
+def _rows(setting: Setting, layout: Layout) -> str:
+    """What is in a row, in words, where an option says it."""
+    if setting.tokens_per_batch is None:
+        return ""
+    kind = "pairs"
+    if layout == "tree" and setting.group_by == "question":
+        kind = "whole questions"
+    return f", {kind} packed into rows of {setting.tokens_per_batch:,} tokens"
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -112,11 +119,9 @@ def _work(plan: Plan) -> list[str]:
         _row("tokens read", _count(work.tokens), f"{_count(load.tokens)} in the heaviest row")
     )
     lines.append(_row("tokens scored", _count(work.scored)))
-    sharing = plan.lengths.sharing
-    if plan.layout == "shared":
-        saved = f"{1 - 1 / sharing:.0%}"
-        more = f"(2P+C+R)/(P+C+R) = {sharing:.2f}"
-        lines.append(_row("tokens saved by the shared prefix", saved, more))
+    if plan.layout in ("tree", "shared"):
+        read = f"{_count(work.full)} in full: {work.full / work.tokens:.2f} times as many"
+        lines.append(_row("tokens saved", f"{1 - work.tokens / work.full:.0%}", read))
     for name in ("body", "attention", "head", "reference", "recomputation"):
         share = getattr(work, name)
         if share:
@@ -154,6 +159,23 @@ def _verdict(plan: Plan, exact: Exact | None) -> str:
         f"It does NOT fit: {readable(need)} are needed, {what} has {readable(plan.room)}, "
         f"{readable(-margin)} too little."
     )
+
+
+def _advice(plan: Plan) -> list[str]:
+    if not plan.advice:
+        return []
+    what = "What reads less" if plan.fits else "What to change, cheapest first (each alone)"
+    lines = [f"{what}:"]
+    for advice in plan.advice:
+        enough = ", which is enough" if advice.fits and not plan.fits else ""
+        does = "saves" if advice.saves >= 0 else "takes"
+        saves = f"{does} {readable(abs(advice.saves))}{enough}"
+        if advice.reads:
+            epoch, now = advice.reads
+            less = f"reads {_count(epoch)} tokens an epoch instead of {_count(now)}"
+            saves = f"{less} ({now / epoch:.2f} times fewer); {saves}"
+        lines += [f"  {advice.change}", f"      {saves}; costs {advice.costs}"]
+    return lines
 
 
 def plan_json(plan: Plan, exact: Exact | None = None) -> dict[str, Any]:

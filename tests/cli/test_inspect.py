@@ -15,8 +15,9 @@ from transformers import AutoConfig
 from prefkit.cli.inspect import COMMAND, run
 from prefkit.cli.main import main
 from prefkit.cli.train import load_options
-from prefkit.data import PairCollator, ReadOptions, TokenizeOptions, prepare_pairs, show
-from prefkit.data.show import show_pairs
+from prefkit.data import PairCollator, ReadOptions, TokenizeOptions, prepare_pairs
+from prefkit.data.show import load_tokenizer, show_pairs
+from prefkit.data.show.pairs import COLOUR_LEGEND, PLAIN_LEGEND
 from prefkit.errors import ConfigError, ModelError
 from prefkit.options.page import show_help
 from prefkit.train.rows.pairs import prepare_dataset
@@ -190,7 +191,7 @@ def test_a_config_shows_the_tokens_that_train_scores(
     options = {"chat_template": "plain", "max_length": 200, "output_dir": str(tmp_path / "out")}
     path = _config(tmp_path, method=method, string_prompts="chat", learning_rate=1e-5, **options)
     config = load_options([path]).config
-    tokenizer = show.load_tokenizer(MODEL)
+    tokenizer = load_tokenizer(MODEL)
     trained = prepare_dataset(PAIRS, tokenizer, config, AutoConfig.from_pretrained(MODEL), "train")
     assert _command(path, "--json", "--limit", "2") == 0
     for row in map(json.loads, capsys.readouterr().out.splitlines()):
@@ -282,7 +283,7 @@ def test_without_colour_marks_show_weights_and_context() -> None:
     row = {**STANDARD_ROW, "rejected_weights": [0.3, 0, 1, 1]}
     show_pairs([{**row, "rejected": " 5."}, scdpo_row()], character_tokenizer(), stream=stream)
     text = stream.getvalue()
-    assert text.startswith(show.PLAIN_LEGEND)
+    assert text.startswith(PLAIN_LEGEND)
     assert "rejected (4 scored tokens, 1 of weight 0) ⟦ ⟧×0.3⟦5⟧×0⟦.<eos>⟧" in text
     assert "⟦print(12 * 12)⟧\n144\n⟦The answer is 144.<eos>⟧" in text
     assert "1 pairs" in text.split("weights other than 1")[1]
@@ -296,7 +297,7 @@ def test_with_colour_a_legend_and_no_marks(monkeypatch: pytest.MonkeyPatch) -> N
     stream = io.StringIO()
     show_pairs([STANDARD_ROW], character_tokenizer(), stream=stream)
     text = stream.getvalue()
-    assert show.COLOUR_LEGEND in text
+    assert COLOUR_LEGEND in text
     assert "⟦" not in text
     assert "38;5;40m" in text  # green
 

@@ -18,9 +18,9 @@ _HEAD = """\
 # Rows of other trainers, as they are read
 
 Made by `python -m tests.data.layout_examples` from the rows of the tests. No option is needed to
-read any of these rows. Each block is a row and what `prefkit inspect FILE --model MODEL` shows of
-it with Qwen3's chat template: `⟦scored⟧`, the rest is context. Plain prompts are used as they are
-unless `string_prompts: chat` puts them into the template.
+read any of these rows. Each block is a row and what `prefkit inspect FILE --model MODEL --view
+pairs` shows of it with Qwen3's chat template: `⟦scored⟧`, the rest is context. Plain prompts are
+used as they are unless `string_prompts: chat` puts them into the template.
 
 For columns of other names use `columns`, in a config of `train`, `inspect`, `plan` and `score`, and
 likewise for the questions of `build` and `evaluate`:
@@ -80,7 +80,8 @@ def _shown(row: dict[str, Any]) -> str:
 
 def _inspected(row: dict[str, Any]) -> str:
     stream = io.StringIO()
-    show_pairs([row], tokenizer_for("qwen3"), options=TokenizeOptions(), stream=stream)
+    tokenizer, options = tokenizer_for("qwen3"), TokenizeOptions()
+    show_pairs([row], tokenizer, options=options, stream=stream, view="pairs")
     pair = stream.getvalue().split("┌")[0].splitlines()[2:]  # without legend, rule and summary
     return "\n".join(line.rstrip() for line in pair if "──" not in line).strip("\n")
 

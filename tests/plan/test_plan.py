@@ -20,13 +20,13 @@ from prefkit.plan.costs import memory as memory_module
 from prefkit.plan.costs.body import BodyRun, trace_body
 from prefkit.plan.costs.head import head_bytes
 from prefkit.plan.inputs.launcher import read_launcher
-from prefkit.plan.inputs.lengths import PairLength, _packed, batches, given_lengths
+from prefkit.plan.inputs.lengths import given_lengths
 from prefkit.plan.inputs.meta_model import Lora
 from prefkit.plan.inputs.setting import parse_bytes
 from prefkit.plan.inputs.shape import load_config, read_shape
 from prefkit.plan.planning import Plan
 from prefkit.plan.table import plan_table, readable
-from tests.train.trainer_cases import CONFIGS, ROWS, byte_tokenizer, save_model, tiny_model
+from tests.train.trainer_cases import CONFIGS, tiny_model
 
 LLAMA = str(Path(__file__).parents[2] / "examples" / "70b" / "llama-3-70b" / "config.json")
 SMALL = {
@@ -140,14 +140,6 @@ def test_autocast_copies_of_weights_are_seen_at_the_head() -> None:
 # -- lengths --------------------------------------------------------------------------------------
 
 
-def test_pairs_shared_and_side_by_side() -> None:
-    pair = PairLength(10, 4, 6, 10)
-    assert (pair.shared, pair.separate, pair.longest) == (20, 30, 16)
-    whole = (14**2 + 16**2) / 2
-    assert pair.attention(shared=False) == whole
-    assert pair.attention(shared=True) == whole - 50
-
-
 @pytest.mark.parametrize(
     ("lengths", "size", "most"),
     [("16000,8000,8000", 8, 4000), ("30000,1384,1384", 8, 2768), ("16000,8000,8000", 1, 16000)],
@@ -164,16 +156,6 @@ def test_a_piece_of_a_row_may_hold_nothing_but_scored_tokens(
     assert plan.memory.head == head_bytes(plan.shape, plan.setting, most, 1)
 
 
-def test_rows_are_planned_by_next_fit(tmp_path: Path) -> None:
-    plan = planned(tmp_path, "--tokens_per_batch", "1000")
-    sizes = (600, 700, 300, 400)  # the 400 would find room beside the 600 only
-    pairs = tuple(PairLength(size - 20, 10, 10, 20) for size in sizes)
-    heaviest, mean = batches(replace(plan.lengths, pairs=pairs), plan.setting, "shared")
-    assert heaviest.tokens == 1000
-    assert mean.tokens == pytest.approx((600 + 1000 + 400) / 3)
-    assert "next fit" in str(_packed.__doc__)
-
-
 @pytest.mark.parametrize("sides", ["auto", "separate"])
 def test_dropout_that_stays_on_makes_padded_rows(sides: str, tmp_path: Path) -> None:
     words = ["--disable_dropout", "false", "--layout", sides]
@@ -185,8 +167,9 @@ def test_dropout_that_stays_on_makes_padded_rows(sides: str, tmp_path: Path) -> 
 
 def test_what_training_refuses_of_padded_rows_is_refused(tmp_path: Path) -> None:
     words = ["--disable_dropout", "false"]
-    with pytest.raises(ModelError, match="layout: shared cannot be had: disable_dropout"):
-        planned(tmp_path, *words, "--layout", "shared")
+    for layout in ("tree", "shared"):
+        with pytest.raises(ModelError, match=f"layout: {layout} cannot be had: disable_dropout"):
+            planned(tmp_path, *words, "--layout", layout)
     with pytest.raises(ConfigError, match="sequence_parallel_size needs rows without padding"):
         planned(tmp_path, *words, "--sequence_parallel_size", "2", gpus=2)
     tight = planned(tmp_path, *words, "--fsdp", "true", gpus=2, gpu_memory="1MB")
@@ -207,33 +190,6 @@ def test_rows_of_a_budget(tmp_path: Path) -> None:
     assert (separate.heaviest.pairs, separate.heaviest.tokens) == (2, 3200)
     with pytest.raises(ConfigError, match="tokens_per_batch"):
         planned(tmp_path, "--tokens_per_batch", "900")
-
-
-def test_the_heaviest_batch_holds_the_longest_pairs(tmp_path: Path) -> None:
-    plan = planned(tmp_path, "--per_device_train_batch_size", "2")
-    pairs = (PairLength(10, 5, 5, 10), PairLength(50, 5, 5, 10), PairLength(90, 5, 5, 10))
-    lengths = replace(plan.lengths, pairs=pairs)
-    heaviest, mean = batches(lengths, plan.setting, "shared")
-    assert heaviest.tokens == 60 + 100
-    assert mean.tokens == pytest.approx(2 * 60)
-    padded, _ = batches(lengths, plan.setting, "padded")
-    assert (padded.rows, padded.length) == (4, 95)
-
-
-def test_lengths_of_data_are_those_of_training(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model")
-    byte_tokenizer().save_pretrained(folder)
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
-    out = tmp_path / "out"
-    words = ["--model", folder, "--train_data", str(data), "--output_dir", str(out)]
-    plan, _ = plan_arguments({}, words)
-    assert plan.lengths.total == len(ROWS)
-    first = plan.lengths.pairs[0]  # "0+0=" " 0<eos>" against " 1, surely<eos>"
-    assert (first.prefix, first.chosen, first.rejected) == (5, 2, 10)
-    assert first.scored == 3 + 11
-    assert plan.steps == pytest.approx(len(ROWS) / 4)
-    assert not out.exists()
 
 
 # -- memory and work ------------------------------------------------------------------------------

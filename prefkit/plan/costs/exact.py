@@ -27,7 +27,7 @@ from prefkit.model.head.fused import unwrap
 from prefkit.plan.costs.exact_model import Parts, import_parts, sharded_model
 from prefkit.plan.costs.fake import silent
 from prefkit.plan.costs.head import HeadBytes, head_bytes, reading_bytes
-from prefkit.plan.inputs.lengths import Load
+from prefkit.plan.inputs.loads import Load
 from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.inputs.shape import ModelShape
 
@@ -107,7 +107,7 @@ def _run(
     parts: Parts, config: Any, shape: ModelShape, setting: Setting, load: Load, layers: int
 ) -> Exact:
     tokens, scored = load.worst_piece(setting.sequence_parallel)
-    head = head_bytes(shape, setting, scored, load.pairs)
+    head = head_bytes(shape, setting, scored, load.pairs, load.by_token)
     reading = reading_bytes(shape, setting, scored)
     with _group(parts, setting.gpus) as mesh, silent(), parts.fake_mode():
         policy = sharded_model(parts, config, setting, layers, mesh, trainable=True)

@@ -51,7 +51,9 @@ class HeadBytes:
     backward: float
 
 
-def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> HeadBytes:
+def head_bytes(
+    shape: ModelShape, setting: Setting, scored: float, pairs: float, by_token: bool = False
+) -> HeadBytes:
     """The head's bytes for one batch.
 
     Args:
@@ -59,11 +61,12 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
         setting: of the run.
         scored: N, of one process.
         pairs: pairs of the batch: a trainable head takes one pair for one pass.
+        by_token: scored tokens serve several sides (`Load.by_token`).
     """
     matrix, states = shape.vocab * shape.hidden, scored * shape.hidden
     read = _read_bytes(setting)
     trainable = setting.lora is None
-    passes = passes_of(shape, setting, scored, pairs)
+    passes = passes_of(shape, setting, scored, pairs, by_token)
     one = passes != "two_pass"
     work = _work_bytes(setting)
     buffers = _forward_buffers(shape, setting, scored, work, passes, trainable)
@@ -103,13 +106,17 @@ def head_bytes(shape: ModelShape, setting: Setting, scored: float, pairs: float)
     )
 
 
-def passes_of(shape: ModelShape, setting: Setting, scored: float, pairs: float) -> str:
+def passes_of(
+    shape: ModelShape, setting: Setting, scored: float, pairs: float, by_token: bool = False
+) -> str:
     """The passes of a batch of so many pairs, as `prefkit.loss.passes` chooses it.
 
     "one_pass", "keep_dz" (by the bytes of `keep_dz.fits` in `prefkit_kernels`) or "two_pass".
     """
-    trainable = setting.lora is None
-    if not setting.one_pass or setting.passes == "two_pass":
+    trainable, possible = setting.lora is None, setting.one_pass
+    if by_token:  # each token is a score of its own
+        pairs, possible = scored, setting.one_pass_by_token
+    if not possible or setting.passes == "two_pass":
         return "two_pass"
     if not trainable or setting.passes == "one_pass":
         return "one_pass" if not trainable or pairs <= 1 else "two_pass"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from prefkit.plan.costs.body import Body
 from prefkit.plan.costs.head import HeadBytes, head_bytes, reading_bytes
-from prefkit.plan.inputs.lengths import Load
+from prefkit.plan.inputs.loads import Load
 from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.inputs.shape import ModelShape
 
@@ -67,7 +67,7 @@ def memory_of(shape: ModelShape, setting: Setting, load: Load, body: Body) -> Me
         body: of `trace_body`, for the tokens of one process.
     """
     tokens, scored = load.worst_piece(setting.sequence_parallel)
-    head = head_bytes(shape, setting, scored, load.pairs)
+    head = head_bytes(shape, setting, scored, load.pairs, load.by_token)
     states = states_of(shape, setting)
     gathered = _Gathered(shape, setting)
     grads = states.pop("gradients")

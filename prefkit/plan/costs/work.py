@@ -10,7 +10,7 @@ matrix product is left out.
 from dataclasses import dataclass
 
 from prefkit.plan.costs.head import passes_of
-from prefkit.plan.inputs.lengths import Load
+from prefkit.plan.inputs.loads import Load
 from prefkit.plan.inputs.setting import Setting
 from prefkit.plan.inputs.shape import ModelShape
 
@@ -21,12 +21,14 @@ class Work:
 
     Attributes:
         tokens, scored, pairs: read by the policy, in the loss, and pairs, of all processes.
+        full: tokens of both sequences of all pairs, each read by itself.
         body, attention, head, reference, recomputation: operations.
     """
 
     tokens: float
     scored: float
     pairs: float
+    full: float
     body: float
     attention: float
     head: float
@@ -59,12 +61,13 @@ def work_of(shape: ModelShape, setting: Setting, load: Load) -> Work:
         reference = (2 * active * load.tokens + attending + product) * batches
     elif setting.cached_hidden:
         reference = product * batches
-    passes = passes_of(shape, setting, load.scored, load.pairs)
+    passes = passes_of(shape, setting, load.scored, load.pairs, load.by_token)
     products = _head_products(setting, passes) * product
     return Work(
         tokens=load.tokens * batches,
         scored=load.scored * batches,
         pairs=load.pairs * batches,
+        full=load.full * batches,
         body=(forward + backward) * batches,
         attention=3 * attending * batches,
         head=products * batches,

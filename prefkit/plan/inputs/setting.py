@@ -1,5 +1,6 @@
 """What decides the memory and the work of a run, read off its options and its launcher's config."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from prefkit.data.batch.bundles import GroupBy
 from prefkit.errors import ConfigError
 from prefkit.plan.inputs.launcher import zero_stage
 from prefkit.plan.inputs.meta_model import Lora
@@ -26,7 +28,8 @@ class Setting:
     Attributes:
         method: for the tables.
         needs_reference, needs_kl: of the loss; `one_pass` whether its gradient can be made in the
-            forward (see `prefkit.loss.passes`).
+            forward, `one_pass_by_token` the same where scored tokens serve several sides (see
+            `prefkit.loss.passes`).
         precomputed: reference log-probabilities come from disk; `cached_hidden` its hidden states,
             and its head is kept.
         own_reference: the reference is another model than the policy without its adapter.
@@ -37,7 +40,9 @@ class Setting:
             host.
         attention: `attn_implementation`, or None.
         dropout: a model's own dropout stays on (`disable_dropout: false`).
-        layout, tokens_per_batch, pairs, pad_to: of the batches; `pairs` a device and forward.
+        layout, tokens_per_batch, group_by, pairs, pad_to: of the batches; `pairs` a device and
+            forward.
+        seed: of the order in which pairs are dealt to rows.
         accumulation: batches an optimiser step.
         gpus: processes; `sequence_parallel` of them share one row.
         sharding: how they share the model; `offload_params`: shards wait on the host.
@@ -50,6 +55,7 @@ class Setting:
     needs_reference: bool
     needs_kl: bool
     one_pass: bool
+    one_pass_by_token: bool
     precomputed: bool
     cached_hidden: bool
     own_reference: bool
@@ -60,10 +66,12 @@ class Setting:
     offload: bool
     attention: str | None
     dropout: bool
-    layout: str
+    layout: Literal["auto", "tree", "shared", "separate"]
     tokens_per_batch: int | None
+    group_by: GroupBy
     pairs: int
     pad_to: int
+    seed: int
     accumulation: int
     gpus: int
     sequence_parallel: int
@@ -73,6 +81,11 @@ class Setting:
     memory_budget: int | None
     passes: str
     optimizer: str
+
+    @property
+    def multiple(self) -> int:
+        """Tokens that the length of a row is a multiple of."""
+        return math.lcm(self.pad_to, self.sequence_parallel)
 
     @property
     def sharded(self) -> bool:
@@ -155,11 +168,13 @@ def read_setting(
     objective = config.build_objective()
     checkpointing, offload = _checkpointing(config, fsdp)
     lora = _lora(script)
+    linear, fused = objective.linear is not None, config.head_backend != "reference"
     return Setting(
         method=config.method,
         needs_reference=objective.needs_reference,
         needs_kl=objective.needs_kl,
-        one_pass=objective.linear is not None and config.head_backend != "reference",
+        one_pass=linear and fused,
+        one_pass_by_token=fused and (linear or not objective.needs_kl),
         precomputed=config.precompute_ref_log_probs,
         cached_hidden=bool(getattr(config, "precompute_ref_hidden", False)),
         own_reference=lora is None or script.ref_model is not None,
@@ -172,8 +187,10 @@ def read_setting(
         dropout=not config.disable_dropout,
         layout=config.layout,
         tokens_per_batch=config.tokens_per_batch,
+        group_by=config.group_by,
         pairs=config.per_device_train_batch_size,
         pad_to=config.pad_to_multiple_of or 1,
+        seed=config.seed if config.data_seed is None else config.data_seed,
         accumulation=config.gradient_accumulation_steps,
         gpus=count,
         sequence_parallel=config.sequence_parallel_size,
