@@ -109,7 +109,7 @@ def test_a_load_is_what_the_model_sees(layout: Any) -> None:
     if layout == "padded":
         seen = load.rows * int(torch.ones(load.length, load.length).tril().sum())
     else:
-        ends = batch["stream"].ends_of_tokens()
+        ends = batch["stream"].ends_of_tokens
         place = torch.arange(len(ends))
         seen = int(((place[:, None] >= place) & (place[:, None] < ends)).sum())
     assert load.attention == seen
