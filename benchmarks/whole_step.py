@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -315,18 +315,20 @@ class Contestant:
         profile: bool = False,
         module: str = "benchmarks.whole_step",
         more: Sequence[str] = (),
+        allocator: Mapping[str, str] = ALLOCATOR,
     ) -> None:
         """Starts the process; `wait` False: several can start at once, then `ready` is theirs.
 
         With `profile`, `kernels` has those of the last step. `module` is what runs, and `more` are
-        further words of its command line.
+        further words of its command line. `allocator`: variables; the usual ones give every free
+        byte back at once, which makes peaks exact and steps of many small tensors slower.
         """
         command = [sys.executable, "-m", module, "--child", way, *more]
         command += ["--child-shape", json.dumps(asdict(shape)), "--rounds", str(steps)]
         command += ["--model", model or ""] + ["--child-profile"] * profile
         # Threads that wait must sleep: those of the ways that are not at turn would take the cores.
         quiet = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
-        environment = {**os.environ, **ALLOCATOR, **quiet}
+        environment = {**os.environ, **allocator, **quiet}
         self.process = subprocess.Popen(
             command,
             env=environment,

@@ -18,12 +18,14 @@ class Way:
     """What a way's steps took.
 
     Attributes:
-        seconds, tokens: a pair, of each step: seconds, tokens that the policy read.
+        seconds, cpu, tokens: a pair, of each step: seconds, seconds of all processors (which other
+            work on the machine hardly changes), tokens that the policy read.
         pairs: of each step.
         memory: bytes above idle at the peak.
     """
 
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
     pairs: list[int] = field(default_factory=list)
     memory: int = 0
@@ -42,7 +44,13 @@ def measure(
     try:
         for way in ways:
             running[way] = Contestant(
-                way, shape, model, rounds + 1, module="benchmarks.trees.child", more=more
+                way,
+                shape,
+                model,
+                rounds + 1,
+                module="benchmarks.trees.child",
+                more=more,
+                allocator={},
             )
         for turn in range(rounds + 1):
             order = list(running)
@@ -51,6 +59,7 @@ def measure(
                 found[way].memory = told["memory"]
                 if turn:
                     found[way].seconds.append(told["seconds"] / told["pairs"])
+                    found[way].cpu.append(told["cpu"] / told["pairs"])
                     found[way].tokens.append(told["read"] / told["pairs"])
                     found[way].pairs.append(told["pairs"])
     finally:
@@ -65,16 +74,19 @@ def lines(shape: Shape, found: dict[str, Way]) -> list[str]:
     told = [
         f"### {shape.words}",
         "",
-        "| way | s a pair (least–most) | × tree | tokens a pair | × tree | pairs a step | MB above "
-        "idle | × tree |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| way | s a pair (least–most) | × tree | CPU s a pair | × tree | tokens a pair | × tree | "
+        "pairs a step | MB above idle | × tree |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for way, one in found.items():
         seconds, tokens = statistics.median(one.seconds), statistics.median(one.tokens)
+        cpu = statistics.median(one.cpu)
         cells = (
             way,
             f"{seconds:.3f} ({min(one.seconds):.3f}–{max(one.seconds):.3f})",
             f"{seconds / statistics.median(first.seconds):.2f}",
+            f"{cpu:.3f}",
+            f"{cpu / statistics.median(first.cpu):.2f}",
             f"{tokens:.0f}",
             f"{tokens / statistics.median(first.tokens):.2f}",
             f"{statistics.median(one.pairs):.0f}",

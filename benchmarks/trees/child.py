@@ -46,9 +46,12 @@ def train(
         with torch.device(device):
             policy = AutoModelForCausalLM.from_config(LlamaConfig(**BODIES[body]))
     read = [0]
-    policy.get_input_embeddings().register_forward_hook(
-        lambda module, given, out: read.__setitem__(0, read[0] + given[0].numel())
-    )
+
+    def count(module: Any, given: Any, out: Any) -> None:
+        if module.training:  # the reference may be a copy, hook and all
+            read[0] += given[0].numel()
+
+    policy.get_input_embeddings().register_forward_hook(count)
 
     def now() -> float:
         if device != "cpu":
@@ -61,12 +64,13 @@ def train(
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             sys.stdin.readline()
             self.pairs = read[0] = 0
-            self.start = now()
+            self.start, self.work = now(), time.process_time()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            seconds = now() - self.start
+            seconds, work = now() - self.start, time.process_time() - self.work
             peak = torch.cuda.max_memory_allocated() if device != "cpu" else status("VmHWM") - idle
-            tell({"seconds": seconds, "memory": peak, "read": read[0], "pairs": self.pairs})
+            told = {"seconds": seconds, "cpu": work, "memory": peak}
+            tell({**told, "read": read[0], "pairs": self.pairs})
 
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder:

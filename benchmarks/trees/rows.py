@@ -39,7 +39,7 @@ class Shape:
 
 
 SHAPES = {
-    "steps": Shape("a step tree: 24 steps of 40, a wrong one beside each", 2200, 200, 24, 40),
+    "steps": Shape("a step tree: 24 steps of 40, a wrong one beside each", 2400, 200, 24, 40),
     "gsm8k": Shape("GSM8K, four model solutions a question, all pairs", 2200, real=True),
     "all": Shape("8 × 8 samples of 400, all pairs", 6800, 100, length=400, samples=8),
     "one": Shape(
@@ -75,17 +75,21 @@ class _Text:
 
     def __init__(self, tokenizer: Any) -> None:
         pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
-        words = "\n".join(page.read_text("utf-8") for page in pages)
+        self.words = " ".join(page.read_text("utf-8") for page in pages).split()
         self.tokenizer = tokenizer
-        self.ids = tokenizer(words, add_special_tokens=False)["input_ids"]
         self.place = 0
 
     def piece(self, tokens: int) -> str:
-        if self.place + tokens > len(self.ids):
-            self.place %= 97  # round again, at another place
-        found = self.ids[self.place : self.place + tokens - 1]
-        self.place += tokens
-        return " ".join(self.tokenizer.decode(found).split()) + "\n"
+        """Whole words of so many tokens, or one or two more, the end of the line among them."""
+        count = tokens // 3
+        while True:
+            found = [self.words[(self.place + i) % len(self.words)] for i in range(count)]
+            text = " ".join(found) + "\n"
+            missing = tokens - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if missing <= 0:
+                self.place += count
+                return text
+            count += max(1, missing // 4)
 
 
 def _steps(shape: Shape, text: _Text) -> list[Row]:
