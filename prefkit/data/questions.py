@@ -11,6 +11,7 @@ from dataclasses import replace
 from prefkit.data.pair import TokenizedPair
 
 LEAST = 8  # tokens of a prompt that others may continue: fewer are a template's first words
+MOST = 8  # different prompts right behind one: more continue an instruction that all rows have
 
 
 def joined(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
@@ -28,19 +29,21 @@ def joined(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
         return question
 
     path: list[int] = []  # each the beginning of the next
+    below: dict[int, set[int]] = {}  # by question: those whose prompts continue its own next
     for index in sorted(range(len(pairs)), key=fronts.__getitem__):
         question = pairs[index].question
         while path and not fronts[index].startswith(fronts[path[-1]]):
             path.pop()
         if question is None or pairs[index].shared < LEAST:
             continue
-        if path:
-            above = pairs[path[-1]].question
-            assert above is not None
+        if path and (above := pairs[path[-1]].question) is not None and above != question:
+            below.setdefault(above, set()).add(question)
+        path.append(index)
+    for above, questions in below.items():
+        for question in questions if len(questions) <= MOST else ():
             one, other = find(above), find(question)
             if one != other:
                 root[other] = one
-        path.append(index)
     if not root:
         return list(pairs)
     return [

@@ -190,7 +190,8 @@ def _check_vectors(
         if vector is not None and vector.shape != beside.shape:
             raise ValueError(
                 f"{name} must have the shape of {other}, {tuple(beside.shape)}, got "
-                f"{tuple(vector.shape)}; all are aligned with the predicting position"
+                f"{tuple(vector.shape)}; all are aligned with the predicting position (in a batch "
+                "of trees, give its token_index)"
             )
     if segments.dtype != torch.int64:
         raise ValueError(f"segments must be int64, got {segments.dtype}")

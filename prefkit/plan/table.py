@@ -1,5 +1,6 @@
 """A plan as a table, and as one JSON object."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -128,7 +129,7 @@ def _work(plan: Plan) -> list[str]:
             lines.append(_row(f"operations: {name}", f"{share:.3g}", f"{share / work.total:.0%}"))
     lines.append(_row("operations", f"{work.total:.3g}"))
     if plan.steps is not None:
-        lines.append(_row("optimiser steps an epoch", _count(plan.steps)))
+        lines.append(_row("optimiser steps an epoch", _count(math.ceil(round(plan.steps, 6)))))
     return lines
 
 

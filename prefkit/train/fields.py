@@ -39,7 +39,8 @@ class RunFields:
     remove_unused_columns: bool = option(False, free=True)
     """Kept off: the collator makes its own columns."""
     per_device_train_batch_size: int = option(4, at_least=1)
-    """Pairs (or solutions, in supervised fine-tuning) a device and forward pass."""
+    """Pairs (or solutions, in supervised fine-tuning) a device and forward pass; with link
+    plackett_luce rows of data, each with all its rejected responses."""
     per_device_eval_batch_size: int = option(8, at_least=1, free=True)
     """The same in evaluation."""
 

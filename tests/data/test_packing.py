@@ -76,7 +76,7 @@ def test_a_pair_larger_than_a_row_is_named() -> None:
 def test_a_run_says_what_it_reads() -> None:
     dataset = dataset_of([(30, 4)] * 4)
     assert describe_rows("shared", dataset) == (
-        "common prefixes read once, 156 of 276 tokens (43% saved)"
+        "common prefixes of pairs read once, 156 of 276 tokens (43% saved)"
     )
     rows = packed(dataset, 80, "shared")
     assert describe_rows("shared", rows).endswith("; packed into 2 rows, 98% full")
@@ -173,7 +173,10 @@ def test_a_question_larger_than_a_row_is_split_at_a_node() -> None:
     """Each part repeats the path to its pairs and nothing else."""
     pairs = tree_of_steps()
     rows = pack(pairs, pairs, 40, "tree", None)
-    assert rows.rows == [[0, 1, 2, 3], [4, 5]]  # 5 + 4·8 = 37; 5 + 4·4 + 2·8 = 37
+    assert [sorted(row) for row in rows.rows] == [
+        [0, 1, 2, 3],
+        [4, 5],
+    ]  # 5 + 4·8 = 37; 5 + 4·4 + 2·8 = 37
     assert rows.tokens == 37 + 37
     for row in rows.rows:
         batch = PairCollator(0, layout="tree")([pairs[i] for i in row])
@@ -194,7 +197,9 @@ def test_pairs_of_one_row_of_data_stay_together() -> None:
     for layout in ("tree", "shared"):
         rows = pack(pairs, pairs, 200, layout, 1, "none", whole_rows=True)
         assert {tuple(sorted(row)) for row in rows.rows} == {(0, 1, 2, 3, 4, 5)}
-    with pytest.raises(ConfigError, match="steps: row 1: the pair has 41 tokens"):
+    with pytest.raises(
+        ConfigError, match="steps: row 1: its 3 pairs, which stay together, have 41 tokens"
+    ):
         pack(pairs, pairs, 40, "tree", None, whole_rows=True)
     assert rows_of_data(pairs, pairs, "shared").rows == [[0, 1, 2], [3, 4, 5]]
 
@@ -237,3 +242,33 @@ def test_rows_with_one_prompt_are_of_one_question_and_steps_within_it_too() -> N
 def test_a_templates_first_words_make_no_question() -> None:
     rows = [{"prompt": p, "chosen": "x", "rejected": "y"} for p in ("Q: ", "Q: 1+1=", "Q: 2+2=")]
     assert questions_of(rows) == [0, 1, 2]
+
+
+def test_an_instruction_that_all_rows_begin_with_makes_no_question() -> None:
+    rows = [{"prompt": "Answer in one word.\n", "chosen": "x", "rejected": "y"}]
+    rows += [{**rows[0], "prompt": f"Answer in one word.\n{k} + 1?\n"} for k in range(9)]
+    assert questions_of(rows) == list(range(10))
+    assert questions_of(rows[:5]) == [0] * 5  # so few may be steps
+
+
+def test_all_pairs_of_many_samples_are_split_in_blocks() -> None:
+    """16 x 16 pairs of 30 tokens, 12 sequences a row: strips of the table would cost triple."""
+    draw = np.random.default_rng(0)
+    front = draw.integers(0, 99, 10)
+    ends = [[np.append(front, draw.integers(0, 99, 30)).astype(np.int32) for _ in range(16)] * 1
+            for _ in range(2)]  # fmt: skip
+    scored = np.arange(40) >= 10
+    good, bad = (
+        [
+            TokenizedSide(ids=e, scored=scored, weights=scored * np.float32(1), eos=False)
+            for e in some
+        ]
+        for some in ends
+    )
+    pairs = [
+        TokenizedPair(chosen=g, rejected=b, shared=10, source="all", row=k, question=0)
+        for k, (g, b) in enumerate((g, b) for g in good for b in bad)
+    ]
+    rows = pack(pairs, pairs, 10 + 12 * 30, "tree", None)
+    assert sorted(item for row in rows.rows for item in row) == list(range(256))
+    assert len(rows.rows) <= 10

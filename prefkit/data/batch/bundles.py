@@ -1,8 +1,8 @@
 """Which pairs stay together when rows are filled, and how many tokens they have there.
 
 In trees all pairs of a question are one bundle: each token once. A question that is larger than a
-row is split: its pairs, in the order of their ids, fill one bundle after another, each with the
-path to its pairs once more.
+row is split: its pairs fill one bundle after another, neighbours first, each with the path to its
+pairs once more.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def _whole(
 ) -> Bundle:
     some = [pairs[item] for item in items]
     tokens = row_tokens(some, layout)
-    _check_fits(some[0], tokens, budget, layout)
+    _check_fits(some, tokens, budget, layout)
     return Bundle(items, tokens, max(map(_longest, some)))
 
 
@@ -95,14 +95,13 @@ def _of_question(
     bundles: list[Bundle] = []
     open_: Bundle | None = None
     there: list[int] = []
-    # Neighbours in the order of ids share most: a bundle is a part of the tree and the path to it.
-    for place in sorted(range(len(atoms)), key=lambda p: sizes.ranks[spans[p].start]):
+    for place in _in_blocks(sizes, [(span[0], span[1]) for span in spans], budget):
         atom = atoms[place]
         longest = max(_longest(pairs[item]) for item in atom)
         more, ranks = sizes.added(there, spans[place])
         if open_ is None or open_.tokens + more > budget:
             more, ranks = sizes.added([], spans[place])
-            _check_fits(pairs[atom[0]], more, budget, "tree")
+            _check_fits([pairs[item] for item in atom], more, budget, "tree")
             open_ = Bundle(list(atom), more, longest)
             bundles.append(open_)
         else:
@@ -110,6 +109,26 @@ def _of_question(
             bundles[-1] = open_
         there = ranks
     return bundles
+
+
+def _in_blocks(sizes: Sizes, sides: list[tuple[int, int]], budget: int) -> list[int]:
+    """An order of pairs in which those that follow each other share most.
+
+    Neighbours in the order of ids share prefixes. All pairs of many chosen and many rejected
+    sequences come in blocks, as many of one as of the other, and not in strips of one chosen beside
+    every rejected, which would read the latter again for each.
+
+    Args:
+        sizes: of all sequences.
+        sides: the chosen and the rejected sequence of each pair.
+        budget: tokens of a bundle.
+    """
+    block = max(1, budget * sizes.distinct // (2 * sizes.total))
+    chosen, rejected = (sizes.places([pair[k] for pair in sides]) for k in (0, 1))
+    places = list(zip(chosen, rejected, strict=True))
+    return sorted(
+        range(len(sides)), key=lambda p: (places[p][0] // block, places[p][1] // block, places[p])
+    )
 
 
 def _sizes(pairs: Sequence[TokenizedPair]) -> Sizes:
@@ -120,10 +139,16 @@ def _longest(pair: TokenizedPair) -> int:
     return max(len(pair.chosen.ids), len(pair.rejected.ids))
 
 
-def _check_fits(pair: TokenizedPair, tokens: int, budget: int | None, layout: Layout) -> None:
-    if budget is not None and tokens > budget:
-        raise ConfigError(
-            f"{pair.source}: row {pair.row}: the pair has {tokens} tokens in layout {layout}, more "
-            f"than tokens_per_batch = {budget}. Raise tokens_per_batch, or leave long rows out "
-            "(max_length with too_long: skip)."
-        )
+def _check_fits(
+    pairs: Sequence[TokenizedPair], tokens: int, budget: int | None, layout: Layout
+) -> None:
+    if budget is None or tokens <= budget:
+        return
+    what, instead = "the pair has", "leave long rows out (max_length with too_long: skip)"
+    if len(pairs) > 1:
+        what = f"its {len(pairs)} pairs, which stay together, have"
+        instead = "give fewer rejected responses a row"
+    raise ConfigError(
+        f"{pairs[0].source}: row {pairs[0].row}: {what} {tokens} tokens in layout {layout}, more "
+        f"than tokens_per_batch = {budget}. Raise tokens_per_batch, or {instead}."
+    )

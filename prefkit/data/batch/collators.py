@@ -102,10 +102,23 @@ class PairCollator(_Collator):
             question (`TokenizedPair.question`) as one tree of all their common prefixes. The last
             three need an attention that reads the batch's `stream`
             (`prefkit.model.attention.install`).
+        one_sided: in trees, a token that is scored on chosen and on rejected sides is computed for
+            each: what a loss with a KL wants, which gives the two different gradients. False: once
+            for both.
 
     Raises:
         ConfigError: no padding token.
     """
+
+    def __init__(
+        self,
+        pad_token_id: int | None,
+        pad_to_multiple_of: int | None = None,
+        layout: Layout = "padded",
+        one_sided: bool = True,
+    ) -> None:
+        super().__init__(pad_token_id, pad_to_multiple_of, layout)
+        self.one_sided = one_sided
 
     def __call__(self, items: Sequence[IndexedPair | TokenizedPair]) -> PairBatch:
         """Collate B pairs, plain or with their dataset index (as `PairDataset` gives them)."""
@@ -115,8 +128,8 @@ class PairCollator(_Collator):
         padded = self.layout == "padded"
         batch, places = self._padded_rows(sides) if padded else self._rows_of_trees(pairs, sides)
         _score(batch, sides, places)
-        if self.layout == "tree":
-            _score_once(batch)
+        if self.layout == "tree" and len(pairs) > 1:  # one pair by itself has quicker ways
+            _score_once(batch, self.one_sided)
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
         groups = group_numbers(pairs)
         batch["groups"], batch["num_groups"] = torch.from_numpy(groups), int(groups.max()) + 1
@@ -199,14 +212,13 @@ def _score(
     batch["text_tokens"] = sum(len(side.ids) for side in sides)
 
 
-def _score_once(batch: PairBatch) -> None:
-    """Scored tokens that are the same (position, target, kind of side) once, where there are any.
+def _score_once(batch: PairBatch, one_sided: bool) -> None:
+    """Scored tokens that are the same (position, target) once, where there are any.
 
-    By kind, chosen or rejected, because a KL gives the two different gradients
-    (`prefkit.loss.shared_tokens`). So a batch of one pair has nothing to share.
+    With `one_sided` the same (position, target, kind of side), see `prefkit.loss.shared_tokens`.
     """
     positions, targets = batch["positions"].numpy(), batch["targets"].numpy()
-    kinds = batch["segments"].numpy() % 2
+    kinds = batch["segments"].numpy() % 2 if one_sided else 0
     keys = (positions << 32 | targets) << 1 | kinds
     unique, first, index = np.unique(keys, return_index=True, return_inverse=True)
     if len(unique) == len(keys):
@@ -215,5 +227,5 @@ def _score_once(batch: PairBatch) -> None:
     used[index[batch["weights"].numpy() != 0]] = True
     batch["positions"], batch["targets"] = batch["positions"][first], batch["targets"][first]
     batch["token_index"] = torch.from_numpy(index.astype(np.int64))
-    batch["one_sided"] = True
+    batch["one_sided"] = one_sided
     batch["num_scored"] = int(used.sum())

@@ -36,7 +36,7 @@ class PackedDataset(torch.utils.data.Dataset):
     def __init__(
         self, dataset: Any, rows: list[list[int]], tokens: int, budget: int | None = None
     ) -> None:
-        self.dataset, self.rows, self.tokens = dataset, rows, tokens
+        self.dataset, self.rows, self.tokens, self.budget = dataset, rows, tokens, budget
         self.fill = tokens / (budget * len(rows)) if budget and rows else 1.0
 
     def __len__(self) -> int:

@@ -111,6 +111,9 @@ class Stream:
             grow(tree, -1)
         return cls(tuple(nodes))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"nodes": self.nodes}  # the rest is made of them, wherever it is wanted
+
     def __len__(self) -> int:
         return self.spans[-1].stop if self.nodes else 0
 

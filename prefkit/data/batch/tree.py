@@ -149,11 +149,25 @@ class Sizes:
         pairs = zip(self.order, self.order[1:], strict=False)
         shared = (common_prefix(sequences[a], sequences[b]) for a, b in pairs)
         self._shared = np.array([0, *shared])  # of each with the one before it in the order
+        lengths = np.array(self._lengths)
+        repeats = (self._shared[1:] == lengths[1:]) & (lengths[1:] == lengths[:-1])
+        self._kinds = np.concatenate([[0], np.cumsum(~repeats)])  # equal sequences are of one
+
+    @property
+    def distinct(self) -> int:
+        """How many different sequences there are."""
+        return int(self._kinds[-1]) + 1
 
     @property
     def total(self) -> int:
         """Tokens of the trees of all sequences."""
         return int(sum(self._lengths) - self._shared.sum())
+
+    def places(self, indices: Sequence[int]) -> list[int]:
+        """The places of some sequences in the order of these alone; equal ones have one."""
+        kinds = [int(self._kinds[self.ranks[index]]) for index in indices]
+        place = {kind: number for number, kind in enumerate(sorted(set(kinds)))}
+        return [place[kind] for kind in kinds]
 
     def added(self, there: list[int], indices: Sequence[int]) -> tuple[int, list[int]]:
         """Tokens that some sequences add to those that are there.

@@ -22,11 +22,9 @@ _NEED_PROMPT = ("prompt", "prefix", "chosen_spans", "rejected_spans")
 
 def is_several(value: Any) -> bool:
     """Whether the field `rejected` is a list of responses: of texts, or of lists of messages."""
-    return (
-        isinstance(value, list)
-        and not is_conversational(value)
-        and all(one is None or isinstance(one, str | list) for one in value)
-    )
+    if not isinstance(value, list) or is_conversational(value):
+        return False
+    return not value or any(isinstance(one, str | list) for one in value)
 
 
 def by_rejected(row: Row) -> list[Row]:
@@ -43,6 +41,7 @@ def by_rejected(row: Row) -> list[Row]:
     responses = row.get("rejected")
     if not responses:
         raise row.error("rejected", "is an empty list", "Give a rejected response, or several.")
+    _check_responses(row, responses)
     if "prob_result" in row:
         problem = f"speaks of one rejected response, but there are {len(responses)}"
         raise row.error("prob_result", problem, "Score each pair as a row of its own.")
@@ -64,6 +63,19 @@ def same_choice(first: Pair, pair: Pair | RowError, row: Row) -> Pair | RowError
         return pair
     problem = "is missing, and the rejected responses share beginnings of different lengths with "
     return row.error("prompt", f"{problem}'chosen'", "Give the prompt.")
+
+
+def _check_responses(row: Row, responses: list[Any]) -> None:
+    """Texts or lists of messages, all of one kind, and none of them twice."""
+    kind = type(next(one for one in responses if isinstance(one, str | list)))
+    for place, one in enumerate(responses):
+        if one is not None and not isinstance(one, kind):
+            problem = f"is a {type(one).__name__} beside a {kind.__name__}"
+            remedy = "Write texts, or lists of messages, all of one kind."
+            raise row.error(f"rejected[{place}]", problem, remedy)
+        if one is not None and (first := responses.index(one)) < place:
+            problem = f"is the same response as rejected[{first}], and would count twice"
+            raise row.error(f"rejected[{place}]", problem, "Write each response once.")
 
 
 def _check_entries(row: Row, name: str, count: int) -> None:

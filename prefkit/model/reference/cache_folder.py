@@ -151,10 +151,13 @@ def compute_units(
         ValueError: `compute` gives other shapes than asked for.
     """
     order = [pair for unit in units for pair in kept.units[unit]]
-    if kept.local is None:  # pairs of like length together: less padding
-        order.sort(key=lambda i: -max(len(pairs[i].chosen.ids), 1))
     first, last = int(kept.firsts[units.start]), int(kept.firsts[units.stop])
     found = torch.empty((last - first, *values.width), dtype=values.dtype)
+    if kept.local is None:  # pairs of like length together: less padding
+        order.sort(key=lambda i: -max(len(pairs[i].chosen.ids), 1))
+    else:
+        order = _needed(order, kept, first, last)
+    done = 0
     for start in range(0, len(order), values.batch_size):
         chunk = order[start : start + values.batch_size]
         some = [pairs[i] for i in chunk]
@@ -169,7 +172,21 @@ def compute_units(
                 )
             found[torch.from_numpy(kept.rows(i) - first)] = torch.cat(sides)
         progress.add(tokens_of(some))
+        done += tokens_of(some)
+    progress.skip(tokens_of([pairs[i] for unit in units for i in kept.units[unit]]) - done)
     return found
+
+
+def _needed(order: list[int], kept: KeptRows, first: int, last: int) -> list[int]:
+    """The pairs, in this order, of which some token is in none before it."""
+    there = np.zeros(last - first, dtype=bool)
+    needed = []
+    for pair in order:
+        rows = kept.rows(pair) - first
+        if not there[rows].all():
+            there[rows] = True
+            needed.append(pair)
+    return needed
 
 
 def _check_shapes(sides: Sides, counts: np.ndarray, values: Values) -> None:

@@ -89,24 +89,20 @@ class HiddenCache:
 
     def take(self, rows: np.ndarray) -> Tensor:
         """(n, D) hidden states of some rows, in their order; what lies together is read at once."""
-        found = torch.empty(len(rows), self.width, dtype=self.dtype)
-        bounds = [int(self.kept.firsts[units.start]) for units in self.shards]
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        shard = np.searchsorted(bounds, ordered, side="right") - 1
-        breaks = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shard) > 0)) + 1
-        for places in np.split(order, breaks) if len(order) else []:
-            first, last = int(rows[places[0]]), int(rows[places[-1]])
-            number = int(np.searchsorted(bounds, first, side="right")) - 1
-            with safe_open(shard_path(self.folder, number), framework="pt") as file:
-                # The slice is a view of the mapped file: copied, since whoever sends a view to
-                # another process (a data loader's worker) would send all of the file.
-                part = file.get_slice(_KEY)[first - bounds[number] : last + 1 - bounds[number]]
-                if np.all(np.diff(places) == 1):  # in the same order: no copy by an index
-                    found[places[0] : places[-1] + 1] = part
-                else:
-                    found[torch.from_numpy(places)] = part
-        return found
+        distinct, back = np.unique(rows, return_inverse=True)
+        found = torch.empty(len(distinct), self.width, dtype=self.dtype)
+        bounds = np.array([self.kept.firsts[units.start] for units in self.shards] + [1 << 62])
+        for shard in np.unique(np.searchsorted(bounds, distinct, side="right") - 1).tolist():
+            here = np.flatnonzero((bounds[shard] <= distinct) & (distinct < bounds[shard + 1]))
+            with safe_open(shard_path(self.folder, shard), framework="pt") as file:
+                kept = file.get_slice(_KEY)
+                for run in np.split(here, np.flatnonzero(np.diff(distinct[here]) > 1) + 1):
+                    first = int(distinct[run[0]] - bounds[shard])
+                    # The slice is a view of the mapped file: copied, since whoever sends a view to
+                    # another process (a data loader's worker) would send all of the file.
+                    found[run[0] : run[-1] + 1] = kept[first : first + len(run)]
+        same = len(rows) == len(distinct) and bool((back == np.arange(len(back))).all())
+        return found if same else found[torch.from_numpy(back)]
 
 
 def build_hidden_cache(

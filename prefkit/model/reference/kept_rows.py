@@ -19,6 +19,8 @@ from prefkit.data.batch.tree import grow
 from prefkit.data.pair import TokenizedPair
 from prefkit.model.reference.fingerprints import fingerprint_pairs
 
+UNIT = 8192  # rows of a unit, as far as pairs allow: what a shard holds at least, and a kill loses
+
 
 @dataclass(frozen=True)
 class KeptRows:
@@ -83,11 +85,13 @@ def kept_by_pair(pairs: Sequence[TokenizedPair]) -> KeptRows:
 
 
 def kept_by_question(pairs: Sequence[TokenizedPair]) -> KeptRows:
-    """A row for each scored token of each question."""
+    """A row for each scored token of each question, or of its parts where it has very many."""
     local: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(pairs)
     sizes = []
-    units = by_question(pairs)
-    for unit in units:
+    units: list[list[int]] = []
+    waiting = by_question(pairs)[::-1]
+    while waiting:
+        unit = waiting.pop()
         sides = [side for i in unit for side in (pairs[i].chosen, pairs[i].rejected)]
         places = grow([side.ids for side in sides]).places
         keys = [
@@ -95,6 +99,10 @@ def kept_by_question(pairs: Sequence[TokenizedPair]) -> KeptRows:
             for place, side in zip(places, sides, strict=True)
         ]
         unique, index = np.unique(np.concatenate(keys), return_inverse=True)
+        if len(unique) > UNIT and len(unit) > 1:
+            waiting += [unit[len(unit) // 2 :], unit[: len(unit) // 2]]
+            continue
+        units.append(unit)
         sizes.append(len(unique))
         ends = np.cumsum([len(a) + len(b) for a, b in zip(keys[::2], keys[1::2], strict=True)])
         for i, rows in zip(unit, np.split(index.astype(np.int32), ends[:-1]), strict=True):

@@ -7,12 +7,12 @@ the run's own `PairCollator`. Nothing of the arithmetic of layouts is repeated h
 import heapq
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from prefkit.data.batch.bundles import row_tokens
 from prefkit.data.batch.collators import Layout, PairCollator, by_question
-from prefkit.data.batch.packing import pack
+from prefkit.data.batch.packing import pack, rows_of_data
 from prefkit.data.batch.stream import Stream
 from prefkit.data.batch.tree import Sizes
 from prefkit.data.pair import PairBatch, TokenizedPair
@@ -95,7 +95,7 @@ def batches(lengths: Lengths, setting: Setting, layout: Layout) -> tuple[Load, L
     Raises:
         ConfigError: a pair does not fit tokens_per_batch.
     """
-    pairs, collate = lengths.pairs, PairCollator(_PAD, setting.multiple, layout)
+    pairs, collate = lengths.pairs, PairCollator(_PAD, setting.multiple, layout, setting.needs_kl)
 
     def load(places: Sequence[int]) -> Load:
         return Load.of(collate([pairs[place] for place in places]))
@@ -103,6 +103,8 @@ def batches(lengths: Lengths, setting: Setting, layout: Layout) -> tuple[Load, L
     if setting.tokens_per_batch is not None:
         loads = [load(row) for row in _packed(lengths, setting, layout)]
         return max(loads, key=_weight), _mean(loads, len(pairs) / len(loads))
+    if setting.needs_groups and lengths.total is not None:  # rows of data are drawn, not pairs
+        return _of_rows(lengths, setting, layout, load)
     count = setting.pairs
     if len(pairs) == 1:
         several = load([0] * count)
@@ -112,6 +114,19 @@ def batches(lengths: Lengths, setting: Setting, layout: Layout) -> tuple[Load, L
     loads = [load(order[start : start + count]) for start in range(0, len(order), count)]
     heaviest = max([load(_heaviest(pairs, count, layout)), *loads], key=_weight)
     return heaviest, _mean(loads, count)
+
+
+def _of_rows(
+    lengths: Lengths, setting: Setting, layout: Layout, load: Callable[[Sequence[int]], Load]
+) -> tuple[Load, Load]:
+    """The same where a batch is so many rows of data, each with all its pairs."""
+    rows = rows_of_data(lengths.pairs, lengths.pairs, layout).rows
+    heaviest = sorted(rows, key=lambda row: -row_tokens([lengths.pairs[i] for i in row], layout))
+    random.Random(setting.seed).shuffle(rows)
+    count = setting.pairs
+    drawn = [rows[start : start + count] for start in range(0, len(rows), count)]
+    loads = [load([i for row in some for i in row]) for some in (heaviest[:count], *drawn)]
+    return max(loads, key=_weight), _mean(loads[1:], len(lengths.pairs) / len(drawn))
 
 
 def _weight(load: Load) -> tuple[float, float]:
@@ -139,7 +154,8 @@ def _packed(lengths: Lengths, setting: Setting, layout: Layout) -> list[list[int
         count = max(1, budget // row_tokens(pairs, layout))
         packed = pack(pairs, [*pairs] * count, budget, layout, None)
         return [[0] * len(row) for row in packed.rows]
-    return pack(pairs, pairs, budget, layout, setting.seed, setting.group_by).rows
+    whole = setting.needs_groups
+    return pack(pairs, pairs, budget, layout, setting.seed, setting.group_by, whole).rows
 
 
 def _heaviest(pairs: Sequence[TokenizedPair], count: int, layout: Layout) -> list[int]:

@@ -27,7 +27,7 @@ class Setting:
 
     Attributes:
         method: for the tables.
-        needs_reference, needs_kl: of the loss; `one_pass` whether its gradient can be made in the
+        needs_reference, needs_kl, needs_groups: of the loss; `one_pass` whether its gradient can be made in the
             forward, `one_pass_by_token` the same where scored tokens serve several sides (see
             `prefkit.loss.passes`).
         precomputed: reference log-probabilities come from disk; `cached_hidden` its hidden states,
@@ -54,6 +54,7 @@ class Setting:
     method: str
     needs_reference: bool
     needs_kl: bool
+    needs_groups: bool
     one_pass: bool
     one_pass_by_token: bool
     precomputed: bool
@@ -173,6 +174,7 @@ def read_setting(
         method=config.method,
         needs_reference=objective.needs_reference,
         needs_kl=objective.needs_kl,
+        needs_groups=objective.needs_groups,
         one_pass=linear and fused,
         one_pass_by_token=fused and (linear or not objective.needs_kl),
         precomputed=config.precompute_ref_log_probs,

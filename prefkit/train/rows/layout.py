@@ -55,9 +55,9 @@ def describe_rows(layout: Layout, dataset: Any) -> str:
     else:
         in_trees = layout == "tree" and isinstance(dataset, PackedDataset)
         read = dataset.tokens if in_trees else row_tokens(pairs, "shared")
-        what = "each token of a question" if in_trees else "common prefixes"
+        what = "each token of a question" if in_trees else "common prefixes of pairs"
         text = f"{what} read once, {read:,} of {full:,} tokens ({1 - read / full:.0%} saved)"
-    if isinstance(dataset, PackedDataset):
+    if isinstance(dataset, PackedDataset) and dataset.budget:
         text += f"; packed into {len(dataset)} rows, {dataset.fill:.0%} full"
     return text
 

@@ -45,7 +45,8 @@ class PairRows(RunRows):
             longest = self.longest(datasets_of(train, evaluation))
             self.layout = choose_layout(self.args, models, longest)
             pad: Any = self.tokenizer.pad_token_id
-            self.collator = PairCollator(pad, self._multiple, self.layout)
+            needs_kl = self.args.build_objective().needs_kl
+            self.collator = PairCollator(pad, self._multiple, self.layout, needs_kl)
         check_shared_layout(self.args.sequence_parallel_size, self.layout)
 
     def packed(self, dataset: Any, training: bool = False) -> Any:

@@ -120,14 +120,12 @@ class FlashCPU(torch.autograd.Function):
 
 
 def _pieces(stream: Stream, reach: Reach, dtype: torch.dtype) -> Iterator[_Piece]:
-    if reach.window is not None:
-        for one in stream.attends(reach):
-            yield from _windowed(one, reach.window, dtype)
-        return
-    for queries, keys, alone in together(list(stream.attends(reach))):
+    for queries, keys, alone in together(list(stream.attends(reach)), reach.window):
         if alone is None:
             mask = tree_mask(stream, queries, keys, reach, dtype)
             yield _Piece(queries, (_Call(keys, False, mask),))
+        elif reach.window is not None:
+            yield from _windowed(alone, reach.window, dtype)
         else:
             calls = [_Call((queries,), True, None)]
             calls += [_Call(alone.context, False, None)] if alone.context else []

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prefkit.data.batch.stream import EVERYTHING, Reach, Stream
 from prefkit.model.attention.compute import trial
+from prefkit.model.attention.compute.gathered_keys import moved
 from prefkit.model.attention.compute.trial import Call
 
 if TYPE_CHECKING:  # it loads the compiler
@@ -93,7 +94,7 @@ def block_mask(stream: Stream, device: torch.device, reach: Reach = EVERYTHING) 
 def _block_mask(blocks: Blocks, device: torch.device, reach: Reach) -> "BlockMask":
     from torch.nn.attention.flex_attention import BlockMask
 
-    ends, positions, first = (x.to(torch.int32).to(device) for x in blocks[:3])
+    ends, positions, first = (moved(x.to(torch.int32), device) for x in blocks[:3])
     if reach == EVERYTHING:
 
         def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def _listed(chosen: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, B) bool → how many key blocks each block of queries has, and which, these first."""
     counts = chosen.sum(1, dtype=torch.int32)
     which = chosen.int().argsort(dim=1, descending=True, stable=True).to(torch.int32)
-    return counts[None, None].to(device), which[None, None].to(device)
+    return moved(counts[None, None], device), moved(which[None, None], device)
 
 
 @cache

@@ -43,7 +43,7 @@ class Uses:
             own.append(torch.arange(place, place + len(one.queries)))
             place += len(one.queries)
         if not tokens:
-            return cls(_moved(torch.cat(own), device), ())
+            return cls(moved(torch.cat(own), device), ())
         read, order = torch.cat(tokens).sort(stable=True)
         placed = torch.cat(places)[order]
         distinct, counts = torch.unique_consecutive(read, return_counts=True)
@@ -52,8 +52,8 @@ class Uses:
         for count in counts.unique().tolist():
             chosen = counts == count
             where = starts[chosen][:, None] + torch.arange(count)
-            further.append((_moved(distinct[chosen], device), _moved(placed[where], device)))
-        return cls(_moved(torch.cat(own), device), tuple(further))
+            further.append((moved(distinct[chosen], device), moved(placed[where], device)))
+        return cls(moved(torch.cat(own), device), tuple(further))
 
     @property
     def most(self) -> int:
@@ -67,7 +67,7 @@ class Uses:
             total.index_add_(0, tokens, parts.sum(1, dtype=total.dtype))
 
 
-def _moved(x: Tensor, device: torch.device) -> Tensor:
+def moved(x: Tensor, device: torch.device) -> Tensor:
     """To a device; from pinned memory a copy does not wait for a GPU."""
     if device.type != "cuda":
         return x.to(device)

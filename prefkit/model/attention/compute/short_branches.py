@@ -35,16 +35,17 @@ class Shared(NamedTuple):
     alone: Attend | None
 
 
-def together(attends: Sequence[Attend]) -> list[Shared]:
+def together(attends: Sequence[Attend], window: int | None = None) -> list[Shared]:
     """Which attentions of a row share a call.
 
     Args:
-        attends: in the order of the row, without a window.
+        attends: in the order of the row.
+        window: of the reach.
     """
     found: list[Shared] = []
     cost = 0
     for one in attends:
-        new, own = _single(one)
+        new, own = _single(one, window)
         if found and (joined := _joined(found[-1], new)) is not None:
             together_cost = masked_cost(joined)
             if together_cost <= cost + own:
@@ -61,9 +62,11 @@ def masked_cost(shared: Shared) -> int:
     return len(shared.queries) * keys + KEY * keys + CALL
 
 
-def _single(one: Attend) -> tuple[Shared, int]:
+def _single(one: Attend, window: int | None) -> tuple[Shared, int]:
     """An attention by itself, in the cheaper way, and what that costs."""
     queries, before = len(one.queries), one.before
+    if window is not None and queries >= window:  # in blocks of its own
+        return Shared(one.queries, _union([*one.context, one.queries]), one), queries * window
     plain = queries * (queries // 2 + before) + KEY * (queries + before)
     plain += CALL * (2 if one.context else 1)
     keys = _union([*one.context, one.queries])
@@ -104,12 +107,14 @@ def tree_mask(
     Args:
         stream: of the row.
         queries, keys: their places in it.
-        reach: how far back a token sees: chunks are kept, a window is not.
+        reach: how far back a token sees.
         dtype: of the result.
     """
     q = torch.arange(queries.start, queries.stop)[:, None]
     k = torch.cat([torch.arange(span.start, span.stop) for span in keys])
     seen = (k <= q) & (q < stream.ends_of_tokens[k])
+    if reach.window is not None:
+        seen &= stream.positions[q] - stream.positions[k] < reach.window
     if reach.chunk is not None:
         chunks = stream.positions // reach.chunk
         seen &= chunks[q] == chunks[k]
