@@ -157,12 +157,17 @@ TURNS = [*CONVERSATION_ROW["prompt"], *CONVERSATION_ROW["chosen"], *CONVERSATION
 # id → (change of the row, field, problem)
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "none": ({"rejected": []}, "rejected", "is an empty list"),
-    "a list in a list": ({"rejected": [" 5.", [" 6."]]}, r"rejected\[1\]", "is a list, not text"),
-    "an empty list in it": ({"rejected": [" 5.", []]}, r"rejected\[1\]", "is a list, not text"),
+    "a list in a list": (
+        {"rejected": [" 5.", [" 6."]]},
+        r"rejected\[1\]",
+        "is a list beside a str",
+    ),
+    "an empty list in it": ({"rejected": [" 5.", []]}, r"rejected\[1\]", "is a list beside a str"),
     "an empty text": ({"rejected": [" 5.", " "]}, r"rejected\[1\]", "is empty"),
     "null": ({"rejected": [None, " 5."]}, r"rejected\[0\]", "is missing"),
     "the chosen one": ({"rejected": [" 5.", " 4."]}, r"rejected\[1\]", "is the same text"),
-    "a number": ({"rejected": [" 5.", 6]}, "rejected", "is a list, not text"),
+    "a number": ({"rejected": [" 5.", 6]}, r"rejected\[1\]", "is a int beside a str"),
+    "one twice": ({"rejected": [" 5.", " 6.", " 5."]}, r"rejected\[2\]", "would count twice"),
     "several chosen": ({"chosen": [" 4.", " 4"]}, "chosen", "is a list, not text"),
     "weights of one": (
         {"rejected_weights": {"ids": [], "weights": []}},
