@@ -83,10 +83,9 @@ def train(
             given = Dataset.from_list(
                 [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in flat]
             )
-            own = {
-                "max_length": None,
-                "per_device_train_batch_size": _pairs(shape, tokenizer, flat),
-            }
+            # Pair by pair: the logits of several at once leave no room for the other ways.
+            own = {"max_length": None, "per_device_train_batch_size": 1}
+            own["gradient_accumulation_steps"] = _pairs(shape, tokenizer, flat)
         args = Config(
             output_dir=folder, max_steps=steps, learning_rate=1e-6, beta=0.1, report_to="none",
             save_strategy="no", logging_steps=1000, disable_tqdm=True, use_cpu=device == "cpu",
