@@ -43,7 +43,8 @@ class Record:
         words: the refusal, the error, or the wrong number.
         name: of the class.
         head, kinds, features: see `_head_words`, `kinds_of`, `features_of`.
-        layout: that the trainer takes: "shared" or "padded".
+        layout: that the trainer takes: "shared" (rows without padding, a common prefix once: what
+            trees of two branches are) or "padded".
         fallback: why not shared rows, or "".
         methods: those that trained a step.
         off64, off32: by layout, the largest deviation from plain logits (see `Result.deviation`).
@@ -197,7 +198,7 @@ def train_a_step(model: nn.Module, method: str, adapter: Any = None) -> str:
         loss = trainer.train().training_loss
     if loss != loss:
         raise ValueError(f"{method}: the loss is not a number")
-    return trainer.layout
+    return "padded" if trainer.layout == "padded" else "shared"
 
 
 def _options(folder: str, method: str) -> PreferenceConfig:
