@@ -4,7 +4,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks import machine
 from benchmarks.trees import __doc__ as usage
@@ -103,17 +103,21 @@ def main() -> None:
     parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--model", default=os.environ.get("PREFKIT_SMOLLM2"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--budget", type=int, help="tokens a row, instead of the shape's own")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--curve", action="store_true", help="step trees, tree and shared alone")
     options = parser.parse_args()
-    print(", ".join(f"{name} {value}" for name, value in machine.facts("cpu").items()))
+    print(", ".join(f"{name} {value}" for name, value in machine.facts(options.device).items()))
     weights = "SmolLM2-135M" if options.model else "SmolLM2-135M's shape, random weights"
     print(f"{weights}, fp32, AdamW, {options.rounds} rounds after one of warm-up\n")
     shapes = curve() if options.curve else {name: SHAPES[name] for name in options.shape}
     ways = ("tree", "shared") if options.curve else options.way
+    more = ("--device", options.device)
     for shape in shapes.values():
-        print(
-            "\n".join(lines(shape, measure(shape, ways, options.model, options.rounds))), flush=True
-        )
+        if options.budget:
+            shape = replace(shape, budget=options.budget)
+        found = measure(shape, ways, options.model, options.rounds, more)
+        print("\n".join(lines(shape, found)), flush=True)
 
 
 if __name__ == "__main__":
