@@ -49,11 +49,18 @@ SHAPES = {
 
 
 def curve() -> dict[str, Shape]:
-    """Step trees of several depths and numbers of wrong siblings, steps of 40 tokens."""
+    """Step trees of several depths and numbers of wrong siblings, steps of 40 tokens, one a row."""
     return {
-        f"{steps} × {wrong}": Shape(f"{steps} steps, {wrong} wrong", 8000, 200, steps, 40, wrong)
-        for steps in (2, 6, 12, 24)
-        for wrong in (1, 4)
+        f"{steps} × {wrong}": Shape(
+            f"{steps} steps, {wrong} wrong beside each",
+            210 + 42 * steps * (1 + wrong),
+            200,
+            steps,
+            40,
+            wrong,
+        )
+        for steps in (2, 6, 12)
+        for wrong in (1, 3)
     }
 
 
