@@ -118,7 +118,7 @@ def outcome(
     passes: str = "auto",
 ) -> Outcome:
     """One forward and backward of a model with a fused head, the reference's head beside it."""
-    batch = PairCollator(0, layout=layout)(pairs)
+    batch = PairCollator(0, layout=layout, one_sided=objective.needs_kl)(pairs)
     model, transform = policy
     model.zero_grad()
     terms: dict[str, Any] = {}
