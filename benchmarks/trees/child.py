@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.memory import status
 from benchmarks.trees.rows import Shape, rows_of
-from benchmarks.whole_step import BODIES, TOKENIZER, tell
+from benchmarks.whole_step import BODIES, tell, word_tokenizer
 
 WAYS = ("tree", "shared", "separate", "trl")
 
@@ -36,7 +36,7 @@ def train(
     else:
         from prefkit import PreferenceConfig as Config
         from prefkit import PreferenceTrainer as Trainer
-    tokenizer = AutoTokenizer.from_pretrained(model or TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(model) if model else word_tokenizer()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = rows_of(shape, tokenizer, 24 if shape.real else steps)
     idle = status("VmRSS")

@@ -1,12 +1,13 @@
 """Rows that hang on trees: step pairs of one solution, and samples of one question."""
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.whole_step import ROOT
+from benchmarks.whole_step import ROOT, WORDS
 
 Row = dict[str, str]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "model_solutions.jsonl"
@@ -78,11 +79,17 @@ def rows_of(shape: Shape, tokenizer: Any, questions: int) -> list[Row]:
 
 
 class _Text:
-    """Pieces of the project's own pages, each of so many tokens, one after the other."""
+    """Pieces of the project's own pages, each of so many tokens, one after the other.
+
+    Of a tokenizer that knows words w0, w1, … alone: of these.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         pages = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
         self.words = " ".join(page.read_text("utf-8") for page in pages).split()
+        if "w0" in tokenizer.get_vocab():
+            draw = random.Random(0)
+            self.words = [f"w{draw.randrange(WORDS)}" for _ in self.words]
         self.tokenizer = tokenizer
         self.place = 0
 
