@@ -38,7 +38,7 @@ def train(
         from prefkit import PreferenceTrainer as Trainer
     tokenizer = AutoTokenizer.from_pretrained(model) if model else word_tokenizer()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    data = rows_of(shape, tokenizer, 24 if shape.real else steps)
+    data = rows_of(shape, tokenizer, steps)
     idle = status("VmRSS")
     if model:
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

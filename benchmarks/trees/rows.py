@@ -25,7 +25,8 @@ class Shape:
             and wrong ones beside each right one.
         samples: of sampled solutions: right ones and as many wrong ones of `length` tokens.
         all_pairs: every right with every wrong one, instead of each with one.
-        real: GSM8K's model solutions (OpenAI's release), every right with every wrong one.
+        real: GSM8K's model solutions (OpenAI's release), every right with every wrong one; of the
+            first `questions` that have both.
     """
 
     words: str
@@ -37,6 +38,7 @@ class Shape:
     samples: int = 0
     all_pairs: bool = True
     real: bool = False
+    questions: int = 24
 
 
 SHAPES = {
@@ -72,7 +74,7 @@ def rows_of(shape: Shape, tokenizer: Any, questions: int) -> list[Row]:
         FileNotFoundError: the real ones are not there.
     """
     if shape.real:
-        return [row for some in _gsm8k(GSM8K, questions) for row in some]
+        return [row for some in _gsm8k(GSM8K, shape.questions) for row in some]
     text = _Text(tokenizer)
     make = _samples if shape.samples else _steps
     return [row for _ in range(questions) for row in make(shape, text)]
