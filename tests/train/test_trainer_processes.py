@@ -28,8 +28,10 @@ def test_several_processes_equal_one(
     assert several["weights"] == pytest.approx(one["weights"], rel=near)
     lines = zip([*several["logs"], several["eval"]], [*one["logs"], one["eval"]], strict=True)
     for got, want in lines:
+        # A policy that is still its cached reference: rounding decides which reward is larger.
+        ties = ("rewards/accuracies",) if abs(want.get("rewards/margins", 1.0)) < 1e-6 else ()
         for key, value in want.items():
-            if not any(word in key for word in OWN):
+            if key not in ties and not any(word in key for word in OWN):
                 assert got[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
     if "save_steps" in case.options:
         kept = folder / str(place) / f"checkpoint-{SAVED}"
