@@ -69,7 +69,8 @@ STEPS = (
     # 9 ways over pairs and 6 over trees, 1 s each, and 6 checks; FlexAttention is
     # compiled five times for that, each time for 10 s as far as one can tell without a GPU.
     Step("attention", "Attention of pairs and of trees", _module("attention"), 90, 20),
-    # 2 shapes × 3 trainers × 6 steps below a second, and 25 s to start each three.
+    # 2 shapes × 3 trainers × 6 steps, below a second as far as one can tell without a GPU, and
+    # 25 s to start each three.
     Step("trees", "One tree a question beside pairs and TRL", _module("trees"), 90, 40),
     # 470 tests, 107 variants to compile: an H200 with 16 processors took 62 s for 91 % of them.
     Step("tests", "The kernels' own tests, compiled", _module("kernel_tests", *KERNEL_TESTS), 90),

@@ -91,7 +91,7 @@ class _Collator:
 
 
 class PairCollator(_Collator):
-    """Collates pairs into one of three layouts; what is scored is the same in each.
+    """Collates pairs into one of four layouts; what is scored is the same in each.
 
     Args:
         pad_token_id: fills padded rows' ends, so any valid id will do.

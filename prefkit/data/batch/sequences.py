@@ -11,8 +11,6 @@ sequences of about one length share a batch.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -67,14 +65,7 @@ def batches_of(
             of several processes reads of a row.
         together: all in one batch, whatever their lengths, and as long as the row's longest.
     """
-    made = _made.setdefault(stream, {})
-    key = device, share, shares, together
-    if key not in made:
-        made[key] = _batches(stream, *key)
-    return made[key]
-
-
-_made: WeakKeyDictionary[Stream, dict[Any, list[SequenceBatch]]] = WeakKeyDictionary()
+    return stream.once(_batches, device, share, shares, together)
 
 
 def _batches(

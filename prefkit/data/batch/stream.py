@@ -14,13 +14,15 @@ compute in a row of its own. Everything here is plain numbers on the host: an at
 that reads it never has to ask a GPU.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Made = TypeVar("Made")
 
 
 class Span(NamedTuple):
@@ -113,6 +115,16 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"nodes": self.nodes}  # the rest is made of them, wherever it is wanted
+
+    @cached_property
+    def _made(self) -> dict[Any, Any]:
+        return {}
+
+    def once(self, make: Callable[..., Made], *key: Any) -> Made:
+        """make(stream, *key), made once for all layers that ask: kept as long as the stream."""
+        if (make, key) not in self._made:
+            self._made[make, key] = make(self, *key)
+        return self._made[make, key]
 
     def __len__(self) -> int:
         return self.spans[-1].stop if self.nodes else 0

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
-from prefkit.data.batch.collators import by_question
-from prefkit.data.batch.tree import grow
+from prefkit.data.batch.collators import PairCollator, by_question
 from prefkit.data.pair import TokenizedPair
 from prefkit.model.reference.fingerprints import fingerprint_pairs
 
@@ -87,28 +87,23 @@ def kept_by_pair(pairs: Sequence[TokenizedPair]) -> KeptRows:
 def kept_by_question(pairs: Sequence[TokenizedPair]) -> KeptRows:
     """A row for each scored token of each question, or of its parts where it has very many."""
     local: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(pairs)
-    sizes = []
+    counts, collate, sizes = _counts(pairs), PairCollator(0, layout="tree", one_sided=False), []
     units: list[list[int]] = []
     waiting = by_question(pairs)[::-1]
     while waiting:
         unit = waiting.pop()
-        sides = [side for i in unit for side in (pairs[i].chosen, pairs[i].rejected)]
-        places = grow([side.ids for side in sides]).places
-        keys = [
-            (place[:-1].astype(np.int64) << 32 | side.ids[1:])[side.scored[1:]]
-            for place, side in zip(places, sides, strict=True)
-        ]
-        unique, index = np.unique(np.concatenate(keys), return_inverse=True)
-        if len(unique) > UNIT and len(unit) > 1:
+        batch = collate([pairs[i] for i in unit])
+        tokens = len(batch["targets"])
+        if tokens > UNIT and len(unit) > 1:
             waiting += [unit[len(unit) // 2 :], unit[: len(unit) // 2]]
             continue
         units.append(unit)
-        sizes.append(len(unique))
-        ends = np.cumsum([len(a) + len(b) for a, b in zip(keys[::2], keys[1::2], strict=True)])
-        for i, rows in zip(unit, np.split(index.astype(np.int32), ends[:-1]), strict=True):
+        sizes.append(tokens)
+        index = batch.get("token_index", torch.arange(tokens)).numpy().astype(np.int32)
+        for i, rows in zip(unit, np.split(index, counts[unit].sum(1).cumsum()[:-1]), strict=True):
             local[i] = rows
     firsts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    return KeptRows(tuple(map(tuple, units)), firsts, _counts(pairs), tuple(local))
+    return KeptRows(tuple(map(tuple, units)), firsts, counts, tuple(local))
 
 
 def _counts(pairs: Sequence[TokenizedPair]) -> np.ndarray:

@@ -120,7 +120,7 @@ class FlashCPU(torch.autograd.Function):
 
 
 def _pieces(stream: Stream, reach: Reach, dtype: torch.dtype) -> Iterator[_Piece]:
-    for queries, keys, alone in together(list(stream.attends(reach)), reach.window):
+    for queries, keys, alone in stream.once(together, reach):
         if alone is None:
             mask = tree_mask(stream, queries, keys, reach, dtype)
             yield _Piece(queries, (_Call(keys, False, mask),))

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -75,25 +74,18 @@ class Blocks(NamedTuple):
         return cls(ends, positions, first, full, some & ~full)
 
 
-_made: WeakKeyDictionary[Stream, dict[tuple[torch.device, Reach], "BlockMask"]] = (
-    WeakKeyDictionary()
-)
-
-
 def block_mask(stream: Stream, device: torch.device, reach: Reach = EVERYTHING) -> "BlockMask":
     """The mask of a stream, in the form of FlexAttention; made once a device and reach.
 
     Its length is that of the stream, rounded up to blocks.
     """
-    made, key = _made.setdefault(stream, {}), (device, reach)
-    if key not in made:
-        made[key] = _block_mask(Blocks.of(stream, reach), device, reach)
-    return made[key]
+    return stream.once(_block_mask, device, reach)
 
 
-def _block_mask(blocks: Blocks, device: torch.device, reach: Reach) -> "BlockMask":
+def _block_mask(stream: Stream, device: torch.device, reach: Reach) -> "BlockMask":
     from torch.nn.attention.flex_attention import BlockMask
 
+    blocks = Blocks.of(stream, reach)
     ends, positions, first = (moved(x.to(torch.int32), device) for x in blocks[:3])
     if reach == EVERYTHING:
 

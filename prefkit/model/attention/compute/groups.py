@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -80,9 +79,6 @@ class Group:
             self.uses.add_further(total, grad)
 
 
-_made: WeakKeyDictionary[Stream, dict[Any, tuple[Group, ...]]] = WeakKeyDictionary()
-
-
 def groups_of(
     stream: Stream, device: torch.device, reach: Reach = EVERYTHING, most: int | None = None
 ) -> tuple[Group, ...]:
@@ -94,12 +90,15 @@ def groups_of(
         reach: how far back a token sees.
         most: keys of a group, if it has more than one attention; None = KEYS · N.
     """
-    made, key = _made.setdefault(stream, {}), (device, reach, most)
-    if key not in made:
-        limit = KEYS * len(stream) if most is None else most
-        groups = _grouped(stream.attends(reach), limit)
-        made[key] = tuple(Group(tuple(one), device, reach) for one in groups)
-    return made[key]
+    return stream.once(_groups_of, device, reach, most)
+
+
+def _groups_of(
+    stream: Stream, device: torch.device, reach: Reach, most: int | None
+) -> tuple[Group, ...]:
+    limit = KEYS * len(stream) if most is None else most
+    groups = _grouped(stream.attends(reach), limit)
+    return tuple(Group(tuple(one), device, reach) for one in groups)
 
 
 def _grouped(attends: Iterable[Attend], limit: int) -> list[list[Attend]]:

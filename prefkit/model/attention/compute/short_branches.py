@@ -6,16 +6,16 @@ follow each other in the row see nearly the same path, so that one call for seve
 once; what a query must not see, a small mask hides. How many share a call is decided by cost.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from prefkit.data.batch.stream import Attend, Reach, Span, Stream
+from prefkit.data.batch.stream import EVERYTHING, Attend, Reach, Span, Stream
 
-# What one product of a query and a key costs is the unit; measured for 9 heads of 64 numbers on two
-# CPUs. A key is copied for its query heads and gets a gradient; a call takes as long as some keys.
+# What one product of a query and a key costs is the unit. A key is copied for its query heads and
+# gets a gradient; a call takes as long as some keys. By arithmetic, for 9 heads of 64 numbers on
+# two CPUs; the exact values hardly matter, since whole calls are compared.
 KEY, CALL = 32, 4096
 MOST = 512  # queries of a masked call
 AREA = 1 << 21  # numbers of a mask: 8 MB in fp32
@@ -35,17 +35,12 @@ class Shared(NamedTuple):
     alone: Attend | None
 
 
-def together(attends: Sequence[Attend], window: int | None = None) -> list[Shared]:
-    """Which attentions of a row share a call.
-
-    Args:
-        attends: in the order of the row.
-        window: of the reach.
-    """
+def together(stream: Stream, reach: Reach = EVERYTHING) -> list[Shared]:
+    """Which attentions of a row share a call, in the order of the row."""
     found: list[Shared] = []
     cost = 0
-    for one in attends:
-        new, own = _single(one, window)
+    for one in stream.attends(reach):
+        new, own = _single(one, reach.window)
         if found and (joined := _joined(found[-1], new)) is not None:
             together_cost = masked_cost(joined)
             if together_cost <= cost + own:
