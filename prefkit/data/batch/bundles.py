@@ -35,7 +35,7 @@ class Bundle:
 def row_tokens(pairs: Sequence[TokenizedPair], layout: Layout) -> int:
     """Tokens that the model reads for these pairs in one row (padding included)."""
     if layout == "tree":
-        return sum(_sizes([pairs[i] for i in group]).total for group in by_question(pairs))
+        return sum(sizes_of([pairs[i] for i in group]).total for group in by_question(pairs))
     sides = [len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected)]
     if layout == "padded":
         return len(sides) * max(sides)
@@ -84,7 +84,7 @@ def _of_question(
     pairs: Sequence[TokenizedPair], atoms: list[list[int]], budget: int | None
 ) -> list[Bundle]:
     """The pairs of a question, cut where the next would pass the budget."""
-    sizes = _sizes([pairs[item] for atom in atoms for item in atom])
+    sizes = sizes_of([pairs[item] for atom in atoms for item in atom])
     if budget is None or sizes.total <= budget:
         items = [item for atom in atoms for item in atom]
         return [Bundle(items, sizes.total, max(_longest(pairs[item]) for item in items))]
@@ -131,7 +131,8 @@ def _in_blocks(sizes: Sizes, sides: list[tuple[int, int]], budget: int) -> list[
     )
 
 
-def _sizes(pairs: Sequence[TokenizedPair]) -> Sizes:
+def sizes_of(pairs: Sequence[TokenizedPair]) -> Sizes:
+    """Of the sequences of some pairs, chosen and rejected of each in turn."""
     return Sizes([side.ids for pair in pairs for side in (pair.chosen, pair.rejected)])
 
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from prefkit.data.batch.bundles import row_tokens
+from prefkit.data.batch.bundles import row_tokens, sizes_of
 from prefkit.data.batch.collators import Layout, PairCollator, by_question
 from prefkit.data.batch.packing import pack, rows_of_data
 from prefkit.data.batch.stream import Stream
@@ -178,8 +178,7 @@ def _heaviest(pairs: Sequence[TokenizedPair], count: int, layout: Layout) -> lis
         bound, place = heapq.heappop(waiting)
         group, k = within[place]
         if group[0] not in trees:
-            sides = [side.ids for i in group for side in (pairs[i].chosen, pairs[i].rejected)]
-            trees[group[0]] = Sizes(sides), []
+            trees[group[0]] = sizes_of([pairs[i] for i in group]), []
         sizes, there = trees[group[0]]
         added, ranks = sizes.added(there, range(2 * k, 2 * k + 2))
         if added < -bound:
