@@ -221,7 +221,7 @@ def read_once(model: Any, pairs: list[TokenizedPair], layout: str) -> list[Tenso
     kept: list[list[Tensor]] = []
     for pair in pairs:
         for side, start in ((pair.chosen, 0), (pair.rejected, pair.shared)):
-            start = start if layout == "shared" else 0
+            start = 0 if layout == "separate" else start
             ids = torch.from_numpy(side.ids).long()[None]
             gates = model(input_ids=ids, output_router_logits=True).router_logits
             kept.append([gate[start:] for gate in gates])
@@ -231,16 +231,16 @@ def read_once(model: Any, pairs: list[TokenizedPair], layout: str) -> list[Tenso
 @pytest.mark.parametrize(
     ("family", "options", "layout"),
     [
-        ("mixtral", {}, "shared"),
+        ("mixtral", {}, "tree"),
         ("qwen3-moe", {"layout": "separate"}, "separate"),
-        ("gpt-oss", {}, "shared"),
-        ("olmoe", {"gradient_checkpointing": True}, "shared"),
+        ("gpt-oss", {}, "tree"),
+        ("olmoe", {"gradient_checkpointing": True}, "tree"),
     ],
 )
 def test_the_gradient_is_that_of_the_tokens_read(
     family: str, options: dict[str, Any], layout: str, tmp_path: Path
 ) -> None:
-    """A prefix that both sides share counts once in the shared layout, filling tokens never."""
+    """A prefix that both sides share counts once in a tree, filling tokens never."""
     without, _, _ = gradient(tmp_path, family, 0.0, **options)
     got, made, batches = gradient(tmp_path, family, COEFFICIENT, **options)
     assert made.layout == layout

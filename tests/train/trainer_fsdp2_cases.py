@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from benchmarks.models.float64 import in_double
 from benchmarks.models.miniatures import miniature
 from prefkit import PreferenceTrainer
 from tests.train.trainer_cases import (
@@ -96,7 +97,7 @@ def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
     if case.family in {**CONFIGS, **MOE}:
         model = tiny_model(case.family, scale=3.0)
     else:
-        model = miniature(case.family, vocab_size=VOCAB, pad_token_id=None)
+        model = in_double(miniature(case.family, vocab_size=VOCAB, pad_token_id=None))
     if not case.head:
         model.lm_head.weight.requires_grad_(False)
     if case.lora:

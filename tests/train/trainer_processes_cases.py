@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models.float64 import in_double
 from benchmarks.models.miniatures import miniature
 from tests.train.trainer_cases import (
     CONFIGS,
@@ -132,7 +133,8 @@ def model_of(case: Case) -> Any:
     """The model of a case, random and the same each time."""
     if case.family in {**CONFIGS, **MOE} and not case.shape:
         return tiny_model(case.family, scale=3.0)
-    return miniature(case.family, vocab_size=VOCAB, pad_token_id=None, **case.shape)
+    # In fp64: rounding must not decide which expert a token goes to.
+    return in_double(miniature(case.family, vocab_size=VOCAB, pad_token_id=None, **case.shape))
 
 
 def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:

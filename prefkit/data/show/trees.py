@@ -142,13 +142,13 @@ def shortened(text: Text, room: int) -> Text:
     if text.cell_len <= room:
         return text
     plain, head, tail = text.plain, 0, len(text)
-    left = max(0, room - 1)
-    while head < tail:  # from both ends in turn
-        from_head = head <= len(plain) - tail
+    widths = [0, 0]  # columns that each end has so far
+    while head < tail:  # from the end that has fewer
+        from_head = widths[0] <= widths[1]
         width = cell_len(plain[head] if from_head else plain[tail - 1])
-        if width > left:
+        if sum(widths) + width > max(0, room - 1):
             break
-        left -= width
+        widths[0 if from_head else 1] += width
         head, tail = (head + 1, tail) if from_head else (head, tail - 1)
     return Text.assemble(text[:head], "…", text[tail:])
 
