@@ -31,6 +31,13 @@ def facts(device: str) -> dict[str, str]:
     return found
 
 
+def write_page(path: Path, command: str, table: str) -> None:
+    """Writes what was measured on a CPU as a Markdown page: where, by which command, the table."""
+    where = ", ".join(f"{name} {value}" for name, value in facts("cpu").items())
+    title = f"# {path.stem}\n\n{where}. Not measured on a GPU."
+    path.write_text(f"{title}\n\n`{command}`\n\n{table}\n", encoding="utf-8")
+
+
 def hardware(device: str) -> str:
     if device != "cpu":
         properties = torch.cuda.get_device_properties(0)

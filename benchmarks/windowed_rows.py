@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import facts
+from benchmarks.machine import write_page
 from benchmarks.memory import ALLOCATOR, resident_peak
 from prefkit import DPO, fused_preference_loss
 from prefkit.data import PairCollator
@@ -31,7 +31,7 @@ from prefkit.model.attention.install import install_attention, reading
 from prefkit.model.attention.limits import why_not
 from prefkit.model.head.fused import install
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -93,29 +93,42 @@ def measure(kind: str, tokens: int) -> dict[str, float]:
 
     torch.manual_seed(0)
     model_type, changes = KINDS[kind]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **_SHAPE | changes))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SHAPE | changes))
+    return measure_step(model, tokens, batch_of(256), batch_of(tokens))
+
+
+def measure_step(model: Any, longest: int, small: Any, batch: Any) -> dict[str, float]:
+    """Bytes that a step of DPO adds at its peak, and its seconds, with activation checkpointing.
+
+    Args:
+        model: of transformers, as it is made.
+        longest: tokens of the longest sequence.
+        small: a batch for a step before, after which gradients and libraries are there.
+        batch: what is measured.
+    """
     model.gradient_checkpointing_enable({"use_reentrant": False})
     install_attention(model)
     head = install(model)
-    if (reason := why_not(model, tokens)) is not None:
+    if (reason := why_not(model, longest)) is not None:
         raise RuntimeError(reason)
     model.train()
 
     def step(batch: Any) -> None:
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             flat = hidden.flatten(0, 1)[batch["positions"]]
-            reference = torch.full((len(flat),), -8.0)
             out = fused_preference_loss(
                 flat, weight, batch["targets"], batch["segments"], DPO(), bias=bias,
-                ref_logp=reference, logit_scale=head.transform.logit_scale,
+                ref_logp=torch.full((len(flat),), -8.0), num_scored=batch["num_scored"],
+                token_index=batch.get("token_index"), one_sided=batch.get("one_sided", False),
+                logit_scale=head.transform.logit_scale,
             )  # fmt: skip
             return out.loss, {}
 
         with reading(batch) as inputs:
             model(**inputs, prefkit_request=request).value.backward()
 
-    step(batch_of(256))  # gradients and libraries are there now
-    batch, start = batch_of(tokens), time.monotonic()
+    step(small)
+    start = time.monotonic()
     memory = resident_peak(lambda: step(batch))
     return {"memory": memory, "seconds": time.monotonic() - start}
 
@@ -160,10 +173,8 @@ def main() -> None:
     text = table(found, options.tokens)
     print(text)
     if options.write is not None:
-        where = ", ".join(f"{name} {value}" for name, value in facts("cpu").items())
-        title = f"# {options.write.stem}\n\n{where}. Not measured on a GPU.\n\n"
-        command = f"`python -m benchmarks.windowed_rows --tokens {options.tokens}`\n\n"
-        options.write.write_text(title + command + text + "\n", encoding="utf-8")
+        command = f"python -m benchmarks.windowed_rows --tokens {options.tokens}"
+        write_page(options.write, command, text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.machine import facts
+from benchmarks.machine import write_page
 from benchmarks.papers.statistics import interval
 from benchmarks.whole_step import TOKENIZER
 from prefkit import PreferenceConfig, PreferenceTrainer
@@ -74,10 +74,8 @@ def main() -> None:
         )
     print("\n".join(lines))
     if options.write is not None:
-        where = ", ".join(f"{name} {value}" for name, value in facts("cpu").items())
-        title = f"# {options.write.stem}\n\n{where}. Not measured on a GPU.\n\n"
-        command = f"`python -m benchmarks.trees.accuracy PAIRS --seeds {options.seeds}`\n\n"
-        options.write.write_text(title + command + "\n".join(lines) + "\n", encoding="utf-8")
+        command = f"python -m benchmarks.trees.accuracy {options.pairs} --seeds {options.seeds}"
+        write_page(options.write, command, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -13,23 +13,16 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from benchmarks.machine import facts
-from benchmarks.memory import ALLOCATOR, resident_peak
-from benchmarks.windowed_rows import _SHAPE
-from prefkit import DPO, fused_preference_loss
+from benchmarks.machine import write_page
+from benchmarks.memory import ALLOCATOR
+from benchmarks.windowed_rows import SHAPE, measure_step
 from prefkit.data import PairCollator
 from prefkit.data.pair import TokenizedPair, TokenizedSide, common_prefix
-from prefkit.model.attention.install import install_attention, reading
-from prefkit.model.attention.limits import why_not
-from prefkit.model.head.fused import install
 
 ROWS = ("plain", "tree")
 
@@ -70,33 +63,12 @@ def measure(row: str, tokens: int, branches: int) -> dict[str, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **_SHAPE))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    install_attention(model)
-    install(model)
-    assert why_not(model, tokens) is None
-    model.train()
-
-    def step(batch: Any) -> None:
-        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            flat = hidden.flatten(0, 1)[batch["positions"]]
-            out = fused_preference_loss(
-                flat, weight, batch["targets"], batch["segments"], DPO(), weights=batch["weights"],
-                ref_logp=torch.full((len(flat),), -8.0), token_index=batch.get("token_index"),
-                one_sided=batch.get("one_sided", False), num_scored=batch["num_scored"],
-            )  # fmt: skip
-            return out.loss, {}
-
-        with reading(batch) as inputs:
-            model(**inputs, prefkit_request=request).value.backward()
-
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE))
     made = {"plain": plain_row, "tree": step_tree}[row]
     collate = PairCollator(0, layout="tree")
-    step(collate(made(512, 4)))  # gradients and libraries are there now
-    batch, start = collate(made(tokens, branches)), time.monotonic()
-    memory = resident_peak(lambda: step(batch))
-    read = batch["input_ids"].numel()
-    return {"memory": memory, "seconds": time.monotonic() - start, "tokens": read}
+    batch = collate(made(tokens, branches))
+    found = measure_step(model, tokens, collate(made(512, 4)), batch)
+    return {**found, "tokens": batch["input_ids"].numel()}
 
 
 def main() -> None:
@@ -126,10 +98,8 @@ def main() -> None:
         )
     print("\n".join(lines))
     if options.write is not None:
-        where = ", ".join(f"{name} {value}" for name, value in facts("cpu").items())
-        title = f"# {options.write.stem}\n\n{where}. Not measured on a GPU.\n\n"
-        command = [f"`python -m benchmarks.trees.wide --tokens {options.tokens}`", ""]
-        options.write.write_text(title + "\n".join([*command, *lines]) + "\n", encoding="utf-8")
+        command = f"python -m benchmarks.trees.wide --tokens {options.tokens}"
+        write_page(options.write, command, "\n".join(lines))
 
 
 if __name__ == "__main__":
