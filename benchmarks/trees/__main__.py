@@ -1,4 +1,7 @@
-"""`python -m benchmarks.trees`: seconds a pair, tokens a pair and memory, the ways taking turns."""
+"""`python -m benchmarks.trees`: seconds a pair, tokens a pair and memory, the ways taking turns.
+
+A round is one optimiser step of each way; of real questions, a pass over all of them.
+"""
 
 import argparse
 import os
@@ -9,45 +12,46 @@ from dataclasses import dataclass, field, replace
 from benchmarks import machine
 from benchmarks.trees import __doc__ as usage
 from benchmarks.trees.child import WAYS
-from benchmarks.trees.rows import SHAPES, Shape, curve
+from benchmarks.trees.rows import SHAPES, Shape, curve, rows_of
 from benchmarks.whole_step import Contestant
 
 
 @dataclass
 class Way:
-    """What a way's steps took.
+    """What a way's rounds took.
 
     Attributes:
-        seconds, cpu, tokens: a pair, of each step: seconds, seconds of all processors (which other
+        seconds, cpu, tokens: a pair, of each round: seconds, seconds of all processors (which other
             work on the machine hardly changes), tokens that the policy read.
-        pairs: of each step.
+        pairs: a step, of each round.
         memory: bytes above idle at the peak.
     """
 
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
-    pairs: list[int] = field(default_factory=list)
+    pairs: list[float] = field(default_factory=list)
     memory: int = 0
 
 
 def measure(
     shape: Shape, ways: Sequence[str], model: str | None, rounds: int, more: Sequence[str] = ()
 ) -> dict[str, Way]:
-    """All ways, taking turns; the first step of each is warm-up.
+    """All ways, taking turns; the first round is warm-up.
 
     Raises:
         RuntimeError: a way failed; with its last lines.
     """
     running: dict[str, Contestant] = {}
     found = {way: Way() for way in ways}
+    pairs = len(rows_of(shape, None, 0)) if shape.real else 1
     try:
         for way in ways:
             running[way] = Contestant(
                 way,
                 shape,
                 model,
-                rounds + 1,
+                (rounds + 1) * pairs,
                 module="benchmarks.trees.child",
                 more=more,
                 allocator={},
@@ -55,17 +59,25 @@ def measure(
         for turn in range(rounds + 1):
             order = list(running)
             for way in order[turn % len(order) :] + order[: turn % len(order)]:
-                told = running[way].step()
-                found[way].memory = told["memory"]
-                if turn:
-                    found[way].seconds.append(told["seconds"] / told["pairs"])
-                    found[way].cpu.append(told["cpu"] / told["pairs"])
-                    found[way].tokens.append(told["read"] / told["pairs"])
-                    found[way].pairs.append(told["pairs"])
+                _round(running[way], found[way], pairs, warm_up=not turn)
     finally:
         for one in running.values():
             one.process.kill()
     return found
+
+
+def _round(running: Contestant, way: Way, pairs: int, warm_up: bool) -> None:
+    """Steps until so many pairs were read."""
+    steps = [running.step()]
+    while sum(step["pairs"] for step in steps) < pairs:
+        steps.append(running.step())
+    way.memory = steps[-1]["memory"]
+    if not warm_up:
+        total = {name: sum(step[name] for step in steps) for name in steps[0]}
+        way.seconds.append(total["seconds"] / total["pairs"])
+        way.cpu.append(total["cpu"] / total["pairs"])
+        way.tokens.append(total["read"] / total["pairs"])
+        way.pairs.append(total["pairs"] / len(steps))
 
 
 def lines(shape: Shape, found: dict[str, Way]) -> list[str]:
@@ -89,7 +101,7 @@ def lines(shape: Shape, found: dict[str, Way]) -> list[str]:
             f"{cpu / statistics.median(first.cpu):.2f}",
             f"{tokens:.0f}",
             f"{tokens / statistics.median(first.tokens):.2f}",
-            f"{statistics.median(one.pairs):.0f}",
+            f"{statistics.median(one.pairs):.3g}",
             f"{one.memory / 1e6:.0f}",
             f"{one.memory / first.memory:.2f}",
         )

@@ -26,7 +26,8 @@ class Shape:
         samples: of sampled solutions: right ones and as many wrong ones of `length` tokens.
         all_pairs: every right with every wrong one, instead of each with one.
         real: GSM8K's model solutions (OpenAI's release), every right with every wrong one; of the
-            first `questions` that have both.
+            first `questions` that have both. They share more or less from question to question, so
+            a round is a pass over all.
     """
 
     words: str
@@ -38,11 +39,11 @@ class Shape:
     samples: int = 0
     all_pairs: bool = True
     real: bool = False
-    questions: int = 24
+    questions: int = 8
 
 
 SHAPES = {
-    "steps": Shape("a step tree: 24 steps of 40, a wrong one beside each", 2400, 200, 24, 40),
+    "steps": Shape("a step tree: 24 steps of 40, a wrong one beside each", 2450, 200, 24, 40),
     "gsm8k": Shape("GSM8K, four model solutions a question, all pairs", 2200, real=True),
     "all": Shape("8 × 8 samples of 400, all pairs", 6800, 100, length=400, samples=8),
     "one": Shape(
