@@ -17,6 +17,7 @@ padding), and memory is the peak of torch's allocator. `benchmarks.gpu.trainers`
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -337,6 +338,7 @@ class Contestant:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.way = way
         self.said: list[str] = []
         self.seconds: list[float] = []
         self.tokens = self.memory = self.read = 0
@@ -354,13 +356,16 @@ class Contestant:
             if line.startswith("@"):
                 return dict(json.loads(line[1:]))
             self.said.append(line)
-        raise RuntimeError("".join(self.said[-15:]))
+        code = self.process.wait()
+        why = " (killed, as when memory runs out: let fewer ways take turns)" if code < 0 else ""
+        raise RuntimeError(f"{self.way} ended, exit status {code}{why}\n{''.join(self.said[-15:])}")
 
     def step(self) -> dict[str, Any]:
         """One optimiser step, timed by the child, and what the child told of it."""
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # one that ended: `_next` says how
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         told = self._next()
         self.seconds.append(told["seconds"])
         self.memory, self.read = told["memory"], told["read"]

@@ -13,6 +13,7 @@ from benchmarks.trees.rows import SHAPES, Shape
 
 WAYS = ("tree", "shared", "trl")
 ROUNDS = 5
+BUDGETS = {"steps": SHAPES["steps"].budget, "one": 6800}  # tokens a row
 
 
 def show(shape: Shape, found: dict[str, Way], on_gpu: bool) -> None:
@@ -37,8 +38,8 @@ def show(shape: Shape, found: dict[str, Way], on_gpu: bool) -> None:
 def main() -> None:
     where = device()
     on_gpu = where != "cpu"
-    for name in ("steps", "one"):
-        shape = SHAPES[name]
+    for name, budget in BUDGETS.items():
+        shape = replace(SHAPES[name], budget=budget)
         if not on_gpu:
             shape = replace(
                 shape,

@@ -1,6 +1,7 @@
 """`python -m benchmarks.trees`: seconds a pair, tokens a pair and memory, the ways taking turns.
 
-A round is one optimiser step of each way; of real questions, a pass over all of them.
+A round is one optimiser step of each way, or as many as read all pairs of some questions: of a tree
+some pairs share more than others.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from benchmarks import machine
 from benchmarks.trees import __doc__ as usage
 from benchmarks.trees.child import WAYS
-from benchmarks.trees.rows import SHAPES, Shape, curve, rows_of
+from benchmarks.trees.rows import SHAPES, Shape, curve, pairs_a_round
 from benchmarks.whole_step import Contestant
 
 
@@ -44,7 +45,7 @@ def measure(
     """
     running: dict[str, Contestant] = {}
     found = {way: Way() for way in ways}
-    pairs = len(rows_of(shape, None, 0)) if shape.real else 1
+    pairs = pairs_a_round(shape)
     try:
         for way in ways:
             running[way] = Contestant(

@@ -26,8 +26,9 @@ class Shape:
         samples: of sampled solutions: right ones and as many wrong ones of `length` tokens.
         all_pairs: every right with every wrong one, instead of each with one.
         real: GSM8K's model solutions (OpenAI's release), every right with every wrong one; of the
-            first `questions` that have both. They share more or less from question to question, so
-            a round is a pass over all.
+            first `questions` that have both.
+        questions: where some pairs have more in common than others, a round is a pass over all
+            pairs of so many questions; 0 = a round is one step.
     """
 
     words: str
@@ -39,15 +40,19 @@ class Shape:
     samples: int = 0
     all_pairs: bool = True
     real: bool = False
-    questions: int = 8
+    questions: int = 0
 
 
 SHAPES = {
-    "steps": Shape("a step tree: 24 steps of 40, a wrong one beside each", 2450, 200, 24, 40),
-    "gsm8k": Shape("GSM8K, four model solutions a question, all pairs", 2200, real=True),
-    "all": Shape("8 × 8 samples of 400, all pairs", 6800, 100, length=400, samples=8),
+    "steps": Shape(
+        "a step tree: 24 steps of 40, a wrong one beside each", 2450, 200, 24, 40, questions=1
+    ),
+    "gsm8k": Shape(
+        "GSM8K, four model solutions a question, all pairs", 2200, real=True, questions=8
+    ),
+    "all": Shape("8 × 8 samples of 400, all pairs", 3400, 100, length=400, samples=8),
     "one": Shape(
-        "8 × 8 samples of 400, one pair each", 6800, 100, length=400, samples=8, all_pairs=False
+        "8 × 8 samples of 400, one pair each", 3400, 100, length=400, samples=8, all_pairs=False
     ),
 }
 
@@ -62,6 +67,7 @@ def curve() -> dict[str, Shape]:
             steps,
             40,
             wrong,
+            questions=1,
         )
         for steps in (2, 6, 12)
         for wrong in (1, 3)
@@ -69,7 +75,7 @@ def curve() -> dict[str, Shape]:
 
 
 def rows_of(shape: Shape, tokenizer: Any, questions: int) -> list[Row]:
-    """Rows of prompt, prefix, chosen and rejected for so many questions.
+    """Rows of prompt, prefix, chosen and rejected for so many questions, or as many as a round has.
 
     Raises:
         FileNotFoundError: the real ones are not there.
@@ -78,7 +84,14 @@ def rows_of(shape: Shape, tokenizer: Any, questions: int) -> list[Row]:
         return [row for some in _gsm8k(GSM8K, shape.questions) for row in some]
     text = _Text(tokenizer)
     make = _samples if shape.samples else _steps
-    return [row for _ in range(questions) for row in make(shape, text)]
+    return [row for _ in range(shape.questions or questions) for row in make(shape, text)]
+
+
+def pairs_a_round(shape: Shape) -> int:
+    """Pairs that each way reads in a round, at least."""
+    if shape.real:
+        return sum(map(len, _gsm8k(GSM8K, shape.questions)))
+    return shape.questions * shape.steps * shape.wrong or 1
 
 
 class _Text:
