@@ -61,13 +61,18 @@ def on_gpu(step: Callable[[], object]) -> int:
 
 def resident_peak(step: Callable[[], object]) -> int:
     """Bytes that the step adds to this process's resident size at its peak (Linux)."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = status("VmRSS")
     step()
     return status("VmHWM") - before
+
+
+def give_back() -> None:
+    """Hands memory that nothing uses to the system, for others on this machine (glibc)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def status(field: str) -> int:
