@@ -62,7 +62,7 @@ def curve() -> dict[str, Shape]:
     return {
         f"{steps} × {wrong}": Shape(
             f"{steps} steps, {wrong} wrong beside each",
-            210 + 42 * steps * (1 + wrong),
+            220 + 45 * steps * (1 + wrong),
             200,
             steps,
             40,
