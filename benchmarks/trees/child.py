@@ -23,7 +23,7 @@ def train(
     body: str = "smollm2",
     device: str = "cpu",
 ) -> None:
-    """Trains `steps` steps; prints the seconds, pairs, tokens read and peak memory of each.
+    """Trains up to `steps` steps; prints the seconds, pairs, tokens read and peak memory of each.
 
     Every way reads about `shape.budget` tokens a step: as many pairs as fit.
     """

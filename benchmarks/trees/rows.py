@@ -88,7 +88,7 @@ def rows_of(shape: Shape, tokenizer: Any, questions: int) -> list[Row]:
 
 
 def pairs_a_round(shape: Shape) -> int:
-    """Pairs that each way reads in a round, at least."""
+    """Pairs that each way reads in a round, at least; of samples a round is always one step."""
     if shape.real:
         return sum(map(len, _gsm8k(GSM8K, shape.questions)))
     return shape.questions * shape.steps * shape.wrong or 1
@@ -110,7 +110,7 @@ class _Text:
         self.place = 0
 
     def piece(self, tokens: int) -> str:
-        """Whole words of so many tokens, or one or two more, the end of the line among them."""
+        """Whole words of so many tokens, or a few more, the end of the line among them."""
         count = tokens // 3
         while True:
             found = [self.words[(self.place + i) % len(self.words)] for i in range(count)]

@@ -41,8 +41,10 @@ def test_real_pairs_are_of_questions_with_both() -> None:
 
 
 def test_a_row_of_the_curve_holds_its_whole_tree() -> None:
+    """Pieces are of whole words, so that a step of 40 tokens came to 44 with what ends it."""
     for shape in curve().values():
-        assert shape.prompt + shape.length * shape.steps * (1 + shape.wrong) < shape.budget
+        nodes = shape.steps * (1 + shape.wrong)
+        assert shape.prompt + 10 + (shape.length + 5) * nodes <= shape.budget
 
 
 def test_a_round_reads_as_many_pairs_as_it_is_told() -> None:
