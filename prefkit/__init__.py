@@ -2,7 +2,8 @@
 
     from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
     from prefkit import SupervisedTrainer, SupervisedConfig          # the same for solutions
-    from prefkit import DPO, DPOP, TDPO, SimPO, fused_preference_loss    # for your own loop
+    from prefkit import DPO, DPOP, TDPO, SimPO, preference_loss      # for your own loop
+    from prefkit import stream_of, reference_logp, install, fused_preference_loss   # its parts
 
 Names load on first use, so that `import prefkit` costs nothing.
 """
@@ -27,12 +28,19 @@ __all__ = [
     "SupervisedTrainer",
     "__version__",
     "fused_preference_loss",
+    "install",
+    "preference_loss",
+    "reference_logp",
+    "stream_of",
 ]
 
 if TYPE_CHECKING:
+    from prefkit.data.batch.padded import stream_of
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
+    from prefkit.loop.preference import preference_loss, reference_logp
     from prefkit.loss.fused import fused_preference_loss
     from prefkit.loss.objectives import DPO, DPOP, TDPO, SimPO
+    from prefkit.model.head.fused import install
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
@@ -44,6 +52,9 @@ _HOMES = {
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",
     "fused_preference_loss": "prefkit.loss.fused",
+    "install": "prefkit.model.head.fused",
+    **dict.fromkeys(("preference_loss", "reference_logp"), "prefkit.loop.preference"),
+    "stream_of": "prefkit.data.batch.padded",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",

@@ -13,6 +13,7 @@ from prefkit.loss.passes import choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
+from prefkit.loss.wrappers import check_operands
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
 
@@ -96,7 +97,9 @@ def fused_preference_loss(
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
             passes that cannot compute this loss; with a group also what it cannot compute
-            (reduction="position"), and what another rank of it refused.
+            (reduction="position"), and what another rank of it refused; a weight that was freed,
+            or that belongs to a DDP model which was never called (`prefkit.loss.wrappers`).
+        TypeError: a weight that is a DTensor.
     """
     if not isinstance(objective, Objective):
         raise ValueError(
@@ -112,6 +115,7 @@ def fused_preference_loss(
     uses = Uses(token_index, one_sided)
 
     def check() -> Tensor:
+        check_operands(hidden, weight)
         _check_vectors(targets, segments, weights, ref_logp, token_index)
         uses.check(targets)
         _check_reference(objective, ref_hidden, ref_weight, ref_logp)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
+from prefkit.loss.wrappers import expect_requests
 from prefkit.model.fsdp_units import release, weights_elsewhere
 from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
 
@@ -67,14 +68,32 @@ class RequestOutput(ModelOutput):
 def unwrap(model: nn.Module) -> nn.Module:
     """The causal LM inside distributed, compile and PEFT wrappers."""
     while True:
-        if hasattr(model, "get_base_model"):  # PEFT
-            model = model.get_base_model()  # type: ignore[operator]
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
-            model = model.module  # type: ignore[assignment]
-        else:
+        inner = _inside(model)
+        if inner is None and hasattr(model, "get_base_model"):  # PEFT
+            inner = model.get_base_model()  # type: ignore[operator]
+        if inner is None:
             return model
+        model = inner
+
+
+def peft_model_of(model: nn.Module) -> Any:
+    """The PEFT model inside distributed and compile wrappers, or None."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model if is_peft(model) else None
+
+
+def is_peft(model: Any) -> bool:
+    """Whether the model is a PEFT model."""
+    return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
+
+
+def _inside(model: Any) -> Any:
+    """What a distributed or compile wrapper holds, or None."""
+    if hasattr(model, "_orig_mod"):  # torch.compile
+        return model._orig_mod
+    inner = getattr(model, "module", None)  # DDP, FSDP1, DeepSpeed, Fabric
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def find_head(model: nn.Module) -> Head:
@@ -99,10 +118,11 @@ def find_head(model: nn.Module) -> Head:
             "be trained. Load it with AutoModelForCausalLM."
         )
     _refuse_odd_head(module, name)
-    if module.weight.is_meta or hasattr(module.weight, "ds_id") or weights_elsewhere():
+    sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
+    elsewhere = weights_elsewhere() and not sharded
+    if module.weight.is_meta or hasattr(module.weight, "ds_id") or elsewhere:
         # Nothing to compute with here: the config must be believed.
         return Head(owner, module, next(candidates(owner.config)))
-    sharded = isinstance(module.weight, DTensor)
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     transform = proved_transform(model if sharded else owner, owner, module)
     if sharded:  # as they were: whoever reads the parameters next expects shards
@@ -206,21 +226,30 @@ def install(model: nn.Module) -> Head:
     With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
     (R, L, D), `weight` (V, D), `bias` (V,) or None. `prefkit_balance=g` beside it (and
     `output_router_logits=True`) adds what g makes of the routers' outputs. Without a request the
-    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it twice
-    changes nothing. It may be called before `fully_shard` or after it, then with the root and in
-    every process at once.
+    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it again
+    changes nothing and costs nothing. It may be called before the model is wrapped (DDP,
+    `fully_shard`, DeepSpeed, torch.compile, PEFT) or after it: then with the wrapper or root, and
+    in every process at once.
 
     Raises:
         ModelError: see `find_head`.
     """
-    head = find_head(model)
-    if "_prefkit_installed" not in head.owner.__dict__:
-        for module in (head.owner, head.module):
-            # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
-            if (before := module.__dict__.get("forward")) is not None:
-                module._prefkit_inner_forward = before
-        outer = _requesting_forward(type(head.owner).forward)
-        head.owner.forward = MethodType(outer, head.owner)
-        head.module.forward = MethodType(_requesting_head, head.module)
-        head.owner._prefkit_installed = True  # type: ignore[assignment]
+    owner: Any = unwrap(model)
+    head = owner.__dict__.get("_prefkit_head")
+    if head is None or owner.get_output_embeddings() is not head.module:
+        head = find_head(model)
+        _replace_forward(head.owner, _requesting_forward(type(head.owner).forward))
+        _replace_forward(head.module, _requesting_head)
+        owner._prefkit_head = head
+    expect_requests(head.module)
     return head
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    if "_prefkit_installed" in module.__dict__:
+        return
+    # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
+    if (before := module.__dict__.get("forward")) is not None:
+        module._prefkit_inner_forward = before
+    module.forward = MethodType(forward, module)
+    module._prefkit_installed = True  # type: ignore[assignment]

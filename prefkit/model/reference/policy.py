@@ -134,8 +134,7 @@ class Reference:
                 weight,
                 targets,
                 bias=bias,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
+                **transform.options,
                 **options,
             )
             assert stats.logp is not None
@@ -206,18 +205,7 @@ def check_adapter(model: Any) -> None:
             would move the reference too; adapters that already change the model: without them it
             is not the policy as it is before training.
     """
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ModelError(
-            "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
-            " be trained here. Use a weight adapter such as LoRA."
-        )
-    if outside := trained_without_adapter(model):
-        raise ModelError(
-            f"{len(outside)} parameters train that the adapter does not hold, such as {outside[0]}:"
-            " with the adapter off the model would not stay the reference it is now. Freeze them "
-            "(bias='none' in the peft_config; requires_grad_(False)), name their modules in "
-            "modules_to_save, which trains copies, or pass ref_model."
-        )
+    refuse_moving_reference(model)
     if weights_elsewhere():
         return  # the process that has them checks
     embeddings = unwrap(model).get_input_embeddings()  # type: ignore[operator]
@@ -232,4 +220,24 @@ def check_adapter(model: Any) -> None:
             "The adapter already changes the model, so the model without it is not the policy "
             "before training and cannot be the reference. Merge it first (merge_and_unload) and "
             "pass a fresh peft_config, or pass ref_model."
+        )
+
+
+def refuse_moving_reference(model: Any) -> None:
+    """Refuses a PEFT model that training changes without its adapter, too.
+
+    Raises:
+        ModelError: prompt-learning adapters; parameters that train beside the adapter.
+    """
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ModelError(
+            "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
+            " be trained here. Use a weight adapter such as LoRA."
+        )
+    if outside := trained_without_adapter(model):
+        raise ModelError(
+            f"{len(outside)} parameters train that the adapter does not hold, such as {outside[0]}:"
+            " with the adapter off the model would not stay the reference it is now. Freeze them "
+            "(bias='none' in the peft_config; requires_grad_(False)), name their modules in "
+            "modules_to_save, which trains copies, or pass ref_model."
         )

@@ -14,7 +14,7 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapter_targets import ALL_LINEAR, fitted
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
-from prefkit.model.head.fused import unwrap
+from prefkit.model.head.fused import is_peft, unwrap
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
 from prefkit.train.models.dropout import disable_dropout
@@ -151,8 +151,3 @@ def _refuse_reentrant(model: Any, args: Any) -> None:
             f"{name} has use_reentrant, under which layers of {type(owner).__name__} that "
             "share keys and values get wrong gradients. Leave use_reentrant out."
         )
-
-
-def is_peft(model: Any) -> bool:
-    """Whether the model is a PEFT model."""
-    return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")

@@ -9,7 +9,7 @@ from prefkit.loss.objectives import Objective
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
 from prefkit.model.fsdp_units import copy_without_weights, weights_elsewhere
-from prefkit.model.head.fused import install, unwrap
+from prefkit.model.head.fused import install, is_peft, unwrap
 from prefkit.model.reference.logp_cache import fingerprint_model
 from prefkit.model.reference.policy import (
     Reference,
@@ -20,7 +20,6 @@ from prefkit.model.reference.policy import (
 )
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.models.dropout import disable_dropout
-from prefkit.train.models.policy import is_peft
 
 
 def make_reference(

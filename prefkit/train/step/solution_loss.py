@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prefkit.loop.forward import ask_head
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.run_config import RunConfig
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
-from prefkit.train.step.forward import ask_head
 from prefkit_kernels import token_stats
 
 
@@ -47,8 +47,7 @@ class SolutionLoss:
                 weight,
                 targets,
                 bias=bias,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
+                **transform.options,
                 num_scored=tokens,
                 memory_budget=self.args.memory_budget,
                 backend=self.args.head_backend,
