@@ -211,7 +211,7 @@ def _terms(
 ) -> dict[str, Any]:
     name = type(objective).__name__
     if reference is not None and not objective.needs_reference:
-        raise ValueError(f"{name} reads no reference: leave it out")
+        raise ValueError(f"{name} as it is set reads no reference: leave it out")
     if reference is not None and "ref_logp" in batch:
         raise ValueError("the batch brings ref_logp: leave reference out, or drop what is cached")
     cached = "ref_logp" in batch or not objective.needs_reference

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from prefkit.loss.groups import check_groups
 from prefkit.loss.objective import Objective
@@ -30,6 +31,16 @@ class PreferenceLoss:
     loss: Tensor
     metrics: dict[str, Tensor]
     stats: TokenStats
+
+
+# A module that fully_shard was called on may return one: FSDP2 looks for gradients in what it can
+# take apart, and frees the weight for good if it finds none.
+register_pytree_node(
+    PreferenceLoss,
+    lambda out: ([out.loss, out.metrics, out.stats], None),
+    lambda parts, _: PreferenceLoss(*parts),
+    serialized_type_name="prefkit.PreferenceLoss",
+)
 
 
 def fused_preference_loss(

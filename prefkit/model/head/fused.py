@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
 from prefkit.loss.wrappers import expect_requests
-from prefkit.model.fsdp_units import release, weights_elsewhere
+from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
 from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
@@ -40,17 +40,14 @@ class Head:
         owner: the causal LM that holds the head (inside any PEFT wrapper).
         module: the linear layer itself.
         transform: what the model does to its logits.
+        vocab_size: rows of the head, padding of the vocabulary included; the weight may be
+            partitioned later.
     """
 
     owner: nn.Module
     module: nn.Module
     transform: LogitTransform
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the head, padding of the vocabulary included."""
-        weight: Any = self.module.weight
-        return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves shape (0,)
+    vocab_size: int
 
 
 @dataclass
@@ -96,6 +93,15 @@ def _inside(model: Any) -> Any:
     return inner if isinstance(inner, nn.Module) else None
 
 
+def _output_layer(owner: Any) -> Any:
+    """The module of the head itself, or None."""
+    getter = getattr(owner, "get_output_embeddings", None)
+    module = getter() if getter is not None else None
+    while (inner := _inside(module)) is not None:
+        module = inner
+    return module
+
+
 def find_head(model: nn.Module) -> Head:
     """Finds the head and proves that it and the logit transform are what they seem.
 
@@ -110,24 +116,29 @@ def find_head(model: nn.Module) -> Head:
     owner = unwrap(model)
     refuse_encoder_decoder(owner)
     name = type(owner).__name__
-    getter = getattr(owner, "get_output_embeddings", None)
-    module = getter() if getter is not None else None
+    module = _output_layer(owner)
     if module is None:
         raise ModelError(
             f"{name} has no output embeddings: only causal language models with a linear head can "
             "be trained. Load it with AutoModelForCausalLM."
         )
+    if has_fsdp1(model):
+        raise ModelError(
+            f"{name} was wrapped by FSDP version 1 before its head was found. Call "
+            "prefkit.install(model) before you wrap it, or shard it with fully_shard (FSDP2)."
+        )
     _refuse_odd_head(module, name)
+    rows = int(getattr(module.weight, "ds_shape", module.weight.shape)[0])  # ZeRO-3 leaves (0,)
     sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
     elsewhere = weights_elsewhere() and not sharded
     if module.weight.is_meta or hasattr(module.weight, "ds_id") or elsewhere:
         # Nothing to compute with here: the config must be believed.
-        return Head(owner, module, next(candidates(owner.config)))
+        return Head(owner, module, next(candidates(owner.config)), rows)
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     transform = proved_transform(model if sharded else owner, owner, module)
     if sharded:  # as they were: whoever reads the parameters next expects shards
         release(model)
-    return Head(owner, module, transform)
+    return Head(owner, module, transform, rows)
 
 
 def refuse_encoder_decoder(owner: nn.Module) -> None:
@@ -182,7 +193,7 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
             return _as_before(self, *args, **kwargs)
-        head = self.get_output_embeddings()  # type: ignore[operator]
+        head = _output_layer(self)
         slot: dict[str, Any] = {"request": request}
         head._prefkit_slot = slot
         try:
@@ -236,7 +247,7 @@ def install(model: nn.Module) -> Head:
     """
     owner: Any = unwrap(model)
     head = owner.__dict__.get("_prefkit_head")
-    if head is None or owner.get_output_embeddings() is not head.module:
+    if head is None or _output_layer(owner) is not head.module:
         head = find_head(model)
         _replace_forward(head.owner, _requesting_forward(type(head.owner).forward))
         _replace_forward(head.module, _requesting_head)
