@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def names() -> list[str]:
 
 def lines_of(output: str) -> list[dict[str, float]]:
     """What the processes printed, in the order of their ranks."""
-    found = [json.loads(line) for line in output.splitlines() if line.startswith('{"rank"')]
+    found = [json.loads(one) for one in re.findall(r'{"rank".*?}', output)]  # on one line or two
     return sorted(found, key=lambda line: line["rank"])
 
 

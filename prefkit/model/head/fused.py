@@ -128,7 +128,7 @@ def find_head(model: nn.Module) -> Head:
             "prefkit.install(model) before you wrap it, or shard it with fully_shard (FSDP2)."
         )
     _refuse_odd_head(module, name)
-    rows = int(getattr(module.weight, "ds_shape", module.weight.shape)[0])  # ZeRO-3 leaves (0,)
+    rows = int(_whole_shape(module.weight)[0])
     sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
     elsewhere = weights_elsewhere() and not sharded
     if module.weight.is_meta or hasattr(module.weight, "ds_id") or elsewhere:
@@ -154,6 +154,10 @@ def refuse_encoder_decoder(owner: nn.Module) -> None:
         )
 
 
+def _whole_shape(weight: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(weight, "ds_shape", weight.shape))  # ZeRO-3 leaves (0,) of it
+
+
 def _refuse_odd_head(module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
@@ -162,7 +166,7 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
             "Remove the head (usually 'lm_head') from target_modules and modules_to_save."
         )
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
+    if not isinstance(weight, Tensor) or len(_whole_shape(weight)) != 2:
         raise ModelError(
             f"{name}: the head is a {kind}, not a linear layer with one (vocabulary, width) weight."
             " Only linear heads can be fused; use a trainer that forms the logits instead."
