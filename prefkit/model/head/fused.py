@@ -193,6 +193,8 @@ def _as_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is self:  # accelerate's unwrap_model binds anew what is bound already
+            args = args[1:]
         request: Request | None = kwargs.pop("prefkit_request", None)
         balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
