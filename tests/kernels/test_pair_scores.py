@@ -163,7 +163,8 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
         taken.append(passes)
         return inner(*args, passes=passes, **options)
 
-    monkeypatch.setattr(prefkit.loss.fused, "pair_scores", watched)
+    for module in (prefkit.loss.fused, prefkit.loss.shared_tokens):
+        monkeypatch.setattr(module, "pair_scores", watched)
 
     def chosen(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> str:
         taken.clear()
@@ -176,7 +177,9 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
     assert chosen(sample(True)) == "keep_dz"  # two pairs, trainable head
     assert chosen(sample(True), **few) == "two_pass"
     assert chosen({**sample(True), "weight": sample(True)["weight"].detach()}) == "one_pass"
-    assert chosen(one_pair(), DPO(nll_weight=0.1)) == "two_pass"
+    assert chosen(one_pair(), DPO(nll_weight=0.1)) == "keep_dz"  # a score for each token
+    assert chosen(one_pair(), DPO(nll_weight=0.1), **few) == "two_pass"
+    assert chosen(one_pair(), TDPO(token_weights="confpo")) == "two_pass"  # and a KL
     assert chosen(one_pair(), passes="two_pass") == "two_pass"
     with torch.no_grad():
         assert chosen(one_pair()) == "two_pass"
