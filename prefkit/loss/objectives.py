@@ -1,7 +1,6 @@
 """The methods: each published one is an objective, and what its paper sets.
 
-The objectives are in `prefkit.loss.dpo` and `prefkit.loss.tdpo`, their options in
-`prefkit.loss.fields`. Step-DPO, SCDPO and cDPO are DPO with other segments and weights: one step,
+The objectives are in `prefkit.loss.dpo`, `.tdpo` and `.orpo`, their options in `.fields`. Step-DPO, SCDPO and cDPO are DPO with other segments and weights: one step,
 everything after the shared prefix, 1 − s on the rejected tokens.
 """
 
@@ -13,6 +12,7 @@ from typing import Any
 from prefkit.loss.dpo import DPO, DPOP, SimPO
 from prefkit.loss.fields import LossOptions
 from prefkit.loss.objective import Objective
+from prefkit.loss.orpo import ORPO
 from prefkit.loss.tdpo import TDPO
 from prefkit.options.check import no_effect
 
@@ -84,4 +84,5 @@ METHODS: dict[str, Method] = {
     "tdpo1": Method(TDPO, "2404.11999", fixed={"variant": "tdpo1"}, refused=("alpha",)),
     "tdpo2": Method(TDPO, "2404.11999", fixed={"variant": "tdpo2"}),
     "simpo": Method(SimPO, "2405.14734", refused=("nll_weight",)),
+    "orpo": Method(ORPO, "2403.07691"),
 }
