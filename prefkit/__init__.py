@@ -2,7 +2,7 @@
 
     from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
     from prefkit import SupervisedTrainer, SupervisedConfig          # the same for solutions
-    from prefkit import DPO, DPOP, ORPO, TDPO, SimPO, fused_preference_loss    # for your own loop
+    from prefkit import DPO, DPOP, KTO, ORPO, TDPO, SimPO, fused_preference_loss  # for your loop
 
 Names load on first use, so that `import prefkit` costs nothing.
 """
@@ -15,6 +15,7 @@ from prefkit.version import VERSION as __version__
 __all__ = [
     "DPO",
     "DPOP",
+    "KTO",
     "ORPO",
     "TDPO",
     "ConfigError",
@@ -33,7 +34,7 @@ __all__ = [
 if TYPE_CHECKING:
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
     from prefkit.loss.fused import fused_preference_loss
-    from prefkit.loss.objectives import DPO, DPOP, ORPO, TDPO, SimPO
+    from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
@@ -42,6 +43,7 @@ _HOMES = {
     **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
     "DPO": "prefkit.loss.objectives",
     "DPOP": "prefkit.loss.objectives",
+    "KTO": "prefkit.loss.objectives",
     "ORPO": "prefkit.loss.objectives",
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",

@@ -102,5 +102,20 @@ class TDPOOptions(HookOptions, BetaOptions):
 
 
 @dataclass(kw_only=True)
-class LossOptions(DPOPOptions, DPOOptions, TDPOOptions):
+class KTOOptions(BetaOptions):
+    """Options of `KTO`."""
+
+    # -- method ---------------------------------------------------------------------------------
+    desirable_weight: float = option(1.0, at_least=0)
+    """w_d of kto, weight of desirable responses. Its paper recommends w_d·n_d : w_u·n_u between 1:1
+    and 4:3 for n_d desirable and n_u undesirable ones."""
+    undesirable_weight: float = option(1.0, at_least=0)
+    """w_u of kto, weight of undesirable responses."""
+    reference_point: bool = option(True)
+    """Estimate z0 of kto from mismatched responses, which policy and reference read besides. Off:
+    z0 = 0, which is TRL's apo_zero_unpaired."""
+
+
+@dataclass(kw_only=True)
+class LossOptions(DPOPOptions, DPOOptions, TDPOOptions, KTOOptions):
     """The options of every objective, as a training run has them."""

@@ -49,6 +49,7 @@ def fused_preference_loss(
     groups: Tensor | None = None,  # (P,)
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
+    reference_point: Tensor | None = None,  # ()
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (N, V) logits.
@@ -60,7 +61,7 @@ def fused_preference_loss(
         segments: (T,) int64, aligned with targets (or with token_index): 2i for a scored chosen
             token of pair i, 2i + 1 for a rejected one, −1 for everything else (prompt, shared
             prefix, padding). A pair with one scored side only compares that side with 0.
-        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)` or `SimPO(…)`.
+        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)`, `SimPO(…)`, `ORPO(…)` or `KTO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
         ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
         ref_logp: (N,) its cached per-token log-probs, where the objective needs no KL.
@@ -89,6 +90,8 @@ def fused_preference_loss(
             token is computed once, whatever the number of its entries.
         one_sided: no token is used by both a chosen and a rejected side; lets losses with a KL be
             made in one pass. True where it does not hold gives wrong gradients.
+        reference_point: () z0 of `KTO`, without gradient: the mean over mismatched responses of
+            Σ (logp − ref_logp), at least 0. With KTO num_pairs counts responses, not pairs.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
@@ -122,6 +125,7 @@ def fused_preference_loss(
         _check_scored(targets, scored, weights, ignore_index, token_index)
         _check_margins(objective, margins)
         _check_groups(objective, groups)
+        _check_reference_point(objective, reference_point)
         if pairs_in_call is not None:
             _check_by_pair(margins, groups, pairs_in_call)
         if sequence_group is not None and pairs_in_call is not None:
@@ -163,7 +167,8 @@ def fused_preference_loss(
         cached = torch.where(is_scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
     spread = uses.spread_stats(stats, scored)
-    result = objective(spread, segments, weights, num_pairs, sides, scores, margins, groups)
+    of_pairs = (scores, margins, groups, reference_point)
+    result = objective(spread, segments, weights, num_pairs, sides, *of_pairs)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 
@@ -266,6 +271,19 @@ def _check_groups(objective: Objective, groups: Tensor | None) -> None:
         )
     if groups is not None and not objective.needs_groups:
         raise ValueError(f"groups have no effect on {name} without link 'plackett_luce'")
+
+
+def _check_reference_point(objective: Objective, point: Tensor | None) -> None:
+    name = type(objective).__name__
+    if objective.needs_reference_point and point is None:
+        raise ValueError(
+            f"{name} needs reference_point, (): the mean of Σ (logp − ref_logp) over mismatched "
+            "responses, at least 0; or reference_point=False in the objective"
+        )
+    if point is not None and not objective.needs_reference_point:
+        raise ValueError(f"reference_point has no effect on {name}")
+    if point is not None and (point.dim() or point.requires_grad):
+        raise ValueError("reference_point must be a number without gradient, a () tensor")
 
 
 def _check_by_pair(margins: Tensor | None, groups: Tensor | None, pairs: int) -> None:

@@ -8,7 +8,7 @@ options, which the flags and the help of `prefkit train` read too: nothing here 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefkit.loss.margins import Linear
 from prefkit.loss.terms import ObjectiveResult, Stats, Terms
@@ -84,6 +84,16 @@ class Objective(ABC):
         return False
 
     @property
+    def needs_reference_point(self) -> bool:
+        """Whether the call has to bring z0, an estimate of KL(policy‖reference)."""
+        return False
+
+    @property
+    def mean_over(self) -> Literal["pairs", "groups", "sides"]:
+        """What the loss is a mean over, and `num_pairs` counts."""
+        return "groups" if self.needs_groups else "pairs"
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What `token_stats` has to compute."""
         with_reference = ("ref_logp",) if self.needs_reference else ()
@@ -138,7 +148,8 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, terms: Terms) -> "Tensor":
-        """(P,) the loss of each pair; of each group by its number where `needs_groups`."""
+        """(P,) the loss of each pair, or of each group by its number; (P, 2) of each side: as
+        `mean_over` says."""
 
     def rewards(self, terms: Terms) -> "Tensor":
         """(P, 2) the rewards that are logged."""
@@ -169,6 +180,7 @@ class Objective(ABC):
         scores: "Tensor | None" = None,  # (P,)
         margins: "Tensor | None" = None,  # (P,)
         groups: "Tensor | None" = None,  # (P,) int64
+        reference_point: "Tensor | None" = None,  # ()
     ) -> ObjectiveResult:
         """Loss and metrics of a flat stream of tokens.
 
@@ -177,7 +189,7 @@ class Objective(ABC):
             segments: (T,) int64: 2i chosen of pair i, 2i + 1 rejected, −1 nothing.
             weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
                 positions of reduction="position").
-            num_pairs: divisor of the mean; None = the pairs (where `needs_groups`, the groups)
+            num_pairs: divisor of the mean; None = the pairs (or groups, or sides: `mean_over`)
                 present in this call.
             sides: those of segments and weights, if they are there already (token_weights are made
                 of the stats and multiply them here).
@@ -185,12 +197,13 @@ class Objective(ABC):
             margins: (P,) what the rows ask for, where the objective reads it.
             groups: (P,) int64 number of each pair's group, in [0, P), where the objective needs it:
                 the pairs of a group have the same chosen response.
+            reference_point: () z0, without gradient, where the objective needs it.
 
         Raises:
             ValueError: a quantity that the objective needs is missing, or given and not read.
         """
         from prefkit.loss.groups import Groups, check_groups
-        from prefkit.loss.sides import Sides, check_margins
+        from prefkit.loss.sides import EachSide, Sides, check_margins
 
         logp = _require(stats.logp, "logp")
         kl = _require(stats.kl, "kl") if self.needs_kl else None
@@ -207,13 +220,17 @@ class Objective(ABC):
         if self.needs_groups != (groups is not None):
             needs = "needs" if self.needs_groups else "reads no"
             raise ValueError(f"this objective {needs} groups, (P,), the number of each pair's")
+        if self.needs_reference_point != (reference_point is not None):
+            needs = "needs" if self.needs_reference_point else "reads no"
+            raise ValueError(f"this objective {needs} reference_point, ()")
         grouped = None
         if groups is not None:
             check_groups(groups, sides.count)
             grouped = Groups(groups, sides.present)
-        given = (logp, ratio, kl, scores, margins, grouped)
+        given = (logp, ratio, kl, scores, margins, grouped, reference_point)
         terms = Terms(sides, self.reward_sides(sides), *given)
-        losses, counted = self.losses(terms), grouped or sides
+        losses = self.losses(terms)
+        counted = EachSide(sides) if self.mean_over == "sides" else grouped or sides
         if of_pairs is not None:
             losses = losses * of_pairs
         metrics = {**_metrics(self.rewards(terms), logp, sides), **self.metrics(terms)}

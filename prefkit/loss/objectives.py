@@ -1,7 +1,8 @@
 """The methods: each published one is an objective, and what its paper sets.
 
-The objectives are in `prefkit.loss.dpo`, `.tdpo` and `.orpo`, their options in `.fields`. Step-DPO, SCDPO and cDPO are DPO with other segments and weights: one step,
-everything after the shared prefix, 1 − s on the rejected tokens.
+The objectives are in `prefkit.loss.dpo`, `.tdpo`, `.orpo` and `.kto`, their options in `.fields`.
+Step-DPO, SCDPO and cDPO are DPO with other segments and weights: one step, everything after the
+shared prefix, 1 − s on the rejected tokens.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from typing import Any
 
 from prefkit.loss.dpo import DPO, DPOP, SimPO
 from prefkit.loss.fields import LossOptions
+from prefkit.loss.kto import KTO
 from prefkit.loss.objective import Objective
 from prefkit.loss.orpo import ORPO
 from prefkit.loss.tdpo import TDPO
@@ -85,4 +87,5 @@ METHODS: dict[str, Method] = {
     "tdpo2": Method(TDPO, "2404.11999", fixed={"variant": "tdpo2"}),
     "simpo": Method(SimPO, "2405.14734", refused=("nll_weight",)),
     "orpo": Method(ORPO, "2403.07691"),
+    "kto": Method(KTO, "2402.01306"),
 }

@@ -148,6 +148,17 @@ class Sides:
         return (per_pair * self.present).sum() / self.present.sum().clamp(min=1)
 
 
+class EachSide:
+    """The sides that exist, each counted by itself (a pair may have one alone)."""
+
+    def __init__(self, sides: Sides) -> None:
+        self.present = (sides.totals > 0).to(sides.totals.dtype)  # (P, 2)
+
+    def average(self, by_side: Tensor) -> Tensor:
+        """Scalar mean of (P, 2) over the sides that exist."""
+        return (by_side * self.present).sum() / self.present.sum().clamp(min=1)
+
+
 def _sums(bucket: Tensor, values: Tensor, count: int) -> Tensor:
     """(P, 2) sums of this process's values (T,) by bucket.
 

@@ -49,6 +49,7 @@ class Terms:
         scores: (P,) margins whose gradient was made in one pass, or None.
         margins: (P,) margins that the rows ask for, or None.
         groups: which pairs share their chosen response, where the loss is one of groups, or None.
+        reference_point: () z0 of kto, without gradient, or None.
     """
 
     sides: "Sides"
@@ -59,3 +60,4 @@ class Terms:
     scores: "Tensor | None" = None
     margins: "Tensor | None" = None
     groups: "Groups | None" = None
+    reference_point: "Tensor | None" = None

@@ -81,6 +81,12 @@ class PreferenceConfig(PreferenceFields, RunConfig):
             raise ConfigError(
                 "precompute_ref_log_probs is set, but the loss reads no reference. Remove it."
             )
+        if self.precompute_ref_log_probs and objective.needs_reference_point:
+            raise ConfigError(
+                "precompute_ref_log_probs keeps the reference's log-probabilities of the rows, and "
+                "kto also reads those of mismatched responses for its reference point. Remove it, "
+                "or set reference_point: false."
+            )
         if self.precompute_ref_hidden and not objective.needs_kl:
             raise ConfigError(
                 f"precompute_ref_hidden keeps what the KL of tdpo1 and tdpo2 needs; method "

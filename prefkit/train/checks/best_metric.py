@@ -32,7 +32,10 @@ def objective_metrics(objective: Objective) -> list[str]:
     stats = TokenStats(*[nothing] * len(TokenStats._fields))
     margins = torch.zeros(1) if objective.needs_margins else None
     groups = torch.zeros(1, dtype=torch.int64) if objective.needs_groups else None
-    result = objective(stats, torch.tensor([0, 1]), margins=margins, groups=groups)
+    point = torch.zeros(()) if objective.needs_reference_point else None
+    result = objective(
+        stats, torch.tensor([0, 1]), margins=margins, groups=groups, reference_point=point
+    )
     return ["loss", *result.metrics, "active_weight_fraction"]
 
 

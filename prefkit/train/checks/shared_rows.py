@@ -77,5 +77,11 @@ def check_shared_layout(size: int, layout: Layout) -> None:
 
 
 def _check_whole_sides(config: Any, size: int) -> None:
-    if size > 1 and (why := config.build_objective().needs_whole_sides):
+    objective = config.build_objective()
+    if size > 1 and objective.needs_reference_point:
+        raise ConfigError(
+            "sequence_parallel_size shares the tokens of a row, and the mismatched responses of "
+            "kto's reference point are no part of it. Set it to 1, or reference_point: false."
+        )
+    if size > 1 and (why := objective.needs_whole_sides):
         raise ConfigError(f"sequence_parallel_size and {why}, or leave sequence_parallel_size out.")

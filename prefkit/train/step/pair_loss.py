@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
 from prefkit.train.step.forward import ask_head
+from prefkit_kernels import token_stats
 
 
 class PairLoss:
@@ -40,6 +42,8 @@ class PairLoss:
         return sum(map(self._items_of, batches))
 
     def _items_of(self, batch: Mapping[str, Any]) -> int:
+        if self.objective.mean_over == "sides":
+            return sum(_sides_there(batch))
         if not self.objective.needs_groups:
             return len(batch["pair_index"])
         if "groups" not in batch:
@@ -74,7 +78,7 @@ class PairLoss:
         output = ask_head(
             model,
             inputs,
-            self._request(inputs, num_items),
+            self._request(inputs, num_items, self._reference_point(model, inputs)),
             self.models.head,
             balance_of(self.models.router, inputs, steps, group),
         )
@@ -92,10 +96,71 @@ class PairLoss:
             items=items,
             tokens=inputs.get("num_tokens", read),
             output=output,
-            loss_items=items and count if self.objective.needs_groups else None,
+            items_of=self._items_by_metric(inputs, count) if items else {},
         )
 
-    def _request(self, inputs: Mapping[str, Any], num_items: Any) -> Any:
+    def _items_by_metric(self, inputs: Mapping[str, Any], count: int) -> dict[str, int]:
+        """What metrics are means over, where that is not pairs."""
+        if self.objective.mean_over == "pairs":
+            return {}
+        if self.objective.mean_over == "groups":
+            return {"loss": count}
+        chosen, rejected = _sides_there(inputs)
+        both = chosen + rejected - len(inputs["pair_index"])
+        return {
+            "loss": count,
+            **dict.fromkeys(("rewards/chosen", "logps/chosen"), chosen),
+            **dict.fromkeys(("rewards/rejected", "logps/rejected"), rejected),
+            "rewards/accuracies": both,
+            "rewards/margins": int(chosen > 0 and rejected > 0),  # a batch's, as TRL has it
+        }
+
+    def _reference_point(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+        """() z0 of kto: the mean over all processes' mismatched responses of Σ w·(logp − ref_logp),
+        at least 0; None where the loss has none."""
+        if not self.objective.needs_reference_point:
+            return None
+        batch, reference = inputs.get("mismatched"), self.models.reference
+        if batch is None or reference is None:
+            raise ConfigError(
+                "kto estimates its reference point from mismatched responses, which the batch does "
+                "not bring: the data_collator leaves `mismatched` out. Take "
+                "prefkit.data.PairCollator, or set reference_point: false."
+            )
+        positions, targets = batch["positions"], batch["targets"]
+        options: dict[str, Any] = {
+            "memory_budget": self.args.memory_budget,
+            "backend": self.args.head_backend,
+            "num_scored": len(positions),
+        }
+        transform = self.models.head.transform
+
+        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            stats = token_stats(
+                hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions),
+                weight,
+                targets,
+                bias=bias,
+                logit_scale=transform.logit_scale,
+                softcap=transform.softcap,
+                **options,
+            )
+            assert stats.logp is not None
+            return stats.logp.sum(), {"logp": stats.logp}
+
+        with torch.no_grad():
+            output = ask_head(model, batch, request, self.models.head)
+        ref_logp = reference.logp(batch, positions, targets, **options)
+        ratio = (output.extras or {})["logp"].detach() - ref_logp
+        responses = ratio.new_tensor(float(len(batch["pair_index"])))
+        sums = torch.stack([(batch["weights"] * ratio).sum(), responses])
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        return (sums[0] / sums[1]).clamp(min=0)
+
+    def _request(
+        self, inputs: Mapping[str, Any], num_items: Any, reference_point: Tensor | None
+    ) -> Any:
         """What is computed on the head's operands: the loss, and metrics beside it."""
         positions, targets = inputs["positions"], inputs["targets"]
         options: dict[str, Any] = {
@@ -129,6 +194,7 @@ class PairLoss:
                 token_index=inputs.get("token_index"),
                 one_sided=inputs.get("one_sided", False),
                 groups=inputs["groups"] if self.objective.needs_groups else None,
+                reference_point=reference_point,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
@@ -162,3 +228,13 @@ class PairLoss:
         # Every position has a target: nothing to look for.
         options = {**options, "num_scored": len(positions)}
         return {"ref_logp": models.reference.logp(inputs, positions, inputs["targets"], **options)}
+
+
+def _sides_there(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many chosen and how many rejected responses a batch has."""
+    known = batch.get("sides_there")  # a GPU would have to be asked
+    if known is not None:
+        return known
+    segments = batch["segments"].unique()
+    segments = segments[segments >= 0]
+    return int((segments % 2 == 0).sum()), int((segments % 2 == 1).sum())
