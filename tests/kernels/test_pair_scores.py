@@ -82,6 +82,8 @@ def test_coefficients_are_the_derivatives_of_the_margin(name: str) -> None:
         torch.testing.assert_close(found["kl"], wanted[1], rtol=1e-12, atol=0)
 
 
+# The last has quantities that are only read, beside the scores: no coefficient is of them.
+OUTPUT_SETS = [("logp",), ("logp", "ref_logp", "kl"), ("kl",), ("logp", "entropy", "log_sum_sq")]
 # Shapes and options that take different ways through the kernels: (Case, token_stats).
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"bias": False, "near": 0.1}, {}),
@@ -96,7 +98,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("head", ["trainable", "frozen", "trainable, dz kept"])
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("outputs", [("logp",), ("logp", "ref_logp", "kl"), ("kl",)])
+@pytest.mark.parametrize("outputs", OUTPUT_SETS)
 def test_scores_equal_those_of_token_stats(
     outputs: tuple[str, ...], change: str, head: str, backend: str
 ) -> None:
@@ -112,7 +114,7 @@ def test_scores_equal_those_of_token_stats(
     device = device_of(backend)
     ours, oracle = build(case, dtype, device), build(case)
     pairs = torch.arange(17) % num_pairs
-    given = {name: ours.cotangents[name] for name in outputs if name != "ref_logp"}
+    given = {name: ours.cotangents[name] for name in outputs if name in one_pass.COEFFICIENTS}
     found = pair_scores(
         ours.hidden,
         ours.weight,

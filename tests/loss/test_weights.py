@@ -53,6 +53,15 @@ def tokens_of(segment: int) -> list[int]:
     return [t for t in SCORED if SEGMENTS[t] == segment]
 
 
+def alone(x: dict[str, Tensor], pair: int) -> dict[str, Tensor]:
+    """The sample with one of its pairs."""
+    return {**x, "segments": torch.where(x["segments"] // 2 == pair, x["segments"], -1)}
+
+
+def weight_of(x: dict[str, Tensor], pair: int) -> Tensor:
+    return x["weights"][tokens_of(2 * pair) + tokens_of(2 * pair + 1)].sum()
+
+
 # -- what a hook does -----------------------------------------------------------------------------
 
 
@@ -94,17 +103,13 @@ def test_tdpo_has_both(variant: Any) -> None:
     found = fused_preference_loss(objective=made, **ours)
     plain = TDPO(variant=variant, pair_weights=pairs_by_length)
     kl = fused_preference_loss(objective=plain, **given).stats.kl
-    factors = 1 / torch.stack(
-        [given["weights"][tokens_of(2 * i) + tokens_of(2 * i + 1)].sum() for i in (0, 1)]
-    )
+    factors = [1 / weight_of(given, pair) for pair in (0, 1)]
     given["weights"] = given["weights"] * torch.exp(-kl)
-    alone = []
-    for i in (0, 1):
-        part = {**given, "segments": torch.where(given["segments"] // 2 == i, i * 2 + 0, -1)}
-        part["segments"] = torch.where(part["segments"] >= 0, given["segments"], -1)
-        loss = fused_preference_loss(objective=TDPO(variant=variant), **part).loss
-        alone.append(factors[i] * loss)
-    torch.testing.assert_close(found.loss, sum(alone) / 2, rtol=1e-12, atol=0)
+    expected: Any = 0.0
+    for pair, factor in enumerate(factors):
+        options = {"objective": TDPO(variant=variant), "num_pairs": 2}
+        expected = expected + factor * fused_preference_loss(**options, **alone(given, pair)).loss
+    torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("passes", "frozen"), WAYS)
@@ -116,14 +121,10 @@ def test_weights_of_pairs_multiply_their_losses(one: DPO, passes: str, frozen: b
         x["weight"].requires_grad_(not frozen)
     found = fused_preference_loss(objective=made, passes=passes, **ours)
     expected: Any = 0.0
-    for i in (0, 1):
-        part = {
-            **given,
-            "segments": torch.where(given["segments"] // 2 == i, given["segments"], -1),
-        }
-        total = given["weights"][tokens_of(2 * i) + tokens_of(2 * i + 1)].sum()
-        loss = fused_preference_loss(objective=one, num_pairs=2, passes="two_pass", **part).loss
-        expected = expected + loss / total
+    for pair in (0, 1):
+        options = {"objective": one, "num_pairs": 2, "passes": "two_pass"}
+        loss = fused_preference_loss(**options, **alone(given, pair)).loss
+        expected = expected + loss / weight_of(given, pair)
     torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=0)
     found.loss.backward()
     expected.backward()
@@ -367,13 +368,12 @@ def test_wpo_is_the_pairs_likelihood_next_to_what_the_policy_samples() -> None:
     q = quantities(x)
     ours = fused_preference_loss(objective=DPO(pair_weights="wpo"), **x).loss
     expected: Any = 0.0
-    for i in (0, 1):
-        part = {**x, "segments": torch.where(x["segments"] // 2 == i, x["segments"], -1)}
-        loss = fused_preference_loss(objective=DPO(), num_pairs=2, **part).loss
+    for pair in (0, 1):
         factor = 1.0
-        for side in (2 * i, 2 * i + 1):
+        for side in (2 * pair, 2 * pair + 1):
             surplus = [float(q["logp"][t] - q["log_sum_sq"][t]) for t in tokens_of(side)]
             factor *= math.exp(sum(surplus) / len(surplus))
+        loss = fused_preference_loss(objective=DPO(), num_pairs=2, **alone(x, pair)).loss
         expected = expected + factor * loss
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
 
