@@ -146,6 +146,7 @@ def run(argv: Sequence[str]) -> int:
             mask_tool_output=_masks(given, options.mask_tool_output),
             skipped_file=options.skipped_file,
             margins=bool(config) and METHODS[config["method"]].build(config).needs_margins,
+            unpaired=METHODS[options.method or "dpo"].build({}).mean_over == "sides",
         ),
         method=options.method,
         limit=options.limit,

@@ -1,18 +1,21 @@
 """KTO in the trainer: unpaired rows, the reference point, and TRL's own trainer beside it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 
+from prefkit.cli.main import main
 from prefkit.data.dataset import prepare_pairs
 from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.mismatched import with_mismatched
 from prefkit.errors import ConfigError, RowError
-from tests.train.trainer_cases import byte_tokenizer, logs_of, tiny_model, trainer
+from tests.train.trainer_cases import byte_tokenizer, logs_of, save_model, tiny_model, trainer
 
 ROWS = [
     {"prompt": "2+2=", "completion": " 4", "label": True},
@@ -188,3 +191,25 @@ def test_what_kto_cannot_do_is_refused_by_name(name: str, tmp_path: Path) -> Non
         trainer(tmp_path, **{"rows": ROWS, "method": "kto", **changes})
     for word in words:
         assert word in str(caught.value)
+
+
+def test_an_adapter_switched_off_is_the_reference(tmp_path: Path) -> None:
+    """Nothing has moved at the first step: every S and z0 are 0, the losses half the weights."""
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    options = {"method": "kto", "peft_config": adapter, "desirable_weight": 1.4, "max_steps": 2}
+    trained = trainer(tmp_path, rows=ROWS, **options)
+    trained.train()
+    first, second = logs_of(trained)
+    assert first["loss"] == pytest.approx(0.5 * (1.4 + 1.0) / 2)
+    assert first["kl"] == 0
+    assert second["loss"] != pytest.approx(first["loss"], rel=1e-4)
+
+
+def test_inspect_shows_unpaired_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    model = save_model(tmp_path / "model")
+    assert main(["inspect", str(rows), "--model", model, "--method", "kto"]) == 0
+    told = capsys.readouterr().out
+    assert "no rejected response" in told
+    assert "no chosen response" in told
