@@ -197,7 +197,8 @@ class DPO(DPOOptions, Objective):
     def _link(self, name: str, u: "Tensor") -> "Tensor":
         from prefkit.loss.links import link_loss
 
-        return link_loss(name, u, self.beta, self.label_smoothing, self.discopop_tau)
+        epsilon = self.label_smoothing if LOSS_TYPES[name].smoothing else 0.0
+        return link_loss(name, u, self.beta, epsilon, self.discopop_tau)
 
 
 def SimPO(

@@ -306,12 +306,17 @@ def test_large_rewards_overflow_no_divergence() -> None:
 
 def test_plackett_luce_beside_others_counts_a_group_once() -> None:
     x, groups = sample(True), torch.tensor([0, 0])
-    made = DPO(beta=BETA, loss_type=["plackett_luce", "bco_pair"], loss_weights=[1.0, 0.5])
+    made = DPO(
+        beta=BETA,
+        loss_type=["plackett_luce", "bco_pair", "sigmoid"],
+        loss_weights=[1.0, 0.5, 2.0],
+        label_smoothing=EPS,  # of sigmoid alone
+    )
     found = fused_preference_loss(objective=made, groups=groups, **x)
     alone = fused_preference_loss(
         objective=DPO(beta=BETA, loss_type="plackett_luce"), groups=groups, **x
     )
-    expected = alone.loss + 0.5 * defined(x, "bco_pair")
+    expected = alone.loss + 0.5 * defined(x, "bco_pair") + 2.0 * defined(x, "sigmoid")
     torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=0)
 
 
