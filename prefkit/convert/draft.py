@@ -81,7 +81,8 @@ class Draft:
         self.command, self.label = command, label
         self.lines: list[Line] = [] if outer is None else outer.lines
         self.options: dict[str, Any] = {} if outer is None else outer.options
-        self._writer: dict[str, str] = {} if outer is None else outer._writer
+        # option → its value and the key that means it, defaults included
+        self._meant: dict[str, tuple[Any, str]] = {} if outer is None else outer._meant
         self._open = dict.fromkeys(self.values)
 
     def __getitem__(self, key: str) -> Any:
@@ -127,11 +128,12 @@ class Draft:
             except ConfigError as error:
                 why = f"{error}".rstrip(".")
                 return self.refuse(key, why, "Correct the value, or remove it.", is_loss)
-            if name in self.options and self.options[name] != found[name]:
-                if key not in self.given:
-                    return self.leave(key, "the file says otherwise")
-                before = f"{self._writer[name]} means another {name}"
-                return self.refuse(key, before, _KEEP_ONE)
+            meant, before = self._meant.get(name, (found[name], key))
+            if meant != found[name] and key not in self.given and not self.label:
+                return self.leave(key, f"{before} says otherwise")
+            if meant != found[name]:
+                return self.refuse(key, f"{before} means another {name}", _KEEP_ONE)
+        self._meant.update({name: (value, self.label + key) for name, value in found.items()})
         if key not in self.given:  # what is ours, or written, already needs no line
             found = {
                 name: value
@@ -139,7 +141,6 @@ class Draft:
                 if value != self.options.get(name, self._ours(name))
             }
         self.options.update(found)
-        self._writer.update(dict.fromkeys(found, self.label + key))
         same = dict(options) == {key: self.values[key]}
         self._account(key, written=found, why=why, is_same=same)
         return None

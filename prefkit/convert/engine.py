@@ -8,7 +8,8 @@ from typing import Any
 from prefkit.convert.draft import Draft, Line
 from prefkit.convert.rules import Rule, Same, Trainer
 from prefkit.convert.trainers import TRAINERS
-from prefkit.errors import ConfigError
+from prefkit.convert.yaml_text import in_words
+from prefkit.errors import ConfigError, PrefkitError
 from prefkit.options.command import Command
 
 _SEVERAL = ("train_data", "eval_data")
@@ -102,14 +103,24 @@ def translate(
         inherited: the fields of `transformers.TrainingArguments`.
 
     Raises:
-        ConfigError: a run of another kind than learning from pairs.
+        ConfigError: a run of another kind than learning from pairs, or a value of a type that the
+            trainer does not take.
     """
     draft = Draft(config, trainer.defaults, command)
     for key in draft.open_keys():
-        if (rule := _rule(trainer, key, inherited)) is not None:
-            rule.apply(draft, key)
-        else:
+        if (rule := _rule(trainer, key, inherited)) is None:
             _refuse_unknown(draft, key, trainer, inherited)
+            continue
+        try:
+            rule.apply(draft, key)
+        except PrefkitError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            value = in_words(draft[key])
+            raise ConfigError(
+                f"{key}: {value} is nothing that {trainer.title} takes there, alone or beside the "
+                f"keys that belong to it ({type(error).__name__}: {error}). Correct it."
+            ) from error
     options = dict(draft.options)
     for name in _SEVERAL:
         if isinstance(options.get(name), list) and len(options[name]) == 1:

@@ -5,13 +5,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
 from prefkit.convert.draft import Line
 from prefkit.convert.engine import Translation
+from prefkit.convert.yaml_text import entry, in_words
 
 WIDTH = 100
-_LONGEST = 60
 _SECRET = re.compile(r"(hub_token|api_key|secret|password|webhook_url)$")
 _UNSET: tuple[Any, ...] = (None, False, "", [], {})
 _TITLES = {
@@ -65,49 +63,7 @@ def config_file(translation: Translation, path: str) -> str:
         lines.append(f"Not in this run, though {title}'s has it:")
         lines += [_refusal(line) for line in refused]
     comments = "".join(f"# {part}\n" for part in _wrapped(lines, WIDTH - 2))
-    return comments + "".join(_entry(name, one) for name, one in translation.options.items())
-
-
-def in_words(value: Any) -> str:
-    """A value as YAML writes it on a line, shortened."""
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10_000).strip()
-    text = " ".join(text.removesuffix("...").split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-def _entry(name: str, value: Any) -> str:
-    """An option on a line of its own; a text of several lines keeps them."""
-    several = isinstance(value, list | dict)
-    options: dict[str, Any] = {"default_flow_style": True} if several else {}
-    text = yaml.dump(
-        value if several else {name: value},
-        Dumper=_Dumper,
-        allow_unicode=True,
-        width=10_000,
-        sort_keys=False,
-        **options,
-    )
-    return f"{name}: {text}" if several else text
-
-
-class _Dumper(yaml.SafeDumper):
-    """Numbers as YAML 1.1 reads them back: PyYAML writes 1e-06, which it takes for a text."""
-
-
-def _write_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-def _write_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value).lower()
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
-
-
-_Dumper.add_representer(float, _write_float)
-_Dumper.add_representer(str, _write_text)
+    return comments + "".join(entry(name, one) for name, one in translation.options.items())
 
 
 def _row(line: Line) -> str:

@@ -1,5 +1,6 @@
 """axolotl's keys that are read together."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -170,7 +171,7 @@ def schedule(draft: Draft) -> None:
         draft.write("cosine_min_lr_ratio", rate)
         draft.leave("lr_scheduler_kwargs", "cosine_min_lr_ratio rules")
     else:
-        draft.write("lr_scheduler", {"lr_scheduler_type": kind})
+        _of_transformers(draft, "lr_scheduler", "lr_scheduler_type", kind)
         draft.leave("cosine_min_lr_ratio", "it is off, or belongs to cosine")
         if draft["lr_scheduler_kwargs"]:
             options = {"lr_scheduler_kwargs": draft["lr_scheduler_kwargs"]}
@@ -178,6 +179,20 @@ def schedule(draft: Draft) -> None:
         else:
             draft.leave("lr_scheduler_kwargs", "it is empty")
     _warmup(draft)
+
+
+def _of_transformers(draft: Draft, key: str, option: str, value: Any) -> None:
+    """An optimiser or a schedule; axolotl has more of them than transformers."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    names = [one.value for one in (OptimizerNames if option == "optim" else SchedulerType)]
+    if value in names:
+        draft.write(key, {option: value})
+    else:
+        near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.3)
+        remedy = f"Choose another, such as {', '.join(near or names[:3])}."
+        draft.refuse(key, f"transformers has no {value}", remedy)
 
 
 def _warmup(draft: Draft) -> None:
@@ -267,7 +282,7 @@ def checkpointing(draft: Draft) -> None:
 
 def optimiser(draft: Draft) -> None:
     given = draft["optim_args"]
-    draft.write("optimizer", {"optim": draft["optimizer"]})
+    _of_transformers(draft, "optimizer", "optim", draft["optimizer"] or "adamw_torch_fused")
     if isinstance(given, Mapping):
         given = ",".join(f"{name}={value}" for name, value in given.items())
     if given:

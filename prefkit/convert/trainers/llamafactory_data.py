@@ -61,11 +61,11 @@ def write_datasets(draft: Draft) -> None:
     draft.leave("dataset_dir", "the files in it are named")
     most = draft["max_samples"]
     splits = {"train_split": train, "eval_split": held_out}
-    if most:
-        first = {name: f"{rows[0].split}[:{most}]" for name, rows in splits.items() if rows}
+    first = {name: f"{rows[0].split}[:{most}]" for name, rows in splits.items() if rows}
+    if most and first:
         draft.write("max_samples", first)
     else:
-        draft.leave("max_samples", "it is off")
+        draft.leave("max_samples", "there is no dataset" if most else "it is off")
     _template(draft, train + held_out)
 
 
