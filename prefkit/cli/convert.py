@@ -77,14 +77,16 @@ def _convert(path: str, options: ConvertOptions, out: Path) -> int:
     refused = translation.of_kind("refused")
     losses = [line.key for line in refused if line.is_loss]
     if losses or (refused and not options.skip_refused):
-        print(f"Nothing is written. {_remedy(len(refused), losses)}")
+        print(f"Nothing is written.\n{_remedy(len(refused), losses)}")
         return REFUSED
     check_together(translation.options)
     try:
         write_text(out, config_file(translation, path))
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}).") from error
-    print(f"Written to {out}. Look at its rows: prefkit inspect {out}; train: prefkit train {out}")
+    print(f"Written to {out}.")
+    print(f"Look at its rows:  prefkit inspect {out}")
+    print(f"Train:             prefkit train {out}")
     return 0
 
 

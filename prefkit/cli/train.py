@@ -32,7 +32,10 @@ COMMAND = Command(
     name="train",
     line=("CONFIG.yaml [--field value …]", "train a model on preference pairs"),
     about=_ABOUT,
-    words=("CONFIG.yaml", "Options as a YAML file."),
+    words=(
+        "CONFIG.yaml",
+        "Options as a YAML file; a config of TRL, LLaMA-Factory or axolotl is translated.",
+    ),
     options=(ScriptArguments, PreferenceFields, CommonFields),
     elsewhere=HINTS,
     tail="Every other field of transformers.TrainingArguments is a flag as well.",

@@ -134,12 +134,8 @@ class Draft:
             if meant != found[name]:
                 return self.refuse(key, f"{before} means another {name}", _KEEP_ONE)
         self._meant.update({name: (value, self.label + key) for name, value in found.items()})
-        if key not in self.given:  # what is ours, or written, already needs no line
-            found = {
-                name: value
-                for name, value in found.items()
-                if value != self.options.get(name, self._ours(name))
-            }
+        if key not in self.given:
+            found = {name: value for name, value in found.items() if not self._is_so(name, value)}
         self.options.update(found)
         same = dict(options) == {key: self.values[key]}
         self._account(key, written=found, why=why, is_same=same)
@@ -186,8 +182,10 @@ class Draft:
             for one, label in zip(several, labels, strict=True)
         ]
 
-    def _ours(self, name: str) -> Any:
-        return default_of(self.command.fields[name][0])
+    def _is_so(self, name: str, value: Any) -> bool:
+        """Whether an option is what it is to be, without a word: by default, or by another key."""
+        ours = self.options.get(name, default_of(self.command.fields[name][0]))
+        return value == ours or (value is False and ours is None)
 
     def _account(self, key: str, **said: Any) -> None:
         del self._open[key]  # a KeyError here is a bug: accounted for twice

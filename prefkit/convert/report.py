@@ -78,7 +78,7 @@ def _row(line: Line) -> str:
         said = ""
     else:
         said = ", ".join(
-            f"{name}: {'…' if hidden else in_words(one)}" for name, one in line.written.items()
+            f"{name}: {'…' if hidden else in_words(one, 100)}" for name, one in line.written.items()
         )
         said = f"-> {said}" + (f"  ({line.why})" if line.why else "")
     return _wrap(f"  {left:36}  {said}".rstrip())

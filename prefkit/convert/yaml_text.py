@@ -4,16 +4,14 @@ from typing import Any
 
 import yaml
 
-_LONGEST = 60
 
-
-def in_words(value: Any) -> str:
-    """A value as YAML writes it on a line, shortened."""
+def in_words(value: Any, longest: int = 60) -> str:
+    """A value as YAML writes it on a line, shortened to so many characters."""
     text = yaml.safe_dump(
         value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True
     ).strip()
     text = " ".join(text.removesuffix("...").split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def entry(name: str, value: Any) -> str:

@@ -27,7 +27,6 @@ def test_defaults_are_written_out() -> None:
         "num_train_epochs": 1.0,
         "dtype": "bfloat16",
         "bf16": True,
-        "gradient_checkpointing": False,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
         "save_strategy": "epoch",

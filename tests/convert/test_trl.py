@@ -9,10 +9,19 @@ import pytest
 import yaml
 
 from prefkit.cli.main import main
-from prefkit.convert.trainers.trl import DEFAULTS
+from prefkit.convert.engine import translate
+from prefkit.convert.trainers.trl import DEFAULTS, TRL
 from prefkit.errors import ConfigError
 from prefkit.options.option import default_of
-from tests.convert.convert_cases import COMMAND, left, options, refused, translated
+from tests.convert.convert_cases import (
+    COMMAND,
+    INHERITED,
+    LEAST,
+    left,
+    options,
+    refused,
+    translated,
+)
 from tests.train.trainer_cases import ROWS, byte_tokenizer, save_model, tiny_model
 
 trl = pytest.importorskip("trl", reason="its dataclasses have the defaults")
@@ -148,26 +157,70 @@ def test_what_changes_the_training_is_refused(config: dict[str, Any], key: str, 
     assert words in found[key]
 
 
-COMING = {
-    "use_weighting": True,
-    "ld_alpha": 0.5,
-    "sync_ref_model": True,
-    "f_divergence_type": "forward_kl",
-    "load_in_4bit": True,
-    "model_revision": "v2",
+@dataclasses.dataclass(kw_only=True)
+class Coming:
+    """Options that prefkit may get, under TRL's names."""
+
+    loss_type: str | list[str] | None = None
+    loss_weights: list[float] | None = None
+    discopop_tau: float = 0.05
+    ld_alpha: float | None = None
+    use_weighting: bool = False
+    f_divergence_type: str = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    sync_ref_model: bool = False
+    ref_model_mixup_alpha: float = 0.6
+    ref_model_sync_steps: int = 512
+    model_init_kwargs: dict | None = None
+    revision: str | None = None
+    load_in_4bit: bool = False
+    use_dora: bool = False
+    lora_modules_to_save: list[str] | None = None
+
+
+LORA = {"use_peft": True, "lora_target_modules": ["a"]}
+COMING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "one loss": ({"loss_type": "apo_zero"}, {"loss_type": "apo_zero"}),
+    "losses": (
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]},
+    ),
+    "rpo": ({"rpo_alpha": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
+    "discopop": ({"loss_type": "discopop", "discopop_tau": 0.1}, {"discopop_tau": 0.1}),
+    "exo": (
+        {"loss_type": ["exo_pair"], "label_smoothing": 0.01},
+        {"loss_type": "exo_pair", "label_smoothing": 0.01},
+    ),
+    "weights": ({"use_weighting": True, "ld_alpha": 0.5}, {"use_weighting": True, "ld_alpha": 0.5}),
+    "divergence": (
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+    ),
+    "reference": (
+        {"sync_ref_model": True, "ref_model_sync_steps": 64},
+        {"sync_ref_model": True, "ref_model_sync_steps": 64},
+    ),
+    "model": (
+        {"model_revision": "v2", "model_init_kwargs": {"a": 1, "b": 2}},
+        {"revision": "v2", "model_init_kwargs": {"a": 1, "b": 2}},
+    ),
+    "adapter": (
+        {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"], **LORA},
+        {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"]},
+    ),
 }
 
 
-@pytest.mark.parametrize("key", COMING)
-def test_an_option_that_prefkit_may_get_is_written_once_it_has_it(key: str) -> None:
-    more = {"use_peft": True, "lora_target_modules": ["a"]} if key == "load_in_4bit" else {}
-    found = translated("trl", **{key: COMING[key]}, **more)
-    (line,) = [line for line in found.lines if line.key == key]
-    option = {"model_revision": "revision"}.get(key, key)
-    if option in COMMAND.fields:
-        assert found.options[option] == COMING[key]
-    else:
-        assert line.why == "prefkit has no option for it"
+@pytest.mark.parametrize("name", COMING)
+def test_options_that_prefkit_may_get_are_written_once_it_has_them(name: str) -> None:
+    """Until then they are refused by name."""
+    config, expected = COMING[name]
+    later = dataclasses.replace(COMMAND, options=(*COMMAND.options, Coming))
+    found = translate(TRL, LEAST["trl"] | config, later, INHERITED)
+    assert [line.key for line in found.of_kind("refused")] == []
+    assert expected.items() <= found.options.items()
+    missing = {name for name in expected if name not in COMMAND.fields}
+    assert bool(missing) == bool(refused("trl", **config))
 
 
 def test_what_has_no_part_in_learning_is_left_out() -> None:

@@ -60,7 +60,7 @@ def adapter(draft: Draft) -> None:
         value = draft[key]
         if not on:
             draft.leave(key, "there is no adapter (use_peft)")
-        elif value in (None, False) and not draft.has(key):
+        elif value is None or value is False:
             draft.leave(key, "it is off")
         else:
             draft.write(key, {key: value})
