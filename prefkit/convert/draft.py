@@ -142,7 +142,9 @@ class Draft:
         return None
 
     def extend(self, key: str, option: str, more: list | dict, why: str = "") -> None:
-        """The key adds to an option that is a list or a mapping."""
+        """The key adds to an option that is a list, where it must not be null, or a mapping."""
+        if isinstance(more, list) and None in more:
+            return self.refuse(key, "it is missing", "Give it.")
         before: Any = self.options.get(option)
         if isinstance(more, list):
             self.options[option] = [*(before or []), *more]
@@ -150,6 +152,7 @@ class Draft:
             self.options[option] = {**(before or {}), **more}
         shown = more[0] if isinstance(more, list) and len(more) == 1 else more
         self._account(key, written={option: shown}, why=why)
+        return None
 
     def leave(self, key: str, why: str) -> None:
         """The key has no part in what is learnt, or none in this run."""

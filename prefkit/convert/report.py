@@ -10,7 +10,7 @@ from prefkit.convert.engine import Translation
 from prefkit.convert.yaml_text import entry, in_words
 
 WIDTH = 100
-_SECRET = re.compile(r"(hub_token|api_key|secret|password|webhook_url)$")
+_SECRET = re.compile(r"((hub_|hf_|^|\.)token|api_key|secret|password|webhook_url)$")
 _UNSET: tuple[Any, ...] = (None, False, "", [], {})
 _TITLES = {
     "translated": "Translated",
@@ -67,9 +67,7 @@ def config_file(translation: Translation, path: str) -> str:
 
 
 def _row(line: Line) -> str:
-    hidden = _SECRET.search(line.key) is not None
-    value = "…" if hidden else in_words(line.value)
-    left = f"{line.key}: {value}"
+    left = f"{line.key}: {_shown(line, line.value)}"
     if line.remedy:
         said = f"{line.why}. {line.remedy}"
     elif not line.written:
@@ -77,9 +75,7 @@ def _row(line: Line) -> str:
     elif line.kind == "same":
         said = ""
     else:
-        said = ", ".join(
-            f"{name}: {'…' if hidden else in_words(one, 100)}" for name, one in line.written.items()
-        )
+        said = ", ".join(f"{k}: {_shown(line, one, 100)}" for k, one in line.written.items())
         said = f"-> {said}" + (f"  ({line.why})" if line.why else "")
     return _wrap(f"  {left:36}  {said}".rstrip())
 
@@ -90,7 +86,12 @@ def _wrap(row: str) -> str:
 
 def _refusal(line: Line) -> str:
     default = " (its default)" if line.is_default else ""
-    return f"{line.key}: {in_words(line.value)}{default}: {line.why}. {line.remedy}"
+    return f"{line.key}: {_shown(line, line.value)}{default}: {line.why}. {line.remedy}"
+
+
+def _shown(line: Line, value: Any, longest: int = 60) -> str:
+    """A value, unless its key says that it is a secret."""
+    return "…" if _SECRET.search(line.key) else in_words(value, longest)
 
 
 def _remarks(translation: Translation) -> Iterator[Line]:

@@ -196,6 +196,9 @@ def test_the_trainer_may_be_named(here: Path, capsys: Any) -> None:
 
 
 def test_secrets_are_not_shown(here: Path, capsys: Any) -> None:
-    config = save(here / "trl.yaml", of_trl() | {"hub_token": "hf_secret"})
-    assert main(["convert", config]) == 0
+    secrets = {"hub_token": "hf_secret", "my_api_key": "hf_secret"}
+    config = save(here / "trl.yaml", of_trl() | secrets)
+    assert main(["convert", config, "--skip-refused"]) == 0
     assert "hf_secret" not in capsys.readouterr().out
+    shown = [line for line in Path("prefkit.yaml").read_text().splitlines() if "hf_" in line]
+    assert shown == ["hub_token: hf_secret"]  # which the run needs

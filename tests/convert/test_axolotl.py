@@ -74,6 +74,7 @@ def test_defaults_are_written_out() -> None:
         ({"max_steps": 0}, {"max_steps": -1}),
         ({"adam_beta1": None, "resume_from_checkpoint": None}, {"adam_beta1": None}),
         ({"plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_rope": True}, {}),
+        ({"use_swanlab": True, "swanlab_mode": "cloud"}, {}),
     ],
 )
 def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -159,6 +160,7 @@ def test_datasets_are_read_by_their_type(dataset: dict, expected: dict[str, Any]
     ("datasets", "key", "words"),
     [
         ([{"type": "zephyr.nectar"}], "datasets[0].type", "leave the type out"),
+        ([{"type": CHAT, "path": None}], "datasets[0].path", "is missing"),
         ([{"type": CHAT, "shards": 4}], "datasets[0].shards", "whole sources"),
         ([{"type": CHAT, "roles": {"user": ["me"]}}], "datasets[0].roles", "usual roles"),
         (

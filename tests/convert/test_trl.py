@@ -134,6 +134,7 @@ def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -
         ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "label_smoothing", "conservative DPO"),
         ({"rpo_alpha": 1.0}, "rpo_alpha", "use nll_weight: 1.0"),
         ({"max_prompt_length": 512}, "max_prompt_length", "never cuts prompts"),
+        ({"dataset_mixer": {"a": 1.0}}, "dataset_mixer", "datasets: [{path: NAME"),
         ({"truncation_mode": "keep_end"}, "truncation_mode", "cuts no beginnings"),
         ({"dataset_streaming": True}, "dataset_streaming", "train from Python"),
         ({"datasets": [{"path": "a", "fraction": 0.5}]}, "datasets[0].fraction", "whole sources"),

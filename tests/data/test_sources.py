@@ -20,7 +20,12 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 @pytest.mark.parametrize(
     ("split", "parts"),
-    [("train", ("train", None)), ("train[:3]", ("train", 3)), ("test[:0]", ("test", 0))],
+    [
+        ("train", ("train", None)),
+        ("train[:3]", ("train", 3)),
+        ("test[:0]", ("test", 0)),
+        ("train[10%:]", ("train[10%:]", None)),
+    ],
 )
 def test_a_split_may_name_its_first_rows(split: str, parts: tuple) -> None:
     assert parts_of(split) == parts
@@ -56,6 +61,8 @@ def test_a_folder_of_files_has_the_splits_that_their_names_say(tmp_path: Path) -
     assert len(load_rows(tmp_path)) == 5
     assert len(load_rows(tmp_path, split="test")) == 2
     assert len(load_rows(tmp_path, split="train[:3]")) == 3
+    assert len(load_rows(tmp_path, split="train[:9]")) == 5
+    assert [row["chosen"] for row in load_rows(tmp_path, split="train[3:]")] == ["3", "4"]
     with pytest.raises(PrefkitError, match="split 'dev'"):
         load_rows(tmp_path, split="dev")
 

@@ -17,7 +17,7 @@ CONFIGS = (PreferenceConfig, SupervisedConfig)
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("max_prompt_length", r"TRL's name\. Use max_length"),
+        ("max_prompt_length", r"TRL's name\. .*use max_length"),
         ("rpo_alpha", r"TRL's name\. Use nll_weight"),
         ("loss_type", r"TRL's name\. Use method .* and link"),
         ("torch_dtype", r"TRL's name\. Use dtype"),
@@ -27,6 +27,7 @@ CONFIGS = (PreferenceConfig, SupervisedConfig)
         ("sequence_len", r"axolotl's name\. Use max_length"),
         ("warmup_ratio", r"Use warmup_steps"),
         ("model", r"option of `prefkit train`"),
+        ("dtype", r"option of `prefkit train`"),
         ("bta", r"Did you mean 'beta'\?"),
         ("head_schedule", r"called 'head_passes' now"),
         ("xyzzy", r"\.$"),

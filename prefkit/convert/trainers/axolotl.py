@@ -283,6 +283,9 @@ AXOLOTL = Trainer(
     inherits=False,
     families={
         "liger_": Left("it belongs to Liger's plugin: use_liger_kernel is prefkit's option"),
+        "use_swanlab": Left("report_to: swanlab sends the log there"),
+        "use_scattermoe": _KERNEL,
+        "use_sonicmoe": _KERNEL,
         "swanlab_": Left("it belongs to SwanLab's plugin: report_to: swanlab"),
         "cut_cross_entropy": Left("the loss is fused already"),
     },

@@ -297,12 +297,12 @@ def special_tokens(draft: Draft) -> None:
             if key == "pad_token" or not inner[key]:
                 inner.leave(key, "padding is no part of the loss" if inner[key] else "it is empty")
             else:
-                remedy = "Save the tokenizer with it, and name its folder as tokenizer."
+                remedy = "Remove it where the tokenizer has it already; else save one that has it."
                 inner.refuse(key, "prefkit changes no tokenizer", remedy)
 
 
 def plugins(draft: Draft) -> None:
-    harmless = ("liger", "cut_cross_entropy", "swanlab")
+    harmless = ("liger", "cut_cross_entropy", "swanlab", "kernels")
     others = [name for name in draft["plugins"] or [] if not any(h in name for h in harmless)]
     if others:
         draft.refuse("plugins", f"prefkit does not know {', '.join(others)}", "Remove them.")

@@ -12,10 +12,15 @@ _ROWS_OF_TOKENS = "rows are read without padding wherever the model allows it"
 _ONE_PROCESS = "rows are read in one process"
 _ENGINE = "prefkit computes no logits that this could change"
 _PROMPT_CUT = "prefkit never cuts prompts"
+_PROMPTS = "Remove it where no prompt is longer; else use max_length, and too_long: skip."
 _LENGTHS = "Use max_length, which bounds prompt and response together, and too_long."
 _LORA_RULE = By(groups.adapter, "Use adapter: lora, and the options lora_….")
 _DATASET = By(groups.dataset, "Use train_data (NAME:CONFIG of a Hub dataset), train_split.")
 _QUANTISED = "how weights are packed is not an option here"
+_MIXTURE = Refused(
+    "alignment-handbook mixes datasets before TRL sees them",
+    "Name them as datasets: [{path: NAME, name: CONFIG, split: SPLIT}].",
+)
 _SYNC = By(groups.synchronisation, "prefkit's reference stays as it is.")
 RULES: dict[str, Rule] = {
     **TRANSFORMERS,
@@ -31,7 +36,7 @@ RULES: dict[str, Rule] = {
     "ref_model_init_kwargs": Refused(
         "the reference is loaded as the model is", "Use ref_model to name another."
     ),
-    **dict.fromkeys(("use_peft", *groups.LORA, "lora_target_modules"), _LORA_RULE),
+    **each(_LORA_RULE, " ".join(("use_peft", *groups.LORA, "lora_target_modules"))),
     "lora_target_parameters": Refused("an adapter of prefkit train changes layers", off=(None,)),
     "lora_task_type": Refused(
         "prefkit trains causal language models", "Remove it.", ("CAUSAL_LM", None)
@@ -44,17 +49,10 @@ RULES: dict[str, Rule] = {
     "is_encoder_decoder": Refused("prefkit trains causal language models"),
     "base_model_attribute_name": Left("the model tells where its body is"),
     # -- data ---------------------------------------------------------------------------------
-    **dict.fromkeys(
-        (
-            "dataset_name",
-            "dataset_config",
-            "dataset_train_split",
-            "dataset_test_split",
-            "datasets",
-            "streaming",
-            "test_split_size",
-        ),
+    **each(
         _DATASET,
+        "dataset_name dataset_config dataset_train_split dataset_test_split datasets streaming "
+        "test_split_size",
     ),
     "dataset_streaming": Refused(
         "prefkit train reads rows that are in memory, shuffled",
@@ -64,14 +62,12 @@ RULES: dict[str, Rule] = {
     "tools": Refused("tools are a column of the rows"),
     "max_length": By(groups.length, _LENGTHS),
     "truncation_mode": By(groups.length, "Use too_long."),
-    "max_prompt_length": Refused(_PROMPT_CUT, _LENGTHS, (None,)),
+    "max_prompt_length": Refused(_PROMPT_CUT, _PROMPTS, (None,)),
     "max_completion_length": Refused("prefkit bounds prompt and response together", _LENGTHS),
     "max_target_length": Refused("prefkit trains causal language models", _LENGTHS),
     "padding_free": Left(_ROWS_OF_TOKENS),
     "pad_to_multiple_of": To("pad_to_multiple_of", {"auto": None}),
-    "pad_token": Left("padding is no part of the loss"),
-    "padding_value": Left("padding is no part of the loss"),
-    "label_pad_token_id": Left("padding is no part of the loss"),
+    **each(Left("padding is no part of the loss"), "pad_token padding_value label_pad_token_id"),
     # -- loss ---------------------------------------------------------------------------------
     **each(By(groups.losses, LOSS_HINT), "loss_type loss_weights label_smoothing discopop_tau"),
     "beta": Same(),
@@ -87,17 +83,20 @@ RULES: dict[str, Rule] = {
     "reference_free": To("reference_free"),
     "force_use_ref_model": Left("ref_model names a reference beside an adapter"),
     # -- reference and computation ------------------------------------------------------------
-    **dict.fromkeys(("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), _SYNC),
+    **each(_SYNC, "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps"),
     **each(
         Same(),
         "disable_dropout router_aux_loss_coef precompute_ref_log_probs precompute_ref_batch_size",
     ),
     "activation_offloading": Left("it saves memory alone, and prefkit does not offload"),
-    "use_logits_to_keep": Left(_ENGINE),
-    "use_num_logits_to_keep": Left(_ENGINE),
+    **each(Left(_ENGINE), "use_logits_to_keep use_num_logits_to_keep"),
     "use_liger_loss": Left("the loss is fused already"),
     "generate_during_eval": Left("nothing is generated; prefkit evaluate does that"),
     "ignore_bias_buffers": Left("buffers of a model do not change what it learns"),
+    # -- of alignment-handbook, around TRL --------------------------------------------------------
+    **each(_MIXTURE, "dataset_mixture dataset_mixer dataset_splits dataset_configs"),
+    "hub_model_revision": To("hub_revision"),
+    "chat_template": To("chat_template"),
     "env": Left("a config sets no variables: export them before prefkit train"),
     "config": Left("it named the file itself"),
 }

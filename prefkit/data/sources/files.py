@@ -20,7 +20,7 @@ from prefkit.data.sources.json_rows import (
     parse_json,
     parse_lines,
 )
-from prefkit.data.sources.splits import parts_of
+from prefkit.data.sources.splits import first_rows, parts_of
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".csv")
@@ -67,9 +67,9 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
         rows = _load_named(os.fspath(source), split)
     elif isinstance(source, Mapping) and not hasattr(source, "with_format"):
         found = from_json(dict(source), "rows in memory")
-        rows = Rows("rows in memory", found[: parts_of(split)[1]])
+        rows = Rows("rows in memory", found[: first_rows(split)])
     elif isinstance(source, list | tuple):
-        rows = Rows("rows in memory", as_rows(source, "rows in memory")[: parts_of(split)[1]])
+        rows = Rows("rows in memory", as_rows(source, "rows in memory")[: first_rows(split)])
     else:
         rows = _from_dataset(source, split, "dataset")
     if not rows.items:
@@ -82,7 +82,7 @@ def _load_named(name: str, split: str) -> Rows:
     if path.is_dir():
         return _load_folder(path, split)
     if path.is_file():
-        return Rows(str(path), _load_file(path)[: parts_of(split)[1]])
+        return Rows(str(path), _load_file(path)[: first_rows(split)])
     if path.suffix in FILE_TYPES or path.is_absolute() or name.startswith("."):
         raise PrefkitError(f"{name}: no such file. Check the path (it is read from {Path.cwd()}).")
     return _load_hub(name, split)
@@ -132,8 +132,9 @@ def _load_folder(path: Path, split: str) -> Rows:
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, PrefkitError):
             raise
+    name, most = parts_of(split)
     try:  # files, whose names say the split: train.jsonl, test.jsonl
-        return _from_dataset(datasets.load_dataset(str(path), split=split), "", str(path))
+        return _taken(datasets.load_dataset(str(path), split=name), most, str(path))
     except Exception as error:  # every kind of file has a loader with errors of its own
         raise PrefkitError(
             f"{path}: is a folder, but neither one written by Dataset.save_to_disk nor one of "
@@ -146,25 +147,32 @@ def _load_hub(name: str, split: str) -> Rows:
     import datasets
 
     path, _, config = name.partition(":")
+    whole, most = parts_of(split)
     try:
-        dataset = datasets.load_dataset(path, config or None, split=split)
+        dataset = datasets.load_dataset(path, config or None, split=whole)
     except Exception as error:  # the hub client raises many kinds: all mean "not available"
         raise PrefkitError(
             f"{name}: is no file here, and could not be loaded as a hub dataset with split "
             f"'{split}' ({type(error).__name__}: {error}). Check the name, the split and the "
             "connection, or give a path."
         ) from error
-    return _from_dataset(dataset, "", name)
+    return _taken(dataset, most, name)
 
 
 def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
-    """The rows of a dataset, or of a split of several; "" = it has been taken out already."""
-    split, most = parts_of(split)
+    """The rows of a dataset, or of one of its splits."""
+    most = first_rows(split)
+    name, _ = parts_of(split)
     if isinstance(dataset, Mapping):
-        if split not in dataset:
+        if name not in dataset:
             names = ", ".join(map(str, dataset))
-            raise PrefkitError(f"{source}: has no split '{split}'. Choose one of: {names}.")
-        dataset = dataset[split]
+            raise PrefkitError(f"{source}: has no split '{name}'. Choose one of: {names}.")
+        dataset = dataset[name]
+    return _taken(dataset, most, source)
+
+
+def _taken(dataset: Any, most: int | None, source: str) -> Rows:
+    """The rows of a dataset without splits, or the first of them."""
     refuse_stream(dataset, source)
     if isinstance(dataset, str | bytes) or not hasattr(dataset, "__iter__"):
         raise PrefkitError(
@@ -173,7 +181,7 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
         )
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
-        return Rows(source, as_rows(map(unfilled_row, itertools.islice(dataset, most)), source))
+        dataset = map(unfilled_row, itertools.islice(dataset, most))
     return Rows(source, as_rows(itertools.islice(dataset, most), source))
 
 

@@ -1,4 +1,7 @@
-"""Splits of a dataset, and the first rows of one: `train[:1000]`, as `datasets` writes it."""
+"""Splits of a dataset, and the first rows of one: `train[:1000]`, as `datasets` writes it.
+
+Where there are fewer rows, all are read, as `datasets` itself does not.
+"""
 
 import re
 
@@ -8,15 +11,22 @@ from prefkit.errors import PrefkitError
 def parts_of(split: str) -> tuple[str, int | None]:
     """The name of a split, and how many of its first rows are read; None = all.
 
-    Raises:
-        PrefkitError: anything else in brackets, which only a dataset of the Hub can serve.
+    Other parts (`train[10%:]`) stay in the name: `datasets` can take them out of what it loads.
     """
-    name, bracket, rest = split.partition("[")
-    if not bracket:
-        return split, None
-    if (found := re.fullmatch(r":(\d+)\]", rest)) is None:
+    found = re.fullmatch(r"(.*)\[:(\d+)\]", split)
+    return (found[1], int(found[2])) if found else (split, None)
+
+
+def first_rows(split: str) -> int | None:
+    """How many rows are read of a source without splits; None = all.
+
+    Raises:
+        PrefkitError: another part of a split.
+    """
+    name, most = parts_of(split)
+    if "[" in name:
         raise PrefkitError(
             f"The split {split!r} is not read from here. Write a name, or a name and how many of "
             "its first rows, such as train[:1000]."
         )
-    return name, int(found[1])
+    return most

@@ -20,7 +20,8 @@ from prefkit.train.fields import ScriptArguments
 Class = TypeVar("Class", bound=type)
 _OF_COMMAND = dict.fromkeys(
     (field.name for field in dataclasses.fields(ScriptArguments)),
-    "It is an option of `prefkit train`; from Python it is said by what the trainer is given.",
+    "It is an option of `prefkit train`. From Python the trainer is given what it says: model, "
+    "ref_model, processing_class, train_dataset, eval_dataset, peft_config.",
 )
 
 
@@ -37,7 +38,7 @@ def named_options(cls: Class) -> Class:
     def checked(self: Any, *places: Any, **options: Any) -> None:
         if places:
             options = {**_folder(cls.__name__, places, options), **options}
-        _refuse(cls.__name__, options, names, former_names(cls), {**_OF_COMMAND, **HINTS})
+        _refuse(cls.__name__, options, names, former_names(cls), {**HINTS, **_OF_COMMAND})
         init(self, **options)
 
     checked.__signature__ = _with_folder_first(init)  # type: ignore[attr-defined]
