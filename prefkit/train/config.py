@@ -10,20 +10,24 @@ from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import METHODS, LossOptions, check_method_reads
 from prefkit.options.check import changed, check_options
 from prefkit.options.import_path import path_of
+from prefkit.train.checks.names import named_options
 from prefkit.train.checks.shared_rows import check_sequence_parallel
 from prefkit.train.fields import PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, RunConfig
 
 
+@named_options
 @dataclass(kw_only=True)
 class PreferenceConfig(PreferenceFields, RunConfig):
     """Options of a preference training run; every field is also a key of the YAML and a flag.
 
-    Keyword-only. prefkit's own fields are documented in `prefkit.train.fields.PreferenceFields` and
-    `prefkit.loss.objectives`, all others in `transformers.TrainingArguments`.
+    Keyword-only but for output_dir, the first. prefkit's own fields are documented in
+    `prefkit.train.fields.PreferenceFields` and `prefkit.loss.objectives`, all others in
+    `transformers.TrainingArguments`.
 
     Raises:
-        ConfigError: a value out of range, or options that do not go together.
+        ConfigError: a name that is no option, a value out of range, or options that do not go
+            together.
     """
 
     def __post_init__(self) -> None:

@@ -12,13 +12,13 @@ from transformers import TrainingArguments
 
 from prefkit import DPO, TDPO, PreferenceConfig, SimPO
 from prefkit.cli.train import COMMAND, load_options
+from prefkit.convert.hints import HINTS
 from prefkit.errors import ConfigError
 from prefkit.options.option import field_docs
 from prefkit.options.parse import split
 from prefkit.options.values import coerce
 from prefkit.train.common import CommonFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments
-from prefkit.train.options import ELSEWHERE
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 NEEDED = ["--model", "m", "--train_data", "d.jsonl"]
@@ -215,12 +215,32 @@ def test_a_file_may_say_true_where_transformers_wants_text(tmp_path: Path) -> No
     assert load_options([*NEEDED, "--fsdp"]).config.fsdp is True
 
 
+FIRST_NAMES = {
+    "model_name_or_path": "model",
+    "torch_dtype": "dtype",
+    "dataset_name": "train_data",
+    "eval_dataset": "eval_data",
+    "use_peft": "adapter",
+    "lora_rank": "adapter",
+    "cutoff_len": "max_length",
+    "max_prompt_length": "max_length",
+    "truncation_mode": "too_long",
+    "rpo_alpha": "nll_weight",
+    "pref_ftx": "nll_weight",
+    "pref_beta": "beta",
+    "pref_loss": "loss_type",
+    "dpo_label_smoothing": "label_smoothing",
+    "gamma_beta_ratio": "margin",
+}
+
+
 def test_names_of_other_trainers_lead_to_options_that_exist() -> None:
-    """No option is in the table by mistake, and no remedy names one that is none."""
+    """The names that TRL and LLaMA-Factory users type first, each to what does the same."""
     known = {one.name for cls in (ScriptArguments, PreferenceConfig) for one in fields(cls)}
-    assert not known & ELSEWHERE.keys()
-    for name, remedy in ELSEWHERE.items():
-        assert {*re.findall(r"[a-z]+(?:_[a-z]+)*", remedy)} & known, name
+    for name, ours in FIRST_NAMES.items():
+        assert ours in {*re.findall(r"[a-z]+(?:_[a-z]+)*", HINTS[name])} & known, name
+        with pytest.raises(ConfigError, match=rf"no option '{name}'.*{ours}"):
+            load_options([*NEEDED, f"--{name}", "1"])
 
 
 def test_several_losses_as_flags_and_as_yaml(tmp_path: Path) -> None:
@@ -294,9 +314,9 @@ BAD_FLAGS = {
     "its own default": ([*NEEDED, "--method", "tdpo2", "--link", "sigmoid"], ["link", "step-dpo"]),
     "no model": (["--train_data", "x"], ["model is missing"]),
     "no data": (["--model", "x"], ["train_data is missing"]),
-    "TRL's name of RPO": (["--rpo_alpha", "1"], ["rpo_alpha", "Use nll_weight."]),
+    "TRL's name of RPO": (["--rpo_alpha", "1"], ["rpo_alpha", "Use nll_weight"]),
     "TRL's old dtype": (["--torch_dtype", "bfloat16"], ["torch_dtype", "Use dtype."]),
-    "LLaMA-Factory's loss": (["--pref_loss", "ipo"], ["pref_loss", "Use loss_type."]),
+    "LLaMA-Factory's loss": (["--pref_loss", "ipo"], ["pref_loss", "Use loss_type"]),
     "forgotten data": (["--model", "m", "--train_data"], ["train_data needs a value"]),
     "forgotten number": ([*NEEDED, "--beta"], ["beta needs a value"]),
     "forgotten choice": ([*NEEDED, "--method"], ["method needs a value"]),
