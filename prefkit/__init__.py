@@ -2,7 +2,7 @@
 
     from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
     from prefkit import SupervisedTrainer, SupervisedConfig          # the same for solutions
-    from prefkit import DPO, DPOP, TDPO, SimPO, preference_loss      # for your own loop
+    from prefkit import DPO, DPOP, KTO, ORPO, TDPO, SimPO, preference_loss   # for your own loop
     from prefkit import stream_of, reference_logp, install, fused_preference_loss   # its parts
 
 Names load on first use, so that `import prefkit` costs nothing.
@@ -16,6 +16,8 @@ from prefkit.version import VERSION as __version__
 __all__ = [
     "DPO",
     "DPOP",
+    "KTO",
+    "ORPO",
     "TDPO",
     "ConfigError",
     "ModelError",
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
     from prefkit.loop.preference import preference_loss, reference_logp
     from prefkit.loss.fused import fused_preference_loss
-    from prefkit.loss.objectives import DPO, DPOP, TDPO, SimPO
+    from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
     from prefkit.model.head.fused import install
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
@@ -49,6 +51,8 @@ _HOMES = {
     **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
     "DPO": "prefkit.loss.objectives",
     "DPOP": "prefkit.loss.objectives",
+    "KTO": "prefkit.loss.objectives",
+    "ORPO": "prefkit.loss.objectives",
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",
     "fused_preference_loss": "prefkit.loss.fused",

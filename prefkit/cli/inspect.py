@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefkit.cli import train
+from prefkit.cli.config_file import read_config
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import METHODS, check_method_reads
 from prefkit.options.check import check_options
 from prefkit.options.command import Command
 from prefkit.options.option import option
-from prefkit.options.parse import read_file, read_flags, split
+from prefkit.options.parse import read_flags, split
 from prefkit.options.prompt import ReadingFields, TextFields
 from prefkit.options.values import coerce
 
@@ -146,6 +147,7 @@ def run(argv: Sequence[str]) -> int:
             mask_tool_output=_masks(given, options.mask_tool_output),
             skipped_file=options.skipped_file,
             margins=bool(config) and METHODS[config["method"]].build(config).needs_margins,
+            unpaired=METHODS[options.method or "dpo"].build({}).mean_over == "sides",
         ),
         method=options.method,
         limit=options.limit,
@@ -158,8 +160,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    """A train config; without a method it trains dpo."""
-    found = {"method": "dpo", **read_file(train.whole(train.COMMAND), path)}
+    """A train config, of prefkit or another trainer; without a method it trains dpo."""
+    found = {"method": "dpo", **read_config(train.whole(train.COMMAND), path)}
     if "train_split" in found:
         found["split"] = found["train_split"]
     return found

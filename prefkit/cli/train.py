@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prefkit.cli.config_file import read_config
+from prefkit.convert.hints import HINTS
 from prefkit.errors import ConfigError
 from prefkit.files.atomic import write_text
 from prefkit.options.command import Command
-from prefkit.options.parse import check_dashes, join, read_file, read_flags, split
+from prefkit.options.parse import check_dashes, join, read_flags, split
 from prefkit.options.yaml_file import read_yaml
 from prefkit.train.common import CommonFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments
-from prefkit.train.options import ELSEWHERE, Options, make_options
+from prefkit.train.options import Options, make_options
 
 _ABOUT = """\
 Trains a model on preference pairs.
@@ -30,9 +32,12 @@ COMMAND = Command(
     name="train",
     line=("CONFIG.yaml [--field value …]", "train a model on preference pairs"),
     about=_ABOUT,
-    words=("CONFIG.yaml", "Options as a YAML file."),
+    words=(
+        "CONFIG.yaml",
+        "Options as a YAML file; a config of TRL, LLaMA-Factory or axolotl is translated.",
+    ),
     options=(ScriptArguments, PreferenceFields, CommonFields),
-    elsewhere=ELSEWHERE,
+    elsewhere=HINTS,
     tail="Every other field of transformers.TrainingArguments is a flag as well.",
 )
 _SHOWN = (
@@ -109,12 +114,12 @@ def read_run(
         ConfigError: anything wrong with the file, a flag or a value.
     """
     check_dashes(argv)
-    _read_config(list(itertools.takewhile(lambda word: word[:1] != "-", argv)))
+    _check_file(list(itertools.takewhile(lambda word: word[:1] != "-", argv)))
     reader = whole(command)
     words, flags = split(reader, argv)
-    _read_config(words)
+    _check_file(words)
     of_file = replace(whole(COMMAND), elsewhere=command.elsewhere)
-    given = read_file(of_file, words[0]) if words else {}
+    given = read_config(of_file, words[0]) if words else {}
     return words, flags, given | read_flags(reader, flags)
 
 
@@ -125,7 +130,7 @@ def whole(command: Command) -> Command:
     return replace(command, options=(*command.options, PreferenceConfig))
 
 
-def _read_config(words: Sequence[str]) -> None:
+def _check_file(words: Sequence[str]) -> None:
     """Refuses a file that cannot be read, before anything is imported."""
     if len(words) > 1:
         raise ConfigError(f"One config file, please; got {len(words)}: {', '.join(words)}.")
@@ -149,11 +154,13 @@ def _say(line: str) -> None:
 
 def describe(objective: Any) -> str:
     """The objective in words: its beta, and what differs from its defaults."""
-    parts = []
-    for name, value in objective.changed().items():
-        shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
-        parts.append(f"{name} {shown}")
-    return ", ".join(parts)
+    return ", ".join(f"{name} {_shown(value)}" for name, value in objective.changed().items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " + ".join(map(_shown, value))
+    return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:

@@ -149,7 +149,7 @@ class Keeper:
         cut = [
             name
             for name, side in (("chosen", tokenized.chosen), ("rejected", tokenized.rejected))
-            if pair.append_eos and not side.eos
+            if pair.append_eos and not side.eos and not getattr(pair, name).absent
         ]
         if cut:
             self.report.truncated += 1

@@ -59,6 +59,7 @@ class Side:
             writes them (text/response.py), and `text` only holds what the last one says until then.
             () = there is `text` alone.
         masks_tools: tool results between the assistant's messages are context.
+        absent: there is no such response; the sequence is the context alone (`ABSENT`).
     """
 
     text: str
@@ -67,6 +68,10 @@ class Side:
     token_weights: TokenWeights | None = None
     messages: tuple[Message, ...] = ()
     masks_tools: bool = True
+    absent: bool = False
+
+
+ABSENT = Side(text="", absent=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,7 @@ class TokenizedPair:
     Attributes:
         shared: length of the longest common token prefix of both sequences.
         question: a number that pairs with the same prompt share; None = like no other.
+        mismatched: this prompt with responses of another prompt's pair, for z0 of kto.
     """
 
     chosen: TokenizedSide
@@ -175,6 +181,7 @@ class TokenizedPair:
     row: int
     margin: float | None = None
     question: int | None = None
+    mismatched: tuple[TokenizedSide, ...] = ()
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
@@ -211,6 +218,8 @@ class PairBatch(TypedDict, total=False):
     groups: Tensor  # (B,) int64: pairs of one choice, several rejected to one chosen, have a number
     num_groups: int  # how many there are
     margins: Tensor  # (B,) float32, what each row asks for; only where all bring one
+    sides_there: tuple[int, int]  # how many chosen and how many rejected responses there are
+    mismatched: Any  # a batch of single sequences: prompts with other prompts' responses (kto)
     filler: bool  # True in a batch that only keeps processes in step: its metrics do not count
     num_scored: int  # how many of the N have a weight: known here, a GPU would have to be asked
     num_tokens: int  # real tokens that the model reads

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prefkit.errors import ConfigError
 from prefkit.loop.forward import ask_head
+from prefkit.loop.reference_point import point_of
 from prefkit.loop.references import reference_of, reference_terms
 from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
 from prefkit.loss.objective import Objective
@@ -41,7 +42,7 @@ def preference_loss(
         batch: of `prefkit.data.PairCollator` or `prefkit.stream_of`, on the model's device:
             `input_ids` (R, L), `positions`, `targets` (N,), `segments` (T,) and what else a
             `prefkit.data.PairBatch` holds.
-        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)` or `SimPO(…)`.
+        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)`, `SimPO(…)`, `ORPO(…)` or `KTO(…)`.
         reference: a frozen model, wrapped as it needs to be. None: `ref_logp` (N,) of the batch
             (see `reference_logp`), else a PEFT model with its adapter switched off. It runs without
             gradient, and only at the scored positions reaches a head.
@@ -63,7 +64,14 @@ def preference_loss(
     _check_batch(batch)
     head = install(model)
     options: dict[str, Any] = {"memory_budget": memory_budget, "backend": backend}
-    terms = _terms(model, batch, objective, head, reference, options)
+    found = _reference(model, batch, objective, reference)
+    terms = reference_terms(batch, objective, head, found, **options)
+    if terms is None:
+        raise ValueError(
+            f"{type(objective).__name__} needs a reference: give reference=, a frozen model, or "
+            "ref_logp (N,) in the batch (prefkit.reference_logp makes it). Only a PEFT model is "
+            "its own, with the adapter switched off"
+        )
     kept: list[PreferenceLoss] = []
     output = ask_preference(
         model,
@@ -72,6 +80,7 @@ def preference_loss(
         head,
         terms,
         num_pairs=num_pairs,
+        reference_point=point_of(model, batch, objective, head, found, **options),
         kept=kept,
         passes=passes,
         **options,
@@ -115,6 +124,7 @@ def ask_preference(
     *,
     num_pairs: int | Tensor | None = None,
     sequence_group: dist.ProcessGroup | None = None,
+    reference_point: Tensor | None = None,
     balance: Balance | None = None,
     kept: list[PreferenceLoss] | None = None,
     **options: Any,
@@ -126,6 +136,7 @@ def ask_preference(
         head: the policy's.
         terms: keywords of `reference_terms`.
         sequence_group: processes that share the batch's row; see `fused_preference_loss`.
+        reference_point: () of `prefkit.loop.reference_point.point_of`, or None.
         balance: of `ask_head`.
         kept: gets what the fused loss returned.
         options: `passes` of `fused_preference_loss`, `memory_budget` and `backend`.
@@ -151,6 +162,7 @@ def ask_preference(
             num_scored=batch.get("num_scored"),
             margins=margins,
             groups=groups,
+            reference_point=reference_point,
             token_index=batch.get("token_index"),
             one_sided=batch.get("one_sided", False),
             bias=bias,
@@ -201,26 +213,17 @@ def _check_batch(batch: Mapping[str, Any]) -> None:
         )
 
 
-def _terms(
+def _reference(
     model: nn.Module,
     batch: Mapping[str, Any],
     objective: Objective,
-    head: Head,
-    reference: nn.Module | Reference | None,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    name = type(objective).__name__
-    if reference is not None and not objective.needs_reference:
+    given: nn.Module | Reference | None,
+) -> Reference | None:
+    """The reference to run, if any; refuses one that would not be read."""
+    if given is not None and not objective.needs_reference:
+        name = type(objective).__name__
         raise ValueError(f"{name} as it is set reads no reference: leave it out")
-    if reference is not None and "ref_logp" in batch:
+    if given is not None and "ref_logp" in batch:
         raise ValueError("the batch brings ref_logp: leave reference out, or drop what is cached")
     cached = "ref_logp" in batch or not objective.needs_reference
-    found = None if cached else reference_of(model, reference)
-    terms = reference_terms(batch, objective, head, found, **options)
-    if terms is None:
-        raise ValueError(
-            f"{name} needs a reference: give reference=, a frozen model, or ref_logp (N,) in the "
-            "batch (prefkit.reference_logp makes it). Only a PEFT model is its own, with the "
-            "adapter switched off"
-        )
-    return terms
+    return None if cached else reference_of(model, given)

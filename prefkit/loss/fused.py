@@ -10,7 +10,7 @@ from torch.utils._pytree import register_pytree_node
 
 from prefkit.loss.groups import check_groups
 from prefkit.loss.objective import Objective
-from prefkit.loss.passes import choose
+from prefkit.loss.passes import by_token, choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
@@ -61,6 +61,7 @@ def fused_preference_loss(
     groups: Tensor | None = None,  # (P,)
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
+    reference_point: Tensor | None = None,  # ()
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (N, V) logits.
@@ -72,7 +73,7 @@ def fused_preference_loss(
         segments: (T,) int64, aligned with targets (or with token_index): 2i for a scored chosen
             token of pair i, 2i + 1 for a rejected one, −1 for everything else (prompt, shared
             prefix, padding). A pair with one scored side only compares that side with 0.
-        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)` or `SimPO(…)`.
+        objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)`, `SimPO(…)`, `ORPO(…)` or `KTO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
         ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
         ref_logp: (N,) its cached per-token log-probs, where the objective needs no KL.
@@ -93,23 +94,27 @@ def fused_preference_loss(
         margins: (P,) float, a margin for each pair of the call, where the objective reads it
             (margin_weight of the DPO family).
         groups: (P,) int64, the number of each pair's group, in [0, P), in any order, where the
-            objective needs it (link "plackett_luce"). The pairs of a group have the same chosen
-            response; a group must not be spread over calls. The same on every rank of a
+            objective needs it (loss_type "plackett_luce"). The pairs of a group have the same
+            chosen response; a group must not be spread over calls. The same on every rank of a
             sequence_group.
         token_index: (T,) int64 below N, where a token serves several sides (a tree of responses):
             segments and weights are then T entries, and entry t is of token token_index[t]. Each
             token is computed once, whatever the number of its entries.
         one_sided: no token is used by both a chosen and a rejected side; lets losses with a KL be
             made in one pass. True where it does not hold gives wrong gradients.
+        reference_point: () z0 of `KTO`, without gradient: the mean over mismatched responses of
+            Σ (logp − ref_logp), at least 0. With KTO num_pairs counts responses, not pairs.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
         PreferenceLoss: `.loss`, `.metrics`, `.stats`.
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
-            passes that cannot compute this loss; with a group also what it cannot compute
-            (reduction="position"), and what another rank of it refused; a weight that was freed,
-            or that belongs to a DDP model which was never called (`prefkit.loss.wrappers`).
+            passes that cannot compute this loss; what the objective's weights may not be; with a
+            group also a loss that needs whole responses (reduction="position", ld_alpha,
+            token_weights, pair_weights), and what another rank of it refused; a weight
+            that was freed, or that belongs to a DDP model which was never called
+            (`prefkit.loss.wrappers`).
         TypeError: a weight that is a DTensor.
     """
     if not isinstance(objective, Objective):
@@ -121,7 +126,7 @@ def fused_preference_loss(
     _check_counts(num_pairs, pairs_in_call)
     if sequence_group is not None:
         check_group(sequence_group, pairs_in_call)
-        _check_reduction(objective)
+        _check_whole_sides(objective)
     ignore_index = options.setdefault("ignore_index", -100)
     uses = Uses(token_index, one_sided)
 
@@ -136,6 +141,7 @@ def fused_preference_loss(
         _check_scored(targets, scored, weights, ignore_index, token_index)
         _check_margins(objective, margins)
         _check_groups(objective, groups)
+        _check_reference_point(objective, reference_point)
         if pairs_in_call is not None:
             _check_by_pair(margins, groups, pairs_in_call)
         if sequence_group is not None and pairs_in_call is not None:
@@ -160,12 +166,12 @@ def fused_preference_loss(
 
     def compute() -> tuple[Tensor | None, TokenStats]:
         one_pass = choose(passes, objective, sides.count, heads, options, weights, uses)
-        if one_pass is not None and uses.index is not None:
+        if one_pass is not None and by_token(objective, uses):
             linear = objective.linear if objective.needs_kl else None
             return scores_by_token(heads, uses, linear, sides, one_pass, options)
         if one_pass is not None:
             assert objective.linear is not None, "choose has looked"
-            coefficients = objective.linear.coefficients(sides)
+            coefficients = objective.linear.coefficients(objective.reward_sides(sides))
             pairs = (segments // 2, sides.count, coefficients)
             return pair_scores(*heads, *pairs, passes=one_pass, **options)
         if passes == "two_pass":
@@ -177,7 +183,8 @@ def fused_preference_loss(
         cached = torch.where(is_scored, ref_logp.detach(), 0).to(sides.weights.dtype)
         stats = stats._replace(ref_logp=cached)
     spread = uses.spread_stats(stats, scored)
-    result = objective(spread, segments, weights, num_pairs, sides, scores, margins, groups)
+    of_pairs = (scores, margins, groups, reference_point)
+    result = objective(spread, segments, weights, num_pairs, sides, *of_pairs)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
     return PreferenceLoss(result.loss, result.metrics, detached)
 
@@ -282,6 +289,19 @@ def _check_groups(objective: Objective, groups: Tensor | None) -> None:
         raise ValueError(f"groups have no effect on {name} without link 'plackett_luce'")
 
 
+def _check_reference_point(objective: Objective, point: Tensor | None) -> None:
+    name = type(objective).__name__
+    if objective.needs_reference_point and point is None:
+        raise ValueError(
+            f"{name} needs reference_point, (): the mean of Σ (logp − ref_logp) over mismatched "
+            "responses, at least 0; or reference_point=False in the objective"
+        )
+    if point is not None and not objective.needs_reference_point:
+        raise ValueError(f"reference_point has no effect on {name}")
+    if point is not None and (point.dim() or point.requires_grad):
+        raise ValueError("reference_point must be a number without gradient, a () tensor")
+
+
 def _check_by_pair(margins: Tensor | None, groups: Tensor | None, pairs: int) -> None:
     if margins is not None:
         check_margins(margins, pairs)
@@ -289,10 +309,6 @@ def _check_by_pair(margins: Tensor | None, groups: Tensor | None, pairs: int) ->
         check_groups(groups, pairs)
 
 
-def _check_reduction(objective: Objective) -> None:
-    if getattr(objective, "reduction", "sequence") == "position":
-        raise ValueError(
-            "reduction='position' sets token j of the chosen side against token j of the rejected "
-            "one, which may be on different ranks of a sequence_group: use reduction='sequence', "
-            "or leave sequence_group out"
-        )
+def _check_whole_sides(objective: Objective) -> None:
+    if why := objective.needs_whole_sides:
+        raise ValueError(f"sequence_group and {why}, or leave sequence_group out")

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,21 +44,24 @@ class Command:
 
     @functools.cached_property
     def fields(self) -> dict[str, tuple[dataclasses.Field, Any, type]]:
-        """Flag → its field, its annotation and its dataclass; the first of several wins."""
+        """Flag → its field, its annotation and its dataclass; the first of several wins.
+
+        The flag of a field `from_` is `--from`, a word that Python keeps for itself.
+        """
         found: dict[str, tuple[dataclasses.Field, Any, type]] = {}
         for cls in self.options:
             hints = typing.get_type_hints(cls)
             for one in dataclasses.fields(cls):
                 if one.name not in self.without:
-                    found.setdefault(one.name, (one, hints[one.name], cls))
+                    found.setdefault(one.name.removesuffix("_"), (one, hints[one.name], cls))
         return found
 
     def groups(self) -> dict[str, list[str]]:
         """The flags under their titles; "" has those without one."""
         titles = {cls: _titles(cls) for cls in self.options}
         found: dict[str, list[str]] = {}
-        for name, (_, _, cls) in self.fields.items():
-            found.setdefault(titles[cls].get(name, ""), []).append(name)
+        for name, (one, _, cls) in self.fields.items():
+            found.setdefault(titles[cls].get(one.name, ""), []).append(name)
         return found
 
     def refuse_unknown(self, name: str, where: str) -> None:
@@ -69,15 +72,30 @@ class Command:
         """
         if name in self.fields:
             return
-        near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.6)
-        remedy = f"`prefkit {self.name} --help` lists the options."
-        if now := former_names(*self.options).get(name):
-            remedy = f"It is called '{now}' now."
-        elif name in self.elsewhere:
-            remedy = self.elsewhere[name]
-        elif near:
-            remedy = f"Did you mean '{near[0]}'?"
+        known = former_names(*self.options)
+        remedy = unknown_name(name, self.fields, known, self.elsewhere)
+        remedy = remedy or f"`prefkit {self.name} --help` lists the options."
         raise ConfigError(f"{where}: there is no option '{name}'. {remedy}")
+
+
+def unknown_name(
+    name: str,
+    names: Collection[str],
+    former: Mapping[str, str],
+    elsewhere: Mapping[str, str],
+) -> str:
+    """What to do about a name that is none of `names`: "" where nothing is known of it.
+
+    Args:
+        former: earlier name → present name.
+        elsewhere: names of other libraries or commands → what to do instead.
+    """
+    if now := former.get(name):
+        return f"It is called '{now}' now."
+    if name in elsewhere:
+        return elsewhere[name]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"Did you mean '{near[0]}'?" if near else ""
 
 
 def _titles(cls: type) -> dict[str, str]:

@@ -37,8 +37,9 @@ def parsed(
     values = vars(found)
     for group in [group for group in values.values() if is_dataclass(group)]:
         values = values | vars(group)
-    flags = {name: list(value) for name, value in values.items() if isinstance(value, _Words)}
-    return flags.pop(_WORDS, []), flags, rest
+    given = {name: list(value) for name, value in values.items() if isinstance(value, _Words)}
+    words = given.pop(_WORDS, [])
+    return words, {name.removesuffix("_"): value for name, value in given.items()}, rest
 
 
 def show_help(command: Command) -> None:
@@ -120,10 +121,11 @@ def _page(command: Command, hidden: frozenset[str]) -> type:
 def _flag(command: Command, name: str) -> tuple[str, Any, Any]:
     """A field as `make_dataclass` takes it."""
     option, hint, cls = command.fields[name]
-    text = field_docs(cls).get(name, "")
+    text = field_docs(cls).get(option.name, "")
     values = metavar(hint, choices_of(option, hint))
     shown = "" if "None = " in text or "(required)" in text else _default(command, option)
-    return name, _argument(values, text, shown), field(default=None)
+    called = name if name != option.name else None
+    return option.name, _argument(values, text, shown, called), field(default=None)
 
 
 def _default(command: Command, option: Field) -> str:
@@ -149,7 +151,7 @@ def _shown(default: Any) -> str:
     return str(default) if default != "" else '""'
 
 
-def _argument(values: str, text: str = "", default: str = "") -> Any:
+def _argument(values: str, text: str = "", default: str = "", name: str | None = None) -> Any:
     """An annotation by which tyro takes any number of words, and shows these texts."""
     words = PrimitiveConstructorSpec(
         nargs="*",
@@ -158,4 +160,4 @@ def _argument(values: str, text: str = "", default: str = "") -> Any:
         is_instance=lambda _: True,
         str_from_instance=lambda _: [],
     )
-    return Annotated[Any, words, tyro.conf.arg(help=text, help_behavior_hint=default)]
+    return Annotated[Any, words, tyro.conf.arg(help=text, name=name, help_behavior_hint=default)]

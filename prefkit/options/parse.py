@@ -29,7 +29,7 @@ def read_file(command: Command, path: str) -> dict[str, Any]:
     for name, value in read_yaml(path).items():
         name = name.replace("-", "_")
         command.refuse_unknown(name, path)
-        values[name] = _typed(command, name, value, path)
+        values[name] = typed(command, name, value, path)
     return values
 
 
@@ -53,7 +53,7 @@ def read_flags(command: Command, flags: Mapping[str, Sequence[str]]) -> dict[str
         if rules_of(command.fields[name][0]).around_prompt:  # of a shell, "\n" is two characters
             words = [word.replace("\\n", "\n") for word in words]
         value = "true" if not words else words[0] if len(words) == 1 else list(words)
-        values[name] = _typed(command, name, value, _LINE)
+        values[name] = typed(command, name, value, _LINE)
     return values
 
 
@@ -103,7 +103,15 @@ def _name(word: str) -> str:
     return word[2:].partition("=")[0].replace("-", "_") if word[:2] == "--" else ""
 
 
-def _typed(command: Command, name: str, value: Any, where: str) -> Any:
+def typed(command: Command, name: str, value: Any, where: str = "") -> Any:
+    """A value of a file or of a flag, as the type of its option and within its limits.
+
+    Args:
+        where: it was given, for messages.
+
+    Raises:
+        ConfigError: it is of another type, or refused.
+    """
     field, hint, _ = command.fields[name]
     try:
         read = coerce(name, value, hint)
@@ -111,4 +119,4 @@ def _typed(command: Command, name: str, value: Any, where: str) -> Any:
             check_option(field, hint, read)
         return read
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}" if where else f"{error}") from error

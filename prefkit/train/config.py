@@ -9,24 +9,32 @@ from prefkit.errors import ConfigError
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import METHODS, LossOptions, check_method_reads
 from prefkit.options.check import changed, check_options
+from prefkit.options.import_path import path_of
+from prefkit.train.checks.names import named_options
 from prefkit.train.checks.shared_rows import check_sequence_parallel
 from prefkit.train.fields import PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, RunConfig
 
 
+@named_options
 @dataclass(kw_only=True)
 class PreferenceConfig(PreferenceFields, RunConfig):
     """Options of a preference training run; every field is also a key of the YAML and a flag.
 
-    Keyword-only. prefkit's own fields are documented in `prefkit.train.fields.PreferenceFields` and
-    `prefkit.loss.objectives`, all others in `transformers.TrainingArguments`.
+    Keyword-only but for output_dir, the first. prefkit's own fields are documented in
+    `prefkit.train.fields.PreferenceFields` and `prefkit.loss.objectives`, all others in
+    `transformers.TrainingArguments`.
 
     Raises:
-        ConfigError: a value out of range, or options that do not go together.
+        ConfigError: a name that is no option, a value out of range, or options that do not go
+            together.
     """
 
     def __post_init__(self) -> None:
         check_options(self, [PreferenceFields])
+        for name in ("token_weights", "pair_weights"):
+            if callable(function := getattr(self, name)):  # a run is described by names
+                setattr(self, name, path_of(name, function))
         check_method_reads(self.method, changed(self, LossOptions))
         objective = self.build_objective()
         self._check_rows()
@@ -76,6 +84,12 @@ class PreferenceConfig(PreferenceFields, RunConfig):
         if self.precompute_ref_log_probs and not objective.needs_reference:
             raise ConfigError(
                 "precompute_ref_log_probs is set, but the loss reads no reference. Remove it."
+            )
+        if self.precompute_ref_log_probs and objective.needs_reference_point:
+            raise ConfigError(
+                "precompute_ref_log_probs keeps the reference's log-probabilities of the rows, and "
+                "kto also reads those of mismatched responses for its reference point. Remove it, "
+                "or set reference_point: false."
             )
         if self.precompute_ref_hidden and not objective.needs_kl:
             raise ConfigError(

@@ -126,13 +126,13 @@ class ScriptArguments:
     train_data: str | list[str] = option(
         default_factory=list, missing="Name the file(s) of preference pairs."
     )
-    """JSON, JSONL or Parquet file(s) or Hub dataset(s) of pairs (required)."""
+    """File(s), folder(s) or Hub dataset(s) (NAME or NAME:CONFIG) of pairs (required)."""
     eval_data: str | list[str] | None = option(None, free=True)
     """Pairs to evaluate on."""
     train_split: str = "train"
-    """Split of a Hub dataset to train on."""
+    """Split of a dataset to train on; train[:1000] is the first rows of it, or of a file."""
     eval_split: str = option("test", free=True)
-    """Split of a Hub dataset to evaluate on."""
+    """Split of a dataset to evaluate on."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Number format the weights are loaded and trained in."""
     attn_implementation: str | None = option(None, free=True)

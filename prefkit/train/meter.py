@@ -44,8 +44,8 @@ class Meter:
         metrics = dict(batch.metrics)
         if (balance := metrics.pop("aux_loss", None)) is not None:
             window.add({"aux_loss": balance}, min(batch.items, 1))  # of a batch, as TRL has it
-        if batch.loss_items is not None:
-            window.add({"loss": metrics.pop("loss")}, batch.loss_items)
+        for name, items in batch.items_of.items():
+            window.add({name: metrics.pop(name)}, items)
         window.add(metrics, batch.items)
         if training:
             self.clock.add(batch.tokens)
@@ -105,7 +105,7 @@ class Meter:
 
     def explain(self, logs: Mapping[str, float]) -> None:
         """Says what falling rewards of the chosen answers mean, once (see `RewardWatch`)."""
-        if "rewards/chosen" not in logs:
+        if not {"rewards/chosen", "rewards/margins"} <= logs.keys():
             return
         text = self._watch.see(logs["rewards/chosen"], logs["rewards/margins"])
         if text and self.args.process_index == 0:

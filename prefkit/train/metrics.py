@@ -34,7 +34,7 @@ class MetricWindow:
             self._pairs[name] += pairs
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all pairs of all processes; the window starts anew."""
+        """Means over all pairs of all processes, those of none left out; the window starts anew."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
@@ -45,7 +45,8 @@ class MetricWindow:
             counts = accelerator.reduce(counts, "sum")
         self._sums.clear()
         self._pairs.clear()
-        return dict(zip(names, (sums / counts).tolist(), strict=True))
+        means = zip(names, (sums / counts).tolist(), counts.tolist(), strict=True)
+        return {name: mean for name, mean, count in means if count}
 
 
 class TokenClock:

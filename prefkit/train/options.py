@@ -10,14 +10,6 @@ from prefkit.loss.objectives import check_method_reads
 from prefkit.options.check import check_options
 from prefkit.train.fields import ScriptArguments
 
-ELSEWHERE = {  # names of other libraries
-    "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, …).",
-    "model_name_or_path": "Use model.",
-    "dataset_name": "Use train_data.",
-    "eval_dataset": "Use eval_data.",
-    "use_peft": "Use adapter: lora.",
-}
-
 
 class Options(NamedTuple):
     """What a command line asks for.

@@ -16,12 +16,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from prefkit.convert.trainers.trl import ARGUMENTS as TRL_ARGUMENTS
 from prefkit.errors import ConfigError
 from prefkit.model.head.fused import install
 from prefkit.options.check import check_options
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_kinds
 from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.names import named_arguments, named_options
 from prefkit.train.fields import SupervisedFields
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.run_models import RunModels
@@ -31,10 +33,11 @@ from prefkit.train.step.balancing import router_of_run
 from prefkit.train.step.solution_loss import SolutionLoss
 
 
+@named_options
 @dataclass(kw_only=True)
 class SupervisedConfig(SupervisedFields, RunConfig):
     """Options of supervised fine-tuning: `prefkit.train.fields.SupervisedFields` and
-    `transformers.TrainingArguments`. Keyword-only.
+    `transformers.TrainingArguments`. Keyword-only but for output_dir, the first.
 
     Raises:
         ConfigError: a value out of range, or options that do not go together.
@@ -52,6 +55,7 @@ class SupervisedConfig(SupervisedFields, RunConfig):
             )
 
 
+@named_arguments(SupervisedConfig, TRL_ARGUMENTS)
 class SupervisedTrainer(PrefkitTrainer):
     """Fine-tunes a causal language model on solutions.
 

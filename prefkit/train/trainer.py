@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from prefkit.convert.trainers.trl import ARGUMENTS as TRL_ARGUMENTS
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import Objective
@@ -18,6 +19,7 @@ from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_unusable
 from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.names import named_arguments
 from prefkit.train.checks.options import check_passes
 from prefkit.train.checks.shared_rows import check_shared_model
 from prefkit.train.config import PreferenceConfig
@@ -34,6 +36,7 @@ from prefkit.train.step.pair_loss import PairLoss
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
 
+@named_arguments(PreferenceConfig, TRL_ARGUMENTS)
 class PreferenceTrainer(PrefkitTrainer):
     """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
 

@@ -384,7 +384,7 @@ def test_broken_lines_can_be_skipped(tmp_path: Path) -> None:
 def test_folders_and_hub_names_that_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PrefkitError, match=r"not one written by Dataset\.save_to_disk"):
+    with pytest.raises(PrefkitError, match=r"neither one written by Dataset\.save_to_disk nor"):
         prepare_pairs(tmp_path, TOKENIZER)
 
     def offline(*_: Any, **__: Any) -> None:

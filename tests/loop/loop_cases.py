@@ -49,6 +49,7 @@ def by_definition(
     batch: Any,
     objective: Objective,
     num_pairs: float | None = None,
+    **more: Tensor,
 ) -> Tensor:
     """The loss from whole logits of a policy and a reference, each of which applies its own scale
     and softcap."""
@@ -65,4 +66,4 @@ def by_definition(
             theirs = logp(reference)
         stats.ref_logp = theirs.gather(1, targets)[:, 0]
         stats.kl = (theirs.exp() * (theirs - ours)).sum(1)
-    return objective(stats, batch["segments"], batch["weights"], num_pairs).loss
+    return objective(stats, batch["segments"], batch["weights"], num_pairs, **more).loss

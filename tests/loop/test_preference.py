@@ -9,9 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from prefkit import DPO, preference_loss, reference_logp, stream_of
+from prefkit import DPO, KTO, preference_loss, reference_logp, stream_of
 from prefkit.errors import ModelError, PrefkitError
-from prefkit.loss.objectives import Objective
 from tests.loop.loop_cases import OBJECTIVES, batch_of, by_definition, padded, weighted
 from tests.train.trainer_cases import tiny_model
 
@@ -81,6 +80,19 @@ def test_an_adapter_switched_off_is_the_reference(name: str) -> None:
     assert again.item() == pytest.approx(want.item(), rel=1e-9)
 
 
+def test_kto_estimates_its_reference_point_from_what_the_batch_brings() -> None:
+    policy, reference = two_models()
+    beside = {**batch_of([3]), "pair_index": torch.arange(2)}  # two responses
+    ratio = reference_logp(policy, beside) - reference_logp(reference, beside)
+    point = ((beside["weights"] * ratio).sum() / 2).clamp(min=0)
+    assert point > 0
+    out = preference_loss(policy, {**BATCH, "mismatched": beside}, KTO(beta=0.5), reference)
+    want = by_definition(policy, reference, BATCH, KTO(beta=0.5), reference_point=point)
+    assert out.loss.item() == pytest.approx(want.item(), rel=1e-10)
+    with pytest.raises(PrefkitError, match="mismatched"):
+        preference_loss(policy, BATCH, KTO(beta=0.5), reference)
+
+
 def test_cached_log_probs_are_the_reference() -> None:
     policy, reference = two_models("gemma2")
     cached = {**BATCH, "ref_logp": reference_logp(reference, BATCH)}
@@ -135,25 +147,24 @@ def test_padding_changes_nothing_on_either_side(family: str, side: str) -> None:
     assert got.item() == pytest.approx(want.item() / 4, rel=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "objective"),
-    [("sigmoid", DPO(beta=0.3)), ("ipo", DPO(beta=0.3, link="ipo"))],
-)
-def test_a_batch_of_trl_gives_the_loss_and_gradients_of_trl(
-    loss_type: str, objective: Objective, tmp_path: Path
-) -> None:
+def test_a_batch_of_trl_gives_the_loss_and_gradients_of_trl(tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="TRL is not installed")
-    from tests.loss.test_against_trl import small_llama, trl_step
+    from tests.loss.test_against_trl import BETA, Run
 
-    expected, grads, batch = trl_step(loss_type, 0.0, False, tmp_path)
-    policy, reference = small_llama(0, tie=False), small_llama(1, tie=False)
-    out = preference_loss(policy, stream_of(batch), objective, reference)
-    out.loss.backward()
-    assert out.loss.item() == pytest.approx(expected, rel=2e-6)
-    scale = max(float(grad.abs().max()) for grad in grads.values())
-    found = dict(policy.named_parameters())
-    for name, grad in grads.items():
-        assert (found[name].grad - grad).abs().max() <= 1e-5 * scale, name
+    run = Run(str(tmp_path), tie=False)
+    batch = stream_of(run.kept)
+    for name in ("sigmoid", "ipo", "sigmoid_norm"):
+        expected, grads = run.theirs(loss_type=[name])
+        run.policy.zero_grad()
+        objective = DPO(beta=BETA, loss_type=[name])
+        out = preference_loss(run.policy, batch, objective, run.reference)
+        out.loss.backward()
+        assert out.loss.item() == pytest.approx(expected, rel=2e-6)
+        assert grads is not None
+        scale = max(float(grad.abs().max()) for grad in grads.values())
+        found = dict(run.policy.named_parameters())
+        for parameter, grad in grads.items():
+            assert (found[parameter].grad - grad).abs().max() <= 1e-5 * scale, parameter
 
 
 def refusals() -> dict[str, tuple[Any, ...]]:
@@ -181,7 +192,7 @@ def refusals() -> dict[str, tuple[Any, ...]]:
             ["margins"],
         ),
         "groups that no pair names": (
-            (policy, BATCH, DPO(link="plackett_luce"), reference),
+            (policy, BATCH, DPO(loss_type=["plackett_luce"]), reference),
             ["groups"],
         ),
         "a body": ((policy.model, BATCH, simpo), ["LlamaModel", "AutoModelForCausalLM"]),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefkit import DPO, TDPO, SimPO, fused_preference_loss
+from prefkit import DPO, ORPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss.links import link_loss
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import DPOP, METHODS
@@ -113,6 +113,17 @@ def dpop(beta: float, penalty: float, average: bool = False) -> Callable[[Direct
     return loss
 
 
+def orpo(lam: float) -> Callable[[Direct, Direct], Tensor]:
+    """ORPO, eqs. 4, 6 and 7: odds p / (1 − p) of the mean log-probabilities' exponentials."""
+
+    def loss(c: Direct, d: Direct) -> Tensor:
+        p_c, p_d = mean(c.lp, c.w).exp(), mean(d.lp, d.w).exp()
+        ratio = (p_c / (1 - p_c)) / (p_d / (1 - p_d))
+        return -p_c.log() - lam * _log_sigmoid(ratio.log())
+
+    return loss
+
+
 CASES: dict[str, tuple[Objective, Callable[[Direct, Direct], Tensor]]] = {
     "dpo": (DPO(beta=0.3), dpo(0.3)),
     "label smoothing": (DPO(beta=0.3, label_smoothing=0.1), dpo(0.3, 0.1)),
@@ -144,6 +155,7 @@ CASES: dict[str, tuple[Objective, Callable[[Direct, Direct], Tensor]]] = {
     ),
     "tdpo1": (TDPO(beta=0.3, variant="tdpo1"), tdpo(0.3, 0.3, detach=False)),
     "tdpo2": (TDPO(beta=0.3, alpha=0.5), tdpo(0.3, 0.15, detach=True)),
+    "orpo": (ORPO(beta=0.3), orpo(0.3)),
     "cdpo by position, as released": (
         DPO(beta=0.3, reduction="position", positions_per_pair=11),
         by_position(0.3, 11),
@@ -254,9 +266,10 @@ def test_methods_are_their_papers() -> None:
     assert {k: built[k].beta for k in betas} == betas
     assert built["dpop"] == DPOP(beta=0.3, penalty=50.0)
     assert built["simpo"] == SimPO()
+    assert built["orpo"] == ORPO(beta=0.1)
     assert METHODS["cdpo"].build({"reduction": "position"}).beta == 0.1
     assert "alpha" not in METHODS["tdpo1"].reads
-    assert METHODS["tdpo2"].reads == ("beta", "alpha")
+    assert METHODS["tdpo2"].reads == ("beta", "token_weights", "pair_weights", "alpha")
 
 
 @pytest.mark.parametrize("name", CASES)

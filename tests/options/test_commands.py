@@ -123,7 +123,7 @@ def test_every_command_shows_its_flags_in_one_form(
     assert f"usage: prefkit {name} " in shown
     flat = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
     for flag, (field, _, cls) in command.fields.items():
-        text, default = field_docs(cls)[flag], default_of(field)
+        text, default = field_docs(cls)[field.name], default_of(field)
         assert (f"--{flag} " in flat) == (flag not in command.hidden), flag
         if flag in command.hidden:
             continue

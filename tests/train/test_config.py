@@ -1,5 +1,7 @@
 """Options: what they build, how YAML and flags become them, and every mistake in them."""
 
+import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from transformers import TrainingArguments
 
 from prefkit import DPO, TDPO, PreferenceConfig, SimPO
 from prefkit.cli.train import COMMAND, load_options
+from prefkit.convert.hints import HINTS
 from prefkit.errors import ConfigError
 from prefkit.options.option import field_docs
 from prefkit.options.parse import split
@@ -92,6 +95,16 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "smoothing with hinge": ({"link": "hinge", "label_smoothing": 0.1}, ["hinge"]),
     "ipo with margin": ({"link": "ipo", "margin": 1.0}, ["margin"]),
     "position with ipo": ({"link": "ipo", "reduction": "position"}, ["position"]),
+    "loss_type": ({"loss_type": "bco"}, ["loss_type", "one of bco_pair, "]),
+    "two losses by two names": ({"loss_type": "ipo", "link": "hinge"}, ["link", "loss_type"]),
+    "weights without losses": ({"loss_weights": [1.0, 2.0]}, ["loss_weights", "2 numbers"]),
+    "loss_type with simpo": ({"method": "simpo", "loss_type": "ipo"}, ["loss_type", "cdpo"]),
+    "divergence of dpop": (
+        {"method": "dpop", "f_divergence_type": "forward_kl"},
+        ["f_divergence_type", "no effect", "step-dpo"],
+    ),
+    "a hook": ({"token_weights": "confp"}, ["token_weights", "one of confpo, "]),
+    "a hook of no module": ({"pair_weights": "no.such:f"}, ["pair_weights", "cannot be imported"]),
     "positions of a sequence": ({"positions_per_pair": 3}, ["positions_per_pair", "sequence"]),
     "cache with KL": (
         {"method": "tdpo2", "precompute_ref_log_probs": True},
@@ -202,6 +215,60 @@ def test_a_file_may_say_true_where_transformers_wants_text(tmp_path: Path) -> No
     assert load_options([*NEEDED, "--fsdp"]).config.fsdp is True
 
 
+FIRST_NAMES = {
+    "model_name_or_path": "model",
+    "torch_dtype": "dtype",
+    "dataset_name": "train_data",
+    "eval_dataset": "eval_data",
+    "use_peft": "adapter",
+    "lora_rank": "adapter",
+    "cutoff_len": "max_length",
+    "max_prompt_length": "max_length",
+    "truncation_mode": "too_long",
+    "rpo_alpha": "nll_weight",
+    "pref_ftx": "nll_weight",
+    "pref_beta": "beta",
+    "pref_loss": "loss_type",
+    "dpo_label_smoothing": "label_smoothing",
+    "gamma_beta_ratio": "margin",
+}
+
+
+def test_names_of_other_trainers_lead_to_options_that_exist() -> None:
+    """The names that TRL and LLaMA-Factory users type first, each to what does the same."""
+    known = {one.name for cls in (ScriptArguments, PreferenceConfig) for one in fields(cls)}
+    for name, ours in FIRST_NAMES.items():
+        assert ours in {*re.findall(r"[a-z]+(?:_[a-z]+)*", HINTS[name])} & known, name
+        with pytest.raises(ConfigError, match=rf"no option '{name}'.*{ours}"):
+            load_options([*NEEDED, f"--{name}", "1"])
+
+
+def test_several_losses_as_flags_and_as_yaml(tmp_path: Path) -> None:
+    words = ["--loss_type", "sigmoid", "bco_pair", "sft", "--loss_weights", "0.8", "0.2", "1"]
+    config = load_options([*NEEDED, *words]).config
+    losses = DPO(loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0])
+    assert config.build_objective() == losses
+    path = tmp_path / "c.yaml"
+    path.write_text("loss_type: [sigmoid, bco_pair, sft]\nloss_weights: [0.8, 0.2, 1]\n")
+    assert load_options([str(path), *NEEDED]).config.build_objective() == losses
+    one = load_options([*NEEDED, "--loss_type", "ipo"]).config.build_objective()
+    assert one == DPO(link="ipo") == PreferenceConfig(loss_type="ipo").build_objective()
+
+
+def test_a_function_from_python_is_an_option_by_its_name() -> None:
+    """A run is described, saved and resumed by names."""
+    config = PreferenceConfig(token_weights=half_weights, pair_weights="wpo")
+    assert config.token_weights == f"{__name__}:half_weights"
+    assert config.build_objective().outputs == ("logp", "ref_logp", "log_sum_sq")
+    json.loads(config.to_json_string())
+    with pytest.raises(ConfigError, match=r"token_weights is <function .*no import path"):
+        PreferenceConfig(token_weights=lambda logp: logp.exp())
+
+
+def half_weights(logp: Any) -> Any:
+    return 0 * logp + 0.5
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_sound(path: Path) -> None:
     script, config, _ = load_options([str(path)])
@@ -247,7 +314,9 @@ BAD_FLAGS = {
     "its own default": ([*NEEDED, "--method", "tdpo2", "--link", "sigmoid"], ["link", "step-dpo"]),
     "no model": (["--train_data", "x"], ["model is missing"]),
     "no data": (["--model", "x"], ["train_data is missing"]),
-    "loss_type": (["--loss_type", "ipo"], ["loss_type", "method", "link"]),
+    "TRL's name of RPO": (["--rpo_alpha", "1"], ["rpo_alpha", "Use nll_weight"]),
+    "TRL's old dtype": (["--torch_dtype", "bfloat16"], ["torch_dtype", "Use dtype."]),
+    "LLaMA-Factory's loss": (["--pref_loss", "ipo"], ["pref_loss", "Use loss_type"]),
     "forgotten data": (["--model", "m", "--train_data"], ["train_data needs a value"]),
     "forgotten number": ([*NEEDED, "--beta"], ["beta needs a value"]),
     "forgotten choice": ([*NEEDED, "--method"], ["method needs a value"]),

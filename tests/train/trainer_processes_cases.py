@@ -62,6 +62,7 @@ CASES = {
         options={"method": "tdpo2", "layout": "separate", "precompute_ref_hidden": True},
         together=SHARED,
     ),
+    "kto": Case(options={"method": "kto"}),  # z0 is of both processes
     "experts": Case(**BALANCED),
     "shared rows, experts": Case(**BALANCED, together=SHARED),
     # Two groups of two processes read four packed rows a step, of 12: three steps, no row twice.

@@ -133,6 +133,11 @@ class PairCollator(_Collator):
         batch["pair_index"] = torch.tensor([index for index, _ in indexed], dtype=torch.int64)
         groups = group_numbers(pairs)
         batch["groups"], batch["num_groups"] = torch.from_numpy(groups), int(groups.max()) + 1
+        there = [[bool(side.scored.any()) for side in (p.chosen, p.rejected)] for p in pairs]
+        batch["sides_there"] = (sum(one[0] for one in there), sum(one[1] for one in there))
+        if mismatched := [side for pair in pairs for side in pair.mismatched]:
+            single = SolutionCollator(self.pad_token_id, self.pad_to_multiple_of, self.layout)
+            batch["mismatched"] = single(mismatched)
         margins = [pair.margin for pair in pairs if pair.margin is not None]
         if len(margins) == len(pairs):
             batch["margins"] = torch.tensor(margins, dtype=torch.float32)

@@ -6,6 +6,7 @@
     scdpo      role lists with `assistant_correct` steps and typed blocks (arXiv 2407.00782)
     cdpo       scored files with prob_result (arXiv 2411.19943); unscored ones are trl rows
     tdpo       one prompt with responses and index pairs (arXiv 2404.11999)
+    unpaired   one completion with a label, where the method reads such rows (arXiv 2402.01306)
 
 The format of a row is detected from its fields, so one source may mix several. Rows of other
 trainers are brought into these (other_trainers.py), and no text column is passed over. Other fields
@@ -27,6 +28,7 @@ from prefkit.data.formats.other_trainers import Columns, check_columns, known, r
 from prefkit.data.formats.papers import read_cdpo, read_step_dpo, read_tdpo
 from prefkit.data.formats.several import by_rejected, same_choice
 from prefkit.data.formats.strings import read_strings
+from prefkit.data.formats.unpaired import is_unpaired, read_unpaired
 from prefkit.data.pair import Pair, is_conversational
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.errors import ConfigError, RowError
@@ -53,6 +55,7 @@ class ReadOptions(RowOptions):
         on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
         skipped_file: JSON Lines file for skipped and cut rows, or None.
         margins: read each row's `margin`, a number: by how much its chosen response is better.
+        unpaired: read rows of one labelled response, too (unpaired.py).
     """
 
     format: str = "auto"
@@ -60,6 +63,7 @@ class ReadOptions(RowOptions):
     on_bad_row: Literal["error", "skip"] = "error"
     skipped_file: str | os.PathLike[str] | None = None
     margins: bool = False
+    unpaired: bool = False
 
     @classmethod
     def of(cls, options: Any, **more: Any) -> "ReadOptions":
@@ -132,6 +136,9 @@ def read_row(row: Row, options: ReadOptions) -> Iterator[Pair | RowError]:
     with several rejected responses, of which a bad one does not spoil the others."""
     try:
         row = renamed(row, options.columns)
+        if options.unpaired and is_unpaired(row):
+            yield read_unpaired(row)
+            return
         row.check_names()
         rows = by_rejected(known(row))
     except RowError as error:

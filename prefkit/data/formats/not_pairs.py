@@ -57,7 +57,8 @@ Sort the two, in Python:
   pair["rejected"] = row[f"human_ref_{worse}"]\
 """
 _UNPAIRED = """\
-Give two completions of a prompt in one row, one with label true and one with label false:
+Train it with method kto, which takes responses by themselves, or give two completions of a prompt
+in one row, one with label true and one with label false:
   pair = {"prompt": good["prompt"], "chosen": good["completion"], "rejected": bad["completion"]}\
 """
 _NOT_A_PAIR = "holds rated completions, not a pair of two"

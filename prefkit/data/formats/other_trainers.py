@@ -27,6 +27,8 @@ Columns = Mapping[str, str | None]
 QUESTIONS = ("question", "query", "problem", "input")  # one string that is the whole prompt
 CONVERSATIONS = ("conversations", "conversation", "messages")
 ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected"}
+# Fields of those layouts, which `columns` may name as well.
+_LAYOUTS = ("instruction", "input", "history")
 _READ = frozenset(
     (
         *("prompt", "chosen", "rejected", "margin", "responses", "pairs", "sft_target"),
@@ -63,7 +65,7 @@ def check_columns(columns: Any, fields: Collection[str] = ()) -> None:
             f"columns is {columns!r}. Write an object of prefkit's fields and your columns, such "
             'as {"prompt": "question"}; null leaves a column out: {"notes": null}.'
         )
-    fields = fields or _READ
+    fields = fields or {*_READ, *_LAYOUTS}
     for name, column in columns.items():
         if column is not None and name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)

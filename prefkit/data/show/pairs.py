@@ -36,6 +36,9 @@ def print_pair(
         ("chosen", GREEN, pair.chosen, sides[0]),
         ("rejected", RED, pair.rejected, sides[1]),
     ):
+        if not side.scored.any():
+            console.print(Text(f"no {name} response", style="dim"))
+            continue
         zeros = int((side.weights[side.scored] == 0).sum())
         counts = f"{int(side.scored.sum())} scored tokens" + (
             f", {zeros} of weight 0" * bool(zeros)

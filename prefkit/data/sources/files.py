@@ -4,6 +4,7 @@ A broken line does not hide the lines after it: it becomes a `RowError` at its i
 caller can stop at the first one or skip and list them all. Nothing here looks inside a row.
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from prefkit.data.sources.json_rows import (
     parse_json,
     parse_lines,
 )
+from prefkit.data.sources.splits import first_rows, parts_of
 from prefkit.errors import NoRowsError, PrefkitError, RowError
 
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".csv")
@@ -48,9 +50,10 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
 
     Args:
         source: a path to a .json, .jsonl, .parquet or .csv file, a folder written by
-            `Dataset.save_to_disk`, a `datasets.Dataset` (or dict of splits), a list of dicts, a
-            column-wise or prompt-keyed dict, or a dataset's name on the hub. Streams are refused.
-        split: which split of a dataset with several.
+            `Dataset.save_to_disk` or of files that `datasets` loads, a `datasets.Dataset` (or dict
+            of splits), a list of dicts, a column-wise or prompt-keyed dict, or a dataset's name on
+            the hub, followed by `:CONFIG` where it has several. Streams are refused.
+        split: which split of a dataset with several, and which rows of it: `train[:1000]`.
 
     Returns:
         The rows; unreadable ones are `RowError` items, not raised yet.
@@ -63,9 +66,10 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
     if isinstance(source, str | os.PathLike):
         rows = _load_named(os.fspath(source), split)
     elif isinstance(source, Mapping) and not hasattr(source, "with_format"):
-        rows = Rows("rows in memory", from_json(dict(source), "rows in memory"))
+        found = from_json(dict(source), "rows in memory")
+        rows = Rows("rows in memory", found[: first_rows(split)])
     elif isinstance(source, list | tuple):
-        rows = Rows("rows in memory", as_rows(source, "rows in memory"))
+        rows = Rows("rows in memory", as_rows(source, "rows in memory")[: first_rows(split)])
     else:
         rows = _from_dataset(source, split, "dataset")
     if not rows.items:
@@ -78,7 +82,7 @@ def _load_named(name: str, split: str) -> Rows:
     if path.is_dir():
         return _load_folder(path, split)
     if path.is_file():
-        return Rows(str(path), _load_file(path))
+        return Rows(str(path), _load_file(path)[: first_rows(split)])
     if path.suffix in FILE_TYPES or path.is_absolute() or name.startswith("."):
         raise PrefkitError(f"{name}: no such file. Check the path (it is read from {Path.cwd()}).")
     return _load_hub(name, split)
@@ -128,32 +132,47 @@ def _load_folder(path: Path, split: str) -> Rows:
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, PrefkitError):
             raise
+    name, most = parts_of(split)
+    try:  # files, whose names say the split: train.jsonl, test.jsonl
+        return _taken(datasets.load_dataset(str(path), split=name), most, str(path))
+    except Exception as error:  # every kind of file has a loader with errors of its own
         raise PrefkitError(
-            f"{path}: is a folder, but not one written by Dataset.save_to_disk ({error}). "
-            f"Give a single file ({', '.join(FILE_TYPES)}) or such a folder."
+            f"{path}: is a folder, but neither one written by Dataset.save_to_disk nor one of "
+            f"files with split '{split}' ({type(error).__name__}: {error}). Give a single file "
+            f"({', '.join(FILE_TYPES)}) or such a folder."
         ) from error
 
 
 def _load_hub(name: str, split: str) -> Rows:
     import datasets
 
+    path, _, config = name.partition(":")
+    whole, most = parts_of(split)
     try:
-        dataset = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(path, config or None, split=whole)
     except Exception as error:  # the hub client raises many kinds: all mean "not available"
         raise PrefkitError(
             f"{name}: is no file here, and could not be loaded as a hub dataset with split "
             f"'{split}' ({type(error).__name__}: {error}). Check the name, the split and the "
             "connection, or give a path."
         ) from error
-    return _from_dataset(dataset, split, name)
+    return _taken(dataset, most, name)
 
 
 def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
+    """The rows of a dataset, or of one of its splits."""
+    most = first_rows(split)
+    name, _ = parts_of(split)
     if isinstance(dataset, Mapping):
-        if split not in dataset:
+        if name not in dataset:
             names = ", ".join(map(str, dataset))
-            raise PrefkitError(f"{source}: has no split '{split}'. Choose one of: {names}.")
-        dataset = dataset[split]
+            raise PrefkitError(f"{source}: has no split '{name}'. Choose one of: {names}.")
+        dataset = dataset[name]
+    return _taken(dataset, most, source)
+
+
+def _taken(dataset: Any, most: int | None, source: str) -> Rows:
+    """The rows of a dataset without splits, or the first of them."""
     refuse_stream(dataset, source)
     if isinstance(dataset, str | bytes) or not hasattr(dataset, "__iter__"):
         raise PrefkitError(
@@ -162,8 +181,8 @@ def _from_dataset(dataset: Any, split: str, source: str) -> Rows:
         )
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)  # plain Python values whatever format was set
-        return Rows(source, as_rows(map(unfilled_row, dataset), source))
-    return Rows(source, as_rows(dataset, source))
+        dataset = map(unfilled_row, itertools.islice(dataset, most))
+    return Rows(source, as_rows(itertools.islice(dataset, most), source))
 
 
 def unfilled_row(row: Any) -> Any:

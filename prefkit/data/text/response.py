@@ -39,6 +39,8 @@ def write_response(
             begins one; a thought would be opened twice, or an answer stand in an open one; there is
             no token to end the response with.
     """
+    if side.absent:
+        return Written(side, None)
     if side.messages and not rendered.is_begun:
         written = by_template(front, name, side, rendered, renderer)
         if written is not None:

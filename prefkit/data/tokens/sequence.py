@@ -74,6 +74,8 @@ def finish_side(
             tokens, a character without a token, …
     """
     side, end_id = written.side, written.end
+    if side.absent:
+        return _context_alone(encoded)
     _check_coverage(front, name, encoded, renderer.tokenizer)
     in_response = encoded.in_response
     scored = in_response & ~_wholly_masked(encoded, side)
@@ -97,6 +99,13 @@ def finish_side(
         weights=weights[:length],
         eos=bool((append or ends_already) and length == len(ids)),
     )
+
+
+def _context_alone(encoded: Encoded) -> TokenizedSide:
+    """The sequence of a response that is absent: nothing of it counts."""
+    nothing = np.zeros(len(encoded.ids), dtype=np.float32)
+    ids = encoded.ids.astype(np.int32)
+    return TokenizedSide(ids=ids, scored=nothing > 0, weights=nothing, eos=False)
 
 
 def _first_scored(front: Front, name: str, scored: np.ndarray, append: bool) -> int:

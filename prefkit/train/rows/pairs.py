@@ -11,6 +11,7 @@ from prefkit.data.batch.collators import PairCollator
 from prefkit.data.batch.packing import PackedDataset, rows_of_data
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.formats.detect import ReadOptions
+from prefkit.data.mismatched import with_mismatched
 from prefkit.data.sources.iterable import stream_of
 from prefkit.data.streamed.prepare import stream_pairs
 from prefkit.data.streamed.rows import StreamedRows
@@ -102,18 +103,22 @@ def prepare_dataset(
     Raises:
         RowError, PrefkitError: see `prepare_pairs`.
     """
-    margins = args.build_objective().needs_margins
+    objective = args.build_objective()
+    margins, point = objective.needs_margins, objective.needs_reference_point
+    text_config = model_config.get_text_config()
+    options = tokenize_options(args, text_config)
     if isinstance(rows, PairDataset | CachedDataset | StreamedRows):
         if margins and isinstance(prepared := plain(rows), PairDataset):
             _check_margins(prepared, name)
-        return rows
-    text_config = model_config.get_text_config()
-    options = tokenize_options(args, text_config)
+        return _with_mismatched(rows, options.max_length, name) if point else rows
     checks = row_options(args, text_config, name)
     vocab_size, skipped = checks["vocab_size"], checks["skipped_file"]
     level = args.resolved_level
-    reading = ReadOptions.of(args, level=level, skipped_file=skipped, margins=margins)
+    more = {"margins": margins, "unpaired": objective.mean_over == "sides"}
+    reading = ReadOptions.of(args, level=level, skipped_file=skipped, **more)
     if (stream := stream_of(rows, split)) is not None:
+        if point:
+            raise ConfigError(_NO_STREAM)
         if name != "train":
             refuse_eval_stream(stream, name)
         part = (args.process_index, args.world_size)
@@ -129,7 +134,40 @@ def prepare_dataset(
             "rejected_weights, rejected_spans or a scored file (docs/data.md).",
             name,
         )
-    return dataset
+    if objective.mean_over == "sides" and name == "train":
+        _say_balance(dataset, args)
+    return _with_mismatched(dataset, options.max_length, name) if point else dataset
+
+
+def _say_balance(dataset: PairDataset, args: PreferenceConfig) -> None:
+    """Says where desirable and undesirable responses are not balanced as KTO's paper has them."""
+    sides = ([pair.chosen for pair in dataset.pairs], [pair.rejected for pair in dataset.pairs])
+    good, bad = (sum(bool(side.scored.any()) for side in of_kind) for of_kind in sides)
+    weights = args.desirable_weight, args.undesirable_weight
+    if good and bad and all(weights) and not 1 <= (weights[0] * good) / (weights[1] * bad) <= 4 / 3:
+        low, high = weights[1] * bad / good, 4 / 3 * weights[1] * bad / good
+        logger.warning(
+            "kto: %d desirable and %d undesirable responses with weights %g and %g. Its paper "
+            "keeps weight times number between 1:1 and 4:3: desirable_weight from %.3g to %.3g.",
+            *(good, bad, *weights, low, high),
+        )
+
+
+_NO_STREAM = (
+    "kto estimates its reference point from responses to other prompts of the data set, and a "
+    "stream has none beside a row. Give a data set instead of a stream, or set reference_point: "
+    "false."
+)
+
+
+def _with_mismatched(dataset: Any, max_length: int | None, name: str) -> PairDataset:
+    """The data with mismatched responses; those that were prepared without them get them now."""
+    if not isinstance(dataset, PairDataset):
+        raise ConfigError(_NO_STREAM)
+    if all(pair.mismatched for pair in dataset.pairs):
+        return dataset
+    pairs = with_mismatched(dataset.pairs, max_length, name)
+    return PairDataset(pairs, dataset.report, dataset.texts, dataset.chat_template)
 
 
 def _check_margins(dataset: PairDataset, name: str) -> None:

@@ -1,7 +1,7 @@
 """What the loss of one batch leaves behind, and what a trainer asks of a loss."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +24,7 @@ class BatchLoss:
             fills an evaluation up.
         tokens: tokens that the model read.
         output: of the model's forward.
-        loss_items: what `loss` is a mean over where that is not `items`: groups of pairs; or None.
+        items_of: metric → what it is a mean over, where that is not `items`.
     """
 
     value: Tensor
@@ -32,7 +32,7 @@ class BatchLoss:
     items: int
     tokens: int
     output: RequestOutput
-    loss_items: int | None = None
+    items_of: Mapping[str, int] = field(default_factory=dict)
 
 
 def items_of_window(items: int, accelerator: Accelerator, device: torch.device) -> Any:

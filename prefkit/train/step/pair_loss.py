@@ -10,6 +10,7 @@ from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loop.preference import ask_preference, groups_of
+from prefkit.loop.reference_point import point_of
 from prefkit.loop.references import reference_terms
 from prefkit.loss.objectives import Objective
 from prefkit.train.checks.best_metric import objective_metrics
@@ -40,6 +41,8 @@ class PairLoss:
         return sum(map(self._items_of, batches))
 
     def _items_of(self, batch: Mapping[str, Any]) -> int:
+        if self.objective.mean_over == "sides":
+            return sum(_sides_there(batch))
         if not self.objective.needs_groups:
             return len(batch["pair_index"])
         groups = groups_of(batch)
@@ -66,6 +69,7 @@ class PairLoss:
         """
         count, group = self._items_of(inputs), self.sequence_group
         items = counted_pairs(inputs)
+        head, reference = self.models.head, self.models.reference
         options: dict[str, Any] = {
             "memory_budget": self.args.memory_budget,
             "backend": self.args.head_backend,
@@ -74,10 +78,11 @@ class PairLoss:
             model,
             inputs,
             self.objective,
-            self.models.head,
+            head,
             self._reference_terms(inputs, options),
             num_pairs=num_items,
             sequence_group=group,
+            reference_point=point_of(model, inputs, self.objective, head, reference, **options),
             balance=balance_of(self.models.router, inputs, steps, group),
             passes=self.args.head_passes,
             **options,
@@ -96,8 +101,24 @@ class PairLoss:
             items=items,
             tokens=inputs.get("num_tokens", read),
             output=output,
-            loss_items=items and count if self.objective.needs_groups else None,
+            items_of=self._items_by_metric(inputs, count) if items else {},
         )
+
+    def _items_by_metric(self, inputs: Mapping[str, Any], count: int) -> dict[str, int]:
+        """What metrics are means over, where that is not pairs."""
+        if self.objective.mean_over == "pairs":
+            return {}
+        if self.objective.mean_over == "groups":
+            return {"loss": count}
+        chosen, rejected = _sides_there(inputs)
+        both = chosen + rejected - len(inputs["pair_index"])
+        return {
+            "loss": count,
+            **dict.fromkeys(("rewards/chosen", "logps/chosen"), chosen),
+            **dict.fromkeys(("rewards/rejected", "logps/rejected"), rejected),
+            "rewards/accuracies": both,
+            "rewards/margins": int(chosen > 0 and rejected > 0),  # a batch's, as TRL has it
+        }
 
     def _reference_terms(
         self, inputs: Mapping[str, Any], options: dict[str, Any]
@@ -115,3 +136,13 @@ class PairLoss:
                 "and precompute_ref_hidden out."
             )
         return terms
+
+
+def _sides_there(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many chosen and how many rejected responses a batch has."""
+    known = batch.get("sides_there")  # a GPU would have to be asked
+    if known is not None:
+        return known
+    segments = batch["segments"].unique()
+    segments = segments[segments >= 0]
+    return int((segments % 2 == 0).sum()), int((segments % 2 == 1).sum())

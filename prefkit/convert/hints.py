@@ -1,0 +1,27 @@
+"""Names of other trainers → what to do where one of them stands for an option of prefkit.
+
+The tables of the translation say it, so that a name is written down once; but for names that they
+translate together with others, and those of arguments in Python.
+"""
+
+from prefkit.convert.trainers import TRAINERS
+from prefkit.convert.trainers.transformers_names import TRANSFORMERS
+
+_BY_ITSELF = {
+    "train_dataset": "Use train_data.",
+    "eval_dataset": "Use eval_data.",
+    "reference_model": "Use ref_model.",
+    "ref_model_name_or_path": "Use ref_model.",
+    "tokenizer_name_or_path": "Use tokenizer.",
+    "pref_beta": "Use beta.",
+    "pref_loss": "Use loss_type, or another method (simpo, orpo, kto).",
+    "pref_ftx": "Use nll_weight.",
+    "dpo_label_smoothing": "Use label_smoothing.",
+    "simpo_gamma": "Use method: simpo, and margin.",
+    "gamma_beta_ratio": "Use method: simpo, and margin, which is beta times this ratio.",
+}
+HINTS: dict[str, str] = {**_BY_ITSELF}
+HINTS |= {name: rule.hint for name, rule in TRANSFORMERS.items()}
+for _trainer in TRAINERS:
+    for _name, _rule in _trainer.rules.items():
+        HINTS.setdefault(_name, f"It is {_trainer.title}'s name. {_rule.hint}")

@@ -1,0 +1,310 @@
+"""axolotl's keys that are read together."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from prefkit.convert.adapters import write_targets
+from prefkit.convert.draft import Draft
+from prefkit.convert.loss import LossKeys, write_losses
+from prefkit.errors import ConfigError
+
+_EXCESS = {"drop": "skip", "truncate": "truncate_end", "raise": "error"}
+LORA = {
+    "lora_r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_modules_to_save": "lora_modules_to_save",
+    "peft_use_dora": "use_dora",
+    "peft_use_rslora": "use_rslora",
+    "load_in_4bit": "load_in_4bit",
+    "load_in_8bit": "load_in_8bit",
+}
+LOGGERS = {
+    "use_wandb": "wandb",
+    "use_mlflow": "mlflow",
+    "use_tensorboard": "tensorboard",
+    "use_comet": "comet_ml",
+    "use_trackio": "trackio",
+}
+RUN_NAMES = ("wandb_name", "mlflow_run_name", "trackio_run_name")
+# Attention by its own switch → attn_implementation.
+ATTENTION = {
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+    "flex_attention": "flex_attention",
+}
+_STEPS = "gradient_accumulation_steps"
+
+
+def loss(draft: Draft) -> None:
+    kind = draft["rl"]
+    if kind not in ("dpo", "ipo", "simpo", "orpo"):
+        raise ConfigError(
+            f"rl is {kind!r}; prefkit train learns from pairs, as rl: dpo, ipo, simpo or orpo. "
+            "(Solutions: prefkit.SupervisedTrainer.)"
+        )
+    if kind == "dpo":
+        draft.write("rl", {"method": "dpo"})
+        write_losses(draft, LossKeys("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing"))
+    else:
+        options = {"method": "dpo", "loss_type": "ipo"} if kind == "ipo" else {"method": kind}
+        why = "TRL's ORPO also counts the prompt in its likelihood" if kind == "orpo" else ""
+        draft.write("rl", options, why, is_loss=True)
+        for key in ("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing"):
+            draft.leave(key, f"it belongs to rl: dpo, not {kind}")
+    _simpo(draft, kind)
+    _beta(draft)
+
+
+def _simpo(draft: Draft, kind: str) -> None:
+    """CPO's trainer adds a likelihood term to SimPO unless cpo_alpha is 0."""
+    if kind != "simpo":
+        for key in ("simpo_gamma", "cpo_alpha"):
+            draft.leave(key, "it belongs to rl: simpo")
+        return
+    if draft["simpo_gamma"] is None:
+        remedy = "Give it; axolotl fails without it as well."
+        draft.refuse("simpo_gamma", "SimPO needs its target margin", remedy)
+    else:
+        draft.write("simpo_gamma", {"margin": draft["simpo_gamma"]})
+    if draft["cpo_alpha"] in (0, 0.0):
+        draft.leave("cpo_alpha", "it is off")
+    else:
+        why = "TRL adds a likelihood over the batch's tokens, which no loss of prefkit does"
+        draft.refuse("cpo_alpha", why, "Set cpo_alpha: 0 for SimPO as it was published.")
+
+
+def _beta(draft: Draft) -> None:
+    """trl.beta before the others, in this order; TRL's own where none is given."""
+    names = ("rl_beta", "dpo_beta", "orpo_alpha")
+    ruling = next((key for key in names if draft.given.get(key) is not None), "rl_beta")
+    for inner in draft.inner("trl", {}):
+        for key in inner.open_keys():
+            if key == "beta" and inner[key] is not None:
+                inner.write(key, {"beta": inner[key]})
+                ruling = "trl"
+            else:
+                inner.leave(key, "it is read by methods that sample")
+    for key in names:
+        if key == ruling:
+            draft.write(key, {"beta": draft[key]})
+        else:
+            draft.leave(key, "it is off" if draft[key] is None else f"{ruling} rules")
+
+
+def length(draft: Draft) -> None:
+    draft.write("sequence_len", {"max_length": draft["sequence_len"]})
+    strategy = str(draft["excess_length_strategy"] or "drop").lower()
+    draft.write("excess_length_strategy", {"too_long": _EXCESS.get(strategy, strategy)})
+
+
+def batch(draft: Draft) -> None:
+    """batch_size is micro_batch_size times gradient_accumulation_steps."""
+    micro, steps, whole = (draft[key] for key in ("micro_batch_size", _STEPS, "batch_size"))
+    draft.write("micro_batch_size", {"per_device_train_batch_size": micro})
+    if steps is None and whole:
+        draft.write("batch_size", {_STEPS: whole // (micro or 1)})
+        draft.leave(_STEPS, "batch_size says it")
+    else:
+        draft.leave("batch_size", "gradient_accumulation_steps says it" if whole else "it is off")
+        draft.write(_STEPS, {_STEPS: steps or 1})
+
+
+def precision(draft: Draft) -> None:
+    """bf16 is auto unless said otherwise; weights are loaded in what is computed in."""
+    brain, half = draft["bf16"], bool(draft["fp16"] or draft["float16"])
+    whole = brain == "full"
+    on = bool(brain or draft["bfloat16"]) and not (half and brain == "auto")
+    options: dict[str, Any] = {"dtype": "bfloat16" if on else "float32", "bf16": on and not whole}
+    options |= {"bf16_full_eval": True} if whole else {}
+    why = "auto is on where the GPU has it" if brain == "auto" and on else ""
+    draft.write("bf16", options, why)
+    draft.leave("bfloat16", "dtype says it")
+    if half and not on:
+        why = "axolotl loads float16 weights; here they are float32, computed in float16"
+        draft.write("fp16", {"fp16": True}, why)
+    else:
+        draft.leave("fp16", "bf16 rules" if half else "it is off")
+    draft.leave("float16", "fp16 says it" if half else "it is off")
+    if draft["tf32"] is True:
+        draft.write("tf32", {"tf32": True})
+    else:
+        draft.leave("tf32", "it is off, or the machine's")
+
+
+def adapter(draft: Draft) -> None:
+    kind, all_linear = draft["adapter"], bool(draft["lora_target_linear"])
+    on = kind in ("lora", "qlora")
+    if kind is None or on:
+        draft.write("adapter", {"adapter": "lora" if on else "none"})
+    else:
+        draft.refuse("adapter", f"prefkit trains all weights or a LoRA ({kind})", "Use lora.")
+    for key, name in LORA.items():
+        value = draft[key]
+        if not on:
+            draft.leave(key, "there is no LoRA (adapter)")
+        elif key in ("lora_r", "lora_alpha") and value is None:
+            draft.refuse(key, "axolotl has no value of its own for it", "Give it.")
+        elif not value and key != "lora_dropout":
+            draft.leave(key, "it is off")
+        else:
+            draft.write(key, {name: value})
+    if not on:
+        for key in ("lora_target_linear", "lora_target_modules"):
+            draft.leave(key, "there is no LoRA (adapter)")
+    elif all_linear:
+        draft.write("lora_target_linear", {"lora_target_modules": "all-linear"})
+        draft.leave("lora_target_modules", "all linear layers are among them")
+    else:
+        draft.leave("lora_target_linear", "it is off")
+        write_targets(draft, "lora_target_modules", draft.get("base_model"))
+
+
+def schedule(draft: Draft) -> None:
+    """Steps until the peak, and the cosine's end."""
+    kind, least = draft["lr_scheduler"] or "cosine", draft["cosine_min_lr_ratio"]
+    if least and kind == "cosine":
+        rate = {"lr_scheduler_kwargs": {"min_lr_rate": least}}
+        draft.write("lr_scheduler", {"lr_scheduler_type": "cosine_with_min_lr"})
+        draft.write("cosine_min_lr_ratio", rate)
+        draft.leave("lr_scheduler_kwargs", "cosine_min_lr_ratio rules")
+    else:
+        _of_transformers(draft, "lr_scheduler", "lr_scheduler_type", kind)
+        draft.leave("cosine_min_lr_ratio", "it is off, or belongs to cosine")
+        if draft["lr_scheduler_kwargs"]:
+            options = {"lr_scheduler_kwargs": draft["lr_scheduler_kwargs"]}
+            draft.write("lr_scheduler_kwargs", options)
+        else:
+            draft.leave("lr_scheduler_kwargs", "it is empty")
+    _warmup(draft)
+
+
+def _of_transformers(draft: Draft, key: str, option: str, value: Any) -> None:
+    """An optimiser or a schedule; axolotl has more of them than transformers."""
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    names = [one.value for one in (OptimizerNames if option == "optim" else SchedulerType)]
+    if value in names:
+        draft.write(key, {option: value})
+    else:
+        near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.3)
+        remedy = f"Choose another, such as {', '.join(near or names[:3])}."
+        draft.refuse(key, f"transformers has no {value}", remedy)
+
+
+def _warmup(draft: Draft) -> None:
+    steps, share = draft["warmup_steps"], draft["warmup_ratio"]
+    if steps is not None:
+        draft.write("warmup_steps", {"warmup_steps": 2 if steps == 1 else steps})
+        draft.leave("warmup_ratio", "warmup_steps rules")
+        return
+    draft.leave("warmup_steps", "warmup_ratio says it")
+    limit = "axolotl stops at 100 steps" if share is None else ""
+    draft.write("warmup_ratio", {"warmup_steps": 0.03 if share is None else share}, limit)
+
+
+def saving(draft: Draft) -> None:
+    """Checkpoints: every so many steps, or a share of the run, or at each epoch."""
+    steps, share = draft["save_steps"], share_of_run(draft, "saves_per_epoch")
+    if steps:
+        draft.write("save_steps", {"save_strategy": "steps", "save_steps": steps})
+        draft.leave("saves_per_epoch", "save_steps rules")
+    else:
+        draft.leave("save_steps", "it is off")
+        if share:
+            options = {"save_strategy": "steps", "save_steps": share}
+            draft.write("saves_per_epoch", options)
+        else:
+            draft.leave("saves_per_epoch", "it comes to one of the whole run")
+    if steps or share:
+        draft.leave("save_strategy", "steps rule")
+    else:
+        draft.write("save_strategy", {"save_strategy": draft["save_strategy"] or "epoch"})
+
+
+def share_of_run(draft: Draft, key: str) -> float | None:
+    """The share of the run after which something is done again; None for all of it, or more."""
+    often = draft[key]
+    share = 1 / (often * draft["num_epochs"]) if often else 1
+    return share if share < 1 else None
+
+
+def reports(draft: Draft) -> None:
+    """Loggers; a project of wandb's turns wandb on."""
+    wandb = bool(draft["use_wandb"] or draft["wandb_project"])
+    on = [name for key, name in LOGGERS.items() if draft[key] or (key == "use_wandb" and wandb)]
+    first = True
+    for key in (*LOGGERS, "wandb_project"):
+        chosen = bool(draft[key]) and bool(on)
+        if chosen and first:
+            hint = "WANDB_PROJECT names the project" if key == "wandb_project" else ""
+            draft.write(key, {"report_to": on}, hint)
+            first = False
+        else:
+            draft.leave(key, "report_to says it" if chosen else "it is off")
+    named = [key for key in RUN_NAMES if draft[key]]
+    for key in RUN_NAMES:
+        if named and key == named[0] and on:
+            draft.write(key, {"run_name": draft[key]})
+        else:
+            draft.leave(key, "it is off")
+
+
+def hub(draft: Draft) -> None:
+    name = draft["hub_model_id"]
+    pushed = {"hub_model_id": name, "push_to_hub": True, "hub_private_repo": True}
+    if name:
+        draft.write("hub_model_id", pushed)
+    else:
+        draft.leave("hub_model_id", "it is off")
+
+
+def attention(draft: Draft) -> None:
+    for key, name in ATTENTION.items():
+        if draft[key]:
+            draft.write(key, {"attn_implementation": name})
+        else:
+            draft.leave(key, "it is off")
+
+
+def checkpointing(draft: Draft) -> None:
+    value, offloaded = draft["gradient_checkpointing"], draft["activation_offloading"]
+    why = "" if isinstance(value, bool) else "nothing is offloaded"
+    on = bool(value or offloaded)
+    draft.write("gradient_checkpointing", {"gradient_checkpointing": on}, why)
+    draft.leave(
+        "activation_offloading", "it saves memory alone; prefkit recomputes" if offloaded else "off"
+    )
+
+
+def optimiser(draft: Draft) -> None:
+    given = draft["optim_args"]
+    _of_transformers(draft, "optimizer", "optim", draft["optimizer"] or "adamw_torch_fused")
+    if isinstance(given, Mapping):
+        given = ",".join(f"{name}={value}" for name, value in given.items())
+    if given:
+        draft.write("optim_args", {"optim_args": given})
+    else:
+        draft.leave("optim_args", "it is empty")
+
+
+def special_tokens(draft: Draft) -> None:
+    for inner in draft.inner("special_tokens", {}):
+        for key in inner.open_keys():
+            if key == "pad_token" or not inner[key]:
+                inner.leave(key, "padding is no part of the loss" if inner[key] else "it is empty")
+            else:
+                remedy = "Remove it where the tokenizer has it already; else save one that has it."
+                inner.refuse(key, "prefkit changes no tokenizer", remedy)
+
+
+def plugins(draft: Draft) -> None:
+    harmless = ("liger", "cut_cross_entropy", "swanlab", "kernels")
+    others = [name for name in draft["plugins"] or [] if not any(h in name for h in harmless)]
+    if others:
+        draft.refuse("plugins", f"prefkit does not know {', '.join(others)}", "Remove them.")
+    else:
+        draft.leave("plugins", "they change how a run is computed or logged")

@@ -1,0 +1,78 @@
+"""KTO against its formula in fp64: pairs, and responses that stand alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefkit import DPO, KTO, fused_preference_loss
+from tests.loss.test_objectives import Direct, sample
+
+POINT = torch.tensor(0.7, dtype=torch.float64)
+ALONE = {"both": (), "a desirable one alone": (3,), "an undesirable one alone": (2,)}
+
+
+def without(x: dict[str, Tensor], absent: tuple[int, ...]) -> dict[str, Tensor]:
+    gone = torch.isin(x["segments"], torch.tensor(absent, dtype=torch.int64))
+    return {**x, "segments": torch.where(gone, -1, x["segments"])}
+
+
+def formula(x: dict[str, Tensor], absent: tuple[int, ...], point: float) -> Tensor:
+    """Eqs. 7 and 8, response by response: w·(1 − σ(±β(S − z0))), mean over responses."""
+    losses = []
+    for segment in (s for s in range(4) if s not in absent):
+        side = Direct(x, segment)
+        above = 0.3 * ((side.w * side.r).sum() - point)
+        undesirable = segment % 2
+        value = 1 - 1 / (1 + torch.exp(above if undesirable else -above))
+        losses.append((0.8 if undesirable else 1.3) * value)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable head", "frozen head"])
+@pytest.mark.parametrize("passes", ["auto", "two_pass"])
+@pytest.mark.parametrize("point", [True, False], ids=["z0", "z0 = 0"])
+@pytest.mark.parametrize("absent", ALONE.values(), ids=ALONE)
+def test_loss_and_gradients_equal_the_formula(absent, point, passes, frozen) -> None:
+    objective = KTO(beta=0.3, desirable_weight=1.3, undesirable_weight=0.8, reference_point=point)
+    ours, direct = without(sample(True), absent), sample(True)
+    ours["weight"].requires_grad_(not frozen)
+    given = {"reference_point": POINT} if point else {}
+    found = fused_preference_loss(objective=objective, passes=passes, **given, **ours)
+    expected = formula(direct, absent, float(POINT) if point else 0.0)
+    assert abs(found.loss.item() - expected.item()) < 1e-10
+    found.loss.backward()
+    expected.backward()
+    assert (ours["hidden"].grad - direct["hidden"].grad).abs().max() < 1e-10
+    if not frozen:
+        assert (ours["weight"].grad - direct["weight"].grad).abs().max() < 1e-10
+
+
+def test_metrics_are_means_over_the_responses_that_exist() -> None:
+    x = without(sample(True), (3,))
+    found = fused_preference_loss(objective=KTO(beta=0.3), reference_point=POINT, **x).metrics
+    rewards = [0.3 * float((s.w * s.r).sum()) for s in (Direct(x, k) for k in (0, 1, 2))]
+    assert found["rewards/chosen"].item() == pytest.approx((rewards[0] + rewards[2]) / 2)
+    assert found["rewards/rejected"].item() == pytest.approx(rewards[1])
+    assert found["rewards/accuracies"].item() == float(rewards[0] > rewards[1])
+    assert found["kl"].item() == pytest.approx(0.7)
+
+
+def test_num_pairs_counts_responses() -> None:
+    x = without(sample(True), (3,))
+    one = fused_preference_loss(objective=KTO(), reference_point=POINT, **x)
+    window = fused_preference_loss(objective=KTO(), reference_point=POINT, num_pairs=6, **x)
+    assert window.loss.item() == pytest.approx(one.loss.item() * 3 / 6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "point", "message"),
+    [
+        (KTO(), None, "needs reference_point"),
+        (KTO(reference_point=False), POINT, "no effect"),
+        (DPO(), POINT, "no effect"),
+        (KTO(), POINT.expand(2), r"a \(\) tensor"),
+    ],
+)
+def test_a_reference_point_that_does_not_fit_is_refused(objective, point, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        fused_preference_loss(objective=objective, reference_point=point, **sample(False))
