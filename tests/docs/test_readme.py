@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit import SimPO, fused_preference_loss
 from prefkit.data import PairCollator, ReadOptions, prepare_pairs
+from tests.docs.test_integrate import loops
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "prefkit" / "demo" / "assets" / "model"
@@ -17,7 +18,7 @@ PAIRS = ROOT / "prefkit" / "demo" / "assets" / "pairs.jsonl"
 
 def test_the_rows_of_the_page_on_long_context_are_read() -> None:
     page = (ROOT / "docs" / "long_context.md").read_text("utf-8")
-    (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "reading" in x]
+    (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "why_not" in x]
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL).float()
     # All step pairs of a few questions, and each right step beside each wrong one.
@@ -25,7 +26,6 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
     pairs = [prepared[0], prepared[1], prepared[0], replace(prepared[0], row=9)]
     names = {"model": model, "tokenizer": tokenizer, "pairs": pairs}
     exec(compile(lines.replace("longest=1024", "longest=64"), "long_context.md", "exec"), names)
-    assert len(lines.split("batch = ")[1].strip().splitlines()) <= 13  # the collator and the loss
     assert len(names["batch"]["targets"]) < len(names["batch"]["segments"])
     batch = PairCollator(tokenizer.pad_token_id)(pairs)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -37,23 +37,20 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
 
 def test_the_loop_of_the_readme_trains() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (loop,) = [block for block in blocks if "fused_preference_loss" in block]
-    assert len([line for line in loop.splitlines() if line.strip()]) <= 14
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model, reference = (AutoModelForCausalLM.from_pretrained(MODEL) for _ in range(2))
-    model, reference = model.float().train(), reference.float().requires_grad_(False)
-    pairs = prepare_pairs(str(PAIRS), tokenizer, reading=ReadOptions(level="step"))
-    batch = PairCollator(tokenizer.pad_token_id)([pairs[i] for i in range(8)])
+    (loop,) = [block for block in blocks if "preference_loss" in block]
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 8
+    shared = loops()
+    model, reference = shared.tiny_model().train(), shared.tiny_model().requires_grad_(False)
+    padded = shared.collate(shared.pairs()[:8])
     margins: list[float] = []
 
     def batches():  # the same pairs again: their margin has to grow
         for _ in range(6):
-            yield batch
+            yield padded
             margins.append(float(names["out"].metrics["rewards/margins"]))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     names = {
-        "torch": torch,
         "model": model,
         "reference": reference,
         "optimizer": optimizer,
