@@ -1,11 +1,14 @@
 """Padded batches as streams: against a slow reading of the rows, and what is refused."""
 
+import inspect
+import sys
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefkit.data.batch.padded import stream_of
 
@@ -143,6 +146,35 @@ def test_margins_and_position_ids_are_handed_on_and_words_left_out() -> None:
     assert made["margins"].tolist() == [0.5]
     assert made["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 9]]
     assert "prompt" not in made
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations that would wait for a device: they need values on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_device_is_waited_for_once(left: bool) -> None:
+    """By one `tolist`, which is no operation; everything else stays where it is."""
+    batch = padded(PAIR + OTHER, "interleaved", left, shifted=False)
+    with Waits() as waits:
+        batch["labels"].max().item()  # it would be seen
+        stream_of(batch, "interleaved")
+    assert waits.found == ["_local_scalar_dense"]
+    source = inspect.getsource(sys.modules[stream_of.__module__])
+    assert source.count(".tolist()") == 1
 
 
 def changed(**values: Any) -> dict[str, Any]:
