@@ -34,7 +34,8 @@ class PreferenceLoss:
 
 
 # A module that fully_shard was called on may return one: FSDP2 looks for gradients in what it can
-# take apart, and frees the weight for good if it finds none.
+# take apart, and where it finds none, weights are not gathered for the backward nor their gradients
+# reduced in time: other weights come out, without a word.
 register_pytree_node(
     PreferenceLoss,
     lambda out: ([out.loss, out.metrics, out.stats], None),

@@ -217,6 +217,8 @@ CASES = {
     "ddp, adapter": Case(wrap=DDP, lora=True),
     "ddp, accumulated": Case(wrap=DDP, parts=2),
     "ddp, no reference": Case(wrap=DDP, objective="simpo", cached=True),
+    "ddp, unused parameters": Case(wrap=lambda model: DDP(model, find_unused_parameters=True)),
+    "compile around ddp": Case(wrap=lambda model: torch.compile(DDP(model), backend="aot_eager")),
     "ddp around compile": Case(wrap=lambda model: DDP(torch.compile(model, backend="aot_eager"))),
     "fsdp2": Case(wrap=by_layers, wrap_reference=by_layers),
     "fsdp2, installed before, softcap": Case(

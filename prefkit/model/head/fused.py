@@ -120,7 +120,8 @@ def find_head(model: nn.Module) -> Head:
     if module is None:
         raise ModelError(
             f"{name} has no output embeddings: only causal language models with a linear head can "
-            "be trained. Load it with AutoModelForCausalLM."
+            "be trained. Load it with AutoModelForCausalLM; for a body and a head of your own see "
+            "docs/integrate.md."
         )
     if has_fsdp1(model):
         raise ModelError(
