@@ -117,8 +117,8 @@ def token_stats(
 def _one_pass(heads: HeadTensors, names: tuple[str, ...], passes: str) -> bool:
     """One pass where it saves products: a frozen head and few enough directions.
 
-    `names` are the outputs that get a gradient. One pass costs 1 unit an output in the forward; two passes cost 1 in the backward and recompute
-    the logits, 1 more with a reference that KLs need.
+    `names` are the outputs that get a gradient. One pass costs 1 unit for each in the forward; two
+    passes cost 1 in the backward and recompute the logits, 1 more with a reference that KLs need.
     """
     hidden, weight, _, bias, *_ = heads
     if passes == "two_pass" or not torch.is_grad_enabled():
