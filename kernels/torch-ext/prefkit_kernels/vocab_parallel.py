@@ -11,6 +11,8 @@ exponentials (1), sums of KL terms and the like (1 an output), and the gradient 
 gradient of a process's slice of the weight needs no communication.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch.distributed as dist

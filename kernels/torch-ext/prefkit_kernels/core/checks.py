@@ -1,8 +1,10 @@
 """What a public function refuses before it computes, and how it reads its arguments."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -57,8 +59,9 @@ class Options(NamedTuple):
         )
 
 
+_Maybe = Optional[Tensor]  # an alias is computed, and Python 3.9 has no | of types
 HeadTensors = tuple[
-    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+    Tensor, Tensor, Tensor, _Maybe, _Maybe, _Maybe, _Maybe
 ]  # hidden, weight, targets, bias, ref_hidden, ref_weight, ref_bias
 
 

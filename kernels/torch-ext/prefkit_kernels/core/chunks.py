@@ -9,6 +9,8 @@ product of twice the rows. For few tokens a product takes as long as reading the
 done also where no KL asks for both, if all tokens fit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -182,7 +184,7 @@ class Chunks:
             len(problem.outputs), stop - start, dtype=problem.dtype
         )
         norms = stats.new_zeros(4, stop - start)
-        row = dict(zip(problem.outputs, stats, strict=True))
+        row = dict(zip(problem.outputs, stats))
         ref = None
         if self.joint:
             self._project_both(start, stop)

@@ -13,6 +13,8 @@ vocabulary that lies on several processes. What is left to do is little and the 
 backend: merge the slices, take a logarithm, subtract.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -61,7 +63,7 @@ class LogitsBlock:
     operands: tuple[Tensor, Tensor] | None = None
     ref_operands: tuple[Tensor, Tensor] | None = None
 
-    def part(self, start: int, stop: int) -> "LogitsBlock":
+    def part(self, start: int, stop: int) -> LogitsBlock:
         """Tokens start..stop of stored logits."""
         return LogitsBlock(
             self.raw[start:stop],
@@ -127,5 +129,5 @@ def add_sums(
     if block.raw.shape[1]:
         kernels.class_sums(block, names, norms, sums)
     shard.sum_(sums)
-    for name, values in zip(names, sums, strict=True):
+    for name, values in zip(names, sums):
         stats[outputs.index(name)] = values.log_() if name == "log_sum_sq" else values

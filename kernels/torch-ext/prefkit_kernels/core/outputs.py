@@ -1,5 +1,7 @@
 """The quantities of a token by name, and the tuple they are returned in."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from torch import Tensor

@@ -3,8 +3,9 @@
 Operators take flat tensors and settings, whose order is written only here.
 """
 
+from __future__ import annotations
+
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,8 +19,6 @@ from .gemm import compute_dtype
 from .logits import LogitScaling
 from .outputs import KLS, OUTPUTS, differentiated
 
-# The package's own name: a second copy, loaded from a kernel hub, does not collide with this one.
-NAMESPACE = re.sub(r"\W", "_", (__package__ or "").rpartition(".")[0] or "prefkit_kernels")
 TENSORS = (
     "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, "
     "Tensor? ref_hidden, Tensor? ref_weight, Tensor? ref_bias"

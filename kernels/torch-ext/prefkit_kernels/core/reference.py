@@ -4,6 +4,8 @@ It is the oracle of the tests and the `backend="reference"` of `token_stats`. No
 shared with the fused backends, so that a bug there cannot hide in its own oracle. Use it in fp64.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -5,17 +5,19 @@ autograd. Being operators, they are opaque to `torch.compile` (no graph break), 
 shapes (scored positions are gathered inside) and are checked by `torch.library.opcheck`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
 from ..core import reference as definition
 from ..core.checks import HeadTensors, Options, check_passes, checked, output_names
 from ..core.gemm import compute_dtype
 from ..core.outputs import KLS, TokenStats, differentiated, named_stats
 from ..core.problem import (
-    NAMESPACE,
     NUM_SETTINGS,
     NUM_TENSORS,
     SETTINGS,
@@ -150,7 +152,7 @@ def _by_definition(heads: HeadTensors, options: Options) -> TokenStats:
 
 
 @torch.library.custom_op(
-    f"{NAMESPACE}::token_stats",
+    add_op_namespace_prefix("token_stats"),
     mutates_args=(),
     schema=f"({TENSORS}, {SETTINGS}, bool with_directions) -> (Tensor, Tensor, Tensor)",
 )
@@ -178,7 +180,7 @@ def _token_stats_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    f"{NAMESPACE}::token_stats_backward",
+    add_op_namespace_prefix("token_stats_backward"),
     mutates_args=(),
     schema=(
         f"(Tensor cotangents, Tensor stats, Tensor norms, {TENSORS}, {SETTINGS}, "
@@ -200,12 +202,16 @@ def _token_stats_backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight, _, bias = args[3:7]
     found = [
         tensor.new_empty(tensor.shape) if need and tensor is not None else hidden.new_empty(0)
-        for tensor, need in zip((hidden, weight, bias), args[-3:], strict=True)
+        for tensor, need in zip((hidden, weight, bias), args[-3:])
     ]
     return found[0], found[1], found[2]
 
 
-@torch.library.custom_op(f"{NAMESPACE}::scale_directions", mutates_args=())
+@torch.library.custom_op(
+    add_op_namespace_prefix("scale_directions"),
+    mutates_args=(),
+    schema="(Tensor directions, Tensor cotangents, Tensor skipped) -> Tensor",
+)
 def scale_directions_op(directions: Tensor, cotangents: Tensor, skipped: Tensor) -> Tensor:
     """See `passes.scale_directions`; an operator, so that a second derivative is refused."""
     with plain(directions):
@@ -246,7 +252,7 @@ def _backward(ctx: Any, grad_stats: Tensor | None, *_unused: Any) -> tuple[Any, 
     found = token_stats_backward_op(
         grad_stats.contiguous(), stats, norms, *tensors, *ctx.settings, *needs
     )
-    for k, need, grad in zip(arguments, needs, found, strict=True):
+    for k, need, grad in zip(arguments, needs, found):
         grads[k] = grad if need else None
     return tuple(grads)
 

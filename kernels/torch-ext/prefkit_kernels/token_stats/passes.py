@@ -15,6 +15,8 @@ gradient); dH and dW cost 1 unit each.
 Positions whose target is `ignore_index` are never gathered: a masked token costs nothing.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ def scale_directions(
     for start in range(0, total.shape[0], _TOKENS_AT_ONCE):
         here = slice(start, start + _TOKENS_AT_ONCE)
         block = directions[0, here] * cotangents[0, here, None]
-        for direction, cotangent in zip(directions[1:], cotangents[1:], strict=True):
+        for direction, cotangent in zip(directions[1:], cotangents[1:]):
             block.addcmul_(direction[here].to(block.dtype), cotangent[here, None])
         total[here] = block
     return total

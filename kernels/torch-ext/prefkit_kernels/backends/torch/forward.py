@@ -6,6 +6,8 @@ At a KL of 5e-9 the relative error is about 1e-4 (`test_digits_survive_next_to_t
 Where |d| is huge, p'·e^{−d} is p.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

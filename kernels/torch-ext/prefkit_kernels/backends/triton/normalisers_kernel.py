@@ -1,5 +1,7 @@
 """Maximum and log-sum of each row of logits, the logit of its target, and their plain sum."""
 
+from __future__ import annotations
+
 import torch
 import triton
 import triton.language as tl

@@ -1,5 +1,7 @@
 """Maximum, log-sum, target's logit and plain sum of each token's logits, from operands."""
 
+from __future__ import annotations
+
 import torch
 import triton
 import triton.language as tl
