@@ -1,6 +1,8 @@
 """docs/public_api.txt is what the code promises: a change of it is a deliberate one."""
 
 import difflib
+import re
+import tomllib
 from pathlib import Path
 
 from tests.docs.public_api import described, listing
@@ -33,3 +35,19 @@ def test_what_is_public_can_be_imported() -> None:
     for name in ("prefkit", "prefkit_kernels", "prefkit.data"):
         module = import_module(name)
         assert [public for public in module.__all__ if not hasattr(module, public)] == []
+
+
+def test_the_versions_of_others_are_those_that_are_installed() -> None:
+    """The table of docs/stability.md against pyproject.toml and constraints.txt."""
+    page = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+)(?: \(optional\))? \| ([\d.]+) \|", page, re.M))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["triton"]]
+    least = dict(re.match(r"([\w-]+)>=([\d.]+)", one).groups() for one in asked)  # type: ignore[union-attr]
+    least["python"] = project["requires-python"].removeprefix(">=")
+    assert {name.lower(): version for name, version in rows.items()} == {
+        name: least[name] for name in ("python", "torch", "transformers", "triton")
+    }
+    pinned = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    for name in ("torch", "transformers", "triton"):
+        assert f"| {least[name]} | {pinned[name]} |" in page
