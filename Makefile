@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models wheel wheel-check clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -26,6 +26,8 @@ help:
 	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour and a half)"
 	@echo "make papers-quick its machinery in five minutes; writes prefkit-output/papers-quick/papers.md"
 	@echo "make models       every causal model of transformers against plain logits (minutes); writes docs/models.md"
+	@echo "make wheel        source archive and wheel in dist/, their metadata checked"
+	@echo "make wheel-check  and the wheel in an empty environment: README's loop, the demo, types (downloads torch)"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: install
@@ -110,6 +112,16 @@ papers-quick: install-dev
 # Every type in a process of its own; --types and --lora narrow and change it.
 models: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.models --all --write docs/models.md
+
+# The wheel is built from the source archive, so both are tried.
+wheel: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel-check: wheel
+	$(PYTHON) -m tests.package.installed dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

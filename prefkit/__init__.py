@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "ModelError",
     "PreferenceConfig",
+    "PreferenceLoss",
     "PreferenceTrainer",
     "PrefkitError",
     "RowError",
@@ -31,14 +32,6 @@ __all__ = [
     "fused_preference_loss",
 ]
 
-if TYPE_CHECKING:
-    from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
-    from prefkit.loss.fused import fused_preference_loss
-    from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
-    from prefkit.train.config import PreferenceConfig
-    from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
-    from prefkit.train.trainer import PreferenceTrainer
-
 _HOMES = {
     **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
     "DPO": "prefkit.loss.objectives",
@@ -47,14 +40,22 @@ _HOMES = {
     "ORPO": "prefkit.loss.objectives",
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",
-    "fused_preference_loss": "prefkit.loss.fused",
+    **dict.fromkeys(("PreferenceLoss", "fused_preference_loss"), "prefkit.loss.fused"),
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",
 }
 
+if TYPE_CHECKING:
+    from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
+    from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
+    from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
+    from prefkit.train.config import PreferenceConfig
+    from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
+    from prefkit.train.trainer import PreferenceTrainer
+else:  # a type checker that saw it would take any name for one of prefkit's
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'prefkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'prefkit' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)

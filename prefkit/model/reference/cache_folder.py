@@ -27,6 +27,7 @@ from prefkit.files.progress import Progress
 from prefkit.model.reference.kept_rows import KeptRows
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of what a folder holds; a folder of another one is refused
 Sides = tuple[Tensor, Tensor]  # of one pair: chosen, rejected
 BY_QUESTION = "by question"  # in a manifest, of a cache that keeps each token once
 ComputeFn = Callable[[Sequence[TokenizedPair]], list[Sides]]

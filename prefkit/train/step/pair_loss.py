@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -12,29 +11,33 @@ from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.fused import fused_preference_loss
 from prefkit.loss.objectives import Objective
+from prefkit.loss.token_metrics import tokens_of_metrics
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
 from prefkit.train.step.forward import ask_head
-from prefkit_kernels import token_stats
+from prefkit.train.step.reference_point import reference_point
+
+_TOKENS = "tokens"  # beside the metrics that a forward brings: over how many tokens some are means
 
 
 class PairLoss:
     """The objective over batches of pairs.
 
     Args:
-        args: `memory_budget`, `head_backend`, `head_passes` and `sequence_parallel_size` are
-            read.
+        args: `memory_budget`, `head_backend`, `head_passes`, `log_entropy` and
+            `sequence_parallel_size` are read.
         objective: on the pairs' per-token quantities.
         models: of the run; the reference may be replaced by its cache later.
     """
 
     def __init__(self, args: PreferenceConfig, objective: Objective, models: RunModels) -> None:
         self.args, self.objective, self.models = args, objective, models
-        self.metrics = objective_metrics(objective)
+        self.metrics = objective_metrics(objective, args.log_entropy)
         self.sequence_group: dist.ProcessGroup | None = None  # joined when the processes are there
 
     def count(self, batches: list) -> int:
@@ -75,28 +78,40 @@ class PairLoss:
         """
         count, group = self._items_of(inputs), self.sequence_group
         items = counted_pairs(inputs)
+        point = None
+        if self.objective.needs_reference_point:
+            point = reference_point(model, inputs, self.models, self.args)
         output = ask_head(
             model,
             inputs,
-            self._request(inputs, num_items, self._reference_point(model, inputs)),
+            self._request(inputs, num_items, point),
             self.models.head,
             balance_of(self.models.router, inputs, steps, group),
         )
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
+        counts: dict[str, int | Tensor] = {
+            "aux_loss": 1,
+            **tokens_of_metrics(metrics.pop(_TOKENS)),
+            **self._items_by_metric(inputs, count),
+        }
         metrics["loss"] = metrics["loss"] * ((count if num_items is None else num_items) / count)
         # How much of the text carries the loss: Σ weights over the tokens of both sides. Where
         # processes share a row each has its part, and the mean over processes divides by them.
         read = inputs["input_ids"].numel()  # where a collator of the user's own counts nothing
         carried = inputs["weights"].sum() * self.args.sequence_parallel_size
-        metrics["active_weight_fraction"] = carried / inputs.get("text_tokens", read)
+        text = inputs.get("text_tokens", read)
+        metrics["active_weight_fraction"] = carried / text
         return BatchLoss(
             value=loss,
             metrics=with_balance(metrics, self.models.router),
             items=items,
-            tokens=inputs.get("num_tokens", read),
+            # The whole text counts on one of the processes that share the row.
+            tokens=TokenCount(
+                inputs.get("num_tokens", read), 0 if group is not None and group.rank() else text
+            ),
             output=output,
-            items_of=self._items_by_metric(inputs, count) if items else {},
+            counts=counts,
         )
 
     def _items_by_metric(self, inputs: Mapping[str, Any], count: int) -> dict[str, int]:
@@ -115,52 +130,7 @@ class PairLoss:
             "rewards/margins": int(chosen > 0 and rejected > 0),  # a batch's, as TRL has it
         }
 
-    def _reference_point(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
-        """() z0 of kto: the mean over all processes' mismatched responses of Σ w·(logp − ref_logp),
-        at least 0; None where the loss has none."""
-        if not self.objective.needs_reference_point:
-            return None
-        batch, reference = inputs.get("mismatched"), self.models.reference
-        if batch is None or reference is None:
-            raise ConfigError(
-                "kto estimates its reference point from mismatched responses, which the batch does "
-                "not bring: the data_collator leaves `mismatched` out. Take "
-                "prefkit.data.PairCollator, or set reference_point: false."
-            )
-        positions, targets = batch["positions"], batch["targets"]
-        options: dict[str, Any] = {
-            "memory_budget": self.args.memory_budget,
-            "backend": self.args.head_backend,
-            "num_scored": len(positions),
-        }
-        transform = self.models.head.transform
-
-        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            stats = token_stats(
-                hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions),
-                weight,
-                targets,
-                bias=bias,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
-                **options,
-            )
-            assert stats.logp is not None
-            return stats.logp.sum(), {"logp": stats.logp}
-
-        with torch.no_grad():
-            output = ask_head(model, batch, request, self.models.head)
-        ref_logp = reference.logp(batch, positions, targets, **options)
-        ratio = (output.extras or {})["logp"].detach() - ref_logp
-        responses = ratio.new_tensor(float(len(batch["pair_index"])))
-        sums = torch.stack([(batch["weights"] * ratio).sum(), responses])
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        return (sums[0] / sums[1]).clamp(min=0)
-
-    def _request(
-        self, inputs: Mapping[str, Any], num_items: Any, reference_point: Tensor | None
-    ) -> Any:
+    def _request(self, inputs: Mapping[str, Any], num_items: Any, point: Tensor | None) -> Any:
         """What is computed on the head's operands: the loss, and metrics beside it."""
         positions, targets = inputs["positions"], inputs["targets"]
         options: dict[str, Any] = {
@@ -194,14 +164,15 @@ class PairLoss:
                 token_index=inputs.get("token_index"),
                 one_sided=inputs.get("one_sided", False),
                 groups=inputs["groups"] if self.objective.needs_groups else None,
-                reference_point=reference_point,
+                reference_point=point,
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
+                log_entropy=self.args.log_entropy,
                 **reference,
                 **options,
             )
-            return out.loss, {**out.metrics, "loss": out.loss.detach()}
+            return out.loss, {**out.metrics, "loss": out.loss.detach(), _TOKENS: out.tokens}
 
         return request
 
