@@ -29,6 +29,7 @@ from prefkit.train.checkpointing.whole_weights import load_missing
 from prefkit.train.checks.arguments import refuse_data_parallel
 from prefkit.train.checks.best_metric import check_best_metric
 from prefkit.train.meter import Meter
+from prefkit.train.models.noise import noisy_embeddings
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows import streaming
 from prefkit.train.rows.datasets import UnwrappingCollator
@@ -83,6 +84,7 @@ class PrefkitTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True
+        self.neftune_noise_alpha = None  # `noisy_embeddings` adds it: Trainer's is one of a row
         refuse_data_parallel(args)
 
     @property
@@ -136,7 +138,8 @@ class PrefkitTrainer(Trainer):
             return result
         self.meter.clock.restart()
         found = None if folder is None else str(folder)
-        return super().train(found, trial, ignore_keys_for_eval)
+        with noisy_embeddings(self.models.policy, self.args.neftune_noise_alpha):
+            return super().train(found, trial, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in Trainer; a stream is not shared out again, since each process has its part of it.

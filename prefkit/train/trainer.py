@@ -26,6 +26,7 @@ from prefkit.train.models.loading import keywords_of
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.reference import make_reference, reference_fingerprint
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.models.synced import SyncReference
 from prefkit.train.rows.caches import attach_cache, kept_head
 from prefkit.train.rows.pairs import PairRows
 from prefkit.train.sharding.fsdp2 import shard_reference
@@ -96,6 +97,8 @@ class PreferenceTrainer(PrefkitTrainer):
         super().__init__(args, models, rows, loss, data, callbacks, optimizers)
         loss.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
+        if models.reference_moves and models.reference is not None:
+            self.add_callback(SyncReference(models.reference, lambda: self.model))
         self._each_dataset(lambda rows, name: self.rows.packed(rows, training=name == "train"))
 
     def _prepare_reference(self) -> None:
@@ -156,7 +159,8 @@ def _models_of(
     trainable = any(parameter.requires_grad for parameter in head.module.parameters())
     check_passes(args, objective, trainable)
     identity = reference_fingerprint(reference, args)
-    return RunModels(policy, head, router, reference, identity)
+    moves = args.sync_ref_model
+    return RunModels(policy, head, router, reference, identity, reference_moves=moves)
 
 
 def _readers(models: RunModels) -> list[nn.Module]:

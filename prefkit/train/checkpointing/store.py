@@ -23,6 +23,7 @@ from prefkit.files.atomic import write_json
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.meter import Meter
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.models.synced import load_reference, save_reference
 from prefkit.train.rows import streaming
 from prefkit.train.rows.datasets import plain
 
@@ -36,7 +37,7 @@ class CheckpointStore:
 
     Args:
         args: of the run.
-        models: `reference_id` is read: a run goes on against the same reference.
+        models: a run goes on against the same reference (`reference_id`), where it stood.
         meter: its count of tokens is saved and resumed.
     """
 
@@ -71,6 +72,8 @@ class CheckpointStore:
         path = folder / STATE
         state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self._check_state(state, folder, rows)
+        if self.models.reference_moves and self.models.reference is not None:
+            load_reference(self.models.reference, folder)
         step = _trainer_state(folder).global_step
         # transformers drops as many batches as have been trained on, unless told not to.
         batches = 0 if self.args.ignore_data_skip else step * self.args.gradient_accumulation_steps
@@ -134,6 +137,8 @@ class CheckpointStore:
             yield
         finally:
             args.save_total_limit = limit
+        if self.models.reference_moves and self.models.reference is not None:
+            save_reference(self.models.reference, folder, args.should_save)
         accelerator.wait_for_everyone()
         streams = streaming.states(rows, args)
         if args.should_save:

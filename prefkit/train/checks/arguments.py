@@ -4,6 +4,7 @@ from typing import Any
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.loading import base_of
+from prefkit.train.checks.synced import refuse_synced_adapter
 
 
 def refuse_unusable(
@@ -22,6 +23,7 @@ def refuse_unusable(
         ConfigError: any other argument of the wrong kind, or one that cannot be served.
     """
     refuse_kinds(model, processing_class, peft_config)
+    refuse_synced_adapter(args, model, peft_config)
     named = ref_model is None or isinstance(ref_model, str)
     if not named and not hasattr(getattr(ref_model, "config", None), "model_type"):
         raise ModelError(

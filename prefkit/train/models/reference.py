@@ -37,6 +37,7 @@ from prefkit.train.config import PreferenceConfig
 from prefkit.train.models.dropout import disable_dropout
 from prefkit.train.models.loading import load_named, name_of
 from prefkit.train.models.quantised import keep_gradients
+from prefkit.train.models.synced import check_alike
 
 
 def make_reference(
@@ -94,6 +95,8 @@ def make_reference(
         check_transforms(policy, reference.head)
     if ref_model is not None:
         _check_ref_tokenizer(model, ref_model, tokenizer)
+    if args.sync_ref_model:
+        check_alike(model, frozen)
     return reference
 
 
