@@ -65,10 +65,11 @@ class SyncReference(TrainerCallback):
 @torch.no_grad()
 def mix(reference: nn.Module, policy: nn.Module, alpha: float) -> None:
     """Moves each parameter of the reference; both models whole, or sharded alike."""
+    for model in (reference, policy):  # FSDP2 keeps some units gathered, the reference's head too
+        release(model)
     pairs = zip(unwrap(reference).parameters(), unwrap(policy).parameters(), strict=True)
     for old, new in pairs:
         old.mul_(1 - alpha).add_(new, alpha=alpha)
-    release(reference)  # what FSDP2 keeps gathered of it (its head) is as it was before
 
 
 def save_reference(reference: Reference, folder: Path, writes: bool) -> None:
@@ -80,6 +81,7 @@ def save_reference(reference: Reference, folder: Path, writes: bool) -> None:
         writes: whether this process writes it.
     """
     weights = {}
+    release(reference.model)
     for name, value in _named(reference.model):
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         if writes:
@@ -101,6 +103,7 @@ def load_reference(reference: Reference, folder: Path) -> None:
             f"{folder} holds no {FILE}: the run that wrote it had no sync_ref_model. Leave it out, "
             "or start a new run."
         )
+    release(reference.model)
     with safe_open(path, framework="pt") as weights:
         held = set(weights.keys())
         for name, value in _named(reference.model):
@@ -110,7 +113,6 @@ def load_reference(reference: Reference, folder: Path) -> None:
             if isinstance(value, DTensor):
                 whole = distribute_tensor(whole, value.device_mesh, value.placements)
             value.copy_(whole)
-    release(reference.model)
 
 
 def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
