@@ -15,23 +15,28 @@ from prefkit.convert.trainers.trl import ARGUMENTS as TRL_ARGUMENTS
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import Objective
+from prefkit.model.evaluating import dtypes_of
 from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_unusable
 from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.loading import check_quantisation
 from prefkit.train.checks.names import named_arguments
 from prefkit.train.checks.options import check_passes
 from prefkit.train.checks.shared_rows import check_shared_model
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.models.loading import keywords_of
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.reference import make_reference, reference_fingerprint
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.models.synced import SyncReference
 from prefkit.train.rows.caches import attach_cache, kept_head
 from prefkit.train.rows.pairs import PairRows
 from prefkit.train.sharding.fsdp2 import shard_reference
 from prefkit.train.sharding.sequence_parallel import join_group
 from prefkit.train.step.balancing import router_of_run
 from prefkit.train.step.pair_loss import PairLoss
+from prefkit.train.unlike_trl import say_unlike_trl
 
 Rows = Any  # a PairDataset, a datasets.Dataset, a list of rows, a path or a list of paths
 
@@ -41,10 +46,12 @@ class PreferenceTrainer(PrefkitTrainer):
     """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
 
     Args:
-        model: a causal LM, a PEFT model, or the name or folder of one.
-        ref_model: the frozen reference. None: the adapter switched off for PEFT models, a copy of
-            the model as it is now otherwise; none is kept where the loss reads none or the
-            reference's log-probabilities are precomputed.
+        model: a causal LM, a PEFT model, or the name or folder of a model; or the folder of an
+            adapter, which goes on training.
+        ref_model: the frozen reference, or its name or folder, also that of an adapter. None: the
+            model as it is now: for PEFT models the adapter switched off, or a frozen copy of it
+            where it has been trained; otherwise a copy of the model. None is kept where the loss
+            reads none or the reference's log-probabilities are precomputed.
         args: a `PreferenceConfig`.
         data_collator: replaces `prefkit.data.PairCollator`; it must return a `PairBatch`.
         train_dataset, eval_dataset: rows of any format prefkit reads (`datasets.Dataset`, list of
@@ -52,6 +59,7 @@ class PreferenceTrainer(PrefkitTrainer):
         processing_class: the tokenizer; None = the model's own.
         compute_metrics: refused, because it takes logits, which are never formed.
         callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: how the frozen weights of a model given by name are quantised.
         peft_config: wraps the model in this adapter.
 
     Raises:
@@ -61,7 +69,7 @@ class PreferenceTrainer(PrefkitTrainer):
     def __init__(
         self,
         model: str | nn.Module,
-        ref_model: nn.Module | None = None,
+        ref_model: str | nn.Module | None = None,
         args: PreferenceConfig | None = None,
         data_collator: Callable[[list], PairBatch] | None = None,
         train_dataset: Rows = None,
@@ -70,6 +78,7 @@ class PreferenceTrainer(PrefkitTrainer):
         compute_metrics: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
@@ -78,19 +87,26 @@ class PreferenceTrainer(PrefkitTrainer):
         refuse_unusable(
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
+        quantised = check_quantisation(model, args, quantization_config, peft_config)
         adds_metrics = type(self).evaluate is not PrefkitTrainer.evaluate  # it may
         check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
         self.objective: Objective = args.build_objective()
-        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
-        models = _models_of(policy, ref_model, self.objective, tokenizer, args)
+        loading = keywords_of(args, quantised)
+        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args, loading)
+        models = _models_of(policy, ref_model, self.objective, tokenizer, args, loading)
         rows = PairRows(args, tokenizer, models.head.owner, data_collator)
         train_dataset, eval_dataset = rows.prepare(train_dataset, eval_dataset)
         rows.lay_out(_readers(models), train_dataset, eval_dataset)
         loss = PairLoss(args, self.objective, models)
         data = (train_dataset, eval_dataset)
         super().__init__(args, models, rows, loss, data, callbacks, optimizers)
+        if self.is_world_process_zero():
+            kind = dtypes_of(policy)[0]
+            say_unlike_trl(args, self.accelerator.mixed_precision, kind)
         loss.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
+        if models.reference_moves and models.reference is not None:
+            self.add_callback(SyncReference(models.reference, lambda: self.model))
         self._each_dataset(lambda rows, name: self.rows.packed(rows, training=name == "train"))
 
     def _prepare_reference(self) -> None:
@@ -136,17 +152,23 @@ class PreferenceTrainer(PrefkitTrainer):
 
 
 def _models_of(
-    policy: Any, ref_model: Any, objective: Objective, tokenizer: Any, args: PreferenceConfig
+    policy: Any,
+    ref_model: Any,
+    objective: Objective,
+    tokenizer: Any,
+    args: PreferenceConfig,
+    loading: dict[str, Any],
 ) -> RunModels:
     """The policy with its head fused, and its reference; see `make_reference` for the errors."""
     check_shared_model(args.sequence_parallel_size, policy.config)
     router = router_of_run(policy, args)
-    reference = make_reference(policy, ref_model, objective, tokenizer, args)
+    reference = make_reference(policy, ref_model, objective, tokenizer, args, loading)
     head = install(policy)
     trainable = any(parameter.requires_grad for parameter in head.module.parameters())
     check_passes(args, objective, trainable)
     identity = reference_fingerprint(reference, args)
-    return RunModels(policy, head, router, reference, identity)
+    moves = args.sync_ref_model
+    return RunModels(policy, head, router, reference, identity, reference_moves=moves)
 
 
 def _readers(models: RunModels) -> list[nn.Module]:

@@ -22,6 +22,7 @@ class RunModels:
         reference: the frozen reference; None where the loss reads none, or when it is cached.
         reference_id: a hash of the reference and its precision; None without one.
         reference_head: what is left of a reference whose hidden states are cached.
+        reference_moves: the reference follows the policy, so checkpoints hold it.
     """
 
     policy: nn.Module
@@ -30,6 +31,7 @@ class RunModels:
     reference: Reference | None = None
     reference_id: str | None = None
     reference_head: ReferenceHead | None = None
+    reference_moves: bool = False
 
     @property
     def config(self) -> Any:
