@@ -220,7 +220,6 @@ FIRST_NAMES = {
     "torch_dtype": "dtype",
     "dataset_name": "train_data",
     "eval_dataset": "eval_data",
-    "use_peft": "adapter",
     "lora_rank": "adapter",
     "cutoff_len": "max_length",
     "max_prompt_length": "max_length",
