@@ -2,7 +2,8 @@
 
     from prefkit import PreferenceTrainer, PreferenceConfig          # a transformers.Trainer
     from prefkit import SupervisedTrainer, SupervisedConfig          # the same for solutions
-    from prefkit import DPO, DPOP, KTO, ORPO, TDPO, SimPO, fused_preference_loss  # for your loop
+    from prefkit import DPO, DPOP, KTO, ORPO, TDPO, SimPO, preference_loss   # for your own loop
+    from prefkit import stream_of, reference_logp, install, fused_preference_loss   # its parts
 
 Names load on first use, so that `import prefkit` costs nothing.
 """
@@ -30,6 +31,10 @@ __all__ = [
     "SupervisedTrainer",
     "__version__",
     "fused_preference_loss",
+    "install",
+    "preference_loss",
+    "reference_logp",
+    "stream_of",
 ]
 
 _HOMES = {
@@ -41,15 +46,21 @@ _HOMES = {
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",
     **dict.fromkeys(("PreferenceLoss", "fused_preference_loss"), "prefkit.loss.fused"),
+    "install": "prefkit.model.head.fused",
+    **dict.fromkeys(("preference_loss", "reference_logp"), "prefkit.loop.preference"),
+    "stream_of": "prefkit.data.batch.padded",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",
 }
 
 if TYPE_CHECKING:
+    from prefkit.data.batch.padded import stream_of
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
+    from prefkit.loop.preference import preference_loss, reference_logp
     from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
     from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
+    from prefkit.model.head.fused import install
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer

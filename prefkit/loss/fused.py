@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from prefkit.loss.groups import check_groups
 from prefkit.loss.objective import Objective
@@ -14,6 +15,7 @@ from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
 from prefkit.loss.token_metrics import LOGGED, token_metrics
+from prefkit.loss.wrappers import check_operands
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
 
@@ -33,6 +35,16 @@ class PreferenceLoss:
     metrics: dict[str, Tensor]
     stats: TokenStats
     tokens: Tensor
+
+
+# A module that fully_shard was called on may return one: FSDP2 looks for gradients in what it can
+# take apart, and frees the weight for good if it finds none.
+register_pytree_node(
+    PreferenceLoss,
+    lambda out: ([out.loss, out.metrics, out.stats, out.tokens], None),
+    lambda parts, _: PreferenceLoss(*parts),
+    serialized_type_name="prefkit.PreferenceLoss",
+)
 
 
 def fused_preference_loss(
@@ -107,7 +119,10 @@ def fused_preference_loss(
         ValueError: shapes, references or options that do not fit; no scored token at all; a
             passes that cannot compute this loss; what the objective's weights may not be; with a
             group also a loss that needs whole responses (reduction="position", ld_alpha,
-            token_weights, pair_weights), and what another rank of it refused.
+            token_weights, pair_weights), and what another rank of it refused; a weight
+            that was freed, or that belongs to a DDP model which was never called
+            (`prefkit.loss.wrappers`).
+        TypeError: a weight that is a DTensor.
     """
     if not isinstance(objective, Objective):
         raise ValueError(
@@ -126,6 +141,7 @@ def fused_preference_loss(
     uses = Uses(token_index, one_sided)
 
     def check() -> Tensor:
+        check_operands(hidden, weight)
         _check_vectors(targets, segments, weights, ref_logp, token_index)
         uses.check(targets)
         _check_reference(objective, ref_hidden, ref_weight, ref_logp)

@@ -25,13 +25,9 @@ from prefkit.model.fsdp_units import (
     trained_without_adapter,
     weights_elsewhere,
 )
+from prefkit.model.head.fused import is_peft
 
 REFERENCE = "prefkit_reference"  # the name of the frozen adapter; not part of what is saved
-
-
-def is_peft(model: Any) -> bool:
-    """Whether the model is a PEFT model."""
-    return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
 
 
 def put_adapter(model: Any, folder: str, name: str = "default", trainable: bool = False) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 
 def unit_of(model: nn.Module, module: nn.Module) -> FSDPModule | None:
@@ -31,6 +31,11 @@ def unit_of(model: nn.Module, module: nn.Module) -> FSDPModule | None:
         if isinstance(around, FSDPModule):
             return around
     return None
+
+
+def has_fsdp1(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, is wrapped by the first FSDP."""
+    return any(isinstance(part, FullyShardedDataParallel) for part in model.modules())
 
 
 def release(model: nn.Module, keep: FSDPModule | None = None) -> None:

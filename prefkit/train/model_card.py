@@ -14,8 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from prefkit.files.atomic import write_text
 from prefkit.loss.objectives import METHODS
-from prefkit.model.adapters import is_peft
-from prefkit.model.head.fused import unwrap
+from prefkit.model.head.fused import is_peft, unwrap
 from prefkit.options.option import default_of
 from prefkit.train.checkpointing.same_run import CONFIG_FILE
 from prefkit.train.common import CommonFields

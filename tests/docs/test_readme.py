@@ -18,7 +18,7 @@ PAIRS = ROOT / "prefkit" / "demo" / "assets" / "pairs.jsonl"
 
 def test_the_rows_of_the_page_on_long_context_are_read() -> None:
     page = (ROOT / "docs" / "long_context.md").read_text("utf-8")
-    (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "reading" in x]
+    (lines,) = [x for x in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "why_not" in x]
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL).float()
     # All step pairs of a few questions, and each right step beside each wrong one.
@@ -26,7 +26,6 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
     pairs = [prepared[0], prepared[1], prepared[0], replace(prepared[0], row=9)]
     names = {"model": model, "tokenizer": tokenizer, "pairs": pairs}
     exec(compile(lines.replace("longest=1024", "longest=64"), "long_context.md", "exec"), names)
-    assert len(lines.split("batch = ")[1].strip().splitlines()) <= 13  # the collator and the loss
     assert len(names["batch"]["targets"]) < len(names["batch"]["segments"])
     batch = PairCollator(tokenizer.pad_token_id)(pairs)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -38,7 +37,7 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
 
 def test_the_loop_of_the_readme_trains() -> None:
     loop = loop_of(ROOT / "README.md")
-    assert len([line for line in loop.splitlines() if line.strip()]) <= 14
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 8
     margins = margins_of(loop)  # of the same pairs: it has to grow
     assert margins == sorted(margins)
     assert margins[-1] > margins[0] + 0.01

@@ -5,11 +5,13 @@ Starting processes is what costs. Each case gives plain numbers, and the tests j
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -141,12 +143,17 @@ def reference_memory(mesh: DeviceMesh, place: str) -> dict[str, Any]:
 
 
 def late_install(mesh: DeviceMesh) -> dict[str, Any]:
-    """`install` after `fully_shard`: the proof runs through the root and leaves shards behind."""
+    """`install` after `fully_shard`: the proof runs through the root and leaves shards behind.
+
+    In all processes, also where only the first of them has loaded the model.
+    """
     layout = Layout(family="gemma2", head="tail")
     plain, _ = models(layout)
     model = tiny_model("gemma2", scale=3.0)
     shard(model, mesh, "tail", True)
-    head = install(model)
+    loading = {"ACCELERATE_USE_FSDP": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "1"}
+    with patch.dict(os.environ, loading, LOCAL_RANK=str(mesh.get_local_rank())):
+        head = install(model)
     shards = all(isinstance(value, DTensor) for value in model.parameters())
     logp = []
     for part, pairs in ((plain, [0, 1, 2]), (model, MINE[mesh.get_local_rank()])):

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prefkit
-from prefkit.data import PairCollator, ReadOptions, prepare_pairs
+from prefkit.data import ReadOptions, prepare_pairs
 
 ASSETS = Path(prefkit.__file__).parent / "demo" / "assets"
 
@@ -19,7 +20,7 @@ ASSETS = Path(prefkit.__file__).parent / "demo" / "assets"
 def loop_of(readme: Path) -> str:
     """The code under "In a loop you already have"."""
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
-    (loop,) = [block for block in blocks if "fused_preference_loss" in block]
+    (loop,) = [block for block in blocks if "preference_loss" in block]
     return str(loop)
 
 
@@ -29,12 +30,20 @@ def margins_of(loop: str) -> list[float]:
     model, reference = (AutoModelForCausalLM.from_pretrained(ASSETS / "model") for _ in range(2))
     model, reference = model.float().train(), reference.float().requires_grad_(False)
     pairs = prepare_pairs(str(ASSETS / "pairs.jsonl"), tokenizer, reading=ReadOptions(level="step"))
-    batch = PairCollator(tokenizer.pad_token_id)([pairs[i] for i in range(8)])
+    sides = [side for i in range(8) for side in (pairs[i][1].chosen, pairs[i][1].rejected)]
+    ids = [torch.from_numpy(side.ids).long() for side in sides]
+    scored = [torch.from_numpy(side.scored) for side in sides]
+    labels = [torch.where(s, i, -100) for s, i in zip(scored, ids, strict=True)]
+    padded = {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
     margins: list[float] = []
 
     def batches():
         for _ in range(6):
-            yield batch
+            yield padded
             margins.append(float(names["out"].metrics["rewards/margins"]))
 
     names = {

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
-from prefkit.model.fsdp_units import release, weights_elsewhere
+from prefkit.loss.wrappers import expect_requests
+from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
 from prefkit.model.head.copies import layers_of
 from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
 
@@ -41,17 +42,14 @@ class Head:
         module: the linear layer itself, or PEFT's wrapper around several (`layers_of`), whose
             weight is that of the one in use.
         transform: what the model does to its logits.
+        vocab_size: rows of the head, padding of the vocabulary included; the weight may be
+            partitioned later.
     """
 
     owner: nn.Module
     module: nn.Module
     transform: LogitTransform
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the head, padding of the vocabulary included."""
-        weight: Any = self.module.weight
-        return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves shape (0,)
+    vocab_size: int
 
 
 @dataclass
@@ -69,14 +67,41 @@ class RequestOutput(ModelOutput):
 def unwrap(model: nn.Module) -> nn.Module:
     """The causal LM inside distributed, compile and PEFT wrappers."""
     while True:
-        if hasattr(model, "get_base_model"):  # PEFT
-            model = model.get_base_model()  # type: ignore[operator]
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(getattr(model, "module", None), nn.Module):  # DDP, DeepSpeed
-            model = model.module  # type: ignore[assignment]
-        else:
+        inner = _inside(model)
+        if inner is None and hasattr(model, "get_base_model"):  # PEFT
+            inner = model.get_base_model()  # type: ignore[operator]
+        if inner is None:
             return model
+        model = inner
+
+
+def peft_model_of(model: nn.Module) -> Any:
+    """The PEFT model inside distributed and compile wrappers, or None."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model if is_peft(model) else None
+
+
+def is_peft(model: Any) -> bool:
+    """Whether the model is a PEFT model."""
+    return hasattr(model, "disable_adapter") and hasattr(model, "peft_config")
+
+
+def _inside(model: Any) -> Any:
+    """What a distributed or compile wrapper holds, or None."""
+    if hasattr(model, "_orig_mod"):  # torch.compile
+        return model._orig_mod
+    inner = getattr(model, "module", None)  # DDP, FSDP1, DeepSpeed, Fabric
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _output_layer(owner: Any) -> Any:
+    """The module of the head itself, or None."""
+    getter = getattr(owner, "get_output_embeddings", None)
+    module = getter() if getter is not None else None
+    while (inner := _inside(module)) is not None:
+        module = inner
+    return module
 
 
 def find_head(model: nn.Module) -> Head:
@@ -93,24 +118,30 @@ def find_head(model: nn.Module) -> Head:
     owner = unwrap(model)
     refuse_encoder_decoder(owner)
     name = type(owner).__name__
-    getter = getattr(owner, "get_output_embeddings", None)
-    module = getter() if getter is not None else None
+    module = _output_layer(owner)
     if module is None:
         raise ModelError(
             f"{name} has no output embeddings: only causal language models with a linear head can "
             "be trained. Load it with AutoModelForCausalLM."
         )
+    if has_fsdp1(model):
+        raise ModelError(
+            f"{name} was wrapped by FSDP version 1 before its head was found. Call "
+            "prefkit.install(model) before you wrap it, or shard it with fully_shard (FSDP2)."
+        )
     for layer in layers_of(module):
         _refuse_odd_head(layer, name)
-    if module.weight.is_meta or hasattr(module.weight, "ds_id") or weights_elsewhere():
+    rows = int(_whole_shape(module.weight)[0])
+    sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
+    elsewhere = weights_elsewhere() and not sharded
+    if module.weight.is_meta or hasattr(module.weight, "ds_id") or elsewhere:
         # Nothing to compute with here: the config must be believed.
-        return Head(owner, module, next(candidates(owner.config)))
-    sharded = isinstance(module.weight, DTensor)
+        return Head(owner, module, next(candidates(owner.config)), rows)
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     transform = proved_transform(model if sharded else owner, owner, module)
     if sharded:  # as they were: whoever reads the parameters next expects shards
         release(model)
-    return Head(owner, module, transform)
+    return Head(owner, module, transform, rows)
 
 
 def refuse_encoder_decoder(owner: nn.Module) -> None:
@@ -126,6 +157,10 @@ def refuse_encoder_decoder(owner: nn.Module) -> None:
         )
 
 
+def _whole_shape(weight: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(weight, "ds_shape", weight.shape))  # ZeRO-3 leaves (0,) of it
+
+
 def _refuse_odd_head(module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
@@ -134,7 +169,7 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
             "Remove the head (usually 'lm_head') from target_modules; modules_to_save may have it."
         )
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
+    if not isinstance(weight, Tensor) or len(_whole_shape(weight)) != 2:
         raise ModelError(
             f"{name}: the head is a {kind}, not a linear layer with one (vocabulary, width) weight."
             " Only linear heads can be fused; use a trainer that forms the logits instead."
@@ -161,11 +196,13 @@ def _as_before(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is self:  # accelerate's unwrap_model binds anew what is bound already
+            args = args[1:]
         request: Request | None = kwargs.pop("prefkit_request", None)
         balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
             return _as_before(self, *args, **kwargs)
-        layers = layers_of(self.get_output_embeddings())  # type: ignore[operator]
+        layers = layers_of(_output_layer(self))
         slot: dict[str, Any] = {"request": request}
         for layer in layers:
             layer._prefkit_slot = slot  # type: ignore[assignment]
@@ -211,21 +248,27 @@ def install(model: nn.Module) -> Head:
     With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
     (R, L, D), `weight` (V, D), `bias` (V,) or None. `prefkit_balance=g` beside it (and
     `output_router_logits=True`) adds what g makes of the routers' outputs. Without a request the
-    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it twice
-    changes nothing. It may be called before `fully_shard` or after it, then with the root and in
-    every process at once.
+    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it again
+    changes nothing and costs nothing. It may be called before the model is wrapped (DDP,
+    `fully_shard`, DeepSpeed, torch.compile, PEFT) or after it: then with the wrapper or root, and
+    in every process at once.
 
     Raises:
         ModelError: see `find_head`.
     """
-    head = find_head(model)
-    _install(head.owner, _requesting_forward(type(head.owner).forward))
-    for layer in layers_of(head.module):
-        _install(layer, _requesting_head)
+    owner: Any = unwrap(model)
+    head = owner.__dict__.get("_prefkit_head")
+    if head is None or _output_layer(owner) is not head.module:
+        head = find_head(model)
+        _replace_forward(head.owner, _requesting_forward(type(head.owner).forward))
+        owner._prefkit_head = head
+    for layer in layers_of(head.module):  # an adapter that came later has one of its own
+        _replace_forward(layer, _requesting_head)
+        expect_requests(layer)
     return head
 
 
-def _install(module: nn.Module, forward: Callable[..., Any]) -> None:
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     if "_prefkit_installed" in module.__dict__:
         return
     # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.

@@ -30,6 +30,11 @@ class LogitTransform:
     logit_scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of `token_stats` and `fused_preference_loss`."""
+        return {"logit_scale": self.logit_scale, "softcap": self.softcap}
+
     def __call__(self, logits: Tensor) -> Tensor:  # any shape, any float dtype
         logits = logits * self.logit_scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

@@ -135,8 +135,7 @@ class Reference:
                 weight,
                 targets,
                 bias=bias,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
+                **transform.options,
                 **options,
             )
             assert stats.logp is not None

@@ -8,10 +8,9 @@ import torch
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapter_targets import ALL_LINEAR, fitted
-from prefkit.model.adapters import is_peft
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
-from prefkit.model.head.fused import unwrap
+from prefkit.model.head.fused import is_peft, unwrap
 from prefkit.model.loading import load_tokenizer
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model

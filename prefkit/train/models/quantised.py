@@ -3,7 +3,7 @@
 from typing import Any
 
 from prefkit.errors import ModelError
-from prefkit.model.adapters import is_peft
+from prefkit.model.head.fused import is_peft
 
 _CPU_KERNEL = "support_avx512bf16_for_cpu"
 

@@ -16,13 +16,12 @@ from prefkit.model.adapters import (
     changes_model,
     check_adapter,
     freeze_copy,
-    is_peft,
     put_reference,
 )
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
 from prefkit.model.fsdp_units import copy_without_weights, weights_elsewhere
-from prefkit.model.head.fused import install, unwrap
+from prefkit.model.head.fused import install, is_peft, unwrap
 from prefkit.model.loading import base_of
 from prefkit.model.reference.logp_cache import fingerprint_model
 from prefkit.model.reference.policy import (

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
-from prefkit.loss.fused import fused_preference_loss
+from prefkit.loop.preference import TOKENS, ask_preference, groups_of
+from prefkit.loop.reference_point import point_of
+from prefkit.loop.references import reference_terms
 from prefkit.loss.objectives import Objective
 from prefkit.loss.token_metrics import tokens_of_metrics
 from prefkit.train.checks.best_metric import objective_metrics
@@ -19,10 +21,6 @@ from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
-from prefkit.train.step.forward import ask_head
-from prefkit.train.step.reference_point import reference_point
-
-_TOKENS = "tokens"  # beside the metrics that a forward brings: over how many tokens some are means
 
 
 class PairLoss:
@@ -49,14 +47,9 @@ class PairLoss:
             return sum(_sides_there(batch))
         if not self.objective.needs_groups:
             return len(batch["pair_index"])
-        if "groups" not in batch:
-            raise ConfigError(
-                "link is plackett_luce, but the batch does not say which pairs share their chosen "
-                "response: the data_collator leaves it out. Give groups (B,) int64 in each batch, "
-                "the number of each pair's group from 0."
-            )
+        groups = groups_of(batch)
         known = batch.get("num_groups")  # a GPU would have to be asked
-        return len(batch["groups"].unique()) if known is None else known
+        return len(groups.unique()) if known is None else known
 
     def turns(self, batch: PairBatch) -> Iterator[PairBatch]:
         """The batches that this process has a part in: its own, or pieces of its whole group's."""
@@ -78,21 +71,30 @@ class PairLoss:
         """
         count, group = self._items_of(inputs), self.sequence_group
         items = counted_pairs(inputs)
-        point = None
-        if self.objective.needs_reference_point:
-            point = reference_point(model, inputs, self.models, self.args)
-        output = ask_head(
+        head, reference = self.models.head, self.models.reference
+        options: dict[str, Any] = {
+            "memory_budget": self.args.memory_budget,
+            "backend": self.args.head_backend,
+        }
+        output = ask_preference(
             model,
             inputs,
-            self._request(inputs, num_items, point),
-            self.models.head,
-            balance_of(self.models.router, inputs, steps, group),
+            self.objective,
+            head,
+            self._reference_terms(inputs, options),
+            num_pairs=num_items,
+            sequence_group=group,
+            reference_point=point_of(model, inputs, self.objective, head, reference, **options),
+            balance=balance_of(self.models.router, inputs, steps, group),
+            passes=self.args.head_passes,
+            log_entropy=self.args.log_entropy,
+            **options,
         )
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
         counts: dict[str, int | Tensor] = {
             "aux_loss": 1,
-            **tokens_of_metrics(metrics.pop(_TOKENS)),
+            **tokens_of_metrics(metrics.pop(TOKENS)),
             **self._items_by_metric(inputs, count),
         }
         metrics["loss"] = metrics["loss"] * ((count if num_items is None else num_items) / count)
@@ -130,75 +132,22 @@ class PairLoss:
             "rewards/margins": int(chosen > 0 and rejected > 0),  # a batch's, as TRL has it
         }
 
-    def _request(self, inputs: Mapping[str, Any], num_items: Any, point: Tensor | None) -> Any:
-        """What is computed on the head's operands: the loss, and metrics beside it."""
-        positions, targets = inputs["positions"], inputs["targets"]
-        options: dict[str, Any] = {
-            "memory_budget": self.args.memory_budget,
-            "backend": self.args.head_backend,
-        }
-        reference = self._reference_terms(inputs, options)
-        margins = inputs.get("margins") if self.objective.needs_margins else None
-        if self.objective.needs_margins and margins is None:
-            raise ConfigError(
-                "margin_weight is set, but the batch brings no margins: its pairs were prepared "
-                "without them, or the data_collator leaves them out. Prepare the pairs with "
-                "ReadOptions(margins=True), and give margins (B,) in each batch."
-            )
-        transform = self.models.head.transform
-
-        def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-            out = fused_preference_loss(
-                hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions),
-                weight,
-                targets,
-                inputs["segments"],
-                objective=self.objective,
-                weights=inputs["weights"],
-                num_pairs=num_items,
-                pairs_in_call=len(inputs["pair_index"]),
-                sequence_group=self.sequence_group,
-                num_scored=inputs.get("num_scored"),
-                passes=self.args.head_passes,
-                margins=margins,
-                token_index=inputs.get("token_index"),
-                one_sided=inputs.get("one_sided", False),
-                groups=inputs["groups"] if self.objective.needs_groups else None,
-                reference_point=point,
-                bias=bias,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
-                log_entropy=self.args.log_entropy,
-                **reference,
-                **options,
-            )
-            return out.loss, {**out.metrics, "loss": out.loss.detach(), _TOKENS: out.tokens}
-
-        return request
-
     def _reference_terms(
         self, inputs: Mapping[str, Any], options: dict[str, Any]
     ) -> dict[str, Any]:
         """What the loss reads of the reference, as keywords of `fused_preference_loss`."""
-        positions, models = inputs["positions"], self.models
-        if not self.objective.needs_reference:
-            return {}
-        if "ref_logp" in inputs:
-            return {"ref_logp": inputs["ref_logp"]}
-        if "ref_hidden" in inputs and models.reference_head is not None:
-            return models.reference_head.of_cached(inputs["ref_hidden"])
-        if models.reference is None:
+        models = self.models
+        kept = models.reference_head
+        terms = reference_terms(
+            inputs, self.objective, models.head, models.reference, kept, **options
+        )
+        if terms is None:
             raise ConfigError(
                 "This dataset has no precomputed reference, and the reference was freed. Pass it "
                 "to the trainer as eval_dataset from the start, or leave precompute_ref_log_probs "
                 "and precompute_ref_hidden out."
             )
-        if self.objective.needs_kl:
-            head = models.head
-            return models.reference.operands(inputs, positions, head.transform, head.vocab_size)
-        # Every position has a target: nothing to look for.
-        options = {**options, "num_scored": len(positions)}
-        return {"ref_logp": models.reference.logp(inputs, positions, inputs["targets"], **options)}
+        return terms
 
 
 def _sides_there(batch: Mapping[str, Any]) -> tuple[int, int]:

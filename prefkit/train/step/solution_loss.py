@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prefkit.loop.forward import ask_head
 from prefkit.loss.token_metrics import likeliest
 from prefkit.train.checks.best_metric import solution_metrics
 from prefkit.train.metrics import TokenCount
@@ -12,7 +13,6 @@ from prefkit.train.models.run_models import RunModels
 from prefkit.train.run_config import RunConfig
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
-from prefkit.train.step.forward import ask_head
 from prefkit_kernels import token_stats
 
 
@@ -53,8 +53,7 @@ class SolutionLoss:
                 bias=bias,
                 outputs=("logp", "max_logp", *entropy),
                 detached=entropy,
-                logit_scale=transform.logit_scale,
-                softcap=transform.softcap,
+                **transform.options,
                 num_scored=tokens,
                 memory_budget=self.args.memory_budget,
                 backend=self.args.head_backend,

@@ -36,6 +36,6 @@ def ask_head(
         raise ModelError(
             f"{type(head.owner).__name__}'s forward was replaced after the fused head was put into "
             "it (by another library's patch?), so it formed logits instead. Apply such patches "
-            "before the trainer is made, or leave them out."
+            "before the trainer is made or prefkit.install is called, or leave them out."
         )
     return output
