@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
-from prefkit.integrations.trl.batch import WEIGHTS
+from prefkit.integrations.trl.batch import OURS, WEIGHTS
 from prefkit.integrations.trl.config import Settings
+from prefkit.integrations.trl.layout import layout_of
 from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
 from prefkit.integrations.trl.reference import TrlReference, is_shared
 from prefkit.loss.objective import Objective
@@ -26,6 +28,7 @@ class Acceleration:
         settings: what prefkit adds to TRL's options.
         head: of the policy; None where its model cannot be fused.
         reason: why TRL computes the loss, in words; None where prefkit does.
+        layout: of what the models read.
         router: of a mixture of experts whose balance is trained.
     """
 
@@ -40,6 +43,9 @@ class Acceleration:
         self._said: str | None = None
         self._of_models = self._try_models()
         self.reason = self._of_models
+        self.layout: Layout = "padded"
+        if self.objective() is not None:
+            self.layout = layout_of(trainer, self.settings.layout)
 
     # -- what can be fused ----------------------------------------------------------------------
 
@@ -135,14 +141,15 @@ class Acceleration:
             self._said = self.reason
             logger.warning("TRL computes the loss in its own way, because %s.", self.reason)
 
-    def refuse_weights(self, inputs: Mapping[str, Any]) -> None:
-        """Refuses a batch with weights, which TRL would leave out.
+    def for_trl(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as TRL makes it.
 
         Raises:
-            ConfigError: see above.
+            ConfigError: it has weights, which TRL would leave out.
         """
         if WEIGHTS in inputs:
             raise ConfigError(
                 "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
                 f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
             )
+        return {key: value for key, value in inputs.items() if key not in OURS}
