@@ -49,7 +49,6 @@ def fused_preference_loss(
     groups: Tensor | None = None,  # (P,)
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
-    also: tuple[str, ...] = (),
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (N, V) logits.
@@ -90,8 +89,6 @@ def fused_preference_loss(
             token is computed once, whatever the number of its entries.
         one_sided: no token is used by both a chosen and a rejected side; lets losses with a KL be
             made in one pass. True where it does not hold gives wrong gradients.
-        also: outputs of `token_stats` that the objective does not need, such as "entropy"; they are
-            in `.stats`, and no part of the loss.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
@@ -106,7 +103,7 @@ def fused_preference_loss(
             f"objective is {objective!r}; give an instance such as DPO(beta=0.1) or TDPO(beta=0.1)"
         )
     if "outputs" in options:
-        raise ValueError("outputs is set by the objective; also= adds quantities to .stats")
+        raise ValueError("outputs is set by the objective; use token_stats for other quantities")
     _check_counts(num_pairs, pairs_in_call)
     if sequence_group is not None:
         check_group(sequence_group, pairs_in_call)
@@ -137,7 +134,7 @@ def fused_preference_loss(
     _check_any(sides.present)
     if pairs_in_call is None:  # else they have been counted and checked
         _check_by_pair(margins, groups, sides.count)
-    outputs = (*objective.outputs, *(name for name in also if name not in objective.outputs))
+    outputs = objective.outputs
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
     is_scored = uses.any(scored, len(targets))
