@@ -127,7 +127,7 @@ def obstacle_by_token(
         return "backend='reference' is the unfused definition"
     if trainable_head and passes == "one_pass":
         return "tokens of a tree are scores of their own, and a trainable head takes one a call"
-    if not set(options["outputs"]) & {*DIFFERENTIABLE} - {"logp"}:
+    if not {*objective.outputs} & {*DIFFERENTIABLE} - {"logp"}:
         return None
     own = obstacle_to_one_pass(objective, 1, trainable_head, "auto")
     if own is None and not uses.one_sided:

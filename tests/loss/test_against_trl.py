@@ -1,4 +1,4 @@
-"""Loss and gradients of the fused loss against TRL's own DPOTrainer on TRL's own batch.
+"""Loss, gradients and metrics of the fused loss against TRL's own DPOTrainer on TRL's own batch.
 
 A real two-layer Llama, TRL's tokenisation, collation and loss; then the same batch, weights and
 reference through `fused_preference_loss`. Bounds are fp32 rounding.
@@ -49,8 +49,8 @@ def small_llama(seed: int, tie: bool) -> LlamaForCausalLM:
 
 def trl_step(
     loss_type: str, smoothing: float, tie: bool, folder: Path
-) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
-    """TRL's loss, its gradients, and the batch it used."""
+) -> tuple[float, dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """TRL's loss, its gradients, the batch it used, and its metrics."""
     args = trl.DPOConfig(
         output_dir=str(folder),
         loss_type=[loss_type],
@@ -74,7 +74,8 @@ def trl_step(
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
-    return float(loss.detach()), grads, kept
+    metrics = {name: values[0] for name, values in trainer._metrics["train"].items()}
+    return float(loss.detach()), grads, kept, metrics
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
@@ -88,10 +89,11 @@ def trl_step(
         ("sigmoid_norm", DPO(beta=0.3, length_normalized=True)),
     ],
 )
-def test_same_loss_and_gradients_as_trl(
+def test_same_loss_gradients_and_metrics_as_trl(
     loss_type: str, objective: DPO, tie: bool, tmp_path: Path
 ) -> None:
-    expected, grads, batch = trl_step(loss_type, objective.label_smoothing, tie, tmp_path)
+    smoothing = objective.label_smoothing
+    expected, grads, batch, metrics = trl_step(loss_type, smoothing, tie, tmp_path)
     policy, reference = small_llama(0, tie), small_llama(1, tie).requires_grad_(False)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     pairs = len(ids) // 2  # TRL's rows: all chosen, then all rejected
@@ -107,6 +109,7 @@ def test_same_loss_and_gradients_as_trl(
         objective,
         ref_hidden=ref_hidden.flatten(0, 1),
         ref_weight=reference.lm_head.weight,
+        log_entropy=True,
     )
     out.loss.backward()
     assert out.loss.item() == pytest.approx(expected, rel=2e-6)
@@ -115,3 +118,6 @@ def test_same_loss_and_gradients_as_trl(
     scale = max(float(g.abs().max()) for g in grads.values())
     for name, grad in grads.items():
         assert (found[name].grad - grad).abs().max() <= 1e-5 * scale, name
+    assert metrics.keys() - out.metrics.keys() == {"num_tokens"}  # the trainer's
+    for name, value in out.metrics.items():
+        assert float(value) == pytest.approx(metrics[name], rel=2e-5, abs=1e-6), name
