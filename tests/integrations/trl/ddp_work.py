@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from tests.integrations.trl.cases import datasets, moved, ours, theirs, trainer
+from tests.integrations.trl.cases import datasets, ours, theirs, trainer
 from tests.train.trainer_cases import ROWS
 
 CASES: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ def run(kind: type, name: str, folder: Path) -> dict[str, Any]:
     own = {"eval_dataset": ROWS[:7]} if name == "evaluated" else {}
     small = {"max_steps": 3, "per_device_train_batch_size": 2}
     rows = rows_on_disk(folder / f"{name}-{kind.__module__}")
-    made = trainer(kind, folder, rows=rows, ref_model=moved(), **own, **{**small, **CASES[name]})
+    made = trainer(kind, folder, rows=rows, **own, **{**small, **CASES[name]})
     made.train()
     flat = torch.cat([p.detach().flatten() for p in made.model.parameters()])
     return {"logs": made.state.log_history, "weights": flat.tolist()}
