@@ -189,7 +189,7 @@ def fused_preference_loss(
             return pair_scores(*heads, *pairs, passes=one_pass, **options)
         if passes == "two_pass":
             options["passes"] = passes
-        return None, token_stats(*heads, detached=logged, **options)
+        return None, token_stats(*heads, detached=(*logged, *objective.read_by_hooks), **options)
 
     scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)
     if ref_logp is not None:

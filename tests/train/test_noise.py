@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers.integrations.neftune import neftune_post_forward_hook
 
+from prefkit.loop.forward import ask_head
 from prefkit.train.models.noise import noisy_embeddings
-from prefkit.train.step.forward import ask_head
 from tests.train import test_supervised
 from tests.train.trainer_cases import TREE_ROWS, logs_of, tiny_model, trainer
 
