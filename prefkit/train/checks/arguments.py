@@ -30,10 +30,10 @@ def refuse_unusable(
             f"layout is {args.layout!r}, but a data_collator of your own lays its rows out itself. "
             "Leave layout out, or give no data_collator."
         )
-    if compute_metrics is not None:
+    if compute_metrics is not None and not callable(compute_metrics):
         raise ConfigError(
-            "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "
-            "metrics are always logged; anything else belongs into a TrainerCallback."
+            f"compute_metrics is {_kind(compute_metrics)}; it must be a function of a "
+            "PairPredictions that returns a dict of numbers."
         )
     if ref_model is not None and ref_model is model:
         raise ConfigError(

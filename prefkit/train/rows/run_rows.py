@@ -12,6 +12,7 @@ from prefkit.data.text.render import TokenizeOptions
 from prefkit.model.loading import positions_of
 from prefkit.train.rows.datasets import plain
 from prefkit.train.rows.layout import check_lengths
+from prefkit.train.rows.streaming import whole_stream
 from prefkit.train.rows.templates import refuse_other_template, with_trained_template
 
 
@@ -68,7 +69,7 @@ class RunRows(ABC):
         return train, self._beside(evaluation, "eval", train)
 
     def prepare_later(self, rows: Any, name: str, train: Any) -> Any:
-        """Rows to evaluate on that come when the run is set up.
+        """Rows to evaluate on that come when the run is set up; they are not packed yet.
 
         Args:
             rows: of any format.
@@ -80,10 +81,10 @@ class RunRows(ABC):
         """
         dataset = self._beside(rows, name, train)
         check_lengths(self.layout, self.model, self.longest([dataset]))
-        return self.packed(dataset)
+        return dataset
 
     def _beside(self, rows: Any, name: str, train: Any) -> Dataset | None:
-        prepared = self.read(rows, name)
+        prepared = self.read(whole_stream(rows, name), name)
         refuse_other_template(self.tokenizer, self.args, plain(train), plain(prepared), name)
         return prepared
 
@@ -105,6 +106,7 @@ def row_options(args: Any, text_config: Any, name: str) -> dict[str, Any]:
     return {
         "vocab_size": text_config.vocab_size,
         "on_bad_row": args.on_bad_row,
+        "empty": args.empty,
         "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
     }
 

@@ -9,15 +9,19 @@ from torch import Tensor, nn
 from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
+from prefkit.loss.by_pair import values_by_pair
 from prefkit.loss.fused import fused_preference_loss
 from prefkit.loss.objectives import Objective
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.predictions import PairCollector
+from prefkit.train.rows.caches import TOO_LATE
 from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
 from prefkit.train.step.forward import ask_head
+from prefkit_kernels import TokenStats
 
 
 class PairLoss:
@@ -34,6 +38,7 @@ class PairLoss:
         self.args, self.objective, self.models = args, objective, models
         self.metrics = objective_metrics(objective)
         self.sequence_group: dist.ProcessGroup | None = None  # joined when the processes are there
+        self.collector: PairCollector | None = None  # of an evaluation that asks for its pairs
 
     def count(self, batches: list) -> int:
         """Pairs of the batches, or groups of pairs where the loss is one of groups."""
@@ -135,9 +140,25 @@ class PairLoss:
                 **reference,
                 **options,
             )
+            if self.collector is not None and not inputs.get("filler"):
+                self._collect(inputs, out.stats)
             return out.loss, {**out.metrics, "loss": out.loss.detach()}
 
         return request
+
+    def _collect(self, inputs: Mapping[str, Any], stats: TokenStats) -> None:
+        """Gives the collector the values of a batch's pairs."""
+        assert self.collector is not None
+        values = values_by_pair(
+            self.objective,
+            stats,
+            inputs["segments"],
+            inputs["weights"],
+            len(inputs["pair_index"]),
+            inputs.get("token_index"),
+            self.sequence_group,
+        )
+        self.collector.add(inputs["pair_index"], values)
 
     def _reference_terms(
         self, inputs: Mapping[str, Any], options: dict[str, Any]
@@ -151,11 +172,7 @@ class PairLoss:
         if "ref_hidden" in inputs and models.reference_head is not None:
             return models.reference_head.of_cached(inputs["ref_hidden"])
         if models.reference is None:
-            raise ConfigError(
-                "This dataset has no precomputed reference, and the reference was freed. Pass it "
-                "to the trainer as eval_dataset from the start, or leave precompute_ref_log_probs "
-                "and precompute_ref_hidden out."
-            )
+            raise ConfigError(TOO_LATE)
         if self.objective.needs_kl:
             head = models.head
             return models.reference.operands(inputs, positions, head.transform, head.vocab_size)

@@ -44,8 +44,10 @@ def read_messages_field(row: Row, field: str) -> list[Message]:
     """
     value = row.require(field)
     value = [value] if is_message(value) else value
-    if not isinstance(value, list) or not value:
-        raise row.error(field, "is not a list of messages, or an empty one", _REMEDY)
+    if value == []:
+        raise row.empty(field)
+    if not isinstance(value, list):
+        raise row.error(field, "is not a list of messages", _REMEDY)
     if field in ("chosen", "rejected"):
         _check_trained(row, field, value)
     return [_message(row, message, f"{field}[{i}]") for i, message in enumerate(value)]
