@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefkit.loss.groups import check_groups
 from prefkit.loss.objective import Objective
-from prefkit.loss.passes import choose
+from prefkit.loss.passes import by_token, choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
@@ -81,8 +81,8 @@ def fused_preference_loss(
         margins: (P,) float, a margin for each pair of the call, where the objective reads it
             (margin_weight of the DPO family).
         groups: (P,) int64, the number of each pair's group, in [0, P), in any order, where the
-            objective needs it (link "plackett_luce"). The pairs of a group have the same chosen
-            response; a group must not be spread over calls. The same on every rank of a
+            objective needs it (loss_type "plackett_luce"). The pairs of a group have the same
+            chosen response; a group must not be spread over calls. The same on every rank of a
             sequence_group.
         token_index: (T,) int64 below N, where a token serves several sides (a tree of responses):
             segments and weights are then T entries, and entry t is of token token_index[t]. Each
@@ -95,8 +95,9 @@ def fused_preference_loss(
         PreferenceLoss: `.loss`, `.metrics`, `.stats`.
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
-            passes that cannot compute this loss; with a group also what it cannot compute
-            (reduction="position"), and what another rank of it refused.
+            passes that cannot compute this loss; what the objective's weights may not be; with a
+            group also a loss that needs whole responses (reduction="position", ld_alpha,
+            token_weights, pair_weights), and what another rank of it refused.
     """
     if not isinstance(objective, Objective):
         raise ValueError(
@@ -107,7 +108,7 @@ def fused_preference_loss(
     _check_counts(num_pairs, pairs_in_call)
     if sequence_group is not None:
         check_group(sequence_group, pairs_in_call)
-        _check_reduction(objective)
+        _check_whole_sides(objective)
     ignore_index = options.setdefault("ignore_index", -100)
     uses = Uses(token_index, one_sided)
 
@@ -145,12 +146,12 @@ def fused_preference_loss(
 
     def compute() -> tuple[Tensor | None, TokenStats]:
         one_pass = choose(passes, objective, sides.count, heads, options, weights, uses)
-        if one_pass is not None and uses.index is not None:
+        if one_pass is not None and by_token(objective, uses):
             linear = objective.linear if objective.needs_kl else None
             return scores_by_token(heads, uses, linear, sides, one_pass, options)
         if one_pass is not None:
             assert objective.linear is not None, "choose has looked"
-            coefficients = objective.linear.coefficients(sides)
+            coefficients = objective.linear.coefficients(objective.reward_sides(sides))
             pairs = (segments // 2, sides.count, coefficients)
             return pair_scores(*heads, *pairs, passes=one_pass, **options)
         if passes == "two_pass":
@@ -274,10 +275,6 @@ def _check_by_pair(margins: Tensor | None, groups: Tensor | None, pairs: int) ->
         check_groups(groups, pairs)
 
 
-def _check_reduction(objective: Objective) -> None:
-    if getattr(objective, "reduction", "sequence") == "position":
-        raise ValueError(
-            "reduction='position' sets token j of the chosen side against token j of the rejected "
-            "one, which may be on different ranks of a sequence_group: use reduction='sequence', "
-            "or leave sequence_group out"
-        )
+def _check_whole_sides(objective: Objective) -> None:
+    if why := objective.needs_whole_sides:
+        raise ValueError(f"sequence_group and {why}, or leave sequence_group out")

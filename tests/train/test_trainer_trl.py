@@ -38,6 +38,8 @@ LINKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "hinge": ({"link": "hinge"}, {"loss_type": ["hinge"]}),
     "length-normalised": ({"length_normalized": True}, {"loss_type": ["sigmoid_norm"]}),
+    "several": 2 * ({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1]},),
+    "weighted pairs": 2 * ({"loss_type": ["apo_zero"], "use_weighting": True},),
 }
 
 

@@ -29,7 +29,7 @@ _NEEDS_EVALUATION = (
 def objective_metrics(objective: Objective) -> list[str]:
     """The names under which an evaluation of pairs reports, without `eval_`: those of one pair."""
     nothing = torch.zeros(2)
-    stats = TokenStats(logp=nothing, ref_logp=nothing, kl=nothing)
+    stats = TokenStats(*[nothing] * len(TokenStats._fields))
     margins = torch.zeros(1) if objective.needs_margins else None
     groups = torch.zeros(1, dtype=torch.int64) if objective.needs_groups else None
     result = objective(stats, torch.tensor([0, 1]), margins=margins, groups=groups)
