@@ -24,11 +24,16 @@ class PreferenceLoss:
         loss: scalar, differentiable in hidden and weight.
         metrics: detached scalars under TRL's names.
         stats: the per-token quantities, detached, (N,) each; for analysis.
+        logps: (P, 2) log-probabilities of the chosen and the rejected response in nats, plain sums
+            over their scored tokens; detached.
+        rewards: (P, 2) as the loss sees them; detached.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     stats: TokenStats
+    logps: Tensor
+    rewards: Tensor
 
 
 def fused_preference_loss(
@@ -165,7 +170,7 @@ def fused_preference_loss(
     spread = uses.spread_stats(stats, scored)
     result = objective(spread, segments, weights, num_pairs, sides, scores, margins, groups)
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
-    return PreferenceLoss(result.loss, result.metrics, detached)
+    return PreferenceLoss(result.loss, result.metrics, detached, result.logps, result.rewards)
 
 
 def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from prefkit.errors import ConfigError
-from prefkit.loss.by_pair import PairValues
 
 
 class PairPredictions(EvalPrediction):
@@ -56,13 +55,10 @@ class PairCollector:
         self._indices: list[Tensor] = []
         self._values: list[dict[str, Tensor]] = []
 
-    def add(self, indices: Tensor, values: PairValues) -> None:
-        """Adds a batch: (P,) the pairs' indices in the data set, and their values."""
-        of_batch = {"logps": values.logps, "rewards": values.rewards}
-        if values.ref_logps is not None:
-            of_batch["ref_logps"] = values.ref_logps
+    def add(self, indices: Tensor, values: dict[str, Tensor]) -> None:
+        """Adds a batch: (P,) the pairs' indices in the data set, and their values by name."""
         self._indices.append(indices)
-        self._values.append({name: value.detach() for name, value in of_batch.items()})
+        self._values.append(values)
 
     def gathered(self, rows: Sequence[int]) -> PairPredictions:
         """The values of all processes, each of which must ask.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prefkit.data.formats.fields.messages import TEXT_ALONE
 from prefkit.errors import ConfigError, ModelError
 
 
@@ -55,6 +56,11 @@ def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
             "name or folder of one."
         )
     if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
+        if hasattr(processing_class, "tokenizer"):
+            raise ConfigError(
+                f"processing_class is {_kind(processing_class)}, which prepares more than text. "
+                f"Give its tokenizer (processor.tokenizer). {TEXT_ALONE}."
+            )
         raise ConfigError(
             f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
             "(AutoTokenizer.from_pretrained), or None for the model's own."

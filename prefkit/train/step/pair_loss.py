@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
-from prefkit.loss.by_pair import values_by_pair
-from prefkit.loss.fused import fused_preference_loss
+from prefkit.loss.by_pair import sums_by_pair
+from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
 from prefkit.loss.objectives import Objective
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
@@ -21,7 +21,6 @@ from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
 from prefkit.train.step.forward import ask_head
-from prefkit_kernels import TokenStats
 
 
 class PairLoss:
@@ -141,23 +140,25 @@ class PairLoss:
                 **options,
             )
             if self.collector is not None and not inputs.get("filler"):
-                self._collect(inputs, out.stats)
+                self._collect(inputs, out)
             return out.loss, {**out.metrics, "loss": out.loss.detach()}
 
         return request
 
-    def _collect(self, inputs: Mapping[str, Any], stats: TokenStats) -> None:
+    def _collect(self, inputs: Mapping[str, Any], out: PreferenceLoss) -> None:
         """Gives the collector the values of a batch's pairs."""
         assert self.collector is not None
-        values = values_by_pair(
-            self.objective,
-            stats,
-            inputs["segments"],
-            inputs["weights"],
-            len(inputs["pair_index"]),
-            inputs.get("token_index"),
-            self.sequence_group,
-        )
+        values = {"logps": out.logps, "rewards": out.rewards}
+        if self.objective.needs_reference:
+            assert out.stats.ref_logp is not None, "the objective asks for it"
+            values["ref_logps"] = sums_by_pair(
+                out.stats.ref_logp,
+                inputs["segments"],
+                inputs["weights"],
+                len(inputs["pair_index"]),
+                inputs.get("token_index"),
+                self.sequence_group,
+            )
         self.collector.add(inputs["pair_index"], values)
 
     def _reference_terms(

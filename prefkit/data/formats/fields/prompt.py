@@ -3,7 +3,11 @@
 import json
 from typing import Any
 
-from prefkit.data.formats.fields.messages import plain_message, read_messages_field
+from prefkit.data.formats.fields.messages import (
+    TEXT_ALONE,
+    plain_message,
+    read_messages_field,
+)
 from prefkit.data.formats.fields.row import NEEDED, Row
 from prefkit.data.pair import Message, is_conversational
 
@@ -65,4 +69,4 @@ def refuse_media(row: Row) -> None:
     """Raises RowError for a row with pictures, sound or films."""
     for field in ("images", "image", "videos", "audio"):
         if row.get(field):
-            raise row.error(field, "is no text", "prefkit trains text models: remove the field.")
+            raise row.error(field, "is no text", f"Remove the field. {TEXT_ALONE}.")
