@@ -62,6 +62,22 @@ def adapter_off(owner: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def adapter_chosen(owner: Any, name: str) -> Iterator[None]:
+    """Another adapter of a PEFT model in use inside the block, for forwards without gradient.
+
+    What trains stays what it was, inside the block as well (see `adapter_off`).
+    """
+    before = owner.active_adapter
+    with _same_parts_training(owner) as as_before:
+        owner.set_adapter(name)
+        as_before()
+        try:
+            yield
+        finally:
+            owner.set_adapter(before)
+
+
 def trained_without_adapter(owner: Any) -> list[str]:
     """Names of the parameters that train and are not the adapter's: PEFT freezes those only.
 

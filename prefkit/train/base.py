@@ -17,17 +17,20 @@ from transformers import TrainerCallback
 from prefkit.data.batch.collators import Layout
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
-from prefkit.model.head.fused import Head
+from prefkit.model.head.fused import Head, unwrap
 from prefkit.model.reference.policy import Reference
 from prefkit.model.router import Router
+from prefkit.train import model_card
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.checkpointing.checkpoint import newest_until
+from prefkit.train.checkpointing.early_stopping import stopping_of
 from prefkit.train.checkpointing.store import CheckpointStore, finished
 from prefkit.train.checkpointing.whole_weights import load_missing
 from prefkit.train.checks.arguments import refuse_data_parallel
 from prefkit.train.checks.best_metric import check_best_metric
 from prefkit.train.evaluating import EvaluatingTrainer
 from prefkit.train.meter import Meter
+from prefkit.train.models.noise import noisy_embeddings
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows import streaming
 from prefkit.train.rows.datasets import UnwrappingCollator, skipped_rows
@@ -80,10 +83,12 @@ class PrefkitTrainer(EvaluatingTrainer):
             eval_dataset=data[1],
             processing_class=rows.tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), *stopping_of(args)],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True
+        unwrap(models.policy).add_model_tags(model_card.tags_of(args))  # type: ignore[operator]
+        self.neftune_noise_alpha = None  # `noisy_embeddings` adds it: Trainer's is one of a row
         refuse_data_parallel(args)
 
     @property
@@ -144,10 +149,13 @@ class PrefkitTrainer(EvaluatingTrainer):
             self.shard_policy()
             self._load_from_checkpoint(str(folder))
             self.state, result = finished(folder)
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._load_best_model()
             return result
         self.meter.clock.restart()
         found = None if folder is None else str(folder)
-        return super().train(found, trial, ignore_keys_for_eval)
+        with noisy_embeddings(self.models.policy, self.args.neftune_noise_alpha):
+            return super().train(found, trial, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in Trainer; a stream is not shared out again, since each process has its part of it.
@@ -241,10 +249,28 @@ class PrefkitTrainer(EvaluatingTrainer):
         weights = fsdp2.whole_weights(self.model) if sharded else None
         if self.args.should_save:
             target = Path(output_dir or self.args.output_dir or ".")
-            checkpoint.save_atomically(lambda folder: self._save(folder, weights), target)
+
+            def save(folder: str) -> None:
+                self._save(folder, weights)
+                model_card.put(self, Path(folder), target)
+
+            checkpoint.save_atomically(save, target)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(  # type: ignore[override]  # TRL's arguments
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Writes OUTPUT_DIR/README.md, as `save_model` does; see `prefkit.train.model_card`."""
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir or ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            model_card.put(self, folder, folder, model_name, dataset_name, tags, **metadata)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.checkpoints.loading = resume_from_checkpoint

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from prefkit.errors import ConfigError
 from prefkit.train.checks.best_metric import check_evaluation_options
 from prefkit.train.checks.data_options import LABELS, check_data_options
+from prefkit.train.checks.loading import check_model_kwargs
 from prefkit.train.checks.options import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.checks.sharding import check_sharding
 from prefkit.train.fields import RunFields
@@ -33,6 +34,7 @@ class RunConfig(RunFields, TrainingArguments):
     def __post_init__(self) -> None:
         check_types(self, _NUMBERS)
         check_numbers(self)
+        check_model_kwargs(self)
         check_evaluation_options(self)
         self._keep_liger_off_the_head()
         if not torch.accelerator.is_available():

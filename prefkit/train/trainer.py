@@ -21,12 +21,15 @@ from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_unusable
 from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.loading import check_quantisation
 from prefkit.train.checks.options import check_passes
 from prefkit.train.checks.shared_rows import check_shared_model
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.models.loading import keywords_of
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.reference import make_reference, reference_fingerprint
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.models.synced import SyncReference
 from prefkit.train.predictions import PairCollector, PairPredictions, own_metrics
 from prefkit.train.rows.caches import TOO_LATE, attach_cache, kept_head, name_of
 from prefkit.train.rows.datasets import CachedDataset, pairs_of
@@ -45,10 +48,12 @@ class PreferenceTrainer(PrefkitTrainer):
     """Trains a causal language model on preference pairs; same call shape as `trl.DPOTrainer`.
 
     Args:
-        model: a causal LM, a PEFT model, or the name or folder of one.
-        ref_model: the frozen reference. None: the adapter switched off for PEFT models, a copy of
-            the model as it is now otherwise; none is kept where the loss reads none or the
-            reference's log-probabilities are precomputed.
+        model: a causal LM, a PEFT model, or the name or folder of a model; or the folder of an
+            adapter, which goes on training.
+        ref_model: the frozen reference, or its name or folder, also that of an adapter. None: the
+            model as it is now: for PEFT models the adapter switched off, or a frozen copy of it
+            where it has been trained; otherwise a copy of the model. None is kept where the loss
+            reads none or the reference's log-probabilities are precomputed.
         args: a `PreferenceConfig`.
         data_collator: replaces `prefkit.data.PairCollator`; it must return a `PairBatch`.
         train_dataset, eval_dataset: rows of any format prefkit reads (`datasets.Dataset`, list of
@@ -57,6 +62,7 @@ class PreferenceTrainer(PrefkitTrainer):
         compute_metrics: makes metrics of an evaluation out of its pairs: a function of a
             `PairPredictions` (no logits) that returns a dict of numbers, called on every process.
         callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: how the frozen weights of a model given by name are quantised.
         peft_config: wraps the model in this adapter.
 
     Raises:
@@ -66,7 +72,7 @@ class PreferenceTrainer(PrefkitTrainer):
     def __init__(
         self,
         model: str | nn.Module,
-        ref_model: nn.Module | None = None,
+        ref_model: str | nn.Module | None = None,
         args: PreferenceConfig | None = None,
         data_collator: Callable[[list], PairBatch] | None = None,
         train_dataset: Rows = None,
@@ -75,6 +81,7 @@ class PreferenceTrainer(PrefkitTrainer):
         compute_metrics: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else PreferenceConfig(output_dir="prefkit-output")
@@ -83,11 +90,13 @@ class PreferenceTrainer(PrefkitTrainer):
         refuse_unusable(
             args, compute_metrics, model, ref_model, processing_class, peft_config, data_collator
         )
+        quantised = check_quantisation(model, args, quantization_config, peft_config)
         adds_metrics = self.adds_metrics(compute_metrics)
         check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
         self.objective: Objective = args.build_objective()
-        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
-        models = _models_of(policy, ref_model, self.objective, tokenizer, args)
+        loading = keywords_of(args, quantised)
+        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args, loading)
+        models = _models_of(policy, ref_model, self.objective, tokenizer, args, loading)
         rows = PairRows(args, tokenizer, models.head.owner, data_collator)
         train_dataset, eval_dataset = rows.prepare(train_dataset, eval_dataset)
         rows.lay_out(_readers(models), train_dataset, eval_dataset)
@@ -96,6 +105,8 @@ class PreferenceTrainer(PrefkitTrainer):
         super().__init__(args, models, rows, loss, data, callbacks, optimizers, compute_metrics)
         loss.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
+        if models.reference_moves and models.reference is not None:
+            self.add_callback(SyncReference(models.reference, lambda: self.model))
         self._each_dataset(lambda rows, name: self.rows.packed(rows, training=name == "train"))
 
     def _prepare_reference(self) -> None:
@@ -210,17 +221,23 @@ class PreferenceTrainer(PrefkitTrainer):
 
 
 def _models_of(
-    policy: Any, ref_model: Any, objective: Objective, tokenizer: Any, args: PreferenceConfig
+    policy: Any,
+    ref_model: Any,
+    objective: Objective,
+    tokenizer: Any,
+    args: PreferenceConfig,
+    loading: dict[str, Any],
 ) -> RunModels:
     """The policy with its head fused, and its reference; see `make_reference` for the errors."""
     check_shared_model(args.sequence_parallel_size, policy.config)
     router = router_of_run(policy, args)
-    reference = make_reference(policy, ref_model, objective, tokenizer, args)
+    reference = make_reference(policy, ref_model, objective, tokenizer, args, loading)
     head = install(policy)
     trainable = any(parameter.requires_grad for parameter in head.module.parameters())
     check_passes(args, objective, trainable)
     identity = reference_fingerprint(reference, args)
-    return RunModels(policy, head, router, reference, identity)
+    moves = args.sync_ref_model
+    return RunModels(policy, head, router, reference, identity, reference_moves=moves)
 
 
 def _readers(models: RunModels) -> list[nn.Module]:

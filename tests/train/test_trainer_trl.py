@@ -43,7 +43,8 @@ LINKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train_with_trl(folder: Path, family: str, **changes: Any) -> Any:
+def train_with_trl(folder: Path, family: str, model: Any = None, **changes: Any) -> Any:
+    """A trained `trl.DPOTrainer`, of a tiny model or of `model`, which is its own reference."""
     options: dict[str, Any] = {
         **run_options(folder),
         "report_to": "none",
@@ -52,8 +53,8 @@ def train_with_trl(folder: Path, family: str, **changes: Any) -> Any:
         "use_cpu": True,
     }
     trained = trl.DPOTrainer(
-        tiny_model(family, scale=3.0),
-        ref_model=tiny_model(family, scale=3.0),
+        tiny_model(family, scale=3.0) if model is None else model,
+        ref_model=tiny_model(family, scale=3.0) if model is None else None,
         args=trl.DPOConfig(**{**options, **changes}),
         train_dataset=datasets.Dataset.from_list(ROWS),
         processing_class=byte_tokenizer(),

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
 from prefkit.model.fsdp_units import release, weights_elsewhere
+from prefkit.model.head.copies import layers_of
 from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
@@ -37,7 +38,8 @@ class Head:
 
     Attributes:
         owner: the causal LM that holds the head (inside any PEFT wrapper).
-        module: the linear layer itself.
+        module: the linear layer itself, or PEFT's wrapper around several (`layers_of`), whose
+            weight is that of the one in use.
         transform: what the model does to its logits.
     """
 
@@ -98,7 +100,8 @@ def find_head(model: nn.Module) -> Head:
             f"{name} has no output embeddings: only causal language models with a linear head can "
             "be trained. Load it with AutoModelForCausalLM."
         )
-    _refuse_odd_head(module, name)
+    for layer in layers_of(module):
+        _refuse_odd_head(layer, name)
     if module.weight.is_meta or hasattr(module.weight, "ds_id") or weights_elsewhere():
         # Nothing to compute with here: the config must be believed.
         return Head(owner, module, next(candidates(owner.config)))
@@ -128,7 +131,7 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
     if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
         raise ModelError(
             f"{name}: the head is wrapped by an adapter ({kind}), which the fused head cannot see. "
-            "Remove the head (usually 'lm_head') from target_modules and modules_to_save."
+            "Remove the head (usually 'lm_head') from target_modules; modules_to_save may have it."
         )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
@@ -162,13 +165,15 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
             return _as_before(self, *args, **kwargs)
-        head = self.get_output_embeddings()  # type: ignore[operator]
+        layers = layers_of(self.get_output_embeddings())  # type: ignore[operator]
         slot: dict[str, Any] = {"request": request}
-        head._prefkit_slot = slot
+        for layer in layers:
+            layer._prefkit_slot = slot  # type: ignore[assignment]
         try:
             output = _as_before(self, *args, **kwargs)
         finally:
-            del head._prefkit_slot
+            for layer in layers:
+                del layer._prefkit_slot
         if "result" not in slot:
             raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
         value, extras = slot["result"]
@@ -214,13 +219,17 @@ def install(model: nn.Module) -> Head:
         ModelError: see `find_head`.
     """
     head = find_head(model)
-    if "_prefkit_installed" not in head.owner.__dict__:
-        for module in (head.owner, head.module):
-            # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
-            if (before := module.__dict__.get("forward")) is not None:
-                module._prefkit_inner_forward = before
-        outer = _requesting_forward(type(head.owner).forward)
-        head.owner.forward = MethodType(outer, head.owner)
-        head.module.forward = MethodType(_requesting_head, head.module)
-        head.owner._prefkit_installed = True  # type: ignore[assignment]
+    _install(head.owner, _requesting_forward(type(head.owner).forward))
+    for layer in layers_of(head.module):
+        _install(layer, _requesting_head)
     return head
+
+
+def _install(module: nn.Module, forward: Callable[..., Any]) -> None:
+    if "_prefkit_installed" in module.__dict__:
+        return
+    # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
+    if (before := module.__dict__.get("forward")) is not None:
+        module._prefkit_inner_forward = before
+    module.forward = MethodType(forward, module)
+    module._prefkit_installed = True  # type: ignore[assignment]

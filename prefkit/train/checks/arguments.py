@@ -4,6 +4,8 @@ from typing import Any
 
 from prefkit.data.formats.fields.messages import TEXT_ALONE
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.loading import base_of
+from prefkit.train.checks.synced import refuse_synced_adapter
 
 
 def refuse_unusable(
@@ -22,9 +24,12 @@ def refuse_unusable(
         ConfigError: any other argument of the wrong kind, or one that cannot be served.
     """
     refuse_kinds(model, processing_class, peft_config)
-    if ref_model is not None and not hasattr(getattr(ref_model, "config", None), "model_type"):
+    refuse_synced_adapter(args, model, peft_config)
+    named = ref_model is None or isinstance(ref_model, str)
+    if not named and not hasattr(getattr(ref_model, "config", None), "model_type"):
         raise ModelError(
-            f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
+            f"ref_model is {_kind(ref_model)}; it must be a causal language model, the name or "
+            "folder of one, the folder of an adapter, or None."
         )
     if data_collator is not None and args.layout != "auto":
         raise ConfigError(
@@ -36,7 +41,7 @@ def refuse_unusable(
             f"compute_metrics is {_kind(compute_metrics)}; it must be a function of a "
             "PairPredictions that returns a dict of numbers."
         )
-    if ref_model is not None and ref_model is model:
+    if not named and ref_model is model:
         raise ConfigError(
             "model and ref_model are the same object, so the reference would train along. Leave "
             "ref_model out: a copy of the model as it is now is made."
@@ -69,6 +74,11 @@ def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
         raise ConfigError(
             f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
             "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
+        )
+    if isinstance(model, str) and peft_config is not None and base_of(model) is not None:
+        raise ConfigError(
+            f"{model} is an adapter, which goes on training, and another one is asked for "
+            "(peft_config, adapter: lora). Leave that out, or merge the first (prefkit merge)."
         )
 
 

@@ -58,6 +58,7 @@ def check_evaluation_options(config: Any) -> None:
         ConfigError: names the option; or the best model's metric, or its direction, is not given
             and not obvious.
     """
+    _check_stopping(config)
     metric, saving = config.metric_for_best_model, _value(config.save_strategy)
     if metric and config.greater_is_better is None and metric.endswith(_EITHER_WAY):
         raise ConfigError(
@@ -82,6 +83,26 @@ def check_evaluation_options(config: Any) -> None:
         raise ConfigError(
             f"eval_steps has no effect with eval_strategy {strategy}. Set eval_strategy to steps, "
             "or leave eval_steps out."
+        )
+
+
+def _check_stopping(config: Any) -> None:
+    if config.early_stopping_patience is None:
+        if config.early_stopping_threshold:
+            raise ConfigError(
+                "early_stopping_threshold has no effect without early_stopping_patience. Set it, "
+                "or leave early_stopping_threshold out."
+            )
+        return
+    missing = []
+    if _value(config.eval_strategy) == "no":
+        missing.append("eval_strategy (steps or epoch, and rows to evaluate on)")
+    if not config.load_best_model_at_end:
+        missing.append("load_best_model_at_end: true")
+    if missing:
+        raise ConfigError(
+            f"early_stopping_patience needs {' and '.join(missing)}; metric_for_best_model says "
+            "what is watched, the loss where it is left out."
         )
 
 

@@ -24,6 +24,7 @@ class RunModels:
         reference_head: what is left of a reference whose hidden states are cached.
         start: the policy as the reference of rows that come before its first step, where it is the
             reference and its cache trains; None else.
+        reference_moves: the reference follows the policy, so checkpoints hold it.
     """
 
     policy: nn.Module
@@ -33,6 +34,7 @@ class RunModels:
     reference_id: str | None = None
     reference_head: ReferenceHead | None = None
     start: Reference | None = None
+    reference_moves: bool = False
 
     @property
     def config(self) -> Any:
