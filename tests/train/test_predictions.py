@@ -147,6 +147,13 @@ def test_what_is_no_metric_is_refused(case: str, tmp_path: Path) -> None:
         trainer(tmp_path, compute_metrics=function).evaluate(ROWS[:2])
 
 
+def test_arguments_that_speak_against_it_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="compute_metrics is a int; it must be a function"):
+        trainer(tmp_path, compute_metrics=3)
+    with pytest.raises(ConfigError, match="prediction_loss_only"):
+        trainer(tmp_path, compute_metrics=accuracy, prediction_loss_only=True)
+
+
 def test_a_collator_that_does_not_name_its_pairs_is_refused(tmp_path: Path) -> None:
     from prefkit.data import PairCollator
 

@@ -41,6 +41,11 @@ def refuse_unusable(
             f"compute_metrics is {_kind(compute_metrics)}; it must be a function of a "
             "PairPredictions that returns a dict of numbers."
         )
+    if compute_metrics is not None and args.prediction_loss_only:
+        raise ConfigError(
+            "prediction_loss_only asks for the loss alone, and compute_metrics for more. Leave one "
+            "out."
+        )
     if not named and ref_model is model:
         raise ConfigError(
             "model and ref_model are the same object, so the reference would train along. Leave "
