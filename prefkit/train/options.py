@@ -79,6 +79,7 @@ def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
     script = ScriptArguments(**{name: value for name, value in given.items() if name in own})
     _check_script(script, given, needs_data)
     config = PreferenceConfig(**{name: value for name, value in given.items() if name not in own})
+    config.given = frozenset(given)
     asked = "eval_strategy" if config.eval_strategy != "no" else "eval_on_start"
     if not script.eval_data and (config.eval_strategy != "no" or config.eval_on_start):
         raise ConfigError(

@@ -1,5 +1,6 @@
 """What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,16 @@ _NUMBERS: dict[str, type] = {
 class RunConfig(RunFields, TrainingArguments):
     """`transformers.TrainingArguments` with prefkit's defaults, every mistake named.
 
+    Attributes:
+        given: the options that a command line gave; None where that is not known.
+
     Raises:
         ConfigError: a value out of range, a package that is missing, options that do not go
             together.
     """
 
     def __post_init__(self) -> None:
+        self.given: Collection[str] | None = None  # no field, which would be an option
         check_types(self, _NUMBERS)
         check_numbers(self)
         check_model_kwargs(self)

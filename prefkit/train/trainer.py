@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import Objective
+from prefkit.model.evaluating import dtypes_of
 from prefkit.model.head.fused import install, unwrap
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_unusable
@@ -38,6 +39,7 @@ from prefkit.train.sharding.fsdp2 import shard_reference
 from prefkit.train.sharding.sequence_parallel import join_group
 from prefkit.train.step.balancing import router_of_run
 from prefkit.train.step.pair_loss import PairLoss
+from prefkit.train.unlike_trl import say_unlike_trl
 
 BESIDE = ("aux_loss", "runtime", "samples_per_second", "steps_per_second")  # of any evaluation
 PREDICTING = "Prediction"  # what transformers calls an evaluation that returns its predictions
@@ -103,6 +105,9 @@ class PreferenceTrainer(PrefkitTrainer):
         self.pair_loss = loss = PairLoss(args, self.objective, models)
         data = (train_dataset, eval_dataset)
         super().__init__(args, models, rows, loss, data, callbacks, optimizers, compute_metrics)
+        if self.is_world_process_zero():
+            kind = dtypes_of(policy)[0]
+            say_unlike_trl(args, self.accelerator.mixed_precision, kind)
         loss.sequence_group = join_group(args.sequence_parallel_size)
         self._prepare_reference()
         if models.reference_moves and models.reference is not None:

@@ -9,10 +9,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
+from prefkit.cli.main import main
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapters import REFERENCE
 from prefkit.train.checkpointing import checkpoint
-from tests.train.trainer_cases import logs_of, save_model, tiny_model, trainer
+from tests.cli.test_cli import write_rows
+from tests.train.trainer_cases import ROWS, logs_of, save_model, tiny_model, trainer
 
 QV: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], "r": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -192,6 +194,28 @@ def test_the_base_as_reference_of_a_trained_adapter(tmp_path: Path) -> None:
     got = first_and_last(one)
     want = first_and_last(trainer(tmp_path / "two", folder, ref_model=tiny_model(scale=3.0)))
     assert_near(got, want)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = base_folder(tmp_path / "base")
+    folder = trained_adapter(tmp_path / "adapter", base)
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    options = {"model": folder, "train_data": rows, "output_dir": str(tmp_path / "out")}
+    options |= {"max_steps": "2", "logging_steps": "1", "disable_tqdm": "true"}
+    (tmp_path / "run.yaml").write_text("".join(f"{k}: {v}\n" for k, v in options.items()))
+    assert main(["inspect", str(tmp_path / "run.yaml"), "--limit", "1"]) == 0
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    told = capsys.readouterr()
+    assert "Reference  the adapter as it is now, kept beside" in told.err
+    assert "0.6931" in told.out
+    other = ["--ref_model", base, "--output_dir", str(tmp_path / "other")]
+    assert main(["train", str(tmp_path / "run.yaml"), *other]) == 0
+    assert "Reference  the model with its adapter off" in capsys.readouterr().err
+    assert main(["merge", str(tmp_path / "out"), "--out", str(tmp_path / "merged")]) == 0
+    start = ["--model", str(tmp_path / "merged"), "--output_dir", str(tmp_path / "again")]
+    assert main(["train", str(tmp_path / "run.yaml"), *start, "--use_dora", "true"]) == 2
+    assert "use_dora has no effect without 'adapter: lora'" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "run.yaml"), *start, "--use_peft", "true"]) == 0
 
 
 # -- what cannot be --------------------------------------------------------------------------------

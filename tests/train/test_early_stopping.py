@@ -12,7 +12,7 @@ from prefkit.train.checkpointing import checkpoint
 from tests.cli.test_cli import write_rows
 from tests.train.trainer_cases import ROWS, config, save_model, trainer
 
-# The loss falls and a high one is wanted: the first evaluation is the best, and the fourth the last.
+# The loss falls and a high one is wanted: the first evaluation is the best, the fourth the last.
 STOPPING: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 1,

@@ -94,7 +94,7 @@ def make_reference(
     if objective.needs_kl:
         check_transforms(policy, reference.head)
     if ref_model is not None:
-        _check_ref_tokenizer(model, ref_model, tokenizer)
+        _check_ref_tokenizer(model, ref_model, tokenizer, args.trust_remote_code)
     if args.sync_ref_model:
         check_alike(model, frozen)
     return reference
@@ -135,7 +135,7 @@ def _within(model: Any) -> Reference:
     )
 
 
-def _check_ref_tokenizer(model: Any, ref_model: Any, tokenizer: Any) -> None:
+def _check_ref_tokenizer(model: Any, ref_model: Any, tokenizer: Any, trust: bool) -> None:
     """Compares tokenizers where the reference's lies on this machine."""
     from transformers import AutoTokenizer
 
@@ -143,7 +143,7 @@ def _check_ref_tokenizer(model: Any, ref_model: Any, tokenizer: Any) -> None:
     if not name or name in (name_of(model), tokenizer.name_or_path):
         return
     try:
-        theirs = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        theirs = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=trust)
     except (OSError, ValueError):
         return  # saved without a tokenizer: the vocabulary sizes have been compared
     check_tokenizers(tokenizer, theirs)
