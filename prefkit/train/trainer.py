@@ -114,6 +114,14 @@ class PreferenceTrainer(PrefkitTrainer):
             self.add_callback(SyncReference(models.reference, lambda: self.model))
         self._each_dataset(lambda rows, name: self.rows.packed(rows, training=name == "train"))
 
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The reference where it is a model of its own: None where it is the policy with its
+        adapter off, is precomputed, or is not read."""
+        reference = self.models.reference
+        own = reference is not None and reference.adapter_owner is None
+        return reference.model if reference is not None and own else None
+
     def _prepare_reference(self) -> None:
         """Puts the reference beside the model, or replaces it by its cache."""
         models = self.models

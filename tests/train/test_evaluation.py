@@ -231,7 +231,7 @@ def test_workers_and_token_counts_are_transformers_own(tmp_path: Path) -> None:
     plain.train()
     assert trained.evaluate()["eval_a_loss"] == plain.evaluate()["eval_a_loss"]
     line = logs_of(trained)[-1]
-    assert line["num_input_tokens_seen"] == line["num_tokens"]
+    assert line["num_input_tokens_seen"] == line["num_tokens_read"]
 
 
 def test_skipped_rows_are_in_every_line_of_the_log(tmp_path: Path) -> None:

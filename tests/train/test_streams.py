@@ -272,9 +272,12 @@ def never() -> Iterator[Any]:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no end": ({"max_steps": -1}, "Set max_steps"),
-    "packing": ({"tokens_per_batch": 64}, "tokens_per_batch needs to know the rows"),
-    "log-probs": ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs needs"),
-    "hidden": ({"method": "tdpo2", "precompute_ref_hidden": True}, "precompute_ref_hidden needs"),
+    "packing": ({"tokens_per_batch": 64}, "tokens_per_batch is not supported with Iter"),
+    "log-probs": ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs is not supported"),
+    "hidden": (
+        {"method": "tdpo2", "precompute_ref_hidden": True},
+        "precompute_ref_hidden is not supported",
+    ),
     "workers": ({"dataloader_num_workers": 2}, "dataloader_num_workers"),
     "order": ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
     "a generator": ({"rows": "generator"}, "IterableDataset.from_generator"),

@@ -26,8 +26,9 @@ def refuse_stream(args: Any, train_dataset: Any) -> None:
     needs_all += ["auto_find_batch_size"]
     if found := next((name for name in needs_all if getattr(args, name, None)), None):
         raise ConfigError(
-            f"{found} needs to know the rows beforehand, and train_dataset is a stream. Leave "
-            f"{found} out, or give some of the rows: {SOME}."
+            f"{found} is not supported with IterableDataset: it needs to know the rows beforehand, "
+            f"and a stream tells them one by one. Leave {found} out, or give some of the rows: "
+            f"{SOME}."
         )
     if args.dataloader_num_workers:
         raise ConfigError(
