@@ -18,6 +18,7 @@ __all__ = [
     "TDPO",
     "ConfigError",
     "ModelError",
+    "PairPredictions",
     "PreferenceConfig",
     "PreferenceTrainer",
     "PrefkitError",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from prefkit.loss.fused import fused_preference_loss
     from prefkit.loss.objectives import DPO, DPOP, TDPO, SimPO
     from prefkit.train.config import PreferenceConfig
+    from prefkit.train.predictions import PairPredictions
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
 
@@ -45,6 +47,7 @@ _HOMES = {
     "SimPO": "prefkit.loss.objectives",
     "fused_preference_loss": "prefkit.loss.fused",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
+    "PairPredictions": "prefkit.train.predictions",
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",
 }

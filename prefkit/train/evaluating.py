@@ -41,25 +41,21 @@ class EvaluatingTrainer(Trainer):
             sets = {f"{metric_key_prefix}_{key}": rows for key, rows in eval_dataset.items()}
             # All before the first: evaluating may shard the model that a reference is made of.
             ready = {name: self.prepare_later(rows, name) for name, rows in sets.items()}
-            found = (self._evaluate_prepared(rows, name) for name, rows in ready.items())
+            found = (self.evaluate(rows, ignore_keys, name) for name, rows in ready.items())
             return {name: value for metrics in found for name, value in metrics.items()}
         # The keys of a dict of evaluation sets are names, too: Trainer evaluates each by its own.
         keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
         named = isinstance(eval_dataset, str) and eval_dataset in keys
         if eval_dataset is not None and not named:
             eval_dataset = self.prepare_later(eval_dataset, metric_key_prefix)
-        return self._evaluate_prepared(eval_dataset, metric_key_prefix)
-
-    def _evaluate_prepared(self, rows: Any, prefix: str) -> dict[str, float]:
-        """`evaluate` of prepared rows, or of the trainer's own."""
-        with self.meter.evaluation(prefix):
-            return super().evaluate(rows, metric_key_prefix=prefix)
+        with self.meter.evaluation(metric_key_prefix):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prepare_later(self, rows: Any, name: str) -> Any:
         """Rows to evaluate on that come when the run is set up, as a loader takes them.
 
         Args:
-            rows: of any format.
+            rows: of any format; those that are prepared pass through.
             name: what messages call them.
 
         Raises:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from prefkit.data.batch.packing import PackedDataset
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import Objective
@@ -160,7 +161,7 @@ class PreferenceTrainer(PrefkitTrainer):
         rows get a cache of their own as long as the policy has not been trained."""
         dataset = self.rows.prepare_later(rows, name, self.train_dataset)
         live = not self.args.precomputes_reference or self.models.reference is not None
-        if live or isinstance(dataset, CachedDataset):
+        if live or isinstance(dataset, CachedDataset | PackedDataset):
             return self.rows.packed(dataset)
         if self.models.start is None:
             raise ConfigError(TOO_LATE)
@@ -206,8 +207,10 @@ class PreferenceTrainer(PrefkitTrainer):
             metric_key_prefix: of the names in the result's `metrics`.
 
         Raises:
-            ConfigError: see `evaluate`.
+            ConfigError: several sets in a dict; else see `evaluate`.
         """
+        if isinstance(test_dataset, dict):
+            raise ConfigError("predict takes the rows of one set. Call it for each of the dict.")
         rows = self.prepare_later(test_dataset, metric_key_prefix)
         with self.meter.evaluation(metric_key_prefix):
             loader = self.get_eval_dataloader(rows)

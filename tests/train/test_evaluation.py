@@ -93,6 +93,24 @@ def test_dicts_of_sets_give_metrics_by_name(kind: str, stream: bool, tmp_path: P
     assert evaluator(tmp_path).evaluate(sets, metric_key_prefix="x")["x_b_loss"] > 0
 
 
+@pytest.mark.parametrize("options", [{}, {"tokens_per_batch": 64}])
+def test_each_set_of_a_dict_goes_through_evaluate(options: dict[str, Any], tmp_path: Path) -> None:
+    """A trainer of one's own may add to the metrics of each, as with `transformers.Trainer`."""
+
+    class Counting(PreferenceTrainer):
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            names.append(args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval"))
+            return super().evaluate(*args, **kwargs)
+
+    names: list[str] = []
+    made = Counting(
+        tiny_model(), args=config(tmp_path, **options), processing_class=byte_tokenizer()
+    )
+    found = made.evaluate({"a": SOME, "b": ROWS[5:9]})
+    assert names == ["eval", "eval_a", "eval_b"]
+    assert found["eval_b_loss"] == made.evaluate(ROWS[5:9])["eval_loss"]
+
+
 def test_a_trainer_without_rows_to_train_on_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no train_dataset: this trainer can only evaluate"):
         evaluator(tmp_path, SOME).train()

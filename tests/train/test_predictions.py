@@ -129,6 +129,8 @@ def test_predict_tells_of_rows_that_come_later(tmp_path: Path) -> None:
         assert found.metrics["test_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-5)
         assert found.metrics["test_correct"] == metrics["eval_correct"]
         assert (found.ref_chosen_logps is None) == (method == "simpo")
+        with pytest.raises(ConfigError, match="predict takes the rows of one set"):
+            made.predict({"a": ROWS[:2]})
 
 
 REFUSED: dict[str, tuple[Any, str]] = {

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from prefkit.data.batch.collators import Layout
+from prefkit.data.batch.packing import PackedDataset
 from prefkit.data.text.render import TokenizeOptions
 from prefkit.model.loading import positions_of
 from prefkit.train.rows.datasets import plain
@@ -72,13 +73,15 @@ class RunRows(ABC):
         """Rows to evaluate on that come when the run is set up; they are not packed yet.
 
         Args:
-            rows: of any format.
+            rows: of any format; those that were packed before pass through.
             name: what messages call them.
             train: the training rows, prepared.
 
         Raises:
             ConfigError: sequences longer than the layout can hold, or chats of another template.
         """
+        if isinstance(rows, PackedDataset):
+            return rows
         dataset = self._beside(rows, name, train)
         check_lengths(self.layout, self.model, self.longest([dataset]))
         return dataset
