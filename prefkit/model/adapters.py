@@ -5,6 +5,8 @@ and back leaves the policy as it was (`prefkit.model.fsdp_units.adapter_chosen`)
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from prefkit.model.fsdp_units import (
     adapter_chosen,
     adapter_off,
     only_first_loads,
+    same_parts_training,
     trained_without_adapter,
     weights_elsewhere,
 )
@@ -119,25 +122,33 @@ def freeze_copy(model: Any) -> None:
     for name in ("init_lora_weights", "init_weights"):  # else PiSSA and its like change the base
         if hasattr(config, name):
             setattr(config, name, True)
-    own = [p for name, p in model.named_parameters() if f".{trained}" in name]
-    raised = not any(p.dtype in (torch.bfloat16, torch.float16) for p in own)
-    drop_reference(model)
     try:
-        model.add_adapter(REFERENCE, config, autocast_adapter_dtype=raised)
-        weights = get_peft_model_state_dict(
-            model, adapter_name=trained, save_embedding_layers=False
-        )
-        set_peft_model_state_dict(model, weights, adapter_name=REFERENCE)
+        with _frozen_beside(model):
+            model.add_adapter(REFERENCE, config)
+            _same_dtypes(model, trained)
+            weights = get_peft_model_state_dict(
+                model, adapter_name=trained, save_embedding_layers=False
+            )
+            set_peft_model_state_dict(model, weights, adapter_name=REFERENCE)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(_NO_COPY.format(why=first)) from error
-    save_without_reference(model)
     if weights_elsewhere():
         return
     before = _logits(model)
     with adapter_chosen(model, REFERENCE):
         if not torch.equal(before, _logits(model)):
             raise ModelError(_NO_COPY.format(why="the copy computes something else"))
+
+
+def _same_dtypes(model: Any, trained: str) -> None:
+    """PEFT makes a new adapter in float32, whatever the trained one is in."""
+    named = dict(model.named_parameters())
+    for name, value in named.items():
+        if f".{trained}" in name and f".{REFERENCE}" not in name:
+            copied = named.get(name.replace(f".{trained}", f".{REFERENCE}"))
+            if copied is not None:
+                copied.data = copied.data.to(value.dtype)
 
 
 _NO_COPY = (
@@ -147,15 +158,30 @@ _NO_COPY = (
 )
 
 
-def drop_reference(model: Any) -> None:
-    """Takes the frozen adapter of an earlier trainer off the model."""
+def put_reference(model: Any, folder: str) -> None:
+    """Puts the adapter of a folder beside the policy's, frozen: the adapter `REFERENCE`.
+
+    Raises:
+        ModelError: it does not fit the model.
+    """
+    with _frozen_beside(model):
+        put_adapter(model, folder, REFERENCE)
+
+
+@contextmanager
+def _frozen_beside(model: Any) -> Iterator[None]:
+    """The adapter `REFERENCE` that is made in the block does not train, and what trained does.
+
+    What `save_pretrained` saves of the model is without it. One of an earlier trainer goes.
+    """
     if REFERENCE in model.peft_config:
         model.delete_adapter(REFERENCE)
-
-
-def save_without_reference(model: Any) -> None:
-    """Lets `save_pretrained` leave the frozen adapter out: it is not what was trained."""
-    names = [name for name in model.peft_config if name != REFERENCE]
+    names = list(model.peft_config)
+    with same_parts_training(model):
+        yield
+    for name, value in model.named_parameters():
+        if f".{REFERENCE}" in name:
+            value.requires_grad_(False)
     model.save_pretrained = partial(type(model).save_pretrained, model, selected_adapters=names)
 
 

@@ -14,6 +14,7 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapters import REFERENCE
 from prefkit.train.checkpointing import checkpoint
 from tests.cli.test_cli import write_rows
+from tests.model.test_adapters import skip_in_old_peft
 from tests.train.trainer_cases import ROWS, logs_of, save_model, tiny_model, trainer
 
 QV: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], "r": 4}
@@ -77,6 +78,7 @@ def test_an_adapter_goes_on_against_itself_as_in_trl(kind: dict[str, Any], tmp_p
     pytest.importorskip("trl", reason="trl is the one to compare with")
     from tests.train.test_trainer_trl import compare, train_with_trl
 
+    skip_in_old_peft("target_parameters" in kind)
     base = base_folder(tmp_path / "base")
     folder = trained_adapter(tmp_path / "adapter", base, **kind)
     ours = trainer(tmp_path / "ours", folder)
@@ -98,11 +100,35 @@ def test_the_reference_is_the_merged_model(method: str, tmp_path: Path) -> None:
     assert got[1]["loss"] != pytest.approx(0.693147, abs=1e-2)
 
 
-def test_a_cached_reference_is_that_of_the_adapter(tmp_path: Path) -> None:
+CACHES: dict[str, dict[str, Any]] = {
+    "log-probabilities": {"precompute_ref_log_probs": True},
+    "hidden states": {"method": "tdpo2", "precompute_ref_hidden": True},
+}
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["its own", "another's"])
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cached_reference_is_that_of_the_adapter(cache: str, other: bool, tmp_path: Path) -> None:
+    """With its own head, too, as it was before training."""
     base = base_folder(tmp_path / "base")
-    folder = trained_adapter(tmp_path / "adapter", base)
-    got = first_and_last(trainer(tmp_path / "one", folder, precompute_ref_log_probs=True))
-    assert_near(got, first_and_last(trainer(tmp_path / "two", folder)))
+    folder = trained_adapter(tmp_path / "adapter", base, modules_to_save=["lm_head"])
+    reference = trained_adapter(tmp_path / "b", base, seed=6, modules_to_save=["lm_head"])
+    options: dict[str, Any] = {"ref_model": reference} if other else {}
+    options |= {"method": CACHES[cache].get("method", "dpo")}
+    got = first_and_last(trainer(tmp_path / "one", folder, **{**options, **CACHES[cache]}))
+    assert_near(got, first_and_last(trainer(tmp_path / "two", folder, **options)))
+
+
+@pytest.mark.parametrize("kind", [{}, *KINDS.values()], ids=["lora", *KINDS])
+def test_a_fresh_adapter_trains_as_in_trl(kind: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="trl is the one to compare with")
+    from tests.train.test_trainer_trl import compare, train_with_trl
+
+    ours = trainer(tmp_path / "ours", tiny_model(scale=3.0), peft_config=lora(**kind))
+    ours.train()
+    assert ours.reference.adapter is None
+    own = {"peft_config": lora(**kind)}
+    compare(ours, train_with_trl(tmp_path / "trl", "", tiny_model(scale=3.0), **own))
 
 
 def test_only_the_trained_adapter_is_saved(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def train_with_trl(folder: Path, family: str, model: Any = None, **changes: Any)
     trained = trl.DPOTrainer(
         tiny_model(family, scale=3.0) if model is None else model,
         ref_model=tiny_model(family, scale=3.0) if model is None else None,
+        peft_config=changes.pop("peft_config", None),
         args=trl.DPOConfig(**{**options, **changes}),
         train_dataset=datasets.Dataset.from_list(ROWS),
         processing_class=byte_tokenizer(),

@@ -61,14 +61,14 @@ class Reference:
             got.append(compute(hidden, weight, bias))
             return hidden[:0], {}
 
-        with evaluating(self.model), self._adapted(), reading(inputs) as model_inputs:
+        with evaluating(self.model), self.adapted(), reading(inputs) as model_inputs:
             self.model(**model_inputs, prefkit_request=request)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
             release(self.model, self._held)
         return got[0]
 
-    def _adapted(self) -> contextlib.AbstractContextManager[None]:
-        """The policy's model as the reference, where it is one."""
+    def adapted(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the policy's model is the reference, where it is one."""
         if self.adapter_owner is None:
             return contextlib.nullcontext()
         if self.adapter is None:

@@ -15,11 +15,9 @@ from prefkit.model.adapters import (
     REFERENCE,
     changes_model,
     check_adapter,
-    drop_reference,
     freeze_copy,
     is_peft,
-    put_adapter,
-    save_without_reference,
+    put_reference,
 )
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
@@ -112,9 +110,7 @@ def _beside(name: str, model: Any) -> Reference | None:
         return None
     check_adapter(model)
     if base is not None:
-        drop_reference(model)
-        put_adapter(model, name, REFERENCE)
-        save_without_reference(model)
+        put_reference(model, name)
     adapter = None if base is None else REFERENCE
     return Reference(model, install(model), adapter_owner=model, adapter=adapter)
 

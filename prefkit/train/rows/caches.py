@@ -132,10 +132,10 @@ def _by_side(
 
 def kept_head(reference: Reference, policy: Head) -> ReferenceHead:
     """The reference's head, to stay when the rest of it is freed."""
-    module = reference.head.module
-    own = reference.head.module is policy.module and policy.module.weight.requires_grad
-    # The policy as it is before training is the reference: its head is about to change.
-    weight = module.weight.detach().clone() if own else None  # type: ignore[operator]
-    bias = getattr(module, "bias", None)
-    bias = bias.detach().clone() if own and bias is not None else bias
+    with reference.adapted():
+        weight: Tensor = reference.head.module.weight  # type: ignore[assignment]
+        bias: Tensor | None = getattr(reference.head.module, "bias", None)
+    if weight.requires_grad:  # the policy as it is before training, whose head is about to change
+        weight = weight.detach().clone()
+        bias = None if bias is None else bias.detach().clone()
     return ReferenceHead.of(reference.head, policy.transform, policy.vocab_size, weight, bias)
