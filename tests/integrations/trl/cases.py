@@ -49,12 +49,17 @@ def moved(family: str = "llama", by: float = 0.05, **changes: Any) -> Any:
 
 
 def trainer(kind: type, folder: Path, model: Any = None, rows: Any = None, **changes: Any) -> Any:
-    """A trainer on a tiny model; arguments of the trainer itself are told from options by name."""
+    """A trainer on a tiny model, with `moved` as its reference unless another is given.
+
+    Arguments of the trainer itself are told from options by name.
+    """
     own = {name: changes.pop(name) for name in OWN if name in changes}
     config = changes.pop("config", trl.DPOConfig)
     options = {**run_options(folder), **QUIET, **changes}
     if not isinstance(rows, datasets.Dataset):
         rows = datasets.Dataset.from_list(list(ROWS if rows is None else rows))
+    if not {"ref_model", "peft_config"} & own.keys() and not hasattr(model, "peft_config"):
+        own["ref_model"] = moved()
     if isinstance(own.get("eval_dataset"), list):
         own["eval_dataset"] = datasets.Dataset.from_list(own["eval_dataset"])
     return kind(
