@@ -104,6 +104,7 @@ class PreferenceTrainer(PrefkitTrainer):
         train_dataset, eval_dataset = rows.prepare(train_dataset, eval_dataset)
         rows.lay_out(_readers(models), train_dataset, eval_dataset)
         self.pair_loss = loss = PairLoss(args, self.objective, models)
+        self.has_trained = False
         data = (train_dataset, eval_dataset)
         super().__init__(args, models, rows, loss, data, callbacks, optimizers, compute_metrics)
         if self.is_world_process_zero():
@@ -156,6 +157,13 @@ class PreferenceTrainer(PrefkitTrainer):
             moved,
         )
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `PrefkitTrainer.train`; from its first step on the policy is no reference."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:  # another call counts from 0 again
+            self.has_trained = self.has_trained or self.state.global_step > 0
+
     def prepare_later(self, rows: Any, name: str) -> Any:
         """See `PrefkitTrainer.prepare_later`; where the reference is precomputed and gone, these
         rows get a cache of their own as long as the policy has not been trained."""
@@ -167,7 +175,7 @@ class PreferenceTrainer(PrefkitTrainer):
             raise ConfigError(TOO_LATE)
         # Sharded by an evaluation, it could not be run by one process after the other.
         sharded = isinstance(self.model, FSDPModule) or getattr(self, "deepspeed", None) is not None
-        moved = self.state.global_step > 0 or sharded
+        moved = self.has_trained or self.state.global_step > 0 or sharded
         with self.accelerator.main_process_first(), self.accelerator.autocast():
             return self.rows.packed(self._with_cache(dataset, name_of(dataset), moved))
 

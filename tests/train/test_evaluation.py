@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 from peft import LoraConfig
+from transformers import TrainerCallback
 
 from prefkit import PreferenceTrainer
 from prefkit.data.sources import files
@@ -187,6 +188,24 @@ def test_new_rows_get_a_cache_before_the_first_step(case: str, tmp_path: Path) -
     with pytest.raises(ConfigError, match="reference is gone"):
         made.evaluate(SOME)
     assert {path.name for path in folder.iterdir()} == kept
+
+
+def test_a_second_training_does_not_begin_at_the_reference(tmp_path: Path) -> None:
+    class Evaluating(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            said.append(made.state.global_step)
+            try:
+                made.evaluate(SOME)
+            except ConfigError as error:
+                said.append(str(error))
+
+    said: list[Any] = []
+    made = trainer(tmp_path, tiny_model(scale=3.0), precompute_ref_log_probs=True, max_steps=1)
+    made.train()
+    made.add_callback(Evaluating())
+    made.train()
+    assert said[0] == 0
+    assert "reference is gone" in said[1]
 
 
 def close(got: dict[str, float], want: dict[str, float]) -> None:
