@@ -33,7 +33,7 @@ from prefkit.train.models.reference import make_reference, reference_fingerprint
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.models.synced import SyncReference
 from prefkit.train.predictions import PairCollector, PairPredictions, own_metrics
-from prefkit.train.rows.caches import TOO_LATE, attach_cache, kept_head, name_of
+from prefkit.train.rows.caches import TOO_LATE, attach_cache, is_cached, kept_head, name_of
 from prefkit.train.rows.datasets import CachedDataset, pairs_of
 from prefkit.train.rows.pairs import PairRows
 from prefkit.train.sharding.fsdp2 import shard_reference
@@ -59,8 +59,9 @@ class PreferenceTrainer(PrefkitTrainer):
             reads none or the reference's log-probabilities are precomputed.
         args: a `PreferenceConfig`.
         data_collator: replaces `prefkit.data.PairCollator`; it must return a `PairBatch`.
-        train_dataset, eval_dataset: rows of any format prefkit reads (`datasets.Dataset`, list of
-            dicts, path(s)) or a prepared `PairDataset`; `eval_dataset` may be a dict of them.
+        train_dataset, eval_dataset: rows of any format prefkit reads (`datasets.Dataset` or
+            `IterableDataset`, list of dicts, path(s)) or a prepared `PairDataset`; `eval_dataset`
+            may be a dict of them. Without rows to train on a trainer evaluates.
         processing_class: the tokenizer; None = the model's own.
         compute_metrics: makes metrics of an evaluation out of its pairs: a function of a
             `PairPredictions` (no logits) that returns a dict of numbers, called on every process.
@@ -71,6 +72,8 @@ class PreferenceTrainer(PrefkitTrainer):
     Raises:
         ModelError, RowError, ConfigError: see the modules the work is handed to.
     """
+
+    loss: PairLoss
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class PreferenceTrainer(PrefkitTrainer):
         rows = PairRows(args, tokenizer, models.head.owner, data_collator)
         train_dataset, eval_dataset = rows.prepare(train_dataset, eval_dataset)
         rows.lay_out(_readers(models), train_dataset, eval_dataset)
-        self.pair_loss = loss = PairLoss(args, self.objective, models)
+        loss = PairLoss(args, self.objective, models)
         self.has_trained = False
         data = (train_dataset, eval_dataset)
         super().__init__(args, models, rows, loss, data, callbacks, optimizers, compute_metrics)
@@ -171,13 +174,14 @@ class PreferenceTrainer(PrefkitTrainer):
         live = not self.args.precomputes_reference or self.models.reference is not None
         if live or isinstance(dataset, CachedDataset | PackedDataset):
             return self.rows.packed(dataset)
-        if self.models.start is None:
-            raise ConfigError(TOO_LATE)
         # Sharded by an evaluation, it could not be run by one process after the other.
         sharded = isinstance(self.model, FSDPModule) or getattr(self, "deepspeed", None) is not None
         moved = self.has_trained or self.state.global_step > 0 or sharded
+        name = name_of(dataset)
+        if self.models.start is None or (moved and not is_cached(name, self.args)):
+            raise ConfigError(TOO_LATE)
         with self.accelerator.main_process_first(), self.accelerator.autocast():
-            return self.rows.packed(self._with_cache(dataset, name_of(dataset), moved))
+            return self.rows.packed(self._with_cache(dataset, name, moved))
 
     def evaluation_loop(
         self,
@@ -189,17 +193,19 @@ class PreferenceTrainer(PrefkitTrainer):
     ) -> EvalLoopOutput:
         """As in Trainer; `predictions` are `PairPredictions` where anybody wants them."""
         wanted = self.compute_metrics is not None or description == PREDICTING
-        self.pair_loss.collector = PairCollector() if wanted else None
-        output: Any = super().evaluation_loop(
-            dataloader, description, True, ignore_keys, metric_key_prefix
-        )
-        collector, self.pair_loss.collector = self.pair_loss.collector, None
+        collector = self.loss.collector = PairCollector() if wanted else None
+        try:
+            output: Any = super().evaluation_loop(
+                dataloader, description, True, ignore_keys, metric_key_prefix
+            )
+        finally:
+            self.loss.collector = None
         if collector is None:
             return output
         rows = [pair.row for pair in pairs_of(dataloader.dataset)]
         predictions = collector.gathered(rows)
         if self.compute_metrics is not None:
-            own = [f"{metric_key_prefix}_{name}" for name in (*self.pair_loss.metrics, *BESIDE)]
+            own = [f"{metric_key_prefix}_{name}" for name in (*self.loss.metrics, *BESIDE)]
             made = own_metrics(self.compute_metrics, predictions, metric_key_prefix, own)
             output.metrics.update(made)
         return output._replace(predictions=predictions, label_ids=predictions.label_ids)

@@ -60,10 +60,7 @@ def attach_cache(
     """
     if isinstance(dataset, CachedDataset):
         return dataset
-    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
-    folder = root / (f"{name}_hidden" if args.precompute_ref_hidden else name)
-    if moved and not is_complete(folder):
-        raise ConfigError(TOO_LATE)
+    folder = _folder(name, args)
     pairs = [pair_of(dataset[i]) for i in range(len(dataset))]
     common: dict[str, Any] = {
         "model_fingerprint": model_fingerprint or "",
@@ -84,6 +81,16 @@ def attach_cache(
         **common,
     )
     return CachedDataset(dataset, cache)
+
+
+def _folder(name: str, args: PreferenceConfig) -> Path:
+    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
+    return root / (f"{name}_hidden" if args.precompute_ref_hidden else name)
+
+
+def is_cached(name: str, args: PreferenceConfig) -> bool:
+    """Whether the cache of a name is there with all its shards."""
+    return is_complete(_folder(name, args))
 
 
 def name_of(dataset: Any) -> str:
