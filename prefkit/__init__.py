@@ -21,6 +21,7 @@ __all__ = [
     "TDPO",
     "ConfigError",
     "ModelError",
+    "PairPredictions",
     "PreferenceConfig",
     "PreferenceLoss",
     "PreferenceTrainer",
@@ -50,6 +51,7 @@ _HOMES = {
     **dict.fromkeys(("preference_loss", "reference_logp"), "prefkit.loop.preference"),
     "stream_of": "prefkit.data.batch.padded",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
+    "PairPredictions": "prefkit.train.predictions",
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",
 }
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
     from prefkit.model.head.fused import install
     from prefkit.train.config import PreferenceConfig
+    from prefkit.train.predictions import PairPredictions
     from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
     from prefkit.train.trainer import PreferenceTrainer
 else:  # a type checker that saw it would take any name for one of prefkit's

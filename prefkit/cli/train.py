@@ -232,6 +232,8 @@ def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> Non
         speed = sum(line["tokens_per_second"] for line in train) / len(train)
         print(f"{'tokens a second':24}{'':12}{speed:12,.0f}")
         print(f"{'peak memory, MiB':24}{'':12}{last['peak_memory_mb']:12,.0f}")
+    if skipped := train[-1].get("skipped_rows") if train else 0:
+        print(f"{'skipped rows':24}{'':12}{skipped:12,}")
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         for name in [f"eval_{name}" for name in _SHOWN if f"eval_{name}" in last]:

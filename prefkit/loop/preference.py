@@ -7,6 +7,7 @@ autocast, PEFT and torch.compile do there is done for the loss as it is for logi
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -90,9 +91,7 @@ def preference_loss(
         **options,
     )
     assert output.value is not None
-    metrics = dict(output.extras or {})
-    del metrics["loss"]
-    return PreferenceLoss(output.value, metrics, kept[0].stats, metrics.pop(TOKENS))
+    return replace(kept[0], loss=output.value)
 
 
 def reference_logp(

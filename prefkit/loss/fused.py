@@ -1,6 +1,6 @@
 """`fused_preference_loss`: hidden states in, preference loss out, for anybody's training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,12 +28,17 @@ class PreferenceLoss:
         metrics: detached scalars under TRL's names: means over the pairs of the call (rewards/*,
             logps/*, kl/*), or over its scored tokens (see `prefkit.loss.token_metrics`).
         stats: the per-token quantities, detached, (N,) each; for analysis.
+        logps: (P, 2) log-probabilities of the chosen and the rejected response in nats, plain sums
+            over their scored tokens; detached.
+        rewards: (P, 2) as the loss sees them; detached.
         tokens: (2,) the scored tokens of chosen and of rejected sides, to weigh means over tokens.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     stats: TokenStats
+    logps: Tensor
+    rewards: Tensor
     tokens: Tensor
 
 
@@ -41,7 +46,7 @@ class PreferenceLoss:
 # take apart, and frees the weight for good if it finds none.
 register_pytree_node(
     PreferenceLoss,
-    lambda out: ([out.loss, out.metrics, out.stats, out.tokens], None),
+    lambda out: ([getattr(out, field.name) for field in fields(out)], None),
     lambda parts, _: PreferenceLoss(*parts),
     serialized_type_name="prefkit.PreferenceLoss",
 )
@@ -200,7 +205,8 @@ def fused_preference_loss(
     result = objective(spread, segments, weights, num_pairs, sides, *of_pairs)
     metrics = {**result.metrics, **token_metrics(spread, sides)}
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
-    return PreferenceLoss(result.loss, metrics, detached, sides.tokens.sum(0))
+    tokens = sides.tokens.sum(0)
+    return PreferenceLoss(result.loss, metrics, detached, result.logps, result.rewards, tokens)
 
 
 def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> None:

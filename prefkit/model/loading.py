@@ -13,6 +13,13 @@ from prefkit.errors import ModelError
 logger = logging.getLogger(__name__)
 
 
+NOT_CAUSAL = (
+    "its type is none that AutoModelForCausalLM knows. Is it a vision-language model, train it on "
+    "rows with images with prefkit.integrations.trl.DPOTrainer; on rows of text alone load it with "
+    "its own class (AutoModelForImageTextToText) and give the trainer the model and its tokenizer."
+)
+
+
 def load_model(name: str, dtype: Any, attn_implementation: str | None = None, **more: Any) -> Any:
     """A causal language model with all its weights.
 
@@ -35,6 +42,8 @@ def load_model(name: str, dtype: Any, attn_implementation: str | None = None, **
         )
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
+        if reason.startswith("Unrecognized configuration class"):
+            reason = NOT_CAUSAL
         raise ModelError(f"{name}: the model cannot be loaded: {reason}") from error
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):  # all of its base would train

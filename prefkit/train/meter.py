@@ -98,6 +98,9 @@ class Meter:
             logs["num_tokens_read"] = self.clock.total.read
             logs["peak_memory_mb"] = peak_memory_mb(self.args.device)
             self.explain(logs)
+        elif "train_loss" in logs:  # the last line of a run: what no line has told yet
+            means = self._training.means(accelerator)
+            logs.update({name: value for name, value in means.items() if name != "loss"})
         elif f"{self._prefix}_loss" in logs:
             means = self._evaluation.means(accelerator)
             logs.update({f"{self._prefix}_{name}": value for name, value in means.items()})

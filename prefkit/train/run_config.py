@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
 from prefkit.train.checks.best_metric import check_evaluation_options
+from prefkit.train.checks.data_options import LABELS, check_data_options
 from prefkit.train.checks.loading import check_model_kwargs
 from prefkit.train.checks.options import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.checks.sharding import check_sharding
@@ -53,8 +54,9 @@ class RunConfig(RunFields, TrainingArguments):
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{error}") from error
         check_loggers(self.report_to)  # type: ignore[arg-type]
+        check_data_options(self)
         if self.label_names is None:
-            self.label_names = ["targets"]
+            self.label_names = LABELS
 
     @property
     def precomputes_reference(self) -> bool:

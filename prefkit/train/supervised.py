@@ -94,8 +94,8 @@ class SupervisedTrainer(PrefkitTrainer):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
         quantised = check_quantisation(model, args, quantization_config, peft_config)
-        adds_metrics = type(self).evaluate is not PrefkitTrainer.evaluate  # it may
-        check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
+        given = Given(train_dataset, eval_dataset, callbacks, self.adds_metrics())
+        check_run(args, given=given)
         loading = keywords_of(args, quantised)
         policy, tokenizer = prepare_policy(model, processing_class, peft_config, args, loading)
         router = router_of_run(policy, args)

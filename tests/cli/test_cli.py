@@ -341,12 +341,13 @@ def test_wrong_commands(argv: list[str], words: list[str], capsys: Any) -> None:
 
 def test_the_words_around_a_run(world: Path, capsys: Any) -> None:
     bad = write_rows(world / "bad.jsonl", [{"prompt": "x", "chosen": "", "rejected": "y"}, ROWS[0]])
-    flags = ["--train_data", bad, "--on_bad_row", "skip", "--max_steps", "1", "--save_steps", "1"]
+    flags = ["--train_data", bad, "--empty", "skip", "--max_steps", "1", "--save_steps", "1"]
     assert main(["train", str(world / "run.yaml"), *flags, "--margin", "0.5"]) == 0
     shown = capsys.readouterr()
     assert "Method     dpo: beta 0.1, margin 0.5\n" in shown.err
     assert "scored:" not in shown.err  # the log has told it
     assert "Trained 1 step in" in shown.out
+    assert shown.out.count("skipped rows") == 1
     assert shown.out.count("step 1\n") == 1
     assert "step 1 " not in shown.out.replace("Trained 1 step in", "")
     again = ["--margin", "0.5", "--resume_from_checkpoint", "auto"]

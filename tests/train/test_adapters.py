@@ -81,7 +81,7 @@ def test_an_adapter_goes_on_against_itself_as_in_trl(kind: dict[str, Any], tmp_p
     skip_in_old_peft("target_parameters" in kind)
     base = base_folder(tmp_path / "base")
     folder = trained_adapter(tmp_path / "adapter", base, **kind)
-    ours = trainer(tmp_path / "ours", folder)
+    ours = trainer(tmp_path / "ours", folder, log_entropy=True)
     ours.train()
     assert ours.reference.adapter == REFERENCE
     theirs = PeftModel.from_pretrained(load(base), folder, is_trainable=True)
@@ -124,7 +124,8 @@ def test_a_fresh_adapter_trains_as_in_trl(kind: dict[str, Any], tmp_path: Path) 
     pytest.importorskip("trl", reason="trl is the one to compare with")
     from tests.train.test_trainer_trl import compare, train_with_trl
 
-    ours = trainer(tmp_path / "ours", tiny_model(scale=3.0), peft_config=lora(**kind))
+    options: dict[str, Any] = {"peft_config": lora(**kind), "log_entropy": True}
+    ours = trainer(tmp_path / "ours", tiny_model(scale=3.0), **options)
     ours.train()
     assert ours.reference.adapter is None
     own = {"peft_config": lora(**kind)}

@@ -76,6 +76,14 @@ def start_manifest(folder: Path, wanted: dict[str, Any]) -> None:
             )
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a cache, of whatever, is there with all its shards."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["complete"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def finish_manifest(folder: Path, wanted: dict[str, Any]) -> None:
     """Says that all shards are there."""
     write_json(folder / MANIFEST, {**wanted, "complete": True})

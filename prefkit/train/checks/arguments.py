@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prefkit.data.formats.fields.messages import TEXT_ALONE
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.loading import base_of
 from prefkit.train.checks.synced import refuse_synced_adapter
@@ -35,10 +36,15 @@ def refuse_unusable(
             f"layout is {args.layout!r}, but a data_collator of your own lays its rows out itself. "
             "Leave layout out, or give no data_collator."
         )
-    if compute_metrics is not None:
+    if compute_metrics is not None and not callable(compute_metrics):
         raise ConfigError(
-            "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "
-            "metrics are always logged; anything else belongs into a TrainerCallback."
+            f"compute_metrics is {_kind(compute_metrics)}; it must be a function of a "
+            "PairPredictions that returns a dict of numbers."
+        )
+    if compute_metrics is not None and args.prediction_loss_only:
+        raise ConfigError(
+            "prediction_loss_only asks for the loss alone, and compute_metrics for more. Leave one "
+            "out."
         )
     if not named and ref_model is model:
         raise ConfigError(
@@ -60,6 +66,11 @@ def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
             "name or folder of one."
         )
     if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
+        if hasattr(processing_class, "tokenizer"):
+            raise ConfigError(
+                f"processing_class is {_kind(processing_class)}, which prepares more than text. "
+                f"Give its tokenizer (processor.tokenizer). {TEXT_ALONE}."
+            )
         raise ConfigError(
             f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
             "(AutoTokenizer.from_pretrained), or None for the model's own."

@@ -25,7 +25,7 @@ from prefkit.train.checks.machine import check_machine
 from prefkit.train.checks.options import check_passes
 from prefkit.train.checks.shared_rows import check_groups, check_shared_model
 from prefkit.train.checks.start import Start, check_processes
-from prefkit.train.checks.streams import refuse_streams
+from prefkit.train.checks.streams import refuse_stream
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def check_run(
     objective = config.build_objective() if hasattr(config, "build_objective") else None
     if given is not None:
         refuse_missing_eval(config, given.eval_dataset)
-        refuse_streams(config, given.train_dataset, given.eval_dataset)
+        refuse_stream(config, given.train_dataset)
     given = given or Given()
     if not given.adds_metrics:
         logged = config.log_entropy

@@ -12,12 +12,16 @@ from prefkit.errors import ConfigError
 from prefkit.loop.preference import TOKENS, ask_preference, groups_of
 from prefkit.loop.reference_point import point_of
 from prefkit.loop.references import reference_terms
+from prefkit.loss.by_pair import sums_by_pair
+from prefkit.loss.fused import PreferenceLoss
 from prefkit.loss.objectives import Objective
 from prefkit.loss.token_metrics import tokens_of_metrics
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.predictions import PairCollector
+from prefkit.train.rows.caches import TOO_LATE
 from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
@@ -37,6 +41,7 @@ class PairLoss:
         self.args, self.objective, self.models = args, objective, models
         self.metrics = objective_metrics(objective, args.log_entropy)
         self.sequence_group: dist.ProcessGroup | None = None  # joined when the processes are there
+        self.collector: PairCollector | None = None  # of an evaluation that asks for its pairs
 
     def count(self, batches: list) -> int:
         """Pairs of the batches, or groups of pairs where the loss is one of groups."""
@@ -76,6 +81,7 @@ class PairLoss:
             "memory_budget": self.args.memory_budget,
             "backend": self.args.head_backend,
         }
+        kept: list[PreferenceLoss] = []
         output = ask_preference(
             model,
             inputs,
@@ -86,10 +92,13 @@ class PairLoss:
             sequence_group=group,
             reference_point=point_of(model, inputs, self.objective, head, reference, **options),
             balance=balance_of(self.models.router, inputs, steps, group),
+            kept=kept,
             passes=self.args.head_passes,
             log_entropy=self.args.log_entropy,
             **options,
         )
+        if self.collector is not None and not inputs.get("filler"):
+            self._collect(inputs, kept[0])
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
         counts: dict[str, int | Tensor] = {
@@ -132,6 +141,22 @@ class PairLoss:
             "rewards/margins": int(chosen > 0 and rejected > 0),  # a batch's, as TRL has it
         }
 
+    def _collect(self, inputs: Mapping[str, Any], out: PreferenceLoss) -> None:
+        """Gives the collector the values of a batch's pairs."""
+        assert self.collector is not None
+        values = {"logps": out.logps, "rewards": out.rewards}
+        if self.objective.needs_reference:
+            assert out.stats.ref_logp is not None, "the objective asks for it"
+            values["ref_logps"] = sums_by_pair(
+                out.stats.ref_logp,
+                inputs["segments"],
+                inputs["weights"],
+                len(inputs["pair_index"]),
+                inputs.get("token_index"),
+                self.sequence_group,
+            )
+        self.collector.add(inputs["pair_index"], values)
+
     def _reference_terms(
         self, inputs: Mapping[str, Any], options: dict[str, Any]
     ) -> dict[str, Any]:
@@ -142,11 +167,7 @@ class PairLoss:
             inputs, self.objective, models.head, models.reference, kept, **options
         )
         if terms is None:
-            raise ConfigError(
-                "This dataset has no precomputed reference, and the reference was freed. Pass it "
-                "to the trainer as eval_dataset from the start, or leave precompute_ref_log_probs "
-                "and precompute_ref_hidden out."
-            )
+            raise ConfigError(TOO_LATE)
         return terms
 
 
