@@ -1,13 +1,11 @@
 """What prefkit computes for one trainer of TRL's, or why it leaves the loss to TRL."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from prefkit.errors import ConfigError, ModelError
-from prefkit.integrations.trl.batch import WEIGHTS
 from prefkit.integrations.trl.config import Settings
 from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
 from prefkit.integrations.trl.reference import TrlReference, is_shared
@@ -48,8 +46,8 @@ class Acceleration:
         trainer = self.trainer
         if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
             return "its processes share the tokens of a row (context or sequence parallelism)"
-        if getattr(trainer, "use_liger_kernel", False):  # TRL 1.14, which then has own logits
-            return "use_liger_kernel asks for TRL's chunks"
+        if getattr(trainer, "use_liger_kernel", False):  # TRL up to 1.14
+            return "use_liger_kernel asks for TRL's own fused loss"
         try:
             self.head = self._install(trainer.model)
             if trainer.ref_model is not None:
@@ -135,14 +133,13 @@ class Acceleration:
             self._said = self.reason
             logger.warning("TRL computes the loss in its own way, because %s.", self.reason)
 
-    def refuse_weights(self, inputs: Mapping[str, Any]) -> None:
-        """Refuses a batch with weights, which TRL would leave out.
+    def refuse_weights(self) -> None:
+        """Refuses rows with weights, which TRL would leave out.
 
         Raises:
             ConfigError: see above.
         """
-        if WEIGHTS in inputs:
-            raise ConfigError(
-                "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
-                f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
-            )
+        raise ConfigError(
+            "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
+            f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
+        )

@@ -19,11 +19,13 @@ class Settings:
         method: "dpo": TRL's `loss_type` says the rest; "tdpo1", "tdpo2": see `prefkit.TDPO`.
         alpha: α of tdpo2.
         append_eos: which completions in the standard format get an end-of-sequence token.
+        memory_budget: bytes for buffers of logits in the fused head; None = a sensible default.
     """
 
     method: str = "dpo"
     alpha: float = 0.5
     append_eos: str = "auto"
+    memory_budget: int | None = None
 
     @classmethod
     def of(cls, args: Any) -> "Settings":
@@ -36,6 +38,7 @@ class Settings:
             method=getattr(args, "prefkit_method", "dpo"),
             alpha=getattr(args, "prefkit_alpha", 0.5),
             append_eos=getattr(args, "append_eos", "auto"),
+            memory_budget=getattr(args, "prefkit_memory_budget", None),
         )
         for option, value, allowed in (
             ("prefkit_method", settings.method, METHODS),
@@ -43,6 +46,9 @@ class Settings:
         ):
             if value not in allowed:
                 raise ConfigError(f"{option} is {value!r}; it is one of {', '.join(allowed)}.")
+        budget = settings.memory_budget
+        if budget is not None and budget < 1:
+            raise ConfigError(f"prefkit_memory_budget is {budget}; it is a number of bytes, ≥ 1.")
         return settings
 
 
@@ -57,6 +63,8 @@ class DPOConfig(trl.DPOConfig):
         append_eos: which completions of the standard format get an end-of-sequence token: "auto"
             (all but those of rows with a `prefix` or `initial_reason_steps`, which are steps),
             "always" (as TRL does) or "never". A row's own `append_eos` goes before.
+        prefkit_memory_budget: bytes for buffers of logits in the fused head; None = a sensible
+            default.
     """
 
     prefkit_method: str = field(
@@ -77,6 +85,10 @@ class DPOConfig(trl.DPOConfig):
             "(all but those of rows with a prefix, which are steps), always (as TRL does), never.",
             "choices": list(ENDS),
         },
+    )
+    prefkit_memory_budget: int | None = field(
+        default=None,
+        metadata={"help": "Bytes for buffers of logits in the fused head; None = a default."},
     )
 
     def __post_init__(self) -> None:

@@ -26,7 +26,9 @@ def init(trainer: Any, inner: Inner, *args: Any, **kwargs: Any) -> None:
     """
     inner(*args, **kwargs)
     _fit_collator(trainer)
-    _state(trainer).objective()  # what cannot be had is said before the first step
+    state = _state(trainer)
+    if state.objective() is None and _weighted(trainer):  # said before the first step
+        state.refuse_weights()
 
 
 def compute_loss(
@@ -36,7 +38,8 @@ def compute_loss(
     state = _state(trainer)
     objective = state.objective()
     if objective is None:
-        state.refuse_weights(inputs)
+        if WEIGHTS in inputs:
+            state.refuse_weights()
         return inner(model, inputs, return_outputs)
     _check_weights(trainer, inputs)
     return loss_of_batch(state, objective, model, inputs, return_outputs)
@@ -46,7 +49,8 @@ def compute_ref_log_probs(trainer: Any, inner: Inner, model: Any, inputs: dict[s
     """`compute_ref_log_probs`, with which TRL precomputes the reference's."""
     state = _state(trainer)
     if state.objective() is None:
-        state.refuse_weights(inputs)
+        if WEIGHTS in inputs:
+            state.refuse_weights()
         return inner(model, inputs)
     _check_weights(trainer, inputs)
     return reference_sums(state, model, inputs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefkit.integrations.trl.batch import Scored
+from prefkit.integrations.trl.versions import tp_size
 from prefkit.loss.fused import PreferenceLoss
 
 # Quantities of `token_stats` that only metrics read.
@@ -75,7 +76,7 @@ def log_metrics(trainer: Any, inputs: Mapping[str, Any], found: Mapping[str, Ten
         noted["aux_loss"].append(of_token[-1] / len(tokens))
     noted["entropy"].append(_mean(total["entropy"], total["tokens"]))
     if mode == "train":
-        trainer._total_train_tokens += int(total["read"]) // trainer._tp_size
+        trainer._total_train_tokens += int(total["read"]) // tp_size(trainer)
     noted["num_tokens"] = [trainer._total_train_tokens]
     for side in ("chosen", "rejected"):
         noted[f"logits/{side}"].append(_mean(total[f"logits/{side}"], total[side]))
