@@ -36,7 +36,7 @@ from benchmarks.memory import ALLOCATOR, status
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "prefkit" / "demo" / "assets" / "model"
-WAYS = ("prefkit", "prefkit separate", "trl")
+WAYS = ("prefkit", "prefkit separate", "trl", "trl with prefkit")
 # The bodies that are built where no model is given. SmolLM2-135M's shape; and one so small that the
 # vocabulary is what counts.
 BODIES: dict[str, dict[str, Any]] = {
@@ -185,10 +185,14 @@ def child(way: str, shape: Shape, model: str | None, steps: int, profile: bool =
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
 
-    if way == "trl":
+    of_trl = way.startswith("trl")
+    if of_trl:
         from trl import DPOConfig as Config
-        from trl import DPOTrainer as Trainer
 
+        if way == "trl":
+            from trl import DPOTrainer as Trainer
+        else:
+            from prefkit.integrations.trl import DPOTrainer as Trainer
         own: dict[str, Any] = {"max_length": None}
     else:
         from prefkit import PreferenceConfig as Config
@@ -258,7 +262,7 @@ def child(way: str, shape: Shape, model: str | None, steps: int, profile: bool =
             **own,
         )
         given: Any = data
-        if way == "trl":
+        if of_trl:
             from datasets import Dataset
 
             given = Dataset.from_list(data)

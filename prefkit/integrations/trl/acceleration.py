@@ -1,12 +1,16 @@
 """What prefkit computes for one trainer of TRL's, or why it leaves the loss to TRL."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
+from prefkit.integrations.trl.batch import OURS, WEIGHTS
 from prefkit.integrations.trl.config import Settings
+from prefkit.integrations.trl.layout import layout_of
 from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
 from prefkit.integrations.trl.reference import TrlReference, is_shared
 from prefkit.loss.objective import Objective
@@ -24,6 +28,7 @@ class Acceleration:
         settings: what prefkit adds to TRL's options.
         head: of the policy; None where its model cannot be fused.
         reason: why TRL computes the loss, in words; None where prefkit does.
+        layout: of what the models read.
         router: of a mixture of experts whose balance is trained.
     """
 
@@ -38,6 +43,9 @@ class Acceleration:
         self._said: str | None = None
         self._of_models = self._try_models()
         self.reason = self._of_models
+        self.layout: Layout = "padded"
+        if self.objective() is not None:
+            self.layout = layout_of(trainer, self.settings.layout)
 
     # -- what can be fused ----------------------------------------------------------------------
 
@@ -143,3 +151,13 @@ class Acceleration:
             "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
             f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
         )
+
+    def for_trl(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as TRL makes it.
+
+        Raises:
+            ConfigError: it has weights, which TRL would leave out.
+        """
+        if WEIGHTS in inputs:
+            self.refuse_weights()
+        return {key: value for key, value in inputs.items() if key not in OURS}

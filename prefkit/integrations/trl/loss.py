@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prefkit.integrations.trl.acceleration import Acceleration
-from prefkit.integrations.trl.batch import Scored, model_inputs
+from prefkit.integrations.trl.batch import Scored, padded_inputs, read_by_model
 from prefkit.integrations.trl.likeliest import likeliest
 from prefkit.integrations.trl.metrics import ALSO, log_metrics, sums_of, zeros_of
 from prefkit.integrations.trl.versions import precompute_autocast
@@ -32,17 +32,18 @@ def loss_of_batch(
         inputs: a batch on the device; `batch.WEIGHTS` may be among its keys.
     """
     trainer, scored = state.trainer, Scored.of(inputs)
-    given = model_inputs(inputs)
     asked: dict[str, Any] = {"prefkit_request": _request(state, objective, inputs, scored)}
+    more: dict[str, Any] = {}
     if state.router is not None:
-        given["output_router_logits"] = True
+        more["output_router_logits"] = True
         asked["prefkit_balance"] = _balance(state, inputs)
-    output = model(**given, **asked)
+    with read_by_model(inputs) as given:
+        output = model(**given, **more, **asked)
     log_metrics(trainer, inputs, output.extras)
     if not return_outputs:
         return output.value
     with torch.no_grad():  # the logits that compute_metrics is given
-        return output.value, model(**given)
+        return output.value, model(**padded_inputs(inputs), **more)
 
 
 def reference_sums(

@@ -8,10 +8,13 @@ when a subclass meets a patched class, they do what they do once.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
 from prefkit.errors import ConfigError
 from prefkit.integrations.trl import rows
 from prefkit.integrations.trl.acceleration import Acceleration
 from prefkit.integrations.trl.batch import WEIGHTS
+from prefkit.integrations.trl.collator import Collator
 from prefkit.integrations.trl.config import Settings
 from prefkit.integrations.trl.loss import loss_of_batch, reference_sums
 
@@ -26,9 +29,8 @@ def init(trainer: Any, inner: Inner, *args: Any, **kwargs: Any) -> None:
     """
     inner(*args, **kwargs)
     _fit_collator(trainer)
-    state = _state(trainer)
-    if state.objective() is None and _weighted(trainer):  # said before the first step
-        state.refuse_weights()
+    if _weighted(trainer) and fallback(trainer) is not None:  # said before the first step
+        _state(trainer).refuse_weights()
 
 
 def compute_loss(
@@ -38,9 +40,7 @@ def compute_loss(
     state = _state(trainer)
     objective = state.objective()
     if objective is None:
-        if WEIGHTS in inputs:
-            state.refuse_weights()
-        return inner(model, inputs, return_outputs)
+        return inner(model, state.for_trl(inputs), return_outputs)
     _check_weights(trainer, inputs)
     return loss_of_batch(state, objective, model, inputs, return_outputs)
 
@@ -49,9 +49,7 @@ def compute_ref_log_probs(trainer: Any, inner: Inner, model: Any, inputs: dict[s
     """`compute_ref_log_probs`, with which TRL precomputes the reference's."""
     state = _state(trainer)
     if state.objective() is None:
-        if WEIGHTS in inputs:
-            state.refuse_weights()
-        return inner(model, inputs)
+        return inner(model, state.for_trl(inputs))
     _check_weights(trainer, inputs)
     return reference_sums(state, model, inputs)
 
@@ -102,8 +100,14 @@ def _weighted(trainer: Any) -> bool:
 
 
 def _fit_collator(trainer: Any) -> None:
-    if _weighted(trainer):
-        trainer.data_collator = rows.weighted(trainer.data_collator)
+    """Puts ours in the place of TRL's own collator, where batches need more than that makes."""
+    layout, is_weighted = _state(trainer).layout, _weighted(trainer)
+    if type(trainer.data_collator) is DataCollatorForPreference and (
+        is_weighted or layout != "padded"
+    ):
+        trainer.data_collator = Collator.instead_of(
+            trainer.data_collator, weighted=is_weighted, layout=layout
+        )
 
 
 def _check_weights(trainer: Any, inputs: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import trl
 
 from prefkit.integrations.trl import methods
+from prefkit.integrations.trl.config import Settings, set_defaults
 
 _REPLACED: dict[str, Callable[..., Any]] = {
     "__init__": methods.init,
@@ -24,12 +25,20 @@ _FALLBACK = "prefkit_fallback"
 _originals: dict[str, Any] = {}  # TRL's own, while they are replaced
 
 
-def patch() -> None:
+def patch(**settings: Any) -> None:
     """Gives every `trl.DPOTrainer`, and every class made of it, prefkit's head.
 
     Trainers that exist already are included. A subclass that replaces one of the methods keeps its
-    own. Called twice it changes nothing.
+    own. Called again it only takes other settings.
+
+    Args:
+        settings: `method`, `alpha`, `append_eos`, `layout`, `memory_budget` of `Settings`, for
+            configs that are TRL's own and cannot say them.
+
+    Raises:
+        ConfigError: a value that is none of an option's.
     """
+    set_defaults(Settings(**settings))
     if _originals:
         return
     for name, ours in _REPLACED.items():
@@ -40,6 +49,7 @@ def patch() -> None:
 
 def unpatch() -> None:
     """Takes `patch` back."""
+    set_defaults(None)
     if not _originals:
         return
     for name, original in _originals.items():

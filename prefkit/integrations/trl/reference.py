@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from prefkit.integrations.trl.batch import Scored, model_inputs
+from prefkit.integrations.trl.batch import Scored, read_by_model
 from prefkit.model.fsdp_units import release
 from prefkit.model.head.fused import Head
 from prefkit.model.reference.policy import Compute, Reference
@@ -65,8 +65,8 @@ class TrlReference(Reference):
         policy, args = self.trainer.model, self.trainer.args
         off = contextlib.nullcontext() if self.adapter_owner is None else self._its_adapter()
         uncheckpointed = disable_gradient_checkpointing(policy, args.gradient_checkpointing_kwargs)
-        with torch.no_grad(), uncheckpointed, off:
-            self.model(**model_inputs(inputs), prefkit_request=request)
+        with torch.no_grad(), uncheckpointed, off, read_by_model(inputs) as given:
+            self.model(**given, prefkit_request=request)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
             release(self.model, self._held)
         return got[0]

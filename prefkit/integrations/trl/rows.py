@@ -9,15 +9,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from trl.data_utils import is_conversational
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.utils import pad
 
 from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.fields.weights import read_token_weights
 from prefkit.errors import ConfigError
-from prefkit.integrations.trl.batch import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -129,35 +125,3 @@ def _fit_weights(
             raise row.error(column, problem, "Weigh the row again with this tokenizer.")
         fitted[column] = weights
     return fitted
-
-
-class WeightedCollator(DataCollatorForPreference):
-    """TRL's collator of preference pairs, with the weights of their tokens.
-
-    A batch also has `token_weights` (2B, L) float32: 0 for the prompt and padding, 1 where a row
-    brings no weights.
-    """
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        cut = slice(self.max_length)
-        if self.max_length is not None and self.truncation_mode == "keep_end":
-            cut = slice(-self.max_length, None)
-        rows = []
-        for side, column in zip(SIDES, COLUMNS, strict=True):
-            for example in examples:
-                weights = example.get(column) or [1.0] * len(example[f"{side}_ids"])
-                rows.append(torch.tensor(([0.0] * len(example["prompt_ids"]) + weights)[cut]))
-        step = self.pad_to_multiple_of
-        batch[WEIGHTS] = pad(rows, padding_value=0, padding_side="right", pad_to_multiple_of=step)
-        return batch
-
-
-def weighted(collator: Any) -> Any:
-    """A collator that hands weights down in the place of TRL's own; any other stays.
-
-    One of the user's own may put `token_weights` into its batches itself.
-    """
-    if type(collator) is not DataCollatorForPreference:
-        return collator
-    return WeightedCollator(**vars(collator))
