@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 _PREFIX = "prefkit_"
-_TRAINED = ("dpo", "ipo")  # of axolotl's `rl`
+_TRAINED = ("dpo", "ipo")  # what axolotl's `rl` may be
 
 
 class PrefkitArgs(BaseModel):
@@ -115,9 +115,9 @@ def _refusals_of_token_level(method: str, data: Mapping[str, Any]) -> Iterator[s
 
 
 def _unknown(key: str) -> str:
-    near = get_close_matches(key, KEYS, n=1)
-    if near:
-        return f"{key} is not a key of prefkit's. Did you mean {near[0]}?"
+    names = [known.removeprefix(_PREFIX) for known in KEYS]
+    if near := get_close_matches(key.removeprefix(_PREFIX), names, n=1):
+        return f"{key} is not a key of prefkit's. Did you mean {_PREFIX}{near[0]}?"
     return (
         f"{key} is not a key of prefkit's: they are {', '.join(KEYS)}. What switches prefkit on is "
         "its line in plugins."
