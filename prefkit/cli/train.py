@@ -149,11 +149,13 @@ def _say(line: str) -> None:
 
 def describe(objective: Any) -> str:
     """The objective in words: its beta, and what differs from its defaults."""
-    parts = []
-    for name, value in objective.changed().items():
-        shown = "on" if value is True else f"{value:g}" if isinstance(value, float) else value
-        parts.append(f"{name} {shown}")
-    return ", ".join(parts)
+    return ", ".join(f"{name} {_shown(value)}" for name, value in objective.changed().items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " + ".join(map(_shown, value))
+    return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:

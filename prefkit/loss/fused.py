@@ -9,10 +9,11 @@ from torch import Tensor
 
 from prefkit.loss.groups import check_groups
 from prefkit.loss.objective import Objective
-from prefkit.loss.passes import choose
+from prefkit.loss.passes import by_token, choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
+from prefkit.loss.token_metrics import LOGGED, token_metrics
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
 
@@ -22,13 +23,16 @@ class PreferenceLoss:
 
     Attributes:
         loss: scalar, differentiable in hidden and weight.
-        metrics: detached scalars under TRL's names.
+        metrics: detached scalars under TRL's names: means over the pairs of the call (rewards/*,
+            logps/*, kl/*), or over its scored tokens (see `prefkit.loss.token_metrics`).
         stats: the per-token quantities, detached, (N,) each; for analysis.
+        tokens: (2,) the scored tokens of chosen and of rejected sides, to weigh means over tokens.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     stats: TokenStats
+    tokens: Tensor
 
 
 def fused_preference_loss(
@@ -49,7 +53,7 @@ def fused_preference_loss(
     groups: Tensor | None = None,  # (P,)
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
-    also: tuple[str, ...] = (),
+    log_entropy: bool = False,
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (N, V) logits.
@@ -82,35 +86,39 @@ def fused_preference_loss(
         margins: (P,) float, a margin for each pair of the call, where the objective reads it
             (margin_weight of the DPO family).
         groups: (P,) int64, the number of each pair's group, in [0, P), in any order, where the
-            objective needs it (link "plackett_luce"). The pairs of a group have the same chosen
-            response; a group must not be spread over calls. The same on every rank of a
+            objective needs it (loss_type "plackett_luce"). The pairs of a group have the same
+            chosen response; a group must not be spread over calls. The same on every rank of a
             sequence_group.
         token_index: (T,) int64 below N, where a token serves several sides (a tree of responses):
             segments and weights are then T entries, and entry t is of token token_index[t]. Each
             token is computed once, whatever the number of its entries.
         one_sided: no token is used by both a chosen and a rejected side; lets losses with a KL be
             made in one pass. True where it does not hold gives wrong gradients.
-        also: outputs of `token_stats` that the objective does not need, such as "entropy"; they are
-            in `.stats`, and no part of the loss.
+        log_entropy: also the metric "entropy" (nats a token, both sides), which takes another look
+            at the logits.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
-        PreferenceLoss: `.loss`, `.metrics`, `.stats`.
+        PreferenceLoss: `.loss`, `.metrics`, `.stats`, `.tokens`.
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
-            passes that cannot compute this loss; with a group also what it cannot compute
-            (reduction="position"), and what another rank of it refused.
+            passes that cannot compute this loss; what the objective's weights may not be; with a
+            group also a loss that needs whole responses (reduction="position", ld_alpha,
+            token_weights, pair_weights), and what another rank of it refused.
     """
     if not isinstance(objective, Objective):
         raise ValueError(
             f"objective is {objective!r}; give an instance such as DPO(beta=0.1) or TDPO(beta=0.1)"
         )
-    if "outputs" in options:
-        raise ValueError("outputs is set by the objective; also= adds quantities to .stats")
+    for name in ("outputs", "detached"):
+        if name in options:
+            raise ValueError(
+                f"{name} is set by the objective; use token_stats for other quantities"
+            )
     _check_counts(num_pairs, pairs_in_call)
     if sequence_group is not None:
         check_group(sequence_group, pairs_in_call)
-        _check_reduction(objective)
+        _check_whole_sides(objective)
     ignore_index = options.setdefault("ignore_index", -100)
     uses = Uses(token_index, one_sided)
 
@@ -137,7 +145,10 @@ def fused_preference_loss(
     _check_any(sides.present)
     if pairs_in_call is None:  # else they have been counted and checked
         _check_by_pair(margins, groups, sides.count)
-    outputs = (*objective.outputs, *(name for name in also if name not in objective.outputs))
+    outputs = objective.outputs
+    wanted = (*LOGGED, *(["entropy"] if log_entropy else []))
+    logged = tuple(name for name in wanted if name not in outputs)
+    outputs = (*outputs, *logged)
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
     is_scored = uses.any(scored, len(targets))
@@ -148,17 +159,17 @@ def fused_preference_loss(
 
     def compute() -> tuple[Tensor | None, TokenStats]:
         one_pass = choose(passes, objective, sides.count, heads, options, weights, uses)
-        if one_pass is not None and uses.index is not None:
+        if one_pass is not None and by_token(objective, uses):
             linear = objective.linear if objective.needs_kl else None
             return scores_by_token(heads, uses, linear, sides, one_pass, options)
         if one_pass is not None:
             assert objective.linear is not None, "choose has looked"
-            coefficients = objective.linear.coefficients(sides)
+            coefficients = objective.linear.coefficients(objective.reward_sides(sides))
             pairs = (segments // 2, sides.count, coefficients)
             return pair_scores(*heads, *pairs, passes=one_pass, **options)
         if passes == "two_pass":
             options["passes"] = passes
-        return None, token_stats(*heads, **options)
+        return None, token_stats(*heads, detached=(*logged, *objective.read_by_hooks), **options)
 
     scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)
     if ref_logp is not None:
@@ -166,8 +177,9 @@ def fused_preference_loss(
         stats = stats._replace(ref_logp=cached)
     spread = uses.spread_stats(stats, scored)
     result = objective(spread, segments, weights, num_pairs, sides, scores, margins, groups)
+    metrics = {**result.metrics, **token_metrics(spread, sides)}
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
-    return PreferenceLoss(result.loss, result.metrics, detached)
+    return PreferenceLoss(result.loss, metrics, detached, sides.tokens.sum(0))
 
 
 def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> None:
@@ -277,10 +289,6 @@ def _check_by_pair(margins: Tensor | None, groups: Tensor | None, pairs: int) ->
         check_groups(groups, pairs)
 
 
-def _check_reduction(objective: Objective) -> None:
-    if getattr(objective, "reduction", "sequence") == "position":
-        raise ValueError(
-            "reduction='position' sets token j of the chosen side against token j of the rejected "
-            "one, which may be on different ranks of a sequence_group: use reduction='sequence', "
-            "or leave sequence_group out"
-        )
+def _check_whole_sides(objective: Objective) -> None:
+    if why := objective.needs_whole_sides:
+        raise ValueError(f"sequence_group and {why}, or leave sequence_group out")

@@ -42,14 +42,17 @@ class Linear:
 
         With scores (P,), whose gradient is that of u, the gradient goes through them.
         """
-        s = sides.mean(ratio) if self.normalized else sides.weighted(ratio)
-        u = self.ratio[0] * s[:, 0] + self.ratio[1] * s[:, 1] - self.shift
+        u = self.of_rewards(sides.mean(ratio) if self.normalized else sides.weighted(ratio))
         if self.kl is not None:
             assert kl is not None, "the objective asks for what it uses"
             by_side = sides.weighted(kl).unbind(1)
             for k, factor, detached in zip(by_side, self.kl, self.kl_detached, strict=True):
                 u = u + factor * (k.detach() if detached else k)
         return u if scores is None else u.detach() + (scores - scores.detach())
+
+    def of_rewards(self, rewards: "Tensor") -> "Tensor":
+        """(P,) u without a KL, from what each side brings (P, 2)."""
+        return self.ratio[0] * rewards[:, 0] + self.ratio[1] * rewards[:, 1] - self.shift
 
     def coefficients(self, sides: "Sides") -> "dict[str, Tensor]":
         """(T,) ∂u/∂logp_t and, with a KL, ∂u/∂KL_t of each token's own pair."""

@@ -7,74 +7,27 @@ options, which the flags and the help of `prefkit train` read too: nothing here 
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefkit.loss.margins import Linear
+from prefkit.loss.terms import ObjectiveResult, Stats, Terms
+from prefkit.loss.weights.hooks import COMPUTED, Hook
 from prefkit.options.check import check_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prefkit.loss.groups import Groups
     from prefkit.loss.sides import Sides
 
 
-class Stats(Protocol):
-    """What an objective reads, each (T,) or None (as in `prefkit_kernels.TokenStats`)."""
-
-    @property
-    def logp(self) -> "Tensor | None": ...
-    @property
-    def ref_logp(self) -> "Tensor | None": ...
-    @property
-    def kl(self) -> "Tensor | None": ...
-
-
-@dataclass(frozen=True)
-class ObjectiveResult:
-    """A loss and what to log.
-
-    Attributes:
-        loss: scalar, differentiable.
-        metrics: detached scalars, means over the pairs of this call, under TRL's names
-            (rewards/*, logps/*) plus kl/chosen and kl/rejected (nats a side) where there is a KL.
-    """
-
-    loss: "Tensor"
-    metrics: "dict[str, Tensor]"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The quantities of one call, from which an objective makes its loss.
-
-    Attributes:
-        sides: sums over the chosen and the rejected tokens of each pair.
-        logp: (T,) log-probabilities under the policy.
-        ratio: (T,) r_t = logp_t − ref_logp_t, or logp_t without a reference.
-        kl: (T,) KL(ref‖policy)_t in nats, or None.
-        scores: (P,) margins whose gradient was made in one pass, or None.
-        margins: (P,) margins that the rows ask for, or None.
-        groups: which pairs share their chosen response, where the loss is one of groups, or None.
-    """
-
-    sides: "Sides"
-    logp: "Tensor"
-    ratio: "Tensor"
-    kl: "Tensor | None" = None
-    scores: "Tensor | None" = None
-    margins: "Tensor | None" = None
-    groups: "Groups | None" = None
-
-
 class Objective(ABC):
-    """A preference loss. A new one is a dataclass that inherits this, in `loss/objectives.py`.
+    """A preference loss. A new one is a dataclass that inherits this, in a file of `loss/`.
 
     It declares its options with `option`, and has `margin_of_pair` (the margin u of a pair, linear
-    in the per-token quantities) and `losses` (one loss a pair from u). It cannot be changed once it
-    is made.
+    in the per-token quantities) and `losses` (one loss a pair). Where the loss is no function of u,
+    `not_linear` says why; the head's gradient is then made by tokens (`prefkit.loss.passes`). It
+    cannot be changed once it is made.
 
     Raises:
         ConfigError: (a ValueError) an option out of its range, or two that exclude each other.
@@ -82,7 +35,11 @@ class Objective(ABC):
 
     unset: ClassVar[Mapping[str, Any]] = {}  # what options that are left out (None) are
     needs_kl: ClassVar[bool] = False
+    synonyms: ClassVar[tuple[str, ...]] = ()  # options that only repeat others
     beta: float
+    token_weights: "str | Callable[..., Any] | None" = None
+    pair_weights: "str | Callable[..., Any] | None" = None
+    _hooks: "tuple[Hook | None, ...]" = ()
 
     def __post_init__(self) -> None:
         for name, value in self.unset.items():
@@ -92,7 +49,12 @@ class Objective(ABC):
 
         if not is_compiling():  # made within a compiled function: annotations cannot be traced
             check_options(self)
+        self.settle()
         self.check()
+        self._hooks = tuple(
+            Hook.of(name, getattr(self, name), self._missing)
+            for name in ("token_weights", "pair_weights")
+        )
         object.__setattr__(self, "_is_made", True)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -100,6 +62,9 @@ class Objective(ABC):
         if getattr(self, "_is_made", False):
             raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
         super().__setattr__(name, value)
+
+    def settle(self) -> None:  # noqa: B027  # many have none
+        """Writes options that can be given in several ways in one way."""
 
     def check(self) -> None:  # noqa: B027  # many have none
         """Refuses options that exclude each other."""
@@ -122,7 +87,25 @@ class Objective(ABC):
     def outputs(self) -> tuple[str, ...]:
         """What `token_stats` has to compute."""
         with_reference = ("ref_logp",) if self.needs_reference else ()
-        return ("logp", *with_reference, *(("kl",) if self.needs_kl else ()))
+        with_kl = ("kl",) if self.needs_kl else ()
+        return ("logp", *with_reference, *with_kl, *self.read_by_hooks)
+
+    @property
+    def read_by_hooks(self) -> tuple[str, ...]:
+        """What of `outputs` is only read to make weights, and so needs no gradient."""
+        return tuple(
+            name for name in COMPUTED if any(name in hook.reads for hook in self._hooks if hook)
+        )
+
+    @property
+    def _missing(self) -> dict[str, str]:
+        """What no hook of this loss can read, and why."""
+        why = {}
+        if not self.needs_reference:
+            why["ref_logp"] = "this loss has no reference"
+        if not self.needs_kl:
+            why["kl"] = "this loss has no KL; tdpo1 and tdpo2 have one"
+        return why
 
     @property
     @abstractmethod
@@ -132,6 +115,20 @@ class Objective(ABC):
     @property
     def not_linear(self) -> str | None:
         """Why the loss of a pair is no function of `margin_of_pair` alone; None where it is."""
+        if self.token_weights is not None:
+            return "token_weights are made of what the pass computes, so they are not known before"
+        return None
+
+    @property
+    def needs_whole_sides(self) -> str | None:
+        """Why the tokens of a pair cannot be spread over processes, and what to do instead; None
+        where they can."""
+        for name in ("token_weights", "pair_weights"):
+            if getattr(self, name) is not None:
+                return (
+                    f"{name}: they are made of whole responses, whose tokens may lie on different "
+                    "processes; leave it out"
+                )
         return None
 
     @property
@@ -145,17 +142,21 @@ class Objective(ABC):
 
     def rewards(self, terms: Terms) -> "Tensor":
         """(P, 2) the rewards that are logged."""
-        return self.beta * terms.sides.weighted(terms.ratio)
+        return self.beta * terms.reward_sides.weighted(terms.ratio)
+
+    def reward_sides(self, sides: "Sides") -> "Sides":
+        """The sides as rewards sum them, where tokens weigh less there; else the same."""
+        return sides
 
     def metrics(self, terms: Terms) -> "dict[str, Tensor]":
         """What is logged besides rewards and log-probabilities."""
         return {}
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from their defaults, β always."""
+        """The options that differ from their defaults, β always, each under one name."""
         usual = type(self)()
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names if name not in self.synonyms}
         return {k: v for k, v in values.items() if k == "beta" or v != getattr(usual, k)}
 
     def __call__(
@@ -178,7 +179,8 @@ class Objective(ABC):
                 positions of reduction="position").
             num_pairs: divisor of the mean; None = the pairs (where `needs_groups`, the groups)
                 present in this call.
-            sides: those of segments and weights, if they are there already.
+            sides: those of segments and weights, if they are there already (token_weights are made
+                of the stats and multiply them here).
             scores: (P,) margins whose gradient was made in one pass; the stats then need none.
             margins: (P,) what the rows ask for, where the objective reads it.
             groups: (P,) int64 number of each pair's group, in [0, P), where the objective needs it:
@@ -194,6 +196,9 @@ class Objective(ABC):
         kl = _require(stats.kl, "kl") if self.needs_kl else None
         ratio = logp - _require(stats.ref_logp, "ref_logp") if self.needs_reference else logp
         sides = sides or Sides.of(segments, weights, logp)
+        of_tokens, of_pairs = self._made_weights(stats, segments, sides)
+        if of_tokens is not None:
+            sides = sides.weighed(of_tokens)
         if self.needs_margins != (margins is not None):
             needs = "needs" if self.needs_margins else "reads no"
             raise ValueError(f"this objective {needs} margins, (P,), one of each pair")
@@ -206,12 +211,33 @@ class Objective(ABC):
         if groups is not None:
             check_groups(groups, sides.count)
             grouped = Groups(groups, sides.present)
-        terms = Terms(sides, logp, ratio, kl, scores, margins, grouped)
+        given = (logp, ratio, kl, scores, margins, grouped)
+        terms = Terms(sides, self.reward_sides(sides), *given)
         losses, counted = self.losses(terms), grouped or sides
+        if of_pairs is not None:
+            losses = losses * of_pairs
         metrics = {**_metrics(self.rewards(terms), logp, sides), **self.metrics(terms)}
         if num_pairs is None:
             return ObjectiveResult(counted.average(losses), metrics)
         return ObjectiveResult((losses * counted.present).sum() / num_pairs, metrics)
+
+    def _made_weights(
+        self, stats: Stats, segments: "Tensor", sides: "Sides"
+    ) -> "tuple[Tensor | None, Tensor | None]":
+        """(T,) factors of tokens' weights and (P,) of pairs' losses, where there are functions."""
+        if not any(self._hooks):
+            return None, None
+        quantities = {
+            **{name: _require(getattr(stats, name), name) for name in self.outputs},
+            "segments": segments,
+            "weights": sides.weights,
+            "sides": sides,
+        }
+        of_tokens, of_pairs = self._hooks
+        return (
+            None if of_tokens is None else of_tokens(quantities, (len(segments),)),
+            None if of_pairs is None else of_pairs(quantities, (sides.count,)),
+        )
 
 
 def _metrics(rewards: "Tensor", logp: "Tensor", sides: "Sides") -> "dict[str, Tensor]":

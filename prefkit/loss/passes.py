@@ -1,13 +1,16 @@
 """In which passes a preference loss is computed: one over the logits, or two.
 
-- One pass: the gradient is made in the forward, chunk by chunk, and scaled in the backward. `auto`
-  takes it where the loss of a pair is a function of its linear margin (`Objective.linear`:
-  not dpop, reduction="position" or nll_weight) and the head is frozen or the call holds one pair.
-- One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head:
-  for several pairs too. `auto` takes it where dz is small (`keep_dz.allowed_bytes`).
-- Tokens that serve several pairs (`prefkit.loss.shared_tokens`) are scores of their own: a frozen
-  head takes one pass, a trainable one keeps dz. With a KL only where no token serves both sides.
-- Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else.
+- One pass: the gradient is made in the forward, chunk by chunk, and scaled in the backward
+  (`prefkit_kernels.pair_scores`). What is scored is
+  - each pair, where the loss of a pair is a function of its linear margin (`Objective.linear`);
+  - else each token (`prefkit.loss.shared_tokens`): any function of log-probabilities will do, also
+    one with weights that are known only when the pass has ended. With a KL the loss has to be a
+    function of the margin, and no token may serve both sides of pairs.
+- `auto` takes one pass where the head is frozen or the call holds one score.
+- One pass that keeps dz, the gradients by the logits of the scored tokens, for a trainable head and
+  any number of scores. `auto` takes it where dz is small (`keep_dz.allowed_bytes`).
+- Two passes: the backward computes the logits again, by slices of the vocabulary. Everything else;
+  `obstacle_to_one_pass` says why.
 
 One pass takes 3 products of the head's size with a frozen head and 4 with a trainable one, the
 reference included; two passes take 4 or 5, 6 with a KL. For a trainable head one pass holds the
@@ -60,16 +63,10 @@ def choose(
     trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
     if not (torch.is_grad_enabled() and (hidden.requires_grad or trainable)):
         return None  # no gradient to make
-    shared = uses is not None and uses.index is not None
-    several = pairs if trainable and passes == "one_pass" else 1
-    if shared:
-        assert uses is not None
-        obstacle = obstacle_by_token(objective, uses, passes, trainable, options)
-        pairs = len(heads[2])
-    else:
-        obstacle = obstacle_to_one_pass(
-            objective, several, trainable, options.get("backend", "auto")
-        )
+    count = len(heads[2]) if by_token(objective, uses) else pairs
+    obstacle = obstacle_to_one_pass(
+        objective, count, passes, trainable, options.get("backend", "auto"), uses
+    )
     if weights is not None and weights.requires_grad:
         obstacle = "weights that require a gradient are no coefficients known beforehand"
     if passes in ("one_pass", "keep_dz") and obstacle:
@@ -85,51 +82,56 @@ def choose(
     if keeps_dz(
         (operand, heads[2]),
         weight,
-        pairs,
+        count,
         options.get("num_scored"),
         options.get("memory_budget"),
         options.get("vocab_shard"),
     ):
         return "keep_dz"
-    return "one_pass" if pairs == 1 else None
+    return "one_pass" if count == 1 else None
+
+
+def by_token(objective: Objective, uses: Uses | None = None) -> bool:
+    """Whether each token is a score of its own, rather than each pair."""
+    shared = uses is not None and uses.index is not None
+    return shared or objective.not_linear is not None
 
 
 def obstacle_to_one_pass(
-    objective: Objective, pairs: int, trainable_head: bool, backend: str
+    objective: Objective,
+    scores: int,
+    passes: str,
+    trainable_head: bool,
+    backend: str,
+    uses: Uses | None = None,
 ) -> str | None:
     """Why a loss takes two passes over the logits, in words; None if one will do.
 
     Args:
-        pairs: pairs of a call, of which a trainable head takes one; 1 where dz is kept.
+        scores: pairs of a call, or its tokens where `by_token`.
+        passes: with "one_pass" by name a trainable head takes one score a call.
     """
-    if not type(objective).__module__.startswith("prefkit.loss."):
+    shared = uses is not None and uses.index is not None
+    more = {*objective.outputs} & {*DIFFERENTIABLE} - {"logp", *objective.read_by_hooks}
+    if not type(objective).__module__.startswith("prefkit.loss.") and (more or not shared):
         return f"{type(objective).__name__} is a class of its own and may add terms to the loss"
-    if objective.not_linear:
+    if more and objective.not_linear:
         return objective.not_linear
-    if pairs != 1 and trainable_head:
-        return (
-            f"a trainable head takes one pair a call, this one holds {pairs} (pairs are numbered "
-            "from 0); passes='keep_dz' takes several"
-        )
+    if more and shared and not uses.one_sided:  # type: ignore[union-attr]
+        return "a token is used by chosen and by rejected sides (one_sided is not set)"
+    if trainable_head and passes == "one_pass":
+        if shared:
+            return "tokens of a tree are scores of their own, and a trainable head takes one a call"
+        if objective.not_linear:
+            return (
+                f"{objective.not_linear}, so each token is a score of its own, and a trainable "
+                "head takes one a call; passes='keep_dz' takes several"
+            )
+        if scores != 1:
+            return (
+                f"a trainable head takes one pair a call, this one holds {scores} (pairs are "
+                "numbered from 0); passes='keep_dz' takes several"
+            )
     if backend == "reference":
         return "backend='reference' is the unfused definition"
     return None
-
-
-def obstacle_by_token(
-    objective: Objective, uses: Uses, passes: str, trainable_head: bool, options: Mapping[str, Any]
-) -> str | None:
-    """The same for tokens that serve several sides: each is a score of its own.
-
-    A loss of log-probabilities alone may be any function of them.
-    """
-    if options.get("backend") == "reference":
-        return "backend='reference' is the unfused definition"
-    if trainable_head and passes == "one_pass":
-        return "tokens of a tree are scores of their own, and a trainable head takes one a call"
-    if not set(objective.outputs) & {*DIFFERENTIABLE} - {"logp"}:
-        return None
-    own = obstacle_to_one_pass(objective, 1, trainable_head, "auto")
-    if own is None and not uses.one_sided:
-        return "a token is used by chosen and by rejected sides (one_sided is not set)"
-    return own

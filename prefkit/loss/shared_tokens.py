@@ -1,4 +1,4 @@
-"""Scored tokens that serve several sides, computed once.
+"""Tokens that are scores of their own, and may serve several sides: each is computed once.
 
 In a tree of responses one scored token may belong to many pairs. The head's quantities are computed
 for the N tokens; a table of T entries (side, token, weight) then says which sides use which, and
@@ -12,6 +12,9 @@ pairs in one pass. It can be made by tokens: every token is a score of its own
 (`prefkit_kernels.pair_scores` with N "pairs"), whose gradient is scaled by that cotangent in the
 backward. With a KL, a token has one direction as long as all its sides are of one kind, chosen or
 rejected: the ratio of the coefficients of log-probability and KL is that of its kind.
+
+So are made, besides trees, all losses that are no functions of a pair's linear margin: of
+log-probabilities by themselves the loss may be any function (`prefkit.loss.passes`).
 """
 
 from collections.abc import Mapping
@@ -107,7 +110,7 @@ def scores_by_token(
 
     Args:
         heads: of `token_stats`.
-        uses: of the tokens.
+        uses: of the tokens; with an `index` of None each serves one side.
         linear: the margin, where there is a KL; None = the loss reads log-probabilities alone.
         sides: of the T entries.
         passes, options: of `pair_scores`.
@@ -117,7 +120,6 @@ def scores_by_token(
         log-probabilities have a gradient.
     """
     tokens = len(heads[2])
-    assert uses.index is not None, "else the pairs themselves are scored"
     each = torch.arange(tokens, device=heads[2].device)
     like = sides.weights.new_ones(tokens)
     if linear is None:
@@ -128,7 +130,9 @@ def scores_by_token(
             name: torch.where(rejected, of_rejected * like, of_chosen * like)
             for name, (of_chosen, of_rejected) in linear.by_kind().items()
         }
-    found, stats = pair_scores(*heads, each, tokens, coefficients, passes=passes, **options)
+    # A process may hold no token of a shared pair, but there is no call without a score.
+    found, stats = pair_scores(*heads, each, tokens or 1, coefficients, passes=passes, **options)
+    found = found[:tokens]
     if linear is None:
         return None, stats._replace(logp=found)
     return sides.local(sides.weights * uses.spread(found)).sum(1), stats

@@ -6,7 +6,7 @@ the tokens are spread over the processes of a group, the sums are those of the g
 (`prefkit.loss.sequence_group`), and no objective notices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -23,15 +23,18 @@ class Sides:
         count: number of pair slots P.
         bucket: (T,) int64, side of each token; 2P for tokens that belong to none.
         weights: (T,) weight of each token, 0 outside all sides.
+        tokens: (P, 2) number of tokens of positive weight.
         totals: (P, 2) Σ w.
         present: (P,) 1.0 for pairs that have a token of positive weight.
-        group: processes that hold the other tokens of these pairs, or None. `count`, `totals`,
-            `present` and all sums are then the group's, and every sum is a collective call.
+        group: processes that hold the other tokens of these pairs, or None. `count`, `tokens`,
+            `totals`, `present` and all sums are then the group's, and every sum is a collective
+            call.
     """
 
     count: int
     bucket: Tensor
     weights: Tensor
+    tokens: Tensor
     totals: Tensor
     present: Tensor
     group: dist.ProcessGroup | None = None
@@ -65,17 +68,42 @@ class Sides:
         # passes ask for.
         sums = sum_over(group, torch.stack([tokens, _sums(bucket, weights, count)]))
         present = (sums[0].sum(1) > 0).to(like.dtype)
-        return cls(count, bucket, weights, sums[1], present, group)
+        return cls(count, bucket, weights, sums[0], sums[1], present, group)
 
     def by_token(self, chosen: float, rejected: float) -> Tensor:
         """(T,) weight times the coefficient of the token's side, 0 outside all sides."""
-        return torch.where(self.bucket % 2 == 0, chosen * self.weights, rejected * self.weights)
+        return torch.where(self.is_chosen, chosen * self.weights, rejected * self.weights)
+
+    @property
+    def is_chosen(self) -> Tensor:
+        """(T,) whether a token is of a chosen side; outside all sides as well."""
+        return self.bucket % 2 == 0
+
+    def spread(self, by_side: Tensor, outside: float = 0.0) -> Tensor:
+        """(T,) the value of each token's side, of (P, 2)."""
+        return torch.cat([by_side.reshape(-1), by_side.new_full((1,), outside)])[self.bucket]
 
     def totals_by_token(self) -> Tensor:
         """(T,) Σ w of each token's side, 1 where that is 0 and outside all sides."""
-        total = self.totals.reshape(-1)
-        total = torch.where(total > 0, total, 1)
-        return torch.cat([total, total.new_ones(1)])[self.bucket]
+        return self.spread(torch.where(self.totals > 0, self.totals, 1), outside=1)
+
+    def beyond_shorter(self) -> Tensor:
+        """(T,) whether a token's place in its side is beyond the length of the pair's shorter side.
+
+        Of the tokens of this process; one of weight 0 has its place, too.
+        """
+        places, lengths = ranks(self.bucket, 2 * self.count + 1)
+        shorter = lengths[:-1].view(self.count, 2).amin(1, keepdim=True).expand(-1, 2)
+        return places >= self.spread(shorter, outside=len(places))
+
+    def softmax(self, values: Tensor) -> Tensor:
+        """(T,) shares of each side, of values (T,); 0 for −∞. Of the tokens of this process."""
+        highest = values.new_full((2 * self.count + 1,), -torch.inf)
+        highest = highest.scatter_reduce(0, self.bucket, values.detach(), "amax")
+        highest = torch.where(torch.isfinite(highest), highest, 0)
+        shares = torch.exp(values - highest[self.bucket])
+        total = self.spread(self.local(shares), outside=1)
+        return shares / torch.where(total > 0, total, 1)
 
     def aligned(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values (T,) by position: token j of the chosen beside token j of the rejected side.
@@ -92,6 +120,15 @@ class Sides:
         table = table.index_put((self.bucket[here], rank[here]), values[here], accumulate=True)
         active = torch.arange(width, device=values.device) < lengths[:, None]
         return table.view(self.count, 2, width), lengths, active
+
+    def weighed(self, factors: Tensor) -> "Sides":
+        """The same pairs, with factors (T,) ≥ 0 of the weights, which count in `totals`."""
+        weights = self.weights * factors
+        return replace(self, weights=weights, totals=self.sum(weights))
+
+    def lighter(self, factors: Tensor) -> "Sides":
+        """The same with `totals` as they are: sums and means become smaller."""
+        return replace(self, weights=self.weights * factors)
 
     def sum(self, values: Tensor) -> Tensor:
         """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted."""
@@ -154,7 +191,8 @@ def check_margins(margins: Tensor, pairs: int) -> None:
 
 def ranks(bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
     """For each token its place among the tokens of its bucket (T,), and the buckets' sizes."""
-    sizes = torch.bincount(bucket, minlength=buckets)
+    sizes = bucket.new_zeros(buckets)  # counted without a synchronisation, as bincount has one
+    sizes = sizes.index_put((bucket,), torch.ones_like(bucket), accumulate=True)
     order = torch.argsort(bucket, stable=True)
     starts = sizes.cumsum(0) - sizes
     place = torch.arange(len(bucket), device=bucket.device) - starts[bucket[order]]

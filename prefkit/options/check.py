@@ -4,6 +4,7 @@ Every message has one form: `NAME is VALUE; it must be …`.
 """
 
 import dataclasses
+import difflib
 import math
 import numbers
 import types
@@ -43,13 +44,15 @@ def check_option(field: dataclasses.Field, hint: Any, value: Any) -> None:
         raise ConfigError(f"{field.name} is missing. {rules.missing}")
     if value is None and default_of(field) is None:
         return
+    several = isinstance(value, list | tuple) and list in _origins(hint)
     if choices := choices_of(field, hint):
-        if value not in choices:
-            raise refusal(field.name, value, f"one of {', '.join(map(str, choices))}")
+        for one in value if several else [value]:
+            if one not in choices:
+                raise refusal(field.name, one, f"one of {', '.join(nearest_first(one, choices))}")
         return
     _check_plain(field.name, hint, value)
     kinds = _number_kinds(hint)
-    for one in value if isinstance(value, list) and list in _origins(hint) else [value]:
+    for one in value if several else [value]:
         if kinds and not _is_number(one, kinds):
             what = "a number" if float in kinds else "a whole number"
             raise ConfigError(
@@ -73,6 +76,13 @@ def _check_plain(name: str, hint: Any, value: Any) -> None:
 def refusal(name: str, value: Any, wanted: str) -> ConfigError:
     """The one form in which an option's value is refused."""
     return ConfigError(f"{name} is {value!r}; it must be {wanted}.")
+
+
+def nearest_first(value: Any, choices: Iterable[Any]) -> list[str]:
+    """The choices as text: those that look like the value, then the others in their own order."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    return [*near, *(name for name in names if name not in near)]
 
 
 def changed(options: Any, cls: type) -> dict[str, Any]:

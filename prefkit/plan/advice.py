@@ -107,7 +107,7 @@ def _changes(setting: Setting, lengths: Lengths, layout: Layout, heads: int) -> 
     s = setting
     if s.layout in ("separate", "shared"):
         yield "layout: tree", "nothing", replace(s, layout="tree")
-    takes_two = s.one_pass and s.lora is None and s.passes != "two_pass"
+    takes_two = s.one_pass_by_token and s.lora is None and s.passes != "two_pass"
     if takes_two and s.mixed is not None:
         text = "recomputes the head's logits"
         yield "head_passes: two_pass", text, replace(s, passes="two_pass")

@@ -9,6 +9,7 @@ from prefkit.errors import ConfigError
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import METHODS, LossOptions, check_method_reads
 from prefkit.options.check import changed, check_options
+from prefkit.options.import_path import path_of
 from prefkit.train.checks.shared_rows import check_sequence_parallel
 from prefkit.train.fields import PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, RunConfig
@@ -27,6 +28,9 @@ class PreferenceConfig(PreferenceFields, RunConfig):
 
     def __post_init__(self) -> None:
         check_options(self, [PreferenceFields])
+        for name in ("token_weights", "pair_weights"):
+            if callable(function := getattr(self, name)):  # a run is described by names
+                setattr(self, name, path_of(name, function))
         check_method_reads(self.method, changed(self, LossOptions))
         objective = self.build_objective()
         self._check_rows()

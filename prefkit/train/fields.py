@@ -28,6 +28,9 @@ class RunFields:
     logged as aux_loss; None = what the model's config declares, 0 = none."""
 
     # -- run ------------------------------------------------------------------------------------
+    log_entropy: bool = option(False, free=True)
+    """Log the mean entropy of the scored tokens' distributions, as TRL does. Off, because it looks
+    at the logits once more: FIGURE of the head's time on a CPU."""
     output_dir: str | None = option(None, free=True)
     """Where checkpoints and the trained model go; None = prefkit-output/METHOD."""
     learning_rate: float = option(1e-6, at_least=0)

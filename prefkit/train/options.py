@@ -10,12 +10,31 @@ from prefkit.loss.objectives import check_method_reads
 from prefkit.options.check import check_options
 from prefkit.train.fields import ScriptArguments
 
-ELSEWHERE = {  # names of other libraries
-    "loss_type": "Use method (dpo, tdpo2, simpo, …) and link (sigmoid, ipo, …).",
+# Names of other trainers (TRL, LLaMA-Factory, SimPO's code) → what does the same here.
+ELSEWHERE = {
     "model_name_or_path": "Use model.",
+    "ref_model_name_or_path": "Use ref_model.",
+    "tokenizer_name_or_path": "Use tokenizer.",
     "dataset_name": "Use train_data.",
+    "train_dataset": "Use train_data.",
     "eval_dataset": "Use eval_data.",
+    "torch_dtype": "Use dtype.",
     "use_peft": "Use adapter: lora.",
+    "lora_rank": "Use lora_r.",
+    "lora_target": "Use lora_target_modules.",
+    "cutoff_len": "Use max_length.",
+    "max_prompt_length": "Use max_length: prompts are never cut (too_long says what is).",
+    "truncation_mode": "Use too_long.",
+    "rpo_alpha": "Use nll_weight.",
+    "pref_ftx": "Use nll_weight.",
+    "pref_beta": "Use beta.",
+    "pref_loss": "Use loss_type.",
+    "dpo_label_smoothing": "Use label_smoothing.",
+    "simpo_gamma": "Use method: simpo, and margin.",
+    "gamma_beta_ratio": "Use method: simpo, and margin, which is beta times this ratio.",
+    "padding_free": "Rows have no padding (layout: auto).",
+    "reference_model": "Use ref_model.",
+    "max_completion_length": "Use max_length.",
 }
 
 

@@ -82,6 +82,8 @@ def test_coefficients_are_the_derivatives_of_the_margin(name: str) -> None:
         torch.testing.assert_close(found["kl"], wanted[1], rtol=1e-12, atol=0)
 
 
+# The last has quantities that are only read, beside the scores: no coefficient is of them.
+OUTPUT_SETS = [("logp",), ("logp", "ref_logp", "kl"), ("kl",), ("logp", "entropy", "log_sum_sq")]
 # Shapes and options that take different ways through the kernels: (Case, token_stats).
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"bias": False, "near": 0.1}, {}),
@@ -96,7 +98,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("head", ["trainable", "frozen", "trainable, dz kept"])
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("outputs", [("logp",), ("logp", "ref_logp", "kl"), ("kl",)])
+@pytest.mark.parametrize("outputs", OUTPUT_SETS)
 def test_scores_equal_those_of_token_stats(
     outputs: tuple[str, ...], change: str, head: str, backend: str
 ) -> None:
@@ -112,7 +114,7 @@ def test_scores_equal_those_of_token_stats(
     device = device_of(backend)
     ours, oracle = build(case, dtype, device), build(case)
     pairs = torch.arange(17) % num_pairs
-    given = {name: ours.cotangents[name] for name in outputs if name != "ref_logp"}
+    given = {name: ours.cotangents[name] for name in outputs if name in one_pass.COEFFICIENTS}
     found = pair_scores(
         ours.hidden,
         ours.weight,
@@ -163,7 +165,8 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
         taken.append(passes)
         return inner(*args, passes=passes, **options)
 
-    monkeypatch.setattr(prefkit.loss.fused, "pair_scores", watched)
+    for module in (prefkit.loss.fused, prefkit.loss.shared_tokens):
+        monkeypatch.setattr(module, "pair_scores", watched)
 
     def chosen(x: dict[str, Tensor], objective: object = DPO(), **options: Any) -> str:
         taken.clear()
@@ -176,7 +179,9 @@ def test_auto_takes_one_pass_where_it_can(monkeypatch: pytest.MonkeyPatch) -> No
     assert chosen(sample(True)) == "keep_dz"  # two pairs, trainable head
     assert chosen(sample(True), **few) == "two_pass"
     assert chosen({**sample(True), "weight": sample(True)["weight"].detach()}) == "one_pass"
-    assert chosen(one_pair(), DPO(nll_weight=0.1)) == "two_pass"
+    assert chosen(one_pair(), DPO(nll_weight=0.1)) == "keep_dz"  # a score for each token
+    assert chosen(one_pair(), DPO(nll_weight=0.1), **few) == "two_pass"
+    assert chosen(one_pair(), TDPO(token_weights="confpo")) == "two_pass"  # and a KL
     assert chosen(one_pair(), passes="two_pass") == "two_pass"
     with torch.no_grad():
         assert chosen(one_pair()) == "two_pass"
@@ -415,7 +420,7 @@ def test_kept_gradients_hold_the_reference_of_a_smaller_vocabulary_too() -> None
         x = build(case, torch.float32)
         work = problem_of(
             *(x.hidden.detach(), x.weight.detach(), x.targets, None, x.ref_hidden, x.ref_weight),
-            *(None, [0, 1], -100, 1.0, 0.0, 1.0, 0, -1, "torch", "", 0, 0),
+            *(None, [0, 1], [], -100, 1.0, 0.0, 1.0, 0, -1, "torch", "", 0, 0, 0),
         )
         made = chunks.Chunks(work, gradients=1, keep=True)
         assert len(list(made)) == 1
@@ -469,7 +474,7 @@ def test_opcheck(frozen: bool, keep: bool) -> None:
     reference = (problem.ref_hidden, problem.ref_weight, problem.ref_bias)
     codes = [OUTPUTS.index(name) for name in ("logp", "kl")]
     scored = int((problem.targets >= 0).sum()) if keep else -1
-    settings = (codes, -100, 1.0, 0.0, 1.0, 1 << 20, scored, "torch", "", 0, 0)
+    settings = (codes, [], -100, 1.0, 0.0, 1.0, 1 << 20, scored, "torch", "", 0, 0, 0)
     several = frozen or keep
     pairs = torch.arange(6) // 3 if several else torch.zeros(6, dtype=torch.int64)
     last = (pairs, torch.ones(2, 6), 1 + several, True, not frozen, not frozen, keep)

@@ -34,6 +34,9 @@ OBJECTIVES: dict[str, Objective] = {
     "dpop": DPOP(beta=0.3, penalty=0.7),
     "margins": DPO(beta=0.3, margin_weight=2.0),
     "plackett-luce": DPO(beta=0.3, link="plackett_luce"),
+    "of both rewards": DPO(beta=0.3, loss_type="bco_pair"),
+    "of the batch": DPO(beta=0.3, loss_type=["aot", "sft"]),
+    "divergence": DPO(beta=0.3, link="ipo", f_divergence_type="js_divergence"),
     "tdpo1": TDPO(beta=0.3, variant="tdpo1"),
     "tdpo2": TDPO(beta=0.3),
 }
@@ -128,8 +131,8 @@ def all_errors(rank: int) -> dict[str, dict[str, float]]:
                 ("two_pass", True, 2),
                 ("two_pass", False, 2),
             ):
-                if passes == "one_pass" and objective.not_linear:
-                    continue
+                if passes == "one_pass" and objective.not_linear and not frozen:
+                    continue  # each token is a score of its own
                 for dtype in (torch.float64, torch.float32):
                     x = problem(dtype, frozen, pairs)
                     case = f"{dtype} {name}, {split}, {passes} {frozen} {pairs}"
@@ -193,6 +196,8 @@ def refusals(rank: int) -> dict[str, str]:
     mistakes: dict[str, Callable[[dict[str, Any]], Any]] = {
         "no pairs_in_call": lambda x: x.update(pairs_in_call=None),
         "position": lambda x: x.update(objective=DPO(reduction="position")),
+        "lengths": lambda x: x.update(objective=DPO(ld_alpha=0.5)),
+        "hooks": lambda x: x.update(objective=TDPO(pair_weights="wpo")),
         "other pairs": lambda x: x.update(pairs_in_call=PAIRS + rank),
         "target": lambda x: x["targets"].fill_(99) if first else None,
         "negative weight": lambda x: x["weights"].fill_(-1.0) if first else None,

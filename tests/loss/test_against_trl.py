@@ -2,9 +2,12 @@
 
 A real two-layer Llama, TRL's tokenisation, collation and loss; then the same batch, weights and
 reference through `fused_preference_loss`. Bounds are fp32 rounding.
+
+One trainer serves all cases: what TRL reads of its options while it computes a loss are fields of
+the trainer, which are set here as its constructor sets them.
 """
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefkit import DPO, fused_preference_loss
+from prefkit.loss.fused import PreferenceLoss
+from prefkit.loss.loss_types import LOSS_TYPES
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 ROWS = [
@@ -20,6 +25,44 @@ ROWS = [
     {"prompt": "The capital of France is", "chosen": " Paris, on the Seine", "rejected": " Rome"},
     {"prompt": "Count:", "chosen": " 1 2 3", "rejected": " 1 3 2"},
 ]
+BETA, MOVED = 0.3, 0.01
+TRLS = [name for name in LOSS_TYPES if name != "plackett_luce"]
+OF_DIFFERENCE = [n for n in TRLS if LOSS_TYPES[n].of == "margin" or n == "sft"]
+BY_PAIR = [name for name in TRLS if LOSS_TYPES[name].of != "batch"]
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+
+def case(*names: str, **options: Any) -> dict[str, Any]:
+    """Options of both, with label_smoothing where both read it: TRL's sigmoid does not."""
+    if {*names} & {*SMOOTHED}:
+        assert not {*names} & {"sigmoid", "sigmoid_norm"}
+        options["label_smoothing"] = 0.2
+    return {"loss_type": [*names], **options}
+
+
+WELL_CONDITIONED = ("sigmoid", "ipo", "robust", "hinge", "sigmoid_norm")
+WITH_EPSILON = [name for name in TRLS if name not in ("sigmoid", "sigmoid_norm")]
+WITHOUT = [name for name in TRLS if name not in SMOOTHED]
+CASES: dict[str, dict[str, Any]] = {
+    **{name: case(name) for name in TRLS},
+    **{f"{name}, LD": case(name, ld_alpha=0.4) for name in TRLS},
+    **{f"{name}, WPO": case(name, use_weighting=True) for name in BY_PAIR},
+    **{
+        f"{name}, {divergence}": case(name, f_divergence_type=divergence)
+        for name in OF_DIFFERENCE
+        for divergence in ("forward_kl", "js_divergence", "alpha_divergence")
+    },
+    "alpha 1": case("hinge", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=1.0),
+    "alpha 1.5": case("ipo", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=1.5),
+    "tau": case("discopop", discopop_tau=0.7),
+    "MPO": case("sigmoid", "bco_pair", "sft", loss_weights=[0.8, 0.2, 1.0]),
+    "one margin": case("robust", "hinge", "discopop", loss_weights=[0.5, 0.25, 2.0]),
+    "means and sums": case("ipo", "hinge", "sigmoid_norm", ld_alpha=0.0),
+    "all": case(*WITH_EPSILON, loss_weights=[1 / (k + 1) for k in range(len(WITH_EPSILON))]),
+    "all without smoothing": case(*WITHOUT, ld_alpha=0.3),
+    "WPO of several": case("ipo", "apo_down", "nca_pair", use_weighting=True, ld_alpha=0.7),
+    "js of several": case("sigmoid", "ipo", "sft", f_divergence_type="js_divergence"),
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -33,8 +76,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
 
 
-def small_llama(seed: int, tie: bool) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
+def small_llama(tie: bool, moved: float = 0.0) -> LlamaForCausalLM:
+    """A random model; a reference is moved by some noise.
+
+    So its log-ratios are about 1: forward_kl takes the exponential of them, and of rounding.
+    """
+    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=258,
         hidden_size=32,
@@ -44,74 +91,100 @@ def small_llama(seed: int, tie: bool) -> LlamaForCausalLM:
         tie_word_embeddings=tie,
         initializer_range=0.3,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(moved * torch.randn_like(parameter))
+    return model
 
 
-def trl_step(
-    loss_type: str, smoothing: float, tie: bool, folder: Path
-) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
-    """TRL's loss, its gradients, and the batch it used."""
-    args = trl.DPOConfig(
-        output_dir=str(folder),
-        loss_type=[loss_type],
-        label_smoothing=smoothing,
-        beta=0.3,
-        per_device_train_batch_size=len(ROWS),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        gradient_checkpointing=False,
-    )
-    trainer = trl.DPOTrainer(
-        model=small_llama(0, tie),
-        ref_model=small_llama(1, tie),
-        args=args,
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=byte_tokenizer(),
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    kept = {name: x.clone() for name, x in batch.items() if isinstance(x, Tensor)}
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
-    return float(loss.detach()), grads, kept
+class Run:
+    """A trainer of TRL's, its batch, and the same two models for ours."""
+
+    def __init__(self, folder: str, tie: bool) -> None:
+        args = trl.DPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=len(ROWS),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            gradient_checkpointing=False,
+            use_weighting=True,  # or its head would not compute what that needs
+        )
+        self.trainer = trl.DPOTrainer(
+            model=small_llama(tie),
+            ref_model=small_llama(tie, MOVED),
+            args=args,
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=byte_tokenizer(),
+        )
+        self.batch = next(iter(self.trainer.get_train_dataloader()))
+        self.kept = {k: x.clone() for k, x in self.batch.items() if isinstance(x, Tensor)}
+        self.policy = small_llama(tie)
+        self.reference = small_llama(tie, MOVED).requires_grad_(False)
+
+    def theirs(self, **options: Any) -> tuple[float, dict[str, Tensor] | None]:
+        """TRL's loss and gradients; the loss alone where it has no gradient."""
+        trainer = self.trainer
+        trainer.loss_types = options["loss_type"]
+        trainer.loss_weights = options.get("loss_weights") or [1.0] * len(trainer.loss_types)
+        trainer.beta, trainer.label_smoothing = BETA, options.get("label_smoothing", 0.0)
+        trainer.ld_alpha = options.get("ld_alpha")
+        trainer.f_divergence_type = options.get("f_divergence_type", "reverse_kl")
+        trainer.f_alpha_divergence_coef = options.get("f_alpha_divergence_coef", 0.5)
+        trainer.use_weighting = options.get("use_weighting", False)
+        trainer.args.discopop_tau = options.get("discopop_tau", 0.05)
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, dict(self.batch))
+        if trainer.use_weighting and "hinge" in trainer.loss_types:
+            return float(loss.detach()), None  # written over by its weights: backward raises
+        loss.backward()
+        grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        return float(loss.detach()), grads
+
+    def ours(self, objective: DPO) -> PreferenceLoss:
+        """Ours on the same batch; the gradients are in `policy`."""
+        policy, reference, batch = self.policy, self.reference, self.kept
+        policy.zero_grad()
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        pairs = len(ids) // 2  # TRL's rows: all chosen, then all rejected
+        side = torch.cat([2 * torch.arange(pairs), 2 * torch.arange(pairs) + 1])[:, None]
+        segments = torch.where(batch["completion_mask"].bool(), side, -1)[:, 1:].flatten()
+        hidden = policy.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+        ref_hidden = reference.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+        out = fused_preference_loss(
+            hidden.flatten(0, 1),
+            policy.lm_head.weight,
+            ids[:, 1:].flatten(),
+            segments,
+            objective,
+            ref_hidden=ref_hidden.flatten(0, 1),
+            ref_weight=reference.lm_head.weight,
+        )
+        out.loss.backward()
+        return out
+
+    def compare(self, objective: DPO, options: dict[str, Any], well_conditioned: bool) -> None:
+        """Fails where loss or gradients differ by more than rounding, and what magnifies it."""
+        of_loss, of_grads = (2e-6, 1e-5) if well_conditioned else (1e-5, 1e-4)
+        expected, grads = self.theirs(**options)
+        out = self.ours(objective)
+        assert out.loss.item() == pytest.approx(expected, rel=of_loss)
+        if grads is None:
+            return
+        found = dict(self.policy.named_parameters())
+        assert found.keys() == grads.keys()
+        scale = max(float(g.abs().max()) for g in grads.values())
+        assert scale > 0
+        for name, grad in grads.items():
+            assert (found[name].grad - grad).abs().max() <= of_grads * scale, name
 
 
-@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize(
-    ("loss_type", "objective"),
-    [
-        ("sigmoid", DPO(beta=0.3)),
-        ("ipo", DPO(beta=0.3, link="ipo")),
-        ("robust", DPO(beta=0.3, link="robust", label_smoothing=0.2)),
-        ("hinge", DPO(beta=0.3, link="hinge")),
-        ("sigmoid_norm", DPO(beta=0.3, length_normalized=True)),
-    ],
-)
-def test_same_loss_and_gradients_as_trl(
-    loss_type: str, objective: DPO, tie: bool, tmp_path: Path
-) -> None:
-    expected, grads, batch = trl_step(loss_type, objective.label_smoothing, tie, tmp_path)
-    policy, reference = small_llama(0, tie), small_llama(1, tie).requires_grad_(False)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    pairs = len(ids) // 2  # TRL's rows: all chosen, then all rejected
-    side = torch.cat([2 * torch.arange(pairs), 2 * torch.arange(pairs) + 1])[:, None]
-    segments = torch.where(batch["completion_mask"].bool(), side, -1)[:, 1:].flatten()
-    hidden = policy.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
-    ref_hidden = reference.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
-    out = fused_preference_loss(
-        hidden.flatten(0, 1),
-        policy.lm_head.weight,
-        ids[:, 1:].flatten(),
-        segments,
-        objective,
-        ref_hidden=ref_hidden.flatten(0, 1),
-        ref_weight=reference.lm_head.weight,
-    )
-    out.loss.backward()
-    assert out.loss.item() == pytest.approx(expected, rel=2e-6)
-    found = dict(policy.named_parameters())
-    assert found.keys() == grads.keys()
-    scale = max(float(g.abs().max()) for g in grads.values())
-    for name, grad in grads.items():
-        assert (found[name].grad - grad).abs().max() <= 1e-5 * scale, name
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(str(tmp_path_factory.mktemp("trl")), request.param)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_loss_and_gradients_as_trl(name: str, run: Run) -> None:
+    run.compare(DPO(beta=BETA, **CASES[name]), CASES[name], name in WELL_CONDITIONED)

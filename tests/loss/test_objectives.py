@@ -256,7 +256,7 @@ def test_methods_are_their_papers() -> None:
     assert built["simpo"] == SimPO()
     assert METHODS["cdpo"].build({"reduction": "position"}).beta == 0.1
     assert "alpha" not in METHODS["tdpo1"].reads
-    assert METHODS["tdpo2"].reads == ("beta", "alpha")
+    assert METHODS["tdpo2"].reads == ("beta", "token_weights", "pair_weights", "alpha")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -130,11 +130,12 @@ def test_a_token_that_many_pairs_score_costs_the_head_once() -> None:
     assert not loads["shared"].by_token
 
 
+@pytest.mark.parametrize("by_token", [True, False])
 @pytest.mark.parametrize("method", ["dpo", "dpop", "tdpo2"])
-def test_passes_by_token_are_those_of_the_loss(method: str, folder: Path) -> None:
+def test_passes_are_those_of_the_loss(method: str, by_token: bool, folder: Path) -> None:
     objective, shape = METHODS[method].build({"method": method}), read_shape("tiny", CONFIG)
     outputs = ("logp", "kl") if objective.needs_kl else ("logp",)
-    uses = Uses(torch.arange(12).repeat(2), one_sided=True)
+    uses = Uses(torch.arange(12).repeat(2), one_sided=True) if by_token else None
     targets = torch.zeros(12, dtype=torch.int64)
     for adapter, budget in itertools.product(("none", "lora"), (4000, 40000)):
         words = words_of(folder, method=method, adapter=adapter, memory_budget=budget, use_cpu=True)
@@ -143,7 +144,7 @@ def test_passes_by_token_are_those_of_the_loss(method: str, folder: Path) -> Non
         weight = torch.zeros(shape.vocab, shape.hidden, requires_grad=adapter == "none")
         options = {"outputs": outputs, "memory_budget": budget, "num_scored": 12}
         chosen = choose("auto", objective, 3, (hidden, weight, targets), options, None, uses)
-        assert passes_of(shape, setting, 12, 3, by_token=True) == (chosen or "two_pass")
+        assert passes_of(shape, setting, 12, 3, by_token) == (chosen or "two_pass")
 
 
 # -- the batches of an epoch ---------------------------------------------------------------------

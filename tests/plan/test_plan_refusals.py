@@ -60,8 +60,12 @@ def test_a_model_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--head_passes", "keep_dz", "--nll_weight", "0.2"], "nll_weight adds a term"),
-        (["--head_passes", "keep_dz", "--reduction", "position"], "a margin for every position"),
+        (["--head_passes", "one_pass", "--nll_weight", "0.2"], "nll_weight adds a term"),
+        (["--head_passes", "one_pass", "--reduction", "position"], "a margin for every position"),
+        (
+            ["--head_passes", "keep_dz", "--method", "tdpo2", "--token_weights", "confpo"],
+            "token_weights are made of what the pass computes",
+        ),
         (["--head_passes", "one_pass", "--per_device_train_batch_size", "2"], "takes one pair"),
     ],
 )

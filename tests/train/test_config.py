@@ -1,5 +1,7 @@
 """Options: what they build, how YAML and flags become them, and every mistake in them."""
 
+import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from prefkit.options.parse import split
 from prefkit.options.values import coerce
 from prefkit.train.common import CommonFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments
+from prefkit.train.options import ELSEWHERE
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 NEEDED = ["--model", "m", "--train_data", "d.jsonl"]
@@ -92,6 +95,16 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "smoothing with hinge": ({"link": "hinge", "label_smoothing": 0.1}, ["hinge"]),
     "ipo with margin": ({"link": "ipo", "margin": 1.0}, ["margin"]),
     "position with ipo": ({"link": "ipo", "reduction": "position"}, ["position"]),
+    "loss_type": ({"loss_type": "bco"}, ["loss_type", "one of bco_pair, "]),
+    "two losses by two names": ({"loss_type": "ipo", "link": "hinge"}, ["link", "loss_type"]),
+    "weights without losses": ({"loss_weights": [1.0, 2.0]}, ["loss_weights", "2 numbers"]),
+    "loss_type with simpo": ({"method": "simpo", "loss_type": "ipo"}, ["loss_type", "cdpo"]),
+    "divergence of dpop": (
+        {"method": "dpop", "f_divergence_type": "forward_kl"},
+        ["f_divergence_type", "no effect", "step-dpo"],
+    ),
+    "a hook": ({"token_weights": "confp"}, ["token_weights", "one of confpo, "]),
+    "a hook of no module": ({"pair_weights": "no.such:f"}, ["pair_weights", "cannot be imported"]),
     "positions of a sequence": ({"positions_per_pair": 3}, ["positions_per_pair", "sequence"]),
     "cache with KL": (
         {"method": "tdpo2", "precompute_ref_log_probs": True},
@@ -202,6 +215,40 @@ def test_a_file_may_say_true_where_transformers_wants_text(tmp_path: Path) -> No
     assert load_options([*NEEDED, "--fsdp"]).config.fsdp is True
 
 
+def test_names_of_other_trainers_lead_to_options_that_exist() -> None:
+    """No option is in the table by mistake, and no remedy names one that is none."""
+    known = {one.name for cls in (ScriptArguments, PreferenceConfig) for one in fields(cls)}
+    assert not known & ELSEWHERE.keys()
+    for name, remedy in ELSEWHERE.items():
+        assert {*re.findall(r"[a-z]+(?:_[a-z]+)*", remedy)} & known, name
+
+
+def test_several_losses_as_flags_and_as_yaml(tmp_path: Path) -> None:
+    words = ["--loss_type", "sigmoid", "bco_pair", "sft", "--loss_weights", "0.8", "0.2", "1"]
+    config = load_options([*NEEDED, *words]).config
+    losses = DPO(loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0])
+    assert config.build_objective() == losses
+    path = tmp_path / "c.yaml"
+    path.write_text("loss_type: [sigmoid, bco_pair, sft]\nloss_weights: [0.8, 0.2, 1]\n")
+    assert load_options([str(path), *NEEDED]).config.build_objective() == losses
+    one = load_options([*NEEDED, "--loss_type", "ipo"]).config.build_objective()
+    assert one == DPO(link="ipo") == PreferenceConfig(loss_type="ipo").build_objective()
+
+
+def test_a_function_from_python_is_an_option_by_its_name() -> None:
+    """A run is described, saved and resumed by names."""
+    config = PreferenceConfig(token_weights=half_weights, pair_weights="wpo")
+    assert config.token_weights == f"{__name__}:half_weights"
+    assert config.build_objective().outputs == ("logp", "ref_logp", "log_sum_sq")
+    json.loads(config.to_json_string())
+    with pytest.raises(ConfigError, match=r"token_weights is <function .*no import path"):
+        PreferenceConfig(token_weights=lambda logp: logp.exp())
+
+
+def half_weights(logp: Any) -> Any:
+    return 0 * logp + 0.5
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_sound(path: Path) -> None:
     script, config, _ = load_options([str(path)])
@@ -247,7 +294,9 @@ BAD_FLAGS = {
     "its own default": ([*NEEDED, "--method", "tdpo2", "--link", "sigmoid"], ["link", "step-dpo"]),
     "no model": (["--train_data", "x"], ["model is missing"]),
     "no data": (["--model", "x"], ["train_data is missing"]),
-    "loss_type": (["--loss_type", "ipo"], ["loss_type", "method", "link"]),
+    "TRL's name of RPO": (["--rpo_alpha", "1"], ["rpo_alpha", "Use nll_weight."]),
+    "TRL's old dtype": (["--torch_dtype", "bfloat16"], ["torch_dtype", "Use dtype."]),
+    "LLaMA-Factory's loss": (["--pref_loss", "ipo"], ["pref_loss", "Use loss_type."]),
     "forgotten data": (["--model", "m", "--train_data"], ["train_data needs a value"]),
     "forgotten number": ([*NEEDED, "--beta"], ["beta needs a value"]),
     "forgotten choice": ([*NEEDED, "--method"], ["method needs a value"]),

@@ -226,7 +226,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     resumed.train("auto")
     assert resumed.started_at == checkpoint
     assert same_weights(whole, resumed)
-    names = ["loss", "learning_rate", "rewards/margins", "num_tokens"]
+    names = ["loss", "learning_rate", "rewards/margins", "num_tokens", "num_tokens_read"]
     names += [] if "ignore_data_skip" in changes else ["epoch"]
     for got, want in zip(logs_of(resumed), logs_of(whole), strict=True):
         assert [got[name] for name in names] == [want[name] for name in names]

@@ -89,6 +89,8 @@ def test_what_cannot_be_shared_is_refused_by_name(
     check_run(described)
     with pytest.raises(ConfigError, match="sequence_parallel_size and reduction 'position'"):
         config(tmp_path, sequence_parallel_size=2, method="cdpo", reduction="position")
+    with pytest.raises(ConfigError, match="sequence_parallel_size and pair_weights"):
+        config(tmp_path, sequence_parallel_size=2, use_weighting=True)
     with pytest.raises(ConfigError, match="sequence_parallel_size is 0; it must be 1 or more"):
         config(tmp_path, sequence_parallel_size=0)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

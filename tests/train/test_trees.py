@@ -25,7 +25,12 @@ OBJECTIVES: list[Objective] = [
     DPO(beta=0.5, nll_weight=0.3),
     DPOP(beta=0.5),
     SimPO(beta=0.5),
+    DPO(beta=0.5, loss_type=["bco_pair", "aot", "sft"]),
+    DPO(beta=0.5, ld_alpha=0.4, use_weighting=True),
+    SimPO(beta=0.5, token_weights="confpo"),
 ]
+WAYS = [DPO(), DPO(link="ipo"), TDPO(), TDPO(variant="tdpo1")]
+WAYS += [DPO(loss_type="apo_down", ld_alpha=0.4, use_weighting=True), DPO(token_weights="tis_dpo")]
 TREES, PARTS = 520, 10
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2", "gpt_oss"]
 # Whether FlexAttention's definition, which is slow, is asked about every tree and not every eighth.
@@ -64,7 +69,7 @@ def test_random_trees(part: int) -> None:
 
 
 @pytest.mark.parametrize("passes", ["keep_dz", "two_pass", "one_pass"])
-@pytest.mark.parametrize("objective", [DPO(), DPO(link="ipo"), TDPO(), TDPO(variant="tdpo1")])
+@pytest.mark.parametrize("objective", WAYS)
 def test_every_way_to_make_the_heads_gradient(passes: str, objective: Objective) -> None:
     """Scores of their own for tokens that serve several pairs; a frozen head for one pass."""
     policy, reference = small_llama(0), small_llama(1)

@@ -87,11 +87,13 @@ class Shard:
         group: name of the process group that holds the other slices, "" for none.
         first_class: class of row 0 of the weight.
         widest: rows of the widest slice of all, from which every process derives the same chunks.
+        classes: rows of all slices together.
     """
 
     group: str = ""
     first_class: int = 0
     widest: int = 0
+    classes: int = 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum over the group, in place."""

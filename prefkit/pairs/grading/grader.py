@@ -7,7 +7,6 @@ grading function and nothing of torch.
 """
 
 import contextlib
-import importlib
 import importlib.util
 import multiprocessing
 import re
@@ -20,6 +19,7 @@ from typing import Any, Self
 
 from prefkit.data.text.thoughts import parted
 from prefkit.errors import ConfigError
+from prefkit.options import import_path
 from prefkit.pairs.grading.find.answers import check_rule, find
 from prefkit.pairs.grading.find.found import Found
 from prefkit.pairs.grading.verdicts import Grade, verdict_on
@@ -171,17 +171,7 @@ def load_function(path: str) -> Callable[[str, str], bool]:
     Raises:
         ConfigError: no such module or name, an import that fails, nothing to call.
     """
-    module, colon, name = path.partition(":")
-    if not (module and colon and name):
-        raise ConfigError(f"grader is {path!r}; it must read module:function.")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        raise ConfigError(f"grader {path!r} cannot be imported: {error!r}.") from error
-    if not callable(found):
-        raise ConfigError(f"grader {path!r} is {type(found).__name__}, not a function.")
+    found = import_path.load_function("grader", path)
     for needed in ("pebble", *(["math_verify"] if path == DEFAULT_FUNCTION else [])):
         if importlib.util.find_spec(needed) is None:
             raise ConfigError(f"Grading needs {needed}: pip install 'prefkit[build]'.")

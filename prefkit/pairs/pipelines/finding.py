@@ -7,12 +7,12 @@ kept, so that it can be looked at (`prefkit.pairs.run.verdicts`).
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.files.progress import say
+from prefkit.options import import_path
 from prefkit.pairs.asking import Asking
 from prefkit.pairs.engines.base import Request
 from prefkit.pairs.fields import BuildFields
@@ -211,19 +211,12 @@ def load_function(path: str) -> Function:
     Raises:
         ConfigError: no such module or function.
     """
-    module, colon, name = path.partition(":")
-    if not colon:
+    if ":" not in path:
         raise ConfigError(
             f"localiser is {path!r}. Choose one of {', '.join(LOCALISERS)}, or write "
             "module:function."
         )
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"localiser {path!r} cannot be imported ({error}).") from error
-    if not callable(function):
-        raise ConfigError(f"localiser {path!r} is no function.")
-    return function
+    return import_path.load_function("localiser", path)
 
 
 def _checked(path: str, function: Function, question: Question, steps: Sequence[str]) -> int | None:

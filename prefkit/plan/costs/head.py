@@ -114,7 +114,7 @@ def passes_of(
     "one_pass", "keep_dz" (by the bytes of `keep_dz.fits` in `prefkit_kernels`) or "two_pass".
     """
     trainable, possible = setting.lora is None, setting.one_pass
-    if by_token:  # each token is a score of its own
+    if by_token or not possible:  # each token is a score of its own
         pairs, possible = scored, setting.one_pass_by_token
     if not possible or setting.passes == "two_pass":
         return "two_pass"

@@ -28,8 +28,8 @@ class Setting:
     Attributes:
         method: for the tables.
         needs_reference, needs_kl, needs_groups: of the loss; `one_pass` whether its gradient can be
-            made in the forward, `one_pass_by_token` the same where scored tokens serve several
-            sides (see `prefkit.loss.passes`).
+            made in the forward by pairs, `one_pass_by_token` by tokens: where they serve several
+            sides, and where the loss is no function of a linear margin (`prefkit.loss.passes`).
         precomputed: reference log-probabilities come from disk; `cached_hidden` its hidden states,
             and its head is kept.
         own_reference: the reference is another model than the policy without its adapter.

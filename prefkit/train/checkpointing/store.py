@@ -22,6 +22,7 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.files.atomic import write_json
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.meter import Meter
+from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows import streaming
 from prefkit.train.rows.datasets import plain
@@ -75,7 +76,8 @@ class CheckpointStore:
         # transformers drops as many batches as have been trained on, unless told not to.
         batches = 0 if self.args.ignore_data_skip else step * self.args.gradient_accumulation_steps
         streaming.resume(rows, state.get("stream"), folder, self.args, batches * batch_size)
-        self.meter.resume(step, int(state.get("num_tokens", 0)))
+        count = int(state.get("num_tokens", 0))
+        self.meter.resume(step, TokenCount(int(state.get("num_tokens_read", count)), count))
         self.started_at = step
         return folder
 
@@ -135,11 +137,12 @@ class CheckpointStore:
         finally:
             args.save_total_limit = limit
         accelerator.wait_for_everyone()
-        streams = streaming.states(rows, args)
+        streams, seen = streaming.states(rows, args), self.meter.clock.seen()
         if args.should_save:
             own = {
                 "reference": self.models.reference_id,
-                "num_tokens": self.meter.clock.seen(),
+                "num_tokens": seen.text,
+                "num_tokens_read": seen.read,
                 "rows": _dealing(rows),
                 "chat_template": _template(rows),
                 "stream": streams,

@@ -13,12 +13,13 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from prefkit.errors import ConfigError
 from prefkit.loss.objective import Objective
+from prefkit.loss.token_metrics import token_metric_names
 from prefkit_kernels import TokenStats
 
 # Metrics that may be wanted high or low: what transformers would take for granted is no answer.
 _EITHER_WAY = (
     *("rewards/rejected", "logps/rejected", "kl/chosen", "kl/rejected"),
-    "active_weight_fraction",
+    *("logits/chosen", "logits/rejected", "entropy", "active_weight_fraction"),
 )
 _NEEDS_EVALUATION = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
@@ -26,14 +27,20 @@ _NEEDS_EVALUATION = (
 )
 
 
-def objective_metrics(objective: Objective) -> list[str]:
+def objective_metrics(objective: Objective, log_entropy: bool) -> list[str]:
     """The names under which an evaluation of pairs reports, without `eval_`: those of one pair."""
     nothing = torch.zeros(2)
-    stats = TokenStats(logp=nothing, ref_logp=nothing, kl=nothing)
+    stats = TokenStats(*[nothing] * len(TokenStats._fields))
     margins = torch.zeros(1) if objective.needs_margins else None
     groups = torch.zeros(1, dtype=torch.int64) if objective.needs_groups else None
     result = objective(stats, torch.tensor([0, 1]), margins=margins, groups=groups)
-    return ["loss", *result.metrics, "active_weight_fraction"]
+    of_tokens = token_metric_names(log_entropy)
+    return ["loss", *result.metrics, *of_tokens, "active_weight_fraction"]
+
+
+def solution_metrics(log_entropy: bool) -> list[str]:
+    """The names under which an evaluation of solutions reports, without `eval_`."""
+    return ["loss", "mean_token_accuracy", *(["entropy"] if log_entropy else [])]
 
 
 def expected_metrics(own: list[str], config: Any) -> list[str]:

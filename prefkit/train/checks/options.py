@@ -109,16 +109,16 @@ def check_passes(config: Any, objective: Objective, trainable: bool) -> None:
             it.
     """
     pairs = 2 if config.tokens_per_batch else config.per_device_train_batch_size  # 2: several
-    pairs = pairs if config.head_passes == "one_pass" else 1
-    obstacle = obstacle_to_one_pass(objective, pairs, trainable, config.head_backend)
+    passes = config.head_passes
+    obstacle = obstacle_to_one_pass(objective, pairs, passes, trainable, config.head_backend)
     one_pair = "set per_device_train_batch_size to 1 and raise gradient_accumulation_steps"
     if config.tokens_per_batch:
         one_pair = "leave tokens_per_batch out and " + one_pair
-    if config.head_passes in ("one_pass", "keep_dz") and obstacle:
-        helps = config.head_passes == "one_pass" and objective.linear is not None
+    if passes in ("one_pass", "keep_dz") and obstacle:
+        helps = passes == "one_pass" and objective.linear is not None
         instead = f", or {one_pair}" if helps else ""
         raise ConfigError(
-            f"head_passes is {config.head_passes}, which cannot compute this loss: {obstacle}. "
+            f"head_passes is {passes}, which cannot compute this loss: {obstacle}. "
             f"Leave it at auto{instead}."
         )
 

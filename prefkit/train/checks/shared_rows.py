@@ -12,22 +12,22 @@ def check_sequence_parallel(config: Any) -> None:
     """What the options alone tell.
 
     Raises:
-        ConfigError: a loss that aligns positions over the pieces of a row.
+        ConfigError: a loss that needs whole responses, not pieces of a row.
     """
-    _check_positions(config, config.sequence_parallel_size)
+    _check_whole_sides(config, config.sequence_parallel_size)
 
 
 def check_groups(config: Any, start: Start) -> None:
     """What the start tells, of processes and engine.
 
     Raises:
-        ConfigError: a loss that aligns positions over the pieces of a row, DeepSpeed, or processes
+        ConfigError: a loss that needs whole responses, not pieces of a row, DeepSpeed, or processes
             that cannot be divided into groups.
     """
     size = start.shared_by
     if size == 1:
         return
-    _check_positions(config, size)
+    _check_whole_sides(config, size)
     if start.deepspeed:
         raise ConfigError(
             "sequence_parallel_size and deepspeed: its engine takes an optimiser step after each "
@@ -76,9 +76,6 @@ def check_shared_layout(size: int, layout: Layout) -> None:
         )
 
 
-def _check_positions(config: Any, size: int) -> None:
-    if size > 1 and config.reduction == "position":
-        raise ConfigError(
-            "sequence_parallel_size and reduction 'position': that loss pairs the i-th tokens of "
-            "both sides, which lie on different processes. Use reduction: sequence."
-        )
+def _check_whole_sides(config: Any, size: int) -> None:
+    if size > 1 and (why := config.build_objective().needs_whole_sides):
+        raise ConfigError(f"sequence_parallel_size and {why}, or leave sequence_parallel_size out.")

@@ -11,28 +11,32 @@ from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
 from prefkit.loss.fused import fused_preference_loss
 from prefkit.loss.objectives import Objective
+from prefkit.loss.token_metrics import tokens_of_metrics
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
 from prefkit.train.step.forward import ask_head
 
+_TOKENS = "tokens"  # beside the metrics that a forward brings: over how many tokens some are means
+
 
 class PairLoss:
     """The objective over batches of pairs.
 
     Args:
-        args: `memory_budget`, `head_backend`, `head_passes` and `sequence_parallel_size` are
-            read.
+        args: `memory_budget`, `head_backend`, `head_passes`, `log_entropy` and
+            `sequence_parallel_size` are read.
         objective: on the pairs' per-token quantities.
         models: of the run; the reference may be replaced by its cache later.
     """
 
     def __init__(self, args: PreferenceConfig, objective: Objective, models: RunModels) -> None:
         self.args, self.objective, self.models = args, objective, models
-        self.metrics = objective_metrics(objective)
+        self.metrics = objective_metrics(objective, args.log_entropy)
         self.sequence_group: dist.ProcessGroup | None = None  # joined when the processes are there
 
     def count(self, batches: list) -> int:
@@ -80,19 +84,26 @@ class PairLoss:
         )
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
+        counts: dict[str, int | Tensor] = {"aux_loss": 1, **tokens_of_metrics(metrics.pop(_TOKENS))}
+        if self.objective.needs_groups:
+            counts["loss"] = count
         metrics["loss"] = metrics["loss"] * ((count if num_items is None else num_items) / count)
         # How much of the text carries the loss: Σ weights over the tokens of both sides. Where
         # processes share a row each has its part, and the mean over processes divides by them.
         read = inputs["input_ids"].numel()  # where a collator of the user's own counts nothing
         carried = inputs["weights"].sum() * self.args.sequence_parallel_size
-        metrics["active_weight_fraction"] = carried / inputs.get("text_tokens", read)
+        text = inputs.get("text_tokens", read)
+        metrics["active_weight_fraction"] = carried / text
         return BatchLoss(
             value=loss,
             metrics=with_balance(metrics, self.models.router),
             items=items,
-            tokens=inputs.get("num_tokens", read),
+            # The whole text counts on one of the processes that share the row.
+            tokens=TokenCount(
+                inputs.get("num_tokens", read), 0 if group is not None and group.rank() else text
+            ),
             output=output,
-            loss_items=items and count if self.objective.needs_groups else None,
+            counts=counts,
         )
 
     def _request(self, inputs: Mapping[str, Any], num_items: Any) -> Any:
@@ -132,10 +143,11 @@ class PairLoss:
                 bias=bias,
                 logit_scale=transform.logit_scale,
                 softcap=transform.softcap,
+                log_entropy=self.args.log_entropy,
                 **reference,
                 **options,
             )
-            return out.loss, {**out.metrics, "loss": out.loss.detach()}
+            return out.loss, {**out.metrics, "loss": out.loss.detach(), _TOKENS: out.tokens}
 
         return request
 

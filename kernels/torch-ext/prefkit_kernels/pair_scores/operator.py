@@ -81,6 +81,7 @@ def pair_scores(
         raise ValueError("pair_scores takes one pass; for two passes take token_stats")
     options = Options(
         output_names(outputs),
+        (),
         ignore_index,
         temperature,
         logit_scale,

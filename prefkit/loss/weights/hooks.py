@@ -1,0 +1,135 @@
+"""`token_weights` and `pair_weights`: a function of detached quantities makes weights of a step.
+
+    what it names of logp, ref_logp, entropy, log_sum_sq, kl, segments, weights, sides → w ≥ 0
+
+Only what a function's signature names is computed and handed over, by keyword. All of it is of the
+T scored entries of a call, without gradient, and so is what comes back.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefkit.errors import ConfigError
+from prefkit.options.check import nearest_first
+from prefkit.options.import_path import load_function
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HOME = "prefkit.loss.weights"
+# Option → name → module:function.
+SHIPPED: dict[str, dict[str, str]] = {
+    "token_weights": {
+        name: f"{_HOME}.of_tokens:{name}"
+        for name in ("confpo", "ld_dpo", "tis_dpo", "full_step_dpo", "step_rewards")
+    },
+    "pair_weights": {"wpo": f"{_HOME}.of_pairs:wpo"},
+}
+COMPUTED = ("entropy", "log_sum_sq")  # what only functions read: computed where one names it
+QUANTITIES = ("logp", "ref_logp", *COMPUTED, "kl", "segments", "weights", "sides")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function that makes weights.
+
+    Attributes:
+        option: whose value it is.
+        name: as it was given, for messages.
+        function: of the quantities it names; returns weights ≥ 0.
+        reads: the quantities that its signature names.
+    """
+
+    option: str
+    name: str
+    function: Callable[..., Any]
+    reads: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, option: str, value: "str | Callable[..., Any] | None", missing: Mapping[str, str]
+    ) -> "Hook | None":
+        """The hook that an option names.
+
+        Args:
+            option: "token_weights" or "pair_weights".
+            value: of the option; None = no hook.
+            missing: quantities that the loss does not have → why.
+
+        Raises:
+            ConfigError: no such name or function, a parameter that is no quantity, or one that the
+                loss does not have.
+        """
+        if value is None:
+            return None
+        if callable(value):
+            name, function = getattr(value, "__name__", repr(value)), value
+        else:
+            name, function = value, load_function(option, _path(option, value))
+        reads = []
+        for parameter in inspect.signature(function).parameters.values():
+            known, needed = parameter.name in QUANTITIES, parameter.default is parameter.empty
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if needed and (not known or parameter.kind is parameter.POSITIONAL_ONLY):
+                raise ConfigError(
+                    f"{option} {name} asks for {parameter.name!r}, which it is not given: it may "
+                    f"name {', '.join(QUANTITIES)}."
+                )
+            if known and parameter.name not in missing:
+                reads.append(parameter.name)
+            elif known and needed:
+                raise ConfigError(
+                    f"{option} {name} reads {parameter.name}: {missing[parameter.name]}."
+                )
+        return cls(option, name, function, tuple(reads))
+
+    def __call__(self, quantities: "Mapping[str, Any]", shape: "tuple[int, ...]") -> "Tensor":
+        """The weights, of this shape, in the dtype of logp.
+
+        Raises:
+            ConfigError: what came back is not that; negative or not finite (by a device-side
+                assertion on a GPU).
+        """
+        import torch
+
+        given = {name: _detached(quantities[name]) for name in self.reads}
+        found = self.function(**given)
+        told = f"{self.option} {self.name} returned"
+        if not isinstance(found, torch.Tensor):
+            raise ConfigError(f"{told} a {type(found).__name__}; it must return a tensor.")
+        if found.shape != shape:
+            raise ConfigError(f"{told} the shape {tuple(found.shape)}; it must be {shape}.")
+        if found.requires_grad:
+            raise ConfigError(f"{told} weights that require a gradient; detach what they are of.")
+        right = ((found >= 0) & torch.isfinite(found)).all()
+        message = f"{told} weights that are negative or not finite"
+        if right.is_cuda:
+            torch._assert_async(right, message)
+        elif not torch.compiler.is_compiling() and not bool(right):
+            raise ConfigError(f"{message}, such as {_first_wrong(found)}.")
+        return found.to(quantities["logp"].dtype)
+
+
+def _path(option: str, name: str) -> str:
+    if ":" in name:
+        return name
+    if name not in SHIPPED[option]:
+        known = ", ".join(nearest_first(name, SHIPPED[option]))
+        raise ConfigError(
+            f"{option} is {name!r}; it must be one of {known}, or package.module:function."
+        )
+    return SHIPPED[option][name]
+
+
+def _detached(quantity: Any) -> Any:
+    return quantity.detach() if hasattr(quantity, "detach") else quantity
+
+
+def _first_wrong(weights: "Tensor") -> str:
+    import torch
+
+    place = int((~((weights >= 0) & torch.isfinite(weights))).nonzero()[0])
+    return f"{float(weights[place])} at {place}"

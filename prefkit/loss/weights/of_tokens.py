@@ -1,0 +1,74 @@
+"""Shipped `token_weights`: (T,) factors of the rows' own weights.
+
+In formulas r_t = logp_t − ref_logp_t, p_t = exp(logp_t), v_t a token's weight as its row gives it,
+and n a response's tokens of positive v. Parameters with a default are a function's own: others than
+these are for a function of yours (`functools.partial`, or a module of your own).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from prefkit.loss.sides import Sides
+
+
+def confpo(logp: Tensor, sides: "Sides") -> Tensor:
+    """ConfPO (arXiv 2506.08712): 1 where p_t is below the mean of p over its response, else 0.
+
+    The threshold and the corner case are those of the released code (its paper's text was not
+    read): a pair of which one response has no such token does not count. The paper divides by the
+    number of selected tokens: use it with simpo, or `length_normalized`, where Σ w divides.
+    """
+    probability = logp.exp()
+    low = (probability < sides.spread(sides.mean(probability))).to(logp.dtype)
+    both = (sides.weighted(low) > 0).all(1, keepdim=True).to(logp.dtype)
+    return low * sides.spread(both.expand(-1, 2))
+
+
+def ld_dpo(sides: "Sides", *, alpha: float = 0.5) -> Tensor:
+    """LD-DPO (arXiv 2409.06411): α for tokens beyond the length of the shorter response, else 1.
+
+    `ld_alpha` has the same factors in the rewards alone; as weights they also count in Σ w, which
+    divides means, and in `nll_weight` and sft. α = 0.5 was chosen here.
+    """
+    return torch.where(sides.beyond_shorter(), alpha, torch.ones_like(sides.weights))
+
+
+def tis_dpo(
+    logp: Tensor, ref_logp: Tensor, sides: "Sides", *, mu: float = 1.0,
+    low: float = -0.5, high: float = 1.5,
+) -> Tensor:  # fmt: skip
+    """TIS-DPO's clipped weights (arXiv 2410.04350): exp(±μ·clip(r_t, L, U)), + chosen, − rejected.
+
+    The paper takes the log-ratio of two contrastive models, trained on chosen and on rejected
+    responses; here they are policy and reference, so that all weights are 1 at the start. This form
+    and its constants are from memory. The released code clips to [−1.5, 1.5], or ranks, and maps
+    linearly to [0.7, 1.3].
+    """
+    clipped = (logp - ref_logp).clamp(low, high)
+    return torch.exp(mu * torch.where(sides.is_chosen, clipped, -clipped))
+
+
+def full_step_dpo(weights: Tensor, sides: "Sides", *, gamma: float = 0.5) -> Tensor:
+    """Full-Step-DPO (arXiv 2502.14356): w_t = n·softmax_t(±γ·v_t), + chosen, − rejected.
+
+    v_t is the reward of the token's step, which the row brings as its weight (> 0; 0 leaves the
+    token out). γ and the softmax over tokens are the released code's (the paper's text was not
+    read), which also scales each token's gradient by σ(∓r_t) in place of log σ: not here.
+    """
+    counts = sides.weights > 0
+    signed = gamma * torch.where(sides.is_chosen, weights, -weights)
+    share = sides.softmax(torch.where(counts, signed, -torch.inf))
+    tokens = sides.spread(sides.sum(counts.to(weights.dtype)))
+    return torch.where(counts, tokens * share / torch.where(counts, weights, 1), 0)
+
+
+def step_rewards(sides: "Sides") -> Tensor:
+    """w_t = v_t / mean of v: rewards of steps, given as weights, that average 1 in each response.
+
+    No paper's: it keeps β's meaning where rewards are of another size in every row.
+    """
+    tokens = sides.sum((sides.weights > 0).to(sides.weights.dtype))
+    return sides.spread(tokens / torch.where(sides.totals > 0, sides.totals, 1))
