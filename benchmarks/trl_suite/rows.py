@@ -1,5 +1,6 @@
 """Rows in the formats of TRL's test datasets, by the names of those datasets."""
 
+import json
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
@@ -26,7 +27,7 @@ _TOOLS = [
 
 
 def load_dataset(
-    path: str, name: str | None = None, split: str | None = None, **options: Any
+    path: str, name: str | None = None, split: str | None = None, streaming: bool = False
 ) -> Any:
     """In the place of `datasets.load_dataset`: the stand-in of one of TRL's test datasets.
 
@@ -50,9 +51,7 @@ def load_dataset(
         raise FileNotFoundError(f"there is no stand-in for {path}, {name}")
     made: DatasetDict = makers[path, name]().train_test_split(test_size=0.1, shuffle=False)
     found = made if split is None else made[split]
-    if options.get("streaming"):
-        return found.to_iterable_dataset()
-    return found
+    return found.to_iterable_dataset() if streaming else found
 
 
 def _sums() -> list[tuple[str, str, str]]:
@@ -68,12 +67,8 @@ def _said(role: str, content: Any, **more: Any) -> list[dict[str, Any]]:
 
 
 def standard() -> Dataset:
-    return Dataset.from_list(
-        [
-            {"prompt": q, "chosen": f" {right}", "rejected": f" {wrong}"}
-            for q, right, wrong in _sums()
-        ]
-    )
+    rows = [{"prompt": q, "chosen": f" {r}", "rejected": f" {w}"} for q, r, w in _sums()]
+    return Dataset.from_list(rows)
 
 
 def standard_implicit() -> Dataset:
@@ -130,8 +125,6 @@ def harmony() -> Dataset:
 
 
 def tool_calls() -> Dataset:
-    import json
-
     rows = []
     for i in range(8):
         call = {"type": "function", "function": {"name": "add", "arguments": {"a": i, "b": 1}}}

@@ -94,7 +94,7 @@ class Acceleration:
         now = options_of(self.trainer)
         if self._objective is None or self._objective[0] != now:
             try:
-                self._objective, self.reason = (now, self._checked()), self._of_models
+                self._objective, self.reason = (now, self._checked(now)), self._of_models
             except Unsupported as why:
                 self._objective, self.reason = None, str(why)
         if self.reason is not None:
@@ -103,11 +103,17 @@ class Acceleration:
         assert self._objective is not None
         return self._objective[1]
 
-    def _checked(self) -> Objective:
-        objective = objective_of(self.trainer, self.settings)
-        if objective.needs_kl and self._of_models is None:
-            trainer = self.trainer
-            assert self.head is not None
+    def _checked(self, options: dict[str, Any]) -> Objective:
+        objective, trainer = objective_of(options, self.settings), self.trainer
+        if not objective.needs_kl:
+            return objective
+        if trainer.precompute_ref_logps:
+            raise ConfigError(
+                f"prefkit_method is {self.settings.method}, whose KL needs the reference's whole "
+                "distribution: precompute_ref_log_probs cannot be had with it. Leave one out."
+            )
+        if self._of_models is None:
+            assert self.head is not None, "nothing stood against it"
             model = trainer.model if is_shared(trainer) else trainer.ref_model
             theirs = self._install(model)
             check_transforms(self.head, theirs)

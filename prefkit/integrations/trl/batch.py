@@ -128,10 +128,13 @@ class Scored:
         """(N,) int64 below 2B: the place of each token's side among TRL's rows."""
         return self.segments // 2 + self.pairs * (self.segments % 2)
 
-    def weighted(self, values: Tensor) -> Tensor:
-        """(2B,) Σ w·values (N,) of each side, in the order of TRL's rows."""
-        values = values if self.weights is None else values * self.weights
+    def summed(self, values: Tensor) -> Tensor:
+        """(2B,) Σ values (N,) of each side, in the order of TRL's rows."""
         return values.new_zeros(2 * self.pairs).index_put((self.rows,), values, accumulate=True)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """(2B,) Σ w·values (N,) of each side."""
+        return self.summed(values if self.weights is None else values * self.weights)
 
     def present(self) -> Tensor:
         """() how many pairs have a scored token at all."""

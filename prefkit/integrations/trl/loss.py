@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from prefkit.integrations.trl.acceleration import Acceleration
 from prefkit.integrations.trl.batch import Scored, padded_inputs, read_by_model
-from prefkit.integrations.trl.likeliest import likeliest
-from prefkit.integrations.trl.metrics import ALSO, log_metrics, sums_of, zeros_of
+from prefkit.integrations.trl.metrics import log_metrics, sums_of, zeros_of
 from prefkit.integrations.trl.versions import precompute_autocast
 from prefkit.loss.fused import fused_preference_loss
 from prefkit.loss.objective import Objective, ObjectiveResult
@@ -86,23 +85,21 @@ def _request(
             num_pairs=here.pairs,
             pairs_in_call=here.pairs,
             num_scored=len(here),
-            also=ALSO,
+            log_entropy=True,
             memory_budget=state.settings.memory_budget,
             bias=bias,
             logit_scale=transform.logit_scale,
             softcap=transform.softcap,
             **reference,
         )
-        told = likeliest(rows, weight, bias, here.targets, transform)
-        return out.loss + missing, sums_of(here, out, *told)
+        return out.loss + missing, sums_of(here, out, state.trainer.ld_alpha)
 
     return request
 
 
 def _of_nothing(objective: Objective) -> ObjectiveResult:
     """Loss and metrics of a pair of which nothing is scored: all its differences are 0."""
-    zeros = torch.zeros(2)
-    stats = TokenStats(logp=zeros, ref_logp=zeros, kl=zeros)
+    stats = TokenStats(**dict.fromkeys(objective.outputs, torch.zeros(2)))
     return objective(stats, torch.arange(2))
 
 

@@ -1,10 +1,10 @@
-"""What TRL logs of a batch, under TRL's names, from the per-token quantities of the loss.
+"""What TRL logs of a batch, under TRL's names, from the metrics of the loss.
 
-Sums over this process's tokens and pairs are made where the head's operands are; they are gathered
-once, not one by one, and asked of a GPU once.
+Means become sums where the head's operands are; those of all processes are gathered once, not one
+by one, and asked of a GPU once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,87 +13,78 @@ from torch import Tensor
 from prefkit.integrations.trl.batch import Scored
 from prefkit.integrations.trl.versions import tp_size
 from prefkit.loss.fused import PreferenceLoss
+from prefkit.loss.token_metrics import token_metric_names, tokens_of_metrics
 
-# Quantities of `token_stats` that only metrics read.
-ALSO = ("entropy",)
-_BY_TOKEN = ("entropy", "tokens", "right", "chosen", "rejected", "logits/chosen", "logits/rejected")
+_OF_TOKENS = tuple(token_metric_names(log_entropy=True))  # means over tokens; others over pairs
+_COUNTS = ("chosen tokens", "rejected tokens")
+_BESIDE = (*_COUNTS, *_OF_TOKENS, "aux_loss")
 
 
-def sums_of(
-    scored: Scored, out: PreferenceLoss, right: Tensor, mean_logit: Tensor
-) -> dict[str, Tensor]:
+def sums_of(scored: Scored, out: PreferenceLoss, ld_alpha: float | None) -> dict[str, Tensor]:
     """() each: sums over the tokens, and over the pairs, of what is logged as means.
 
     Args:
         scored: the tokens.
-        out: their loss.
-        right: (N,) bool, whether the target is the likeliest token.
-        mean_logit: (N,) mean of the logits over the vocabulary.
+        out: their loss, with the entropy among its metrics.
+        ld_alpha: TRL's, which the logged log-probabilities have in them.
     """
-    entropy = out.stats.entropy
-    assert entropy is not None, "asked for"
-    first = (scored.segments % 2 == 0).to(entropy.dtype)
-    by_token = {
-        "entropy": entropy.sum(),
-        "tokens": torch.ones_like(first).sum(),
-        "right": (first * right).sum(),
-        "chosen": first.sum(),
-        "rejected": (1 - first).sum(),
-        "logits/chosen": (first * mean_logit).sum(),
-        "logits/rejected": ((1 - first) * mean_logit).sum(),
-    }
-    present = scored.present()  # what the metrics are means over; TRL counts the others as 0
-    return by_token | {name: mean * present for name, mean in out.metrics.items()}
+    present = scored.present()  # what metrics of pairs are means over; TRL counts others as 0
+    tokens = tokens_of_metrics(out.tokens)
+    found = {name: mean * tokens.get(name, present) for name, mean in out.metrics.items()}
+    if (tails := scored.tails(ld_alpha)) is not None:
+        assert out.stats.logp is not None
+        found["logps/chosen"], found["logps/rejected"] = (
+            scored.summed(out.stats.logp * tails).view(2, -1).sum(1).unbind()
+        )
+    return found | dict(zip(_COUNTS, out.tokens, strict=True))
 
 
-def zeros_of(scored: Scored, names: Mapping[str, Any]) -> dict[str, Tensor]:
+def zeros_of(scored: Scored, names: Iterable[str]) -> dict[str, Tensor]:
     """The same of a batch without a scored token; `names` are those of the metrics of pairs."""
-    return {name: torch.zeros((), device=scored.rows.device) for name in (*_BY_TOKEN, *names)}
+    zero = torch.zeros((), device=scored.segments.device)
+    return dict.fromkeys((*names, *_OF_TOKENS, *_COUNTS), zero)
 
 
 def log_metrics(trainer: Any, inputs: Mapping[str, Any], found: Mapping[str, Tensor]) -> None:
     """Gathers the sums of all processes and notes the means, until TRL logs them.
 
     Args:
-        found: of `sums`, and `aux_loss`, the routers' auxiliary loss, where there is one.
+        found: of `sums_of`, and `aux_loss`, the routers' auxiliary loss, where there is one.
     """
     mode = "train" if trainer.model.training else "eval"
     noted, accelerator = trainer._metrics[mode], trainer.accelerator
-    device = found["tokens"].device
-    read = inputs["attention_mask"].sum().to(device)
-    aux = [found["aux_loss"].to(device)] if "aux_loss" in found else []
-    of_pairs = [name for name in found if name not in (*_BY_TOKEN, "aux_loss")]
-    pairs = torch.tensor(len(inputs["input_ids"]) // 2, device=device)
-    # As TRL gathers: what is a mean over tokens leaves out what only fills an evaluation up.
-    tokens = accelerator.gather_for_metrics(_row([*(found[n] for n in _BY_TOKEN), read, *aux]))
-    by_pair = accelerator.gather(_row([pairs, *(found[name] for name in of_pairs)]))
-    values = torch.cat([tokens.flatten(), by_pair.flatten()]).tolist()
-    of_token = _columns(values[: tokens.numel()], tokens.shape[1])
-    total = dict(zip((*_BY_TOKEN, "read"), of_token, strict=False))
-    count, *of_pair = _columns(values[tokens.numel() :], by_pair.shape[1])
-
-    if aux:
-        noted["aux_loss"].append(of_token[-1] / len(tokens))
-    noted["entropy"].append(_mean(total["entropy"], total["tokens"]))
+    device = found[_COUNTS[0]].device
+    by_token = {name: found[name] for name in _BESIDE if name in found}
+    by_token["read"] = inputs["attention_mask"].sum().to(device)
+    by_pair = {name: value for name, value in found.items() if name not in _BESIDE}
+    by_pair["pairs"] = torch.tensor(len(inputs["input_ids"]) // 2, device=device)
+    # As TRL gathers: means over tokens leave out a process that only fills an evaluation up.
+    tokens = accelerator.gather_for_metrics(_row(by_token))
+    pairs = accelerator.gather(_row(by_pair))
+    values = torch.cat([tokens.flatten(), pairs.flatten()]).tolist()
+    total = _columns(by_token, values[: tokens.numel()]) | _columns(
+        by_pair, values[tokens.numel() :]
+    )
+    if "aux_loss" in total:
+        noted["aux_loss"].append(total["aux_loss"] / len(tokens))
     if mode == "train":
         trainer._total_train_tokens += int(total["read"]) // tp_size(trainer)
     noted["num_tokens"] = [trainer._total_train_tokens]
-    for side in ("chosen", "rejected"):
-        noted[f"logits/{side}"].append(_mean(total[f"logits/{side}"], total[side]))
-    noted["mean_token_accuracy"].append(_mean(total["right"], total["chosen"]))
-    for name, value in zip(of_pairs, of_pair, strict=True):
-        noted[name].append(value / count)
+    chosen, rejected = (total[name] for name in _COUNTS)
+    for name in _OF_TOKENS:
+        count = {"entropy": chosen + rejected, "logits/rejected": rejected}.get(name, chosen)
+        noted[name].append(total[name] / count if count else 0.0)
+    for name in by_pair:
+        if name != "pairs":
+            noted[name].append(total[name] / total["pairs"])
 
 
-def _row(values: list[Tensor]) -> Tensor:
+def _row(values: Mapping[str, Tensor]) -> Tensor:
     """(1, K) fp32: exact for whole numbers up to 2²⁴, more than a batch has tokens."""
-    return torch.stack([value.detach().float() for value in values])[None]
+    return torch.stack([value.detach().float() for value in values.values()])[None]
 
 
-def _columns(values: list[float], width: int) -> list[float]:
-    """The sums of the columns of a flat table."""
-    return [sum(values[column::width]) for column in range(width)]
-
-
-def _mean(total: float, count: float) -> float:
-    return total / count if count else 0.0
+def _columns(names: Iterable[str], values: list[float]) -> dict[str, float]:
+    """The sums of the columns of a flat table, by their names."""
+    names = list(names)
+    return {name: sum(values[k :: len(names)]) for k, name in enumerate(names)}

@@ -4,80 +4,82 @@ from typing import Any
 
 from prefkit.errors import ConfigError
 from prefkit.integrations.trl.config import Settings
+from prefkit.loss.loss_types import LOSS_TYPES
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import DPO, TDPO
 
-# TRL's loss_type → the options of `DPO`. Its "sigmoid" does not read label_smoothing.
-_LINKS: dict[str, dict[str, Any]] = {
-    "sigmoid": {},
-    "hinge": {"link": "hinge"},
-    "ipo": {"link": "ipo"},
-    "robust": {"link": "robust"},
-    "sigmoid_norm": {"length_normalized": True},
-}
+_NOT_OF_TRL = {"plackett_luce"}
+# Which of TRL's losses read label_smoothing. In prefkit's, these two more do.
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
+_NOT_SMOOTHED = {"sigmoid", "sigmoid_norm"}
 
 
 class Unsupported(Exception):
     """A loss of TRL's that prefkit does not have; the message is why, in words."""
 
 
-def options_of(trainer: Any) -> tuple[Any, ...]:
+def options_of(trainer: Any) -> dict[str, Any]:
     """What the objective is made of, as it is now: callbacks may change it while a run goes on."""
-    return (
-        trainer.beta,
-        tuple(trainer.loss_types),
-        tuple(trainer.loss_weights),
-        trainer.label_smoothing,
-        trainer.f_divergence_type,
-        trainer.ld_alpha,
-        trainer.use_weighting,
-    )
+    return {
+        "beta": trainer.beta,
+        "loss_type": list(trainer.loss_types),
+        "loss_weights": [float(weight) for weight in trainer.loss_weights],
+        "label_smoothing": trainer.label_smoothing,
+        "f_divergence_type": trainer.f_divergence_type,
+        "f_alpha_divergence_coef": trainer.f_alpha_divergence_coef,
+        "discopop_tau": trainer.args.discopop_tau,
+        "ld_alpha": trainer.ld_alpha,
+        "use_weighting": trainer.use_weighting,
+    }
 
 
-def objective_of(trainer: Any, settings: Settings) -> Objective:
-    """The objective of a trainer's options.
+def objective_of(options: dict[str, Any], settings: Settings) -> Objective:
+    """The objective of TRL's options.
+
+    Args:
+        options: of `options_of`.
+        settings: what prefkit adds to them.
 
     Raises:
         Unsupported: TRL has the loss, prefkit has not.
         ConfigError: options that TRL's loss has, for a method that TRL has not.
     """
     if settings.method != "dpo":
-        return _token_level(trainer, settings)
-    (kind, *others) = trainer.loss_types
-    if others or trainer.loss_weights != [1.0]:
-        raise Unsupported("several losses are combined")
-    if kind not in _LINKS:
-        raise Unsupported(f"prefkit has no loss_type {kind!r}")
-    if reason := _of_trl_alone(trainer):
-        raise Unsupported(f"prefkit has no {reason}")
-    options = dict(_LINKS[kind])
-    if kind == "robust":
-        options["label_smoothing"] = trainer.label_smoothing
+        return _token_level(options, settings)
+    names = set(options["loss_type"])
+    if unknown := names - (LOSS_TYPES.keys() - _NOT_OF_TRL):
+        raise Unsupported(f"prefkit has no loss_type {min(unknown)!r}")
+    read = {**options}
+    if not names & _SMOOTHED:
+        del read["label_smoothing"]
+    elif names & _NOT_SMOOTHED and options["label_smoothing"]:
+        raise Unsupported(
+            f"label_smoothing is of {min(names & _SMOOTHED)!r} alone, and prefkit would smooth "
+            f"{min(names & _NOT_SMOOTHED)!r} as well"
+        )
+    if options["f_divergence_type"] != "alpha_divergence":
+        del read["f_alpha_divergence_coef"]
+    if "discopop" not in names:
+        del read["discopop_tau"]
     try:
-        return DPO(beta=trainer.beta, **options)
+        return DPO(**read)
     except ConfigError as error:  # TRL warns of some values, prefkit refuses them
         raise Unsupported(str(error).rstrip(".")) from error
 
 
-def _of_trl_alone(trainer: Any) -> str | None:
-    """The first option of the loss that only TRL has, as it was given."""
-    if trainer.f_divergence_type != "reverse_kl":
-        return f"f_divergence_type={trainer.f_divergence_type!r}"
-    if trainer.ld_alpha is not None:
-        return f"ld_alpha={trainer.ld_alpha}"
-    return "use_weighting" if trainer.use_weighting else None
-
-
-def _token_level(trainer: Any, settings: Settings) -> TDPO:
-    method = settings.method
-    other = _of_trl_alone(trainer)
-    if trainer.loss_types != ["sigmoid"] or trainer.loss_weights != [1.0]:
-        other = f"loss_type={trainer.loss_types!r}"
-    if other:
-        raise ConfigError(f"prefkit_method is {method}, which has no {other}. Leave one out.")
-    if trainer.precompute_ref_logps:
-        raise ConfigError(
-            f"prefkit_method is {method}, whose KL needs the reference's whole distribution: "
-            "precompute_ref_log_probs cannot be had with it. Leave one out."
-        )
-    return TDPO(variant=method, beta=trainer.beta, alpha=settings.alpha)  # type: ignore[arg-type]
+def _token_level(options: dict[str, Any], settings: Settings) -> TDPO:
+    usual = {
+        "loss_type": ["sigmoid"],
+        "loss_weights": [1.0],
+        "f_divergence_type": "reverse_kl",
+        "ld_alpha": None,
+        "use_weighting": False,
+    }
+    method: Any = settings.method
+    for name, value in usual.items():
+        if options[name] != value:
+            raise ConfigError(
+                f"prefkit_method is {method}, which has no {name}: it is {options[name]!r}. Leave "
+                "one of the two out."
+            )
+    return TDPO(variant=method, beta=options["beta"], alpha=settings.alpha)
