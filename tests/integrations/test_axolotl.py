@@ -62,6 +62,8 @@ LORA = {
     "lora_target_modules": ["c_attn", "c_fc"],
     "learning_rate": 1e-2,
 }
+# TRL smooths the second alone, prefkit both.
+NOT_PREFKITS = {"dpo_loss_type": ["sigmoid", "robust"], "dpo_label_smoothing": 0.1}
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "AXOLOTL_DO_NOT_TRACK": "1",
@@ -158,7 +160,7 @@ def assert_same(plain: Run, ours: Run) -> None:
         assert len(plain.series(name)) == BASE["max_steps"]
         assert ours.series(name) == pytest.approx(plain.series(name), rel=1e-5)
     assert ours.series("eval_loss") == pytest.approx(plain.series("eval_loss"), rel=1e-5)
-    assert len(plain.series("eval_loss")) == 1
+    assert len(plain.series("eval_loss")) == 2  # before the first step, and after the last
     assert {key for entry in plain.logs for key in entry} == {
         key for entry in ours.logs for key in entry
     }
@@ -174,9 +176,14 @@ def computed(run: Run) -> bool:
     [
         {},
         {**LORA, "dpo_loss_type": ["hinge"], "gradient_checkpointing": True},
-        {"rl": "ipo", "precompute_ref_log_probs": True},
+        {
+            "dpo_loss_type": ["ipo", "sft"],
+            "dpo_loss_weights": [1.0, 0.1],
+            "dpo_use_weighting": True,
+            "precompute_ref_log_probs": True,
+        },
     ],
-    ids=["full", "lora", "precomputed"],
+    ids=["full", "lora", "several losses"],
 )
 def test_losses_and_gradients_are_those_without_the_plugin(axolotl: Any, keys: dict) -> None:
     ours = axolotl(plugins=[SEEDED, PLUGIN], **keys)
@@ -193,9 +200,8 @@ def test_padded_rows_and_a_small_budget_change_nothing(axolotl: Any) -> None:
 
 
 def test_what_prefkit_has_no_loss_for_is_left_to_trl(axolotl: Any) -> None:
-    keys = {"dpo_loss_type": ["apo_zero"]}
-    ours = axolotl(plugins=[SEEDED, PLUGIN], **keys)
-    assert_same(axolotl(plugins=[SEEDED], **keys), ours)
+    ours = axolotl(plugins=[SEEDED, PLUGIN], **NOT_PREFKITS)
+    assert_same(axolotl(plugins=[SEEDED], **NOT_PREFKITS), ours)
     assert not computed(ours)
     assert ours.output.count("TRL computes the loss in its own way, because") == 1
 
@@ -225,7 +231,7 @@ def test_weights_of_two_are_a_beta_twice_as_large(axolotl: Any) -> None:
 
 def test_weights_that_trl_would_leave_out_are_refused(axolotl: Any) -> None:
     rows = [{**row, "chosen_weights": [1.0] * len(row["chosen"])} for row in joined()]
-    run = axolotl(rows=rows, plugins=[PLUGIN], dpo_loss_type=["apo_zero"])
+    run = axolotl(rows=rows, plugins=[PLUGIN], **NOT_PREFKITS)
     assert run.code != 0
     assert "The rows bring token weights" in run.output
     assert not run.logs

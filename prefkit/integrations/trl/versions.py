@@ -51,6 +51,14 @@ def _older_than(major: int, minor: int) -> bool:
     return (int(version[0]), int(version[1])) < (major, minor)
 
 
+def drops_constants() -> bool:
+    """Whether TRL leaves out what cancels in f(chosen) − f(rejected), f of `f_divergence_type`.
+
+    Before 1.10. It does not cancel where each is divided by a length of its own.
+    """
+    return _older_than(1, 10)
+
+
 def tp_size(trainer: Any) -> int:
     """How many processes are given the same rows (tensor parallelism); each counts their tokens.
 
