@@ -1,6 +1,5 @@
 """Two trainers on the same rows and models: TRL's own, and TRL's with prefkit's head."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +48,24 @@ def moved(family: str = "llama", by: float = 0.05, **changes: Any) -> Any:
     return model
 
 
-def trainer(
-    kind: type, folder: Path, model: Any = None, rows: Sequence[Any] | None = None, **changes: Any
-) -> Any:
-    """A trainer on a tiny model; arguments of the trainer itself are told from options by name."""
+def trainer(kind: type, folder: Path, model: Any = None, rows: Any = None, **changes: Any) -> Any:
+    """A trainer on a tiny model, with `moved` as its reference unless another is given.
+
+    Arguments of the trainer itself are told from options by name.
+    """
     own = {name: changes.pop(name) for name in OWN if name in changes}
     config = changes.pop("config", trl.DPOConfig)
     options = {**run_options(folder), **QUIET, **changes}
+    if not isinstance(rows, datasets.Dataset):
+        rows = datasets.Dataset.from_list(list(ROWS if rows is None else rows))
+    if not {"ref_model", "peft_config"} & own.keys() and not hasattr(model, "peft_config"):
+        own["ref_model"] = moved()
     if isinstance(own.get("eval_dataset"), list):
         own["eval_dataset"] = datasets.Dataset.from_list(own["eval_dataset"])
     return kind(
         tiny_model(scale=3.0) if model is None else model,
         args=config(**options),
-        train_dataset=datasets.Dataset.from_list(list(ROWS if rows is None else rows)),
+        train_dataset=rows,
         processing_class=byte_tokenizer(),
         **own,
     )
