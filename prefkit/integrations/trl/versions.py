@@ -15,7 +15,7 @@ from prefkit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-TESTED = ("1.9", "1.14", "1.15", "1.16")  # 1.9 is what axolotl 0.19 asks for
+TESTED = ("1.9", "1.10", "1.11", "1.12", "1.13", "1.14", "1.15", "1.16")
 UNTESTED = "PREFKIT_UNTESTED_TRL"  # this variable lets any version through
 
 
@@ -25,13 +25,13 @@ def check_version() -> str:
     Raises:
         ConfigError: TRL is not installed, or its version was not tested.
     """
-    tested = f"TRL {', '.join(TESTED[:-1])} and {TESTED[-1]}"
+    tested = f"TRL {TESTED[0]} to {TESTED[-1]}"
     try:
         version = importlib.metadata.version("trl")
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"prefkit.integrations.trl needs one of {tested}, and no TRL is installed. Install it "
-            f"with pip install 'trl=={TESTED[-1]}.*'."
+            f"prefkit.integrations.trl needs {tested}, and no TRL is installed. Install it with "
+            f"pip install 'trl=={TESTED[-1]}.*'."
         ) from error
     if ".".join(version.split(".")[:2]) in TESTED:
         return version
