@@ -30,26 +30,27 @@ def layout_of(trainer: Any, wanted: str) -> Layout:
     """
     if wanted == "padded":
         return "padded"
-    longest = _longest(trainer)
-    reason = _of_the_trainer(trainer, longest)
-    if reason is None and longest is not None:
-        asked = "shared" if wanted == "shared" else "auto"
-        options = SimpleNamespace(layout=asked, disable_dropout=trainer.args.disable_dropout)
-        models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
-        try:
-            found = choose_layout(options, models, longest)
-        except ModelError:
-            if wanted == "shared":
-                raise
-            return "padded"
-        return "padded" if found == "padded" else "shared"
-    if wanted == "shared":
-        raise ConfigError(f"prefkit_layout: shared cannot be had: {reason}. Leave it at auto.")
-    logger.info("Rows are padded as TRL pads them, because %s.", reason)
-    return "padded"
+    reason = _of_the_trainer(trainer)
+    longest = _longest(trainer) if reason is None else None
+    if longest is None:
+        reason = reason or "the lengths of a stream are not known without max_length"
+        if wanted == "shared":
+            raise ConfigError(f"prefkit_layout: shared cannot be had: {reason}. Leave it at auto.")
+        logger.info("Rows are padded as TRL pads them, because %s.", reason)
+        return "padded"
+    options = SimpleNamespace(layout=wanted, disable_dropout=trainer.args.disable_dropout)
+    models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
+    try:
+        found = choose_layout(options, models, longest)
+    except ModelError as error:
+        if wanted == "shared":
+            raise
+        logger.warning("Rows are padded as TRL pads them: %s", error)
+        return "padded"
+    return "padded" if found == "padded" else "shared"
 
 
-def _of_the_trainer(trainer: Any, longest: int | None) -> str | None:
+def _of_the_trainer(trainer: Any) -> str | None:
     """Why batches stay TRL's, whatever the models can read."""
     if type(trainer.data_collator) not in (DataCollatorForPreference, Collator):
         return f"the data_collator is a {type(trainer.data_collator).__name__}"
@@ -59,8 +60,6 @@ def _of_the_trainer(trainer: Any, longest: int | None) -> str | None:
         return "the routers' auxiliary loss counts the tokens of rows as they are"
     if is_peft_model(trainer.model) and trainer.model.active_peft_config.is_prompt_learning:
         return "a prompt-learning adapter puts tokens before each row"
-    if longest is None:
-        return "the lengths of a stream are not known without max_length"
     return None
 
 

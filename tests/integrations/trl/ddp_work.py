@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch.distributed.fsdp import fully_shard
 
-from tests.integrations.trl.cases import datasets, ours, theirs, trainer
+from tests.integrations.trl.cases import datasets, one_step, our_config, ours, theirs, trainer
 from tests.train.trainer_cases import ROWS
 
 CASES: dict[str, dict[str, Any]] = {
@@ -18,6 +19,9 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"gradient_accumulation_steps": 2},
     "precomputed": {"precompute_ref_log_probs": True},
 }
+
+
+SHARDED = ("dpo", "tdpo2")
 
 
 def rows_on_disk(folder: Path) -> Any:
@@ -39,10 +43,31 @@ def run(kind: type, name: str, folder: Path) -> dict[str, Any]:
     return {"logs": made.state.log_history, "weights": flat.tolist()}
 
 
+def sharded(folder: Path, method: str) -> dict[str, Any]:
+    """Loss and gradients of a batch that both processes have, of models that FSDP2 has sharded
+    before prefkit sees them; and those of whole models."""
+    found = {}
+    for name in ("whole", "sharded"):
+        options = {"config": our_config(), "prefkit_layout": "padded", "prefkit_method": method}
+        made = trainer(ours(), folder, **options)
+        batch = made.data_collator([made.train_dataset[i] for i in range(4)])
+        if name == "sharded":
+            del made._prefkit  # as where TRL shards the reference in its constructor
+            for model in (made.model, made.ref_model):
+                for layer in model.model.layers:
+                    fully_shard(layer)
+                fully_shard(model)
+        loss, grads, _ = one_step(made, batch)
+        whole = [getattr(grad, "full_tensor", lambda grad=grad: grad)() for grad in grads.values()]
+        found[name] = [loss, torch.cat([grad.flatten() for grad in whole]).tolist()]
+    return found
+
+
 def main(folder: Path) -> None:
-    found = {
+    found: dict[str, Any] = {
         name: [run(kind, name, folder / "out") for kind in (ours(), theirs())] for name in CASES
     }
+    found |= {method: sharded(folder / "out", method) for method in SHARDED}
     if torch.distributed.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
 

@@ -30,3 +30,11 @@ def test_two_processes_give_trls_numbers(name: str, found: Any) -> None:
             if not key.endswith(_OF_TIME):
                 assert mine[key] == pytest.approx(value, rel=rel, abs=3 * rel), (step, key)
     assert got["weights"] == pytest.approx(want["weights"], rel=1e-3, abs=3e-4)
+
+
+@pytest.mark.parametrize("method", ddp_work.SHARDED)
+def test_models_that_fsdp2_has_sharded(method: str, found: Any) -> None:
+    """The head is gathered where the loss reads it, the reference's until the KL has read it."""
+    (loss, grads), (want, expected) = found[method]["sharded"], found[method]["whole"]
+    assert loss == pytest.approx(want, rel=1e-6)
+    assert grads == pytest.approx(expected, rel=1e-4, abs=1e-7)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from prefkit.errors import ConfigError
+
+pytest.importorskip("trl", reason="TRL is not installed")
 from prefkit.integrations.trl.versions import TESTED, UNTESTED, check_version
 
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"
