@@ -54,8 +54,8 @@ class Acceleration:
         trainer = self.trainer
         if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
             return "its processes share the tokens of a row (context or sequence parallelism)"
-        if getattr(trainer, "use_liger_kernel", False):  # TRL 1.14, which then has own logits
-            return "use_liger_kernel asks for TRL's chunks"
+        if getattr(trainer, "use_liger_kernel", False):  # TRL up to 1.14
+            return "use_liger_kernel asks for TRL's own fused loss"
         try:
             self.head = self._install(trainer.model)
             if trainer.ref_model is not None:
@@ -147,6 +147,17 @@ class Acceleration:
             self._said = self.reason
             logger.warning("TRL computes the loss in its own way, because %s.", self.reason)
 
+    def refuse_weights(self) -> None:
+        """Refuses rows with weights, which TRL would leave out.
+
+        Raises:
+            ConfigError: see above.
+        """
+        raise ConfigError(
+            "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
+            f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
+        )
+
     def for_trl(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A batch as TRL makes it.
 
@@ -154,8 +165,5 @@ class Acceleration:
             ConfigError: it has weights, which TRL would leave out.
         """
         if WEIGHTS in inputs:
-            raise ConfigError(
-                "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
-                f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
-            )
+            self.refuse_weights()
         return {key: value for key, value in inputs.items() if key not in OURS}

@@ -21,12 +21,14 @@ class Settings:
         alpha: α of tdpo2.
         append_eos: which completions in the standard format get an end-of-sequence token.
         layout: of what the models read.
+        memory_budget: bytes for buffers of logits in the fused head; None = a sensible default.
     """
 
     method: str = "dpo"
     alpha: float = 0.5
     append_eos: str = "auto"
     layout: str = "auto"
+    memory_budget: int | None = None
 
     @classmethod
     def of(cls, args: Any) -> "Settings":
@@ -42,6 +44,7 @@ class Settings:
             alpha=args.prefkit_alpha,
             append_eos=args.append_eos,
             layout=args.prefkit_layout,
+            memory_budget=args.prefkit_memory_budget,
         )
 
     def __post_init__(self) -> None:
@@ -51,6 +54,8 @@ class Settings:
                 raise ConfigError(f"{name} is {value!r}; it is one of {', '.join(allowed)}.")
         if self.alpha < 0:
             raise ConfigError(f"alpha is {self.alpha}; it is at least 0.")
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise ConfigError(f"memory_budget is {self.memory_budget}; it is at least 1 byte.")
 
 
 # The last is that of configs which are TRL's own; the first what it is without `patch`.
@@ -78,6 +83,8 @@ class DPOConfig(trl.DPOConfig):
         prefkit_layout: what the models read: "shared" (a pair as one row without padding, its
             common prefix once), "padded" (TRL's rows), or "auto" (shared where the models can read
             such rows; a line in the log says why, where not).
+        prefkit_memory_budget: bytes for buffers of logits in the fused head; None = a sensible
+            default.
     """
 
     prefkit_method: str = field(
@@ -106,6 +113,10 @@ class DPOConfig(trl.DPOConfig):
             "prefix once), padded (TRL's rows), or auto (shared where the models can).",
             "choices": list(LAYOUTS),
         },
+    )
+    prefkit_memory_budget: int | None = field(
+        default=None,
+        metadata={"help": "Bytes for buffers of logits in the fused head; None = a default."},
     )
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prefkit.integrations.trl.acceleration import Acceleration
 from prefkit.integrations.trl.batch import Scored, padded_inputs, read_by_model
 from prefkit.integrations.trl.metrics import log_metrics, sums_of, zeros_of
+from prefkit.integrations.trl.versions import precompute_autocast
 from prefkit.loss.fused import fused_preference_loss
 from prefkit.loss.objective import Objective, ObjectiveResult
 from prefkit.model.head.fused import Balance, Request
@@ -52,7 +53,7 @@ def reference_sums(
     Weighted, where the batch brings weights.
     """
     scored, alpha = Scored.of(inputs), state.trainer.ld_alpha
-    with state.trainer.accelerator.autocast():
+    with precompute_autocast(state.trainer):
         logp = _ref_logp(state, inputs, scored, model)
     tails = scored.tails(alpha)
     chosen, rejected = scored.weighted(logp if tails is None else logp * tails).chunk(2)
@@ -85,6 +86,7 @@ def _request(
             pairs_in_call=here.pairs,
             num_scored=len(here),
             log_entropy=True,
+            memory_budget=state.settings.memory_budget,
             bias=bias,
             logit_scale=transform.logit_scale,
             softcap=transform.softcap,
@@ -130,6 +132,7 @@ def _ref_logp(
             hidden,
             weight,
             scored.targets.to(weight.device),
+            memory_budget=state.settings.memory_budget,
             bias=bias,
             logit_scale=transform.logit_scale,
             softcap=transform.softcap,

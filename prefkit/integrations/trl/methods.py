@@ -29,6 +29,8 @@ def init(trainer: Any, inner: Inner, *args: Any, **kwargs: Any) -> None:
     """
     inner(*args, **kwargs)
     _fit_collator(trainer)
+    if _weighted(trainer) and fallback(trainer) is not None:  # said before the first step
+        _state(trainer).refuse_weights()
 
 
 def compute_loss(

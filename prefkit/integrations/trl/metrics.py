@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefkit.integrations.trl.batch import Scored
+from prefkit.integrations.trl.versions import tp_size
 from prefkit.loss.fused import PreferenceLoss
 from prefkit.loss.token_metrics import token_metric_names, tokens_of_metrics
 
@@ -67,7 +68,7 @@ def log_metrics(trainer: Any, inputs: Mapping[str, Any], found: Mapping[str, Ten
     if "aux_loss" in total:
         noted["aux_loss"].append(total["aux_loss"] / len(tokens))
     if mode == "train":
-        trainer._total_train_tokens += int(total["read"]) // trainer._tp_size
+        trainer._total_train_tokens += int(total["read"]) // tp_size(trainer)
     noted["num_tokens"] = [trainer._total_train_tokens]
     chosen, rejected = (total[name] for name in _COUNTS)
     for name in _OF_TOKENS:

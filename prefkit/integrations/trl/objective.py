@@ -4,6 +4,7 @@ from typing import Any
 
 from prefkit.errors import ConfigError
 from prefkit.integrations.trl.config import Settings
+from prefkit.integrations.trl.versions import drops_constants
 from prefkit.loss.loss_types import LOSS_TYPES
 from prefkit.loss.objective import Objective
 from prefkit.loss.objectives import DPO, TDPO
@@ -12,6 +13,7 @@ _NOT_OF_TRL = {"plackett_luce"}
 # Which of TRL's losses read label_smoothing. In prefkit's, these two more do.
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
 _NOT_SMOOTHED = {"sigmoid", "sigmoid_norm"}
+_BY_LENGTH = {"ipo", "sigmoid_norm"}
 
 
 class Unsupported(Exception):
@@ -56,6 +58,10 @@ def objective_of(options: dict[str, Any], settings: Settings) -> Objective:
         raise Unsupported(
             f"label_smoothing is of {min(names & _SMOOTHED)!r} alone, and prefkit would smooth "
             f"{min(names & _NOT_SMOOTHED)!r} as well"
+        )
+    if options["f_divergence_type"] != "reverse_kl" and names & _BY_LENGTH and drops_constants():
+        raise Unsupported(
+            f"this version of TRL has another {min(names & _BY_LENGTH)!r} with f_divergence_type"
         )
     if options["f_divergence_type"] != "alpha_divergence":
         del read["f_alpha_divergence_coef"]

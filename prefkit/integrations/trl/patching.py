@@ -32,8 +32,8 @@ def patch(**settings: Any) -> None:
     own. Called again it only takes other settings.
 
     Args:
-        settings: `method`, `alpha`, `append_eos`, `layout` of `Settings`, for configs that are
-            TRL's own and cannot say them.
+        settings: `method`, `alpha`, `append_eos`, `layout`, `memory_budget` of `Settings`, for
+            configs that are TRL's own and cannot say them.
 
     Raises:
         ConfigError: a value that is none of an option's.

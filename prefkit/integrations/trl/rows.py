@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
 COLUMNS = tuple(f"{side}_weights" for side in SIDES)
-_PREFIXES = ("prefix", "initial_reason_steps")
+PREFIXES = ("prefix", "initial_reason_steps")
 _ENDS = "prefkit_ends"  # (chosen, rejected): whether each ends with an end-of-sequence token
 
 
@@ -36,7 +36,7 @@ def before(dataset: Any, append_eos: str, name: str, eos: str) -> Any:
         ConfigError: a prefix in rows of messages, or without a prompt.
     """
     first = next(iter(dataset))
-    has_prefix = any(column in first for column in _PREFIXES)
+    has_prefix = any(column in first for column in PREFIXES)
     if not has_prefix and "append_eos" not in first and append_eos == "auto":
         return dataset
     if is_conversational(first):
@@ -59,7 +59,7 @@ def _join_prefix(
     example: dict[str, Any], index: int, append_eos: str, name: str, eos: str
 ) -> dict[str, Any]:
     row = Row(name, index, example)
-    prefix = "".join(row.get(column) or "" for column in _PREFIXES)
+    prefix = "".join(row.get(column) or "" for column in PREFIXES)
     ends = row.eos(default=append_eos == "always" or (append_eos == "auto" and not prefix))
     joined: dict[str, Any] = {_ENDS: [ends or example[side].endswith(eos) for side in SIDES]}
     if prefix and not example["prompt"].endswith(prefix):

@@ -58,6 +58,10 @@ def test_every_loss(loss_type: str, layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_options(name: str, tmp_path: Path) -> None:
+    from prefkit.integrations.trl.versions import drops_constants
+
+    if name == "js_divergence" and drops_constants():
+        pytest.skip("this version of TRL has another loss, and computes it")
     check_step(*both(tmp_path, **OTHERS[name]))
 
 

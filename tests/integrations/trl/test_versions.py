@@ -14,19 +14,19 @@ from prefkit.integrations.trl.versions import TESTED, UNTESTED, check_version
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
-@pytest.mark.parametrize("version", ["1.14.0", "1.14.2", "1.15.0", "1.16.0", "1.16.1"])
+@pytest.mark.parametrize("version", ["1.9.0", "1.10.1", "1.14.2", "1.16.0", "1.16.1"])
 def test_tested_versions(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     assert check_version() == version
 
 
-@pytest.mark.parametrize("version", ["1.13.0", "1.17.0", "2.0.0"])
+@pytest.mark.parametrize("version", ["1.8.0", "1.17.0", "2.0.0"])
 def test_other_versions(
     version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     monkeypatch.delenv(UNTESTED, raising=False)
-    with pytest.raises(ConfigError, match=f"TRL 1.14 to 1.16; installed is {version}"):
+    with pytest.raises(ConfigError, match=f"TRL 1.9 to 1.16; installed is {version}"):
         check_version()
     monkeypatch.setenv(UNTESTED, "1")
     with caplog.at_level(logging.WARNING, logger="prefkit"):
