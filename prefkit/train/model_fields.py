@@ -37,7 +37,7 @@ class QuantisationFields:
     bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format that 4-bit weights are multiplied in; None = bfloat16 with bf16, else dtype."""
     use_bnb_nested_quant: bool = False
-    """Quantise the scales of 4-bit weights too: 0.4 bits a weight less."""
+    """Quantise the scales of 4-bit weights too: about 0.4 bits a weight less."""
 
 
 @dataclass(kw_only=True)
@@ -65,6 +65,6 @@ class AdapterFields:
     """Modules that train in full as copies, and are saved with the adapter: embed_tokens, norm,
     or the head, lm_head."""
     use_dora: bool = False
-    """Train the magnitude of each weight column by itself (DoRA, 2402.09353)."""
+    """Train the magnitude of each output's weights by itself (DoRA, 2402.09353)."""
     use_rslora: bool = False
     """Scale the adapter by lora_alpha over the root of its rank (rsLoRA, 2312.03732)."""

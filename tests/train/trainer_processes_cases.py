@@ -60,6 +60,9 @@ BALANCED: dict[str, Any] = {
 CASES = {
     "tdpo2": Case(options={"method": "tdpo2", **SAVING}),
     "cached log-probs": Case(options={"precompute_ref_log_probs": True, **SAVING}),
+    "a reference that follows": Case(
+        options={"method": "tdpo2", "sync_ref_model": True, "ref_model_sync_steps": 1, **SAVING}
+    ),
     "shared rows, tdpo2": Case(options={"method": "tdpo2"}, together=SHARED),
     "shared rows, lora": Case(options={"gradient_checkpointing": True}, together=SHARED, lora=True),
     "shared rows, cached hidden states": Case(

@@ -3,9 +3,9 @@
     embedding + u,    u ~ U(−1, 1) · α / √(L·D)        L: tokens of the sequence, D: width
 
 transformers takes the length of the row for L, so that the more sequences share a row, the weaker
-their noise. Here L is the length of the sequence itself in every layout, as in the paper's code. A
-token that several sequences share (a common prefix) gets one noise, of the longest of them. The
-reference runs in evaluation mode and sees no noise.
+their noise. Here L is the length of the sequence itself in every layout, padding left out. A token
+that several sequences share (a common prefix) gets one noise, of the longest of them. The reference
+runs in evaluation mode and sees no noise.
 """
 
 from collections.abc import Iterator
