@@ -16,6 +16,7 @@ from prefkit.model.fsdp_units import release
 from prefkit.train.meter import Meter
 from prefkit.train.rows.even_evaluation import evened
 from prefkit.train.rows.run_rows import RunRows
+from prefkit.train.sharding.early_evaluation import unprepared
 from prefkit.train.step.batch_loss import StepLoss
 
 
@@ -75,7 +76,8 @@ class EvaluatingTrainer(Trainer):
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As in Trainer; a model that no training has sharded yet is sharded first."""
         self.shard_policy()
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        with unprepared(self):
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         model: Any = self.model
         release(model)  # the last layers stay gathered for a backward that does not come
         real = getattr(dataloader.dataset, "real", output.num_samples)

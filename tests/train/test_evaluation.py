@@ -279,3 +279,18 @@ def test_skipped_rows_are_in_every_line_of_the_log(tmp_path: Path) -> None:
     clean = trainer(tmp_path, empty="skip")
     clean.train()
     assert "skipped_rows" not in logs_of(clean)[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"peft_config": LORA}])
+def test_evaluation_before_training_has_its_precision_and_leaves_no_trace(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Policy and reference agree to the last bit, and training is what it is without it."""
+    options: dict[str, Any] = {"bf16": True, "max_steps": 2, **changes}
+    made = trainer(tmp_path / "a", tiny_model("gemma2", scale=3.0), **options)
+    assert abs(made.evaluate(ROWS[:4])["eval_rewards/chosen"]) < 1e-7
+    assert not hasattr(made.model, "_is_accelerate_prepared")
+    plain = trainer(tmp_path / "b", tiny_model("gemma2", scale=3.0), **options)
+    for one in (made, plain):
+        one.train()
+    assert [x["loss"] for x in logs_of(made)] == [x["loss"] for x in logs_of(plain)]
