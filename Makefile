@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AXOLOTL := .venv-axolotl
+AXOLOTL_PINS := tests/integrations/axolotl_requirements.txt
 # One torch thread a test worker: the workers share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models axolotl wheel wheel-check clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -26,6 +28,9 @@ help:
 	@echo "make papers       the four papers' methods compared in miniature; writes docs/papers.md (an hour and a half)"
 	@echo "make papers-quick its machinery in five minutes; writes prefkit-output/papers-quick/papers.md"
 	@echo "make models       every causal model of transformers against plain logits (minutes); writes docs/models.md"
+	@echo "make wheel        source archive and wheel in dist/, their metadata checked"
+	@echo "make wheel-check  and the wheel in an empty environment: README's loop, the demo, types (downloads torch)"
+	@echo "make axolotl      the plugin of axolotl in real runs of axolotl, in an environment of its own (3 GB)"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: install
@@ -111,5 +116,26 @@ papers-quick: install-dev
 models: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.models --all --write docs/models.md
 
+# The wheel is built from the source archive, so both are tried.
+wheel: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+wheel-check: wheel
+	$(PYTHON) -m tests.package.installed dist
+# axolotl's pins are not ours. Without its requirements: most are not imported, see the pins.
+$(AXOLOTL)/.installed: $(AXOLOTL_PINS) pyproject.toml setup.py
+	$(PYTHON) -m venv $(AXOLOTL)
+	$(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check -c $(AXOLOTL_PINS) torch
+	$(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check -r $(AXOLOTL_PINS)
+	$(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps axolotl==0.19.0
+	$(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check -c $(AXOLOTL_PINS) -e .
+	@touch $@
+
+axolotl: install-dev $(AXOLOTL)/.installed
+	PREFKIT_AXOLOTL=$(AXOLOTL) $(BIN)/python -m pytest -n 0 tests/integrations/test_axolotl.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) $(AXOLOTL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -15,4 +15,5 @@ setup(
     ],
     package_dir={"prefkit": "prefkit", "prefkit_kernels": "kernels/torch-ext/prefkit_kernels"},
     package_data={"prefkit": ["py.typed", "demo/assets/**/*"], "prefkit_kernels": ["py.typed"]},
+    include_package_data=False,  # what is listed above, and nothing by chance
 )

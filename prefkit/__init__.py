@@ -21,7 +21,9 @@ __all__ = [
     "TDPO",
     "ConfigError",
     "ModelError",
+    "PairPredictions",
     "PreferenceConfig",
+    "PreferenceLoss",
     "PreferenceTrainer",
     "PrefkitError",
     "RowError",
@@ -36,17 +38,6 @@ __all__ = [
     "stream_of",
 ]
 
-if TYPE_CHECKING:
-    from prefkit.data.batch.padded import stream_of
-    from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
-    from prefkit.loop.preference import preference_loss, reference_logp
-    from prefkit.loss.fused import fused_preference_loss
-    from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
-    from prefkit.model.head.fused import install
-    from prefkit.train.config import PreferenceConfig
-    from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
-    from prefkit.train.trainer import PreferenceTrainer
-
 _HOMES = {
     **dict.fromkeys(("PrefkitError", "ConfigError", "ModelError", "RowError"), "prefkit.errors"),
     "DPO": "prefkit.loss.objectives",
@@ -55,17 +46,30 @@ _HOMES = {
     "ORPO": "prefkit.loss.objectives",
     "TDPO": "prefkit.loss.objectives",
     "SimPO": "prefkit.loss.objectives",
-    "fused_preference_loss": "prefkit.loss.fused",
+    **dict.fromkeys(("PreferenceLoss", "fused_preference_loss"), "prefkit.loss.fused"),
     "install": "prefkit.model.head.fused",
     **dict.fromkeys(("preference_loss", "reference_logp"), "prefkit.loop.preference"),
     "stream_of": "prefkit.data.batch.padded",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
+    "PairPredictions": "prefkit.train.predictions",
     "PreferenceConfig": "prefkit.train.config",
     "PreferenceTrainer": "prefkit.train.trainer",
 }
 
+if TYPE_CHECKING:
+    from prefkit.data.batch.padded import stream_of
+    from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
+    from prefkit.loop.preference import preference_loss, reference_logp
+    from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
+    from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO
+    from prefkit.model.head.fused import install
+    from prefkit.train.config import PreferenceConfig
+    from prefkit.train.predictions import PairPredictions
+    from prefkit.train.supervised import SupervisedConfig, SupervisedTrainer
+    from prefkit.train.trainer import PreferenceTrainer
+else:  # a type checker that saw it would take any name for one of prefkit's
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'prefkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'prefkit' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)

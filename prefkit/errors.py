@@ -38,3 +38,19 @@ class RowError(PrefkitError):
         self.problem, self.remedy = problem, remedy
         where = f"{source}: row {row}" + (f", field '{field}'" if field else "")
         super().__init__(f"{where}: {problem}. {remedy}")
+
+
+class TooLongError(RowError):
+    """A row longer than max_length that may not be cut."""
+
+
+class EmptyError(RowError):
+    """A row whose prompt or response says nothing."""
+
+
+class NothingLeftError(TooLongError, EmptyError):
+    """A row whose prompt fills max_length: cut there, its response would be empty."""
+
+
+class EqualError(RowError):
+    """A row whose two responses are the same."""

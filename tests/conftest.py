@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+if other_trl := os.environ.get("PREFKIT_TRL"):  # a folder with another version of TRL
+    sys.path.insert(0, other_trl)
+    paths = (other_trl, os.environ.get("PYTHONPATH", ""))  # of the processes that tests start
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 if not torch.cuda.is_available():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

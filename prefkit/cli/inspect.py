@@ -6,6 +6,7 @@ level of rows without a method is a step.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.cli import train
@@ -139,7 +140,7 @@ def run(argv: Sequence[str]) -> int:
         setattr(options, name, coerce(name, getattr(options, name), dict | None) or {})
     return show_pairs(
         source[0] if isinstance(source, list) and len(source) == 1 else source,
-        config.get("tokenizer") or options.model,
+        config.get("tokenizer") or _with_tokenizer(options.model),
         TokenizeOptions.of(options),
         ReadOptions.of(
             options,
@@ -186,14 +187,23 @@ def _resolved_level(level: str | None, method: str | None) -> str:
     return PreferenceConfig(method=method, level=level).resolved_level  # type: ignore[arg-type]
 
 
+def _with_tokenizer(model: str) -> str:
+    """Where a model's tokenizer is: an adapter without one has its base model's."""
+    from prefkit.model.loading import base_of
+
+    has_one = (Path(model).expanduser() / "tokenizer_config.json").is_file()
+    return model if has_one else base_of(model) or model
+
+
 def _model_limits(model: str) -> dict[str, int]:
     """What training reads from the model's config; nothing for a folder with a tokenizer only."""
     from transformers import AutoConfig
 
-    from prefkit.model.loading import positions_of
+    from prefkit.model.loading import base_of, positions_of
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+        config = AutoConfig.from_pretrained(base_of(model) or model, trust_remote_code=False)
+        config = config.get_text_config()
     except Exception:  # training would stop here; the tokens can be shown all the same
         return {}
     found = {

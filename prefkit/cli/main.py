@@ -16,7 +16,10 @@ from typing import Any
 from prefkit.errors import PrefkitError
 
 # Each is prefkit.cli.NAME, with COMMAND and run(argv); in the order of the work.
-COMMANDS = ("build", "score", "inspect", "plan", "train", "evaluate", "convert", "demo", "env")
+COMMANDS = (
+    *("build", "score", "inspect", "plan", "train", "merge", "evaluate"),
+    *("convert", "demo", "env"),
+)
 _FLAGS = """\
   --version           print the version
   --completion SHELL  print a script that completes commands and flags in bash, zsh or fish

@@ -118,8 +118,9 @@ def _planned(
     from prefkit.plan.inputs.shape import load_config
     from prefkit.plan.planner import Planner
     from prefkit.plan.planning import make_plan
-    from prefkit.plan.refusals import check_lengths, check_start
+    from prefkit.plan.refusals import check_lengths, check_planned, check_start
 
+    check_planned(options.script)
     launcher = read_launcher(wanted.accelerate_config)
     config = load_config(options.script.model)
     named = str(getattr(config, "dtype", None)).removeprefix("torch.")

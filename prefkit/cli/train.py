@@ -167,17 +167,12 @@ def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     from prefkit.train.rows.datasets import plain
     from prefkit.train.rows.layout import describe_rows, describe_unpacked
 
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in trainer.model.parameters())
-    if trainer.reference is None:
-        reference = "precomputed" if trainer.objective.needs_reference else "none"
-    elif trainer.reference.adapter_owner is not None:
-        reference = "the model with its adapter off"
-    else:
-        reference = script.ref_model or "a frozen copy of the model"
-    _say(f"Model      {script.model}: {trainable:,} of {everything:,} parameters train")
+    trainable, everything = _parameters(trainer.model)
+    bits = "4-bit " if script.load_in_4bit else "8-bit " if script.load_in_8bit else ""
+    of = f"{trainable:,} of {everything:,} parameters train"
+    _say(f"Model      {script.model}: {of}{', on ' + bits + 'weights' if bits else ''}")
     _say(f"Method     {config.method}: {describe(trainer.objective)}")
-    _say(f"Reference  {reference}")
+    _say(f"Reference  {_reference_of(trainer, script.ref_model)}")
     if trainer.router is not None:
         _say(f"Routers    auxiliary loss of weight {trainer.router.coefficient:g}")
     pairs = plain(trainer.train_dataset)
@@ -189,6 +184,26 @@ def _say_plan(script: ScriptArguments, config: Any, trainer: Any) -> None:
     _say(f"Rows       {describe_rows(trainer.layout, trainer.train_dataset)}")
     if words := describe_unpacked(trainer.model):
         _say(f"{'':10} {words}")
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """How many parameters train, of how many; two of 4 bits in a byte are two."""
+    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT
+        return model.get_nb_trainable_parameters()
+    counts = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    return sum(count for count, trains in counts if trains), sum(count for count, _ in counts)
+
+
+def _reference_of(trainer: Any, named: str | None) -> str:
+    """The reference of a run in words."""
+    reference, moves = trainer.reference, trainer.models.reference_moves
+    if reference is None:
+        return "precomputed" if trainer.objective.needs_reference else "none"
+    if reference.adapter is not None:
+        return f"{named}, beside the adapter" if named else "the adapter as it is now, kept beside"
+    if reference.adapter_owner is not None:
+        return "the model with its adapter off"
+    return (named or "a frozen copy of the model") + (", moved towards it" if moves else "")
 
 
 def _trained(begun: int, ended: int, seconds: float) -> str:
@@ -217,6 +232,8 @@ def _say_summary(trainer: Any, result: Any, folder: Path, seconds: float) -> Non
         speed = sum(line["tokens_per_second"] for line in train) / len(train)
         print(f"{'tokens a second':24}{'':12}{speed:12,.0f}")
         print(f"{'peak memory, MiB':24}{'':12}{last['peak_memory_mb']:12,.0f}")
+    if skipped := train[-1].get("skipped_rows") if train else 0:
+        print(f"{'skipped rows':24}{'':12}{skipped:12,}")
     if evaluations:
         first, last = evaluations[0], evaluations[-1]
         for name in [f"eval_{name}" for name in _SHOWN if f"eval_{name}" in last]:

@@ -6,11 +6,11 @@ from typing import Literal
 from prefkit.errors import ConfigError
 from prefkit.options.check import check_options
 from prefkit.options.option import option
-from prefkit.options.prompt import BlockStyle, RowFormat, TextFields
+from prefkit.options.prompt import BlockStyle, EqualField, RowFormat, TextFields
 
 
 @dataclass(kw_only=True)
-class ScoreFields(TextFields):
+class ScoreFields(TextFields, EqualField):
     """How pairs are scored.
 
     Raises:

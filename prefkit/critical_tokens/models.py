@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.adapters import put_adapter
 from prefkit.model.causal import check_causal
 from prefkit.model.head.fused import Head, install, unwrap
 from prefkit.model.loading import (
@@ -176,7 +177,7 @@ def check_same_tokenizer(positive: str, negative: str) -> Any:
     Raises:
         ModelError: there is none, or they give other ids.
     """
-    ours, theirs = _tokenizer(positive), _tokenizer(negative)
+    ours, theirs = load_tokenizer(positive, _HELP), load_tokenizer(negative, _HELP)
     try:
         check_tokenizers(ours, theirs)
     except ModelError as error:
@@ -187,33 +188,9 @@ def check_same_tokenizer(positive: str, negative: str) -> Any:
     return ours
 
 
-def _tokenizer(name: str) -> Any:
-    base = base_of(name)
-    if base is None:
-        return load_tokenizer(name, _HELP)
-    try:
-        return load_tokenizer(name, _HELP)
-    except ModelError:
-        return load_tokenizer(base, _HELP)
-
-
 def _adapted(base: str, adapters: Mapping[str, str], dtype: str) -> Any:
     """The base model with one or more adapters, by their names on it."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ConfigError(
-            f"{next(iter(adapters.values()))} is an adapter, which needs the package peft. Install "
-            "it with: pip install 'prefkit[peft]'"
-        ) from error
-    (first, folder), *others = adapters.items()
-    try:
-        model = PeftModel.from_pretrained(load_model(base, dtype), folder, adapter_name=first)
-        for name, folder in others:
-            model.load_adapter(folder, adapter_name=name)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, ModelError):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{folder}: the adapter cannot be put on {base}: {reason}") from error
+    model = load_model(base, dtype)
+    for name, folder in adapters.items():
+        model = put_adapter(model, folder, name)
     return model

@@ -23,7 +23,7 @@ from prefkit.data.report import Incident
 from prefkit.data.sources.files import RawRow, Rows
 from prefkit.data.text.render import Renderer
 from prefkit.data.tokens.encode import Encoded
-from prefkit.data.tokens.sequence import Texts, TooLongError
+from prefkit.data.tokens.sequence import Texts
 from prefkit.data.tokens.tokenize import encode_pairs, tokenize_pairs, write_pairs
 from prefkit.errors import RowError
 
@@ -57,9 +57,8 @@ class Scorable:
     skipped: Counter[str] = field(default_factory=Counter)
     incidents: list[Incident] = field(default_factory=list)
 
-    def leave_out(self, error: RowError) -> None:
+    def leave_out(self, error: RowError, reason: str) -> None:
         """Counts and lists a row that is not used."""
-        reason = "too long" if isinstance(error, TooLongError) else error.field or "whole row"
         self.skipped[reason] += 1
         self.incidents.append(Incident.of(error))
 
@@ -86,15 +85,13 @@ class ScorableReader:
         """
         found = Scorable(rows.source, len(rows))
         items = list(rows)
+        left_out = self.reading.left_out(self.options.too_long)
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
             read = self._chunk(rows.source, start, chunk)
             for i, (raw, tasks) in enumerate(zip(chunk, read, strict=True)):
                 if isinstance(tasks, RowError):
-                    too_long = isinstance(tasks, TooLongError) and self.options.too_long == "skip"
-                    if not (too_long or self.options.on_bad_row == "skip"):
-                        raise tasks
-                    found.leave_out(tasks)
+                    found.leave_out(tasks, left_out.reason(tasks))
                 else:
                     assert isinstance(raw, dict)
                     found.tasks += [replace(task, row=len(found.rows)) for task in tasks]

@@ -163,7 +163,8 @@ def _result(found: Scorable, scores: dict[int, np.ndarray], options: ScoreFields
         s = tasks[0].spread(scores[own[0]])[tasks[0].in_response]  # the rejected response is first
         if (s == 1).all():
             problem = "has no critical token: every score is 1, so no token would have a weight"
-            found.leave_out(RowError(found.source, index, "rejected", problem, ""))
+            error = RowError(found.source, index, "rejected", problem, "")
+            found.leave_out(error, "rejected")
             continue
         rejected.append(s)
         rows.append(with_scores(row, tasks, [scores[i] for i in own], options.format))

@@ -8,7 +8,8 @@ from prefkit.data.report import DataReport
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.data.text.render import TokenizeOptions
-from prefkit.data.tokens.tokenize import TooLongError, tokenize_pair
+from prefkit.data.tokens.tokenize import tokenize_pair
+from prefkit.errors import TooLongError
 
 __all__ = [
     "DataReport",

@@ -22,7 +22,7 @@ from prefkit.data.questions import joined
 from prefkit.data.report import DataReport, Incident, write_incidents
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.data.text.render import Renderer, TokenizeOptions, is_chat, template_used
-from prefkit.data.tokens.tokenize import TooLongError, tokenize_pairs
+from prefkit.data.tokens.tokenize import tokenize_pairs
 from prefkit.errors import PrefkitError, RowError
 from prefkit.files.atomic import check_writable
 
@@ -79,6 +79,7 @@ def prepare_pairs(
     vocab_size: int | None = None,
     progress: bool | None = None,
     keep_text: bool = False,
+    quiet: bool = False,
 ) -> PairDataset:
     """Read, check and tokenise preference pairs.
 
@@ -92,9 +93,11 @@ def prepare_pairs(
         vocab_size: size of the model's embedding; ids beyond it are refused.
         progress: show a progress bar; None = from 2000 rows on.
         keep_text: keep the pairs' texts beside their ids (`prefkit inspect` shows them).
+        quiet: show no bar, and do not say what was skipped or cut, as the report does: for all
+            processes of a run but the first.
 
     Raises:
-        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+        RowError: a bad row, unless the options say to skip it (`LeftOut`).
         PrefkitError: an unreadable source, a slow tokenizer, an unwritable `skipped_file`, or no
             pair left.
     """
@@ -106,9 +109,9 @@ def prepare_pairs(
         one if _is_pairs(one) else load_rows(one, split=split) for one in _split_sources(source)
     ]
     report = _open_report(sources, reading.skipped_file)
-    keep = Keeper(report, reading.on_bad_row, options, renderer, [] if keep_text else None)
-    _tokenize(_read(sources, reading), keep, vocab_size, progress)
-    _close_report(keep.pairs, report)
+    keep = Keeper(report, reading, renderer, [] if keep_text else None)
+    _tokenize(_read(sources, reading), keep, vocab_size, False if quiet else progress)
+    _close_report(keep.pairs, report, quiet)
     return PairDataset(
         joined(keep.pairs), report, keep.texts, template_used(renderer, report.chats)
     )
@@ -120,12 +123,12 @@ class Keeper:
     def __init__(
         self,
         report: DataReport,
-        on_bad_row: str,
-        options: TokenizeOptions,
+        reading: ReadOptions,
         renderer: Renderer,
         texts: list[Pair] | None,
     ) -> None:
-        self.report, self.on_bad_row, self.options = report, on_bad_row, options
+        self.report, self.options = report, renderer.options
+        self.left_out = reading.left_out(self.options.too_long)
         self.renderer, self.texts = renderer, texts
         self.pairs: list[TokenizedPair] = []
 
@@ -135,7 +138,7 @@ class Keeper:
         for item in chunk:  # keep the order of the rows, so that the first error is the first
             result = item if isinstance(item, RowError) else next(tokenized)
             if isinstance(result, RowError):
-                self._refuse(result)
+                self.report.skip(self.left_out.reason(result), result)
             else:
                 assert isinstance(item, Pair)
                 self._accept(item, result)
@@ -158,13 +161,6 @@ class Keeper:
                 Incident(pair.source, pair.row, name, problem, "truncated") for name in cut
             ]
 
-    def _refuse(self, error: RowError) -> None:
-        too_long = isinstance(error, TooLongError)
-        if not (self.on_bad_row == "skip" or (too_long and self.options.too_long == "skip")):
-            raise error
-        field = error.field.split("[")[0] or "whole row"
-        self.report.skip("too long" if too_long else field, error)
-
 
 def _tokenize(
     items: Iterator[Pair | RowError], keep: Keeper, vocab_size: int | None, progress: bool | None
@@ -186,7 +182,7 @@ def _open_report(sources: list[Any], skipped_file: str | os.PathLike[str] | None
     return report
 
 
-def _close_report(pairs: list[TokenizedPair], report: DataReport) -> None:
+def _close_report(pairs: list[TokenizedPair], report: DataReport, quiet: bool) -> None:
     report.fingerprint = _fingerprint(pairs)
     if report.skipped_file is not None:
         write_incidents(report.skipped_file, report.incidents)
@@ -198,7 +194,7 @@ def _close_report(pairs: list[TokenizedPair], report: DataReport) -> None:
             f"{names}: no usable pair, {report.skipped.total()} were skipped.{cause} Check the "
             "rows with `prefkit inspect`."
         )
-    if report.incidents or report.unknown:
+    if (report.incidents or report.unknown) and not quiet:
         logger.warning("%s", report.summary())
 
 

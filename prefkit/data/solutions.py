@@ -21,16 +21,16 @@ from typing import Any, Literal
 
 import torch.utils.data
 
-from prefkit.data.formats.detect import check_on_bad_row
 from prefkit.data.formats.fields.row import Row, iter_rows
 from prefkit.data.formats.other_trainers import Columns, check_columns
 from prefkit.data.formats.solutions import SOLUTION_FIELDS, read_solution
+from prefkit.data.left_out import LeftOut
 from prefkit.data.pair import Solution, TokenizedSide
 from prefkit.data.report import Incident, two_forms, write_incidents
 from prefkit.data.sources.files import load_rows
 from prefkit.data.text.render import Renderer, TokenizeOptions, is_chat, template_used
 from prefkit.data.tokens.encode import encode
-from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
+from prefkit.data.tokens.sequence import Texts, finish_side, try_write
 from prefkit.errors import PrefkitError, RowError
 from prefkit.files.atomic import check_writable
 
@@ -109,7 +109,9 @@ def prepare_solutions(
     columns: Columns | None = None,
     vocab_size: int | None = None,
     on_bad_row: Literal["error", "skip"] = "error",
+    empty: Literal["error", "skip"] = "error",
     skipped_file: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
 ) -> SolutionDataset:
     """Read, check and tokenise solutions.
 
@@ -120,15 +122,17 @@ def prepare_solutions(
         split: which split of a dataset with several.
         columns: field → the column that holds it; a column → None leaves it out.
         vocab_size: rows of the model's embedding; ids beyond it are refused.
-        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
+        on_bad_row, empty: which bad rows are left out, see `LeftOut`.
         skipped_file: JSON Lines file for skipped and cut rows.
+        quiet: do not say what was skipped or cut, as the report does.
 
     Raises:
-        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+        RowError: a bad row, unless the options say to skip it (`LeftOut`).
         PrefkitError: an unreadable source, a slow tokenizer, or no row left.
     """
-    check_on_bad_row(on_bad_row)
-    renderer = Renderer(tokenizer, options or TokenizeOptions())
+    options = options or TokenizeOptions()
+    left_out = LeftOut(on_bad_row=on_bad_row, too_long=options.too_long, empty=empty)
+    renderer = Renderer(tokenizer, options)
     if skipped_file is not None:
         check_writable(Path(skipped_file).parent, "skipped_file")
     rows = load_rows(source, split=split)
@@ -138,7 +142,7 @@ def prepare_solutions(
     check_columns(columns, SOLUTION_FIELDS)
     checked = iter_rows(rows)
     while chunk := list(islice(checked, CHUNK)):
-        taken = read_solutions(chunk, renderer, report, vocab_size, on_bad_row, columns)
+        taken = read_solutions(chunk, renderer, report, vocab_size, left_out, columns)
         for solution, side in taken:
             sides.append(side)
             report.chats += is_chat(solution, renderer.options)
@@ -146,7 +150,7 @@ def prepare_solutions(
         write_incidents(skipped_file, report.incidents)
     if not sides:
         raise PrefkitError(f"{rows.source}: no usable row, {report.skipped.total()} were skipped.")
-    if report.incidents:
+    if report.incidents and not quiet:
         logger.warning("%s", report.summary())
     return SolutionDataset(sides, report, template_used(renderer, report.chats))
 
@@ -156,7 +160,7 @@ def read_solutions(
     renderer: Renderer,
     report: SolutionReport,
     vocab_size: int | None,
-    on_bad_row: str,
+    left_out: LeftOut,
     columns: Columns,
 ) -> list[tuple[Solution, TokenizedSide]]:
     """Rows as text and as tokens, in order; what is left out or cut is in the report.
@@ -165,16 +169,18 @@ def read_solutions(
         rows: a few rows, each a `RowError` where it could not be read.
         renderer: writes prompts and knows the tokenizer.
         report: is added to.
-        vocab_size, on_bad_row, columns: as in `prepare_solutions`.
+        vocab_size, columns: as in `prepare_solutions`.
+        left_out: which bad rows are.
 
     Raises:
-        RowError: a bad row, unless `on_bad_row="skip"`; a row too long with `too_long="error"`.
+        RowError: a bad row that is not left out.
     """
     chunk = [row if isinstance(row, RowError) else read_solution(row, columns) for row in rows]
     taken: list[tuple[Solution, TokenizedSide]] = []
     for solution, found in zip(chunk, _tokenize(chunk, renderer, vocab_size), strict=True):
         if isinstance(found, RowError):
-            _refuse(found, report, on_bad_row, renderer.options)
+            report.skipped[left_out.reason(found)] += 1
+            report.incidents.append(Incident.of(found))
         else:
             assert isinstance(solution, Solution)
             taken.append((solution, found))
@@ -207,16 +213,6 @@ def _tokenize(
         except RowError as error:
             results.append(error)
     return results
-
-
-def _refuse(
-    error: RowError, report: SolutionReport, on_bad_row: str, options: TokenizeOptions
-) -> None:
-    too_long = isinstance(error, TooLongError)
-    if not (on_bad_row == "skip" or (too_long and options.too_long == "skip")):
-        raise error
-    report.skipped["too long" if too_long else error.field or "whole row"] += 1
-    report.incidents.append(Incident.of(error))
 
 
 def _count(solution: Solution, side: TokenizedSide, report: SolutionReport) -> None:

@@ -184,6 +184,7 @@ def _train(
 
     from prefkit.train.config import PreferenceConfig
     from prefkit.train.trainer import PreferenceTrainer
+    from prefkit.train.unlike_trl import NAMES
 
     class Progress(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -210,6 +211,7 @@ def _train(
         seed=seed,
         output_dir=str(folder),
     )
+    args.given = frozenset(NAMES)  # chosen for this model, whatever another library has
     trainer = PreferenceTrainer(
         model,
         args=args,

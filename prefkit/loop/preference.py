@@ -7,6 +7,7 @@ autocast, PEFT and torch.compile do there is done for the loss as it is for logi
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from prefkit.loss.objective import Objective
 from prefkit.model.head.fused import Balance, Head, RequestOutput, install
 from prefkit.model.reference.policy import Reference
 
+TOKENS = "tokens"  # beside the metrics that a forward brings: over how many tokens some are means
+
 
 def preference_loss(
     model: nn.Module,
@@ -32,6 +35,7 @@ def preference_loss(
     passes: str = "auto",
     memory_budget: int | None = None,
     backend: str = "auto",
+    log_entropy: bool = False,
 ) -> PreferenceLoss:
     """The preference loss of a batch, computed inside the model's own forward.
 
@@ -49,7 +53,7 @@ def preference_loss(
         num_pairs: divisor of the mean over pairs; None = the pairs of this batch. When gradients
             are accumulated: the pairs of the whole optimiser step. Where a wrapper averages over
             processes: those of all processes together, divided by the number of processes.
-        passes, memory_budget, backend: see `fused_preference_loss` and `token_stats`.
+        passes, memory_budget, backend, log_entropy: see `fused_preference_loss`.
 
     Returns:
         PreferenceLoss: `.loss` to call `backward` on, `.metrics` of this process's pairs under
@@ -83,12 +87,11 @@ def preference_loss(
         reference_point=point_of(model, batch, objective, head, found, **options),
         kept=kept,
         passes=passes,
+        log_entropy=log_entropy,
         **options,
     )
     assert output.value is not None
-    metrics = dict(output.extras or {})
-    del metrics["loss"]
-    return PreferenceLoss(output.value, metrics, kept[0].stats)
+    return replace(kept[0], loss=output.value)
 
 
 def reference_logp(
@@ -139,7 +142,8 @@ def ask_preference(
         reference_point: () of `prefkit.loop.reference_point.point_of`, or None.
         balance: of `ask_head`.
         kept: gets what the fused loss returned.
-        options: `passes` of `fused_preference_loss`, `memory_budget` and `backend`.
+        options: `passes` and `log_entropy` of `fused_preference_loss`, `memory_budget` and
+            `backend`.
 
     Raises:
         ConfigError: the batch lacks margins or groups that the objective needs.
@@ -172,7 +176,7 @@ def ask_preference(
         )
         if kept is not None:
             kept.append(out)
-        return out.loss, {**out.metrics, "loss": out.loss.detach()}
+        return out.loss, {**out.metrics, "loss": out.loss.detach(), TOKENS: out.tokens}
 
     return ask_head(model, batch, request, head, balance)
 

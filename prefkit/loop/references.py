@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 
 from prefkit.loss.objectives import Objective
+from prefkit.model.adapters import check_adapter
 from prefkit.model.head.fused import Head, install, peft_model_of, unwrap
 from prefkit.model.reference.head import ReferenceHead
-from prefkit.model.reference.policy import Reference, check_transforms, refuse_moving_reference
+from prefkit.model.reference.policy import Reference, check_transforms
 
 
 def reference_of(model: nn.Module, given: nn.Module | Reference | None) -> Reference | None:
@@ -30,7 +31,7 @@ def reference_of(model: nn.Module, given: nn.Module | Reference | None) -> Refer
         return Reference(given, install(given))
     adapter_owner = peft_model_of(model)
     if adapter_owner is not None:
-        refuse_moving_reference(adapter_owner)
+        check_adapter(adapter_owner)
         return Reference(model, install(model), adapter_owner=adapter_owner)
     if given is not None:
         raise ValueError(

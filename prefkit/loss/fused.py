@@ -1,6 +1,6 @@
 """`fused_preference_loss`: hidden states in, preference loss out, for anybody's training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from prefkit.loss.passes import by_token, choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
 from prefkit.loss.sides import Sides, check_margins, check_segments
+from prefkit.loss.token_metrics import LOGGED, token_metrics
 from prefkit.loss.wrappers import check_operands
 from prefkit_kernels import TokenStats, pair_scores, token_stats
 
@@ -24,13 +25,21 @@ class PreferenceLoss:
 
     Attributes:
         loss: scalar, differentiable in hidden and weight.
-        metrics: detached scalars under TRL's names.
+        metrics: detached scalars under TRL's names: means over the pairs of the call (rewards/*,
+            logps/*, kl/*), or over its scored tokens (see `prefkit.loss.token_metrics`).
         stats: the per-token quantities, detached, (N,) each; for analysis.
+        logps: (P, 2) log-probabilities of the chosen and the rejected response in nats, plain sums
+            over their scored tokens; detached.
+        rewards: (P, 2) as the loss sees them; detached.
+        tokens: (2,) the scored tokens of chosen and of rejected sides, to weigh means over tokens.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     stats: TokenStats
+    logps: Tensor
+    rewards: Tensor
+    tokens: Tensor
 
 
 # A module that fully_shard was called on may return one: FSDP2 looks for gradients in what it can
@@ -38,7 +47,7 @@ class PreferenceLoss:
 # reduced in time: other weights come out, without a word.
 register_pytree_node(
     PreferenceLoss,
-    lambda out: ([out.loss, out.metrics, out.stats], None),
+    lambda out: ([getattr(out, field.name) for field in fields(out)], None),
     lambda parts, _: PreferenceLoss(*parts),
     serialized_type_name="prefkit.PreferenceLoss",
 )
@@ -63,6 +72,7 @@ def fused_preference_loss(
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
     reference_point: Tensor | None = None,  # ()
+    log_entropy: bool = False,
     **options: Any,
 ) -> PreferenceLoss:
     """Preference loss of a flat stream of tokens, without ever holding (N, V) logits.
@@ -105,10 +115,12 @@ def fused_preference_loss(
             made in one pass. True where it does not hold gives wrong gradients.
         reference_point: () z0 of `KTO`, without gradient: the mean over mismatched responses of
             Σ (logp − ref_logp), at least 0. With KTO num_pairs counts responses, not pairs.
+        log_entropy: also the metric "entropy" (nats a token, both sides), which takes another look
+            at the logits.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
             memory_budget, backend, num_scored, vocab_shard.
     Returns:
-        PreferenceLoss: `.loss`, `.metrics`, `.stats`.
+        PreferenceLoss: `.loss`, `.metrics`, `.stats`, `.tokens`.
     Raises:
         ValueError: shapes, references or options that do not fit; no scored token at all; a
             passes that cannot compute this loss; what the objective's weights may not be; with a
@@ -122,8 +134,11 @@ def fused_preference_loss(
         raise ValueError(
             f"objective is {objective!r}; give an instance such as DPO(beta=0.1) or TDPO(beta=0.1)"
         )
-    if "outputs" in options:
-        raise ValueError("outputs is set by the objective; use token_stats for other quantities")
+    for name in ("outputs", "detached"):
+        if name in options:
+            raise ValueError(
+                f"{name} is set by the objective; use token_stats for other quantities"
+            )
     _check_counts(num_pairs, pairs_in_call)
     if sequence_group is not None:
         check_group(sequence_group, pairs_in_call)
@@ -157,6 +172,9 @@ def fused_preference_loss(
     if pairs_in_call is None:  # else they have been counted and checked
         _check_by_pair(margins, groups, sides.count)
     outputs = objective.outputs
+    wanted = (*LOGGED, *(["entropy"] if log_entropy else []))
+    logged = tuple(name for name in wanted if name not in outputs)
+    outputs = (*outputs, *logged)
     if ref_logp is not None:
         outputs = tuple(name for name in outputs if name != "ref_logp")
     is_scored = uses.any(scored, len(targets))
@@ -177,7 +195,7 @@ def fused_preference_loss(
             return pair_scores(*heads, *pairs, passes=one_pass, **options)
         if passes == "two_pass":
             options["passes"] = passes
-        return None, token_stats(*heads, **options)
+        return None, token_stats(*heads, detached=(*logged, *objective.read_by_hooks), **options)
 
     scores, stats = together(sequence_group, targets.device, pairs_in_call, compute)
     if ref_logp is not None:
@@ -186,8 +204,10 @@ def fused_preference_loss(
     spread = uses.spread_stats(stats, scored)
     of_pairs = (scores, margins, groups, reference_point)
     result = objective(spread, segments, weights, num_pairs, sides, *of_pairs)
+    metrics = {**result.metrics, **token_metrics(spread, sides)}
     detached = TokenStats(*(None if x is None else x.detach() for x in stats))
-    return PreferenceLoss(result.loss, result.metrics, detached)
+    tokens = sides.tokens.sum(0)
+    return PreferenceLoss(result.loss, metrics, detached, result.logps, result.rewards, tokens)
 
 
 def _check_counts(num_pairs: int | Tensor | None, pairs_in_call: int | None) -> None:

@@ -233,10 +233,13 @@ class Objective(ABC):
         counted = EachSide(sides) if self.mean_over == "sides" else grouped or sides
         if of_pairs is not None:
             losses = losses * of_pairs
-        metrics = {**_metrics(self.rewards(terms), logp, sides), **self.metrics(terms)}
+        rewards, logps = self.rewards(terms).detach(), sides.sum(logp.detach())
+        metrics = {**_metrics(rewards, logps, sides), **self.metrics(terms)}
         if num_pairs is None:
-            return ObjectiveResult(counted.average(losses), metrics)
-        return ObjectiveResult((losses * counted.present).sum() / num_pairs, metrics)
+            loss = counted.average(losses)
+        else:
+            loss = (losses * counted.present).sum() / num_pairs
+        return ObjectiveResult(loss, metrics, logps, rewards)
 
     def _made_weights(
         self, stats: Stats, segments: "Tensor", sides: "Sides"
@@ -257,9 +260,8 @@ class Objective(ABC):
         )
 
 
-def _metrics(rewards: "Tensor", logp: "Tensor", sides: "Sides") -> "dict[str, Tensor]":
-    """TRL's names; rewards (P, 2) as the loss sees them, logps as unweighted sums over tokens."""
-    rewards, logps = rewards.detach(), sides.sum(logp.detach())
+def _metrics(rewards: "Tensor", logps: "Tensor", sides: "Sides") -> "dict[str, Tensor]":
+    """TRL's names, of (P, 2) rewards and log-probabilities."""
     chosen, rejected = rewards.unbind(1)
     return {
         "rewards/chosen": sides.average(chosen),

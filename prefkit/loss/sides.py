@@ -23,15 +23,18 @@ class Sides:
         count: number of pair slots P.
         bucket: (T,) int64, side of each token; 2P for tokens that belong to none.
         weights: (T,) weight of each token, 0 outside all sides.
+        tokens: (P, 2) number of tokens of positive weight.
         totals: (P, 2) Σ w.
         present: (P,) 1.0 for pairs that have a token of positive weight.
-        group: processes that hold the other tokens of these pairs, or None. `count`, `totals`,
-            `present` and all sums are then the group's, and every sum is a collective call.
+        group: processes that hold the other tokens of these pairs, or None. `count`, `tokens`,
+            `totals`, `present` and all sums are then the group's, and every sum is a collective
+            call.
     """
 
     count: int
     bucket: Tensor
     weights: Tensor
+    tokens: Tensor
     totals: Tensor
     present: Tensor
     group: dist.ProcessGroup | None = None
@@ -65,7 +68,7 @@ class Sides:
         # passes ask for.
         sums = sum_over(group, torch.stack([tokens, _sums(bucket, weights, count)]))
         present = (sums[0].sum(1) > 0).to(like.dtype)
-        return cls(count, bucket, weights, sums[1], present, group)
+        return cls(count, bucket, weights, sums[0], sums[1], present, group)
 
     def by_token(self, chosen: float, rejected: float) -> Tensor:
         """(T,) weight times the coefficient of the token's side, 0 outside all sides."""

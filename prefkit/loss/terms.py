@@ -29,10 +29,15 @@ class ObjectiveResult:
         loss: scalar, differentiable.
         metrics: detached scalars, means over the pairs of this call, under TRL's names
             (rewards/*, logps/*) plus kl/chosen and kl/rejected (nats a side) where there is a KL.
+        logps: (P, 2) log-probabilities of the chosen and the rejected response in nats, plain sums
+            over their scored tokens; detached.
+        rewards: (P, 2) as the loss sees them; detached.
     """
 
     loss: "Tensor"
     metrics: "dict[str, Tensor]"
+    logps: "Tensor"
+    rewards: "Tensor"
 
 
 @dataclass(frozen=True)

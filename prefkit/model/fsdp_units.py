@@ -62,9 +62,25 @@ def adapter_off(owner: Any) -> Iterator[None]:
     forward in which format it reduces what trains there, and would find nothing that does. Nor does
     PEFT's thawing of the whole adapter afterwards last: what a user froze of it stays frozen.
     """
-    with _same_parts_training(owner) as as_before, owner.disable_adapter():
+    with same_parts_training(owner) as as_before, owner.disable_adapter():
         as_before()
         yield
+
+
+@contextmanager
+def adapter_chosen(owner: Any, name: str) -> Iterator[None]:
+    """Another adapter of a PEFT model in use inside the block, for forwards without gradient.
+
+    What trains stays what it was, inside the block as well (see `adapter_off`).
+    """
+    before = owner.active_adapter
+    with same_parts_training(owner) as as_before:
+        owner.set_adapter(name)
+        as_before()
+        try:
+            yield
+        finally:
+            owner.set_adapter(before)
 
 
 def trained_without_adapter(owner: Any) -> list[str]:
@@ -73,12 +89,12 @@ def trained_without_adapter(owner: Any) -> list[str]:
     Args:
         owner: a PEFT model; its adapter may be of any kind that can be switched off.
     """
-    with _same_parts_training(owner), owner.disable_adapter():
+    with same_parts_training(owner), owner.disable_adapter():
         return [name for name, value in owner.named_parameters() if value.requires_grad]
 
 
 @contextmanager
-def _same_parts_training(owner: nn.Module) -> Iterator[Callable[[], None]]:
+def same_parts_training(owner: nn.Module) -> Iterator[Callable[[], None]]:
     """Each parameter trains or not as before, after the block and when the function is called."""
     flags = [(parameter, parameter.requires_grad) for parameter in owner.parameters()]
 

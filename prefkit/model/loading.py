@@ -1,6 +1,8 @@
 """Models and tokenizers by name: whole, without foreign code, one line where they fail."""
 
+import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,33 +10,47 @@ from safetensors import SafetensorError
 
 from prefkit.errors import ModelError
 
+logger = logging.getLogger(__name__)
 
-def load_model(name: str, dtype: Any, attn_implementation: str | None = None) -> Any:
+
+NOT_CAUSAL = (
+    "its type is none that AutoModelForCausalLM knows. Is it a vision-language model, train it on "
+    "rows with images with prefkit.integrations.trl.DPOTrainer; on rows of text alone load it with "
+    "its own class (AutoModelForImageTextToText) and give the trainer the model and its tokenizer."
+)
+
+
+def load_model(name: str, dtype: Any, attn_implementation: str | None = None, **more: Any) -> Any:
     """A causal language model with all its weights.
 
     Args:
         name: folder or Hub name.
         dtype: "auto", a dtype of torch or its name.
         attn_implementation: None = the model's default.
+        more: further keywords of `from_pretrained`, such as `revision`; None = left out.
 
     Raises:
-        ModelError: it cannot be loaded, or tensors are missing that would start at random.
+        ModelError: it cannot be loaded, tensors are missing that would start at random, or it is an
+            adapter.
     """
     from transformers import AutoModelForCausalLM
 
-    options = {"attn_implementation": attn_implementation}
+    options = _options({"attn_implementation": attn_implementation, **more}, name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **{key: value for key, value in options.items() if value},
+            name, dtype=dtype, output_loading_info=True, **options
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
+        if reason.startswith("Unrecognized configuration class"):
+            reason = NOT_CAUSAL
         raise ModelError(f"{name}: the model cannot be loaded: {reason}") from error
     model, info = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):  # all of its base would train
+        raise ModelError(
+            f"{name} is an adapter, not a model. Download it (hf download {name} --local-dir "
+            "FOLDER) and name the folder."
+        )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{name}: its weights lack {len(missing)} tensors that its config asks for, such as "
@@ -43,8 +59,30 @@ def load_model(name: str, dtype: Any, attn_implementation: str | None = None) ->
     return model
 
 
-def load_config(name: str) -> Any:
+def _options(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """Keywords of `from_pretrained`: code of a model's own runs only where that is asked for."""
+    options = {"trust_remote_code": False}
+    options |= {key: value for key, value in given.items() if value is not None}
+    if options["trust_remote_code"]:
+        _say_trust(name)
+    return options
+
+
+@functools.cache  # config, tokenizer and model of one name are loaded one after another
+def _say_trust(name: str) -> None:
+    logger.warning(
+        "trust_remote_code is on: Python code that comes with %s runs on this machine, with all "
+        "your rights.",
+        name,
+    )
+
+
+def load_config(name: str, **more: Any) -> Any:
     """The config of a model folder or Hub name.
+
+    Args:
+        name: folder or Hub name.
+        more: further keywords of `from_pretrained`, such as `revision`; None = left out.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -52,7 +90,7 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, **_options(more, name))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         remedy = "" if Path(name).exists() else " Give a local folder, or check name and network."
@@ -69,16 +107,23 @@ def positions_of(text_config: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def load_tokenizer(name: str, remedy: str = "Name one with --tokenizer.") -> Any:
-    """The tokenizer of a model folder or Hub name.
+def load_tokenizer(name: str, remedy: str = "Name one with --tokenizer.", **more: Any) -> Any:
+    """The tokenizer of a model or adapter; an adapter without one has its base model's.
+
+    Args:
+        name: folder or Hub name.
+        remedy: what to do where there is none.
+        more: further keywords of `from_pretrained`, such as `revision`; None = left out.
 
     Raises:
         ModelError: there is none; `remedy` says what to do.
     """
     from transformers import AutoTokenizer
 
+    if not (Path(name).expanduser() / "tokenizer_config.json").is_file():
+        name = base_of(name) or name
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, **_options(more, name))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{name}: no tokenizer can be loaded ({reason}). {remedy}") from error
@@ -90,7 +135,7 @@ def check_model_folder(option: str, name: str, adapters: bool = False) -> None:
     Args:
         option: what the message names.
         name: folder or Hub name; a Hub name is not checked.
-        adapters: whether a folder of an adapter of peft will do.
+        adapters: whether a folder of an adapter of peft will do, if its base model is there.
 
     Raises:
         ModelError: see above.
@@ -107,9 +152,17 @@ def check_model_folder(option: str, name: str, adapters: bool = False) -> None:
         raise ModelError(f"{option}: {name} holds no config.json, so it is not a model folder.")
     if not adapters:
         raise ModelError(
-            f"{option}: {name} is an adapter without its model. Merge it first "
-            "(merge_and_unload, save_pretrained), then train the merged model."
+            f"{option}: {name} is an adapter without its model. Merge it first: prefkit merge "
+            f"{name} --out FOLDER."
         )
+    base = base_of(name) or ""
+    try:
+        check_model_folder(option, base)
+    except ModelError as error:
+        raise ModelError(
+            f"{option}: {name} is an adapter of {base}, and there is no model. Put the model there,"
+            f" or write where it is into {name}/adapter_config.json (base_model_name_or_path)."
+        ) from error
 
 
 def base_of(name: str) -> str | None:

@@ -51,7 +51,17 @@ BlockStyle = Literal["plain", "tagged"]
 
 
 @dataclass(kw_only=True)
-class ReadingFields:
+class EqualField:
+    """What becomes of a pair that prefers nothing."""
+
+    # -- data -----------------------------------------------------------------------------------
+    equal: Literal["error", "skip"] = "error"
+    """Pairs of two responses that are the same text, or the same tokens: error, or skip (counted
+    and listed)."""
+
+
+@dataclass(kw_only=True)
+class ReadingFields(EqualField):
     """What the columns of a row of pairs mean."""
 
     # -- data -----------------------------------------------------------------------------------
@@ -72,7 +82,11 @@ class TextFields(PromptFields, LengthFields):
     """Fields that stand in columns of other names, e.g. {"prompt": "question"}; null leaves a
     column out: {"notes": null}."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Unusable rows: stop with a message, or skip them (counted and listed in a file)."""
+    """Unusable rows: stop with a message, or skip them (counted and listed in a file). too_long,
+    empty and equal say the same of one kind of them."""
+    empty: Literal["error", "skip"] = "error"
+    """Rows whose prompt or response says nothing, or of whose response truncate_end leaves nothing:
+    error, or skip (counted and listed)."""
     pad_to_multiple_of: int | None = option(None, at_least=1, free=True)
     """Pad batches to a multiple of this many tokens."""
 

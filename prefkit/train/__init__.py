@@ -1,7 +1,9 @@
 """Training: transformers' Trainer on pairs and on solutions.
 
 - `trainer`, `supervised`: the two trainers; what differs between them is their rows and their loss;
-- `base`: what transformers calls of a trainer, each call handed to one of the parts below;
+- `base`, `evaluating`: what transformers calls of a trainer, to train and to evaluate, each call
+  handed to one of the parts below;
+- `predictions`: what an evaluation tells of each pair;
 - `fields`, `config`, `run_config`: the options;
 - `checks`: what refuses a run, in one order (`checks.entry`);
 - `models`: the policy, its adapter, the frozen reference;

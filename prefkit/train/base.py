@@ -12,33 +12,34 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import TrainerCallback
 
 from prefkit.data.batch.collators import Layout
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
-from prefkit.model.fsdp_units import release
-from prefkit.model.head.fused import Head
+from prefkit.model.head.fused import Head, unwrap
 from prefkit.model.reference.policy import Reference
 from prefkit.model.router import Router
+from prefkit.train import model_card
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.checkpointing.checkpoint import newest_until
+from prefkit.train.checkpointing.early_stopping import stopping_of
 from prefkit.train.checkpointing.store import CheckpointStore, finished
 from prefkit.train.checkpointing.whole_weights import load_missing
 from prefkit.train.checks.arguments import refuse_data_parallel
 from prefkit.train.checks.best_metric import check_best_metric
+from prefkit.train.evaluating import EvaluatingTrainer
 from prefkit.train.meter import Meter
+from prefkit.train.models.noise import noisy_embeddings
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows import streaming
-from prefkit.train.rows.datasets import UnwrappingCollator
-from prefkit.train.rows.even_evaluation import evened
+from prefkit.train.rows.datasets import UnwrappingCollator, skipped_rows
 from prefkit.train.rows.run_rows import RunRows
 from prefkit.train.sharding import fsdp2
 from prefkit.train.step.batch_loss import StepLoss, items_of_window
 
 
-class PrefkitTrainer(Trainer):
+class PrefkitTrainer(EvaluatingTrainer):
     """transformers' Trainer with the head fused, checkpoints complete or refused, FSDP2 exact.
 
     Subclasses make the parts and hand them over; everything that a trainer has is made here.
@@ -50,6 +51,7 @@ class PrefkitTrainer(Trainer):
         loss: of one batch.
         data: what to train and what to evaluate on, as `rows` prepared it.
         callbacks, optimizers: as in `transformers.Trainer`.
+        compute_metrics: of evaluations, or None; the trainer calls it.
     """
 
     # The loss is already divided by the items of the whole window (read by transformers ≥ 5.23;
@@ -66,6 +68,7 @@ class PrefkitTrainer(Trainer):
         data: tuple[Any, Any],
         callbacks: list[TrainerCallback] | None,
         optimizers: tuple[Any, Any],
+        compute_metrics: Any = None,
     ) -> None:
         # Before Trainer's own __init__, which calls methods of this class.
         self.models, self.rows, self.loss = models, rows, loss
@@ -79,10 +82,13 @@ class PrefkitTrainer(Trainer):
             train_dataset=data[0],
             eval_dataset=data[1],
             processing_class=rows.tokenizer,
-            callbacks=callbacks,
+            compute_metrics=compute_metrics,
+            callbacks=[*(callbacks or []), *stopping_of(args)],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = True
+        unwrap(models.policy).add_model_tags(model_card.tags_of(args))  # type: ignore[operator]
+        self.neftune_noise_alpha = None  # `noisy_embeddings` adds it: Trainer's is one of a row
         refuse_data_parallel(args)
 
     @property
@@ -105,6 +111,11 @@ class PrefkitTrainer(Trainer):
         """Of the batches; a data_collator of the user's own makes its own."""
         return self.rows.layout
 
+    @classmethod
+    def adds_metrics(cls, compute_metrics: Any = None) -> bool:
+        """Whether evaluations may report more than the loss's metrics."""
+        return cls.evaluate is not PrefkitTrainer.evaluate or compute_metrics is not None
+
     @property
     def started_at(self) -> int:
         """The step that the last call of `train` began after."""
@@ -119,11 +130,16 @@ class PrefkitTrainer(Trainer):
         """Trains; `resume_from_checkpoint` may be True, "auto" or a folder.
 
         Raises:
-            ConfigError: nothing complete to resume from (see `checkpoint.resolve_resume`), or a
-                metric for the best model that no evaluation makes.
+            ConfigError: no rows to train on, nothing complete to resume from (see
+                `checkpoint.resolve_resume`), or a metric for the best model that no evaluation
+                makes.
             ModelError: the checkpoint was trained against another reference.
         """
-        if type(self).evaluate is PrefkitTrainer.evaluate:  # another one may add metrics
+        if self.train_dataset is None:
+            raise ConfigError(
+                "There is no train_dataset: this trainer can only evaluate. Make one with it."
+            )
+        if not self.adds_metrics(self.compute_metrics):
             names = self.loss.metrics + ([] if self.router is None else ["aux_loss"])
             callbacks = self.callback_handler.callbacks
             check_best_metric(self.args, names, self.eval_dataset, callbacks)
@@ -133,10 +149,13 @@ class PrefkitTrainer(Trainer):
             self.shard_policy()
             self._load_from_checkpoint(str(folder))
             self.state, result = finished(folder)
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._load_best_model()
             return result
         self.meter.clock.restart()
         found = None if folder is None else str(folder)
-        return super().train(found, trial, ignore_keys_for_eval)
+        with noisy_embeddings(self.models.policy, self.args.neftune_noise_alpha):
+            return super().train(found, trial, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in Trainer; a stream is not shared out again, since each process has its part of it.
@@ -179,69 +198,16 @@ class PrefkitTrainer(Trainer):
         return (batch.value, batch.output) if return_outputs else batch.value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the metrics of the window to a log line, for training as for evaluation.
+        """Adds the metrics of the window to a log line, for training as for evaluation; a line of
+        training also says how many rows were skipped, where any were.
 
         Raises:
             NotFiniteError: the loss is lost.
         """
         self.meter.complete(logs, self.state.global_step, self.accelerator)
+        if "loss" in logs and (skipped := skipped_rows(self.train_dataset, self.accelerator)):
+            logs["skipped_rows"] = skipped
         super().log(logs, start_time)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """As in Trainer; rows of any format are prepared first.
-
-        Raises:
-            ConfigError: sequences longer than the layout, chosen at the beginning, can hold, or
-                chats written with another template than the one that trains.
-        """
-        # The keys of a dict of evaluation sets are names, too: Trainer evaluates each by its own.
-        keys = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
-        named = isinstance(eval_dataset, str) and eval_dataset in keys
-        if eval_dataset is not None and not isinstance(eval_dataset, dict) and not named:
-            trained = self.train_dataset
-            eval_dataset = self.rows.prepare_later(eval_dataset, metric_key_prefix, trained)
-        with self.meter.evaluation(metric_key_prefix):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in Trainer, with every item counted once however many processes share them."""
-        before, size = self.eval_dataset, self.args.eval_batch_size * self.args.world_size
-        self.eval_dataset, asked = evened(before, eval_dataset, size)
-        try:
-            return super().get_eval_dataloader(asked)
-        finally:
-            self.eval_dataset = before
-
-    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As in Trainer; a model that no training has sharded yet is sharded first."""
-        self.shard_policy()
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
-        model: Any = self.model
-        release(model)  # the last layers stay gathered for a backward that does not come
-        real = getattr(dataloader.dataset, "real", output.num_samples)
-        return output._replace(num_samples=real)
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        """The loss of a batch, without gradient; logits do not exist."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            losses = [self.compute_loss(model, one).detach() for one in self.loss.turns(inputs)]
-        return torch.stack(losses).mean(), None, None
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: there are no logits to return.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            "predict returns logits, which are never formed. Use evaluate(rows) for the metrics, "
-            "or model.generate to write text."
-        )
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer does; FSDP2 that was asked for is what comes out.
@@ -283,10 +249,28 @@ class PrefkitTrainer(Trainer):
         weights = fsdp2.whole_weights(self.model) if sharded else None
         if self.args.should_save:
             target = Path(output_dir or self.args.output_dir or ".")
-            checkpoint.save_atomically(lambda folder: self._save(folder, weights), target)
+
+            def save(folder: str) -> None:
+                self._save(folder, weights)
+                model_card.put(self, Path(folder), target)
+
+            checkpoint.save_atomically(save, target)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(  # type: ignore[override]  # TRL's arguments
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Writes OUTPUT_DIR/README.md, as `save_model` does; see `prefkit.train.model_card`."""
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir or ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            model_card.put(self, folder, folder, model_name, dataset_name, tags, **metadata)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.checkpoints.loading = resume_from_checkpoint

@@ -12,6 +12,7 @@ from prefkit.options.check import changed, check_options
 from prefkit.options.import_path import path_of
 from prefkit.train.checks.names import named_options
 from prefkit.train.checks.shared_rows import check_sequence_parallel
+from prefkit.train.checks.synced import check_synced
 from prefkit.train.fields import PreferenceFields
 from prefkit.train.run_config import BATCH_SIZES, RunConfig
 
@@ -39,6 +40,7 @@ class PreferenceConfig(PreferenceFields, RunConfig):
         objective = self.build_objective()
         self._check_rows()
         self._check_precomputed(objective)
+        check_synced(self, objective)
         check_sequence_parallel(self)
         if self.output_dir is None:
             self.output_dir = f"prefkit-output/{self.method}"

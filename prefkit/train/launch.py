@@ -5,9 +5,10 @@ from typing import Any
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.files.atomic import check_writable
-from prefkit.model.loading import check_model_folder, load_config, load_model, load_tokenizer
+from prefkit.model.loading import base_of, check_model_folder, load_config, load_tokenizer
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.fields import ScriptArguments
+from prefkit.train.options import LOADED_BY
 
 _DATA_ENDINGS = (".json", ".jsonl", ".parquet", ".csv", ".jsonlines", ".ndjson")
 
@@ -22,7 +23,7 @@ def check_paths(script: ScriptArguments, output_dir: str, resume: Any) -> None:
     """
     for option in ("model", "ref_model"):
         if (name := getattr(script, option)) is not None:
-            check_model_folder(option, name)
+            check_model_folder(option, name, adapters=True)
     for option in ("train_data", "eval_data"):
         names = getattr(script, option) or []
         for name in [names] if isinstance(names, str) else names:
@@ -48,19 +49,21 @@ def make_trainer(script: ScriptArguments, config: Any) -> Any:
     Raises:
         PrefkitError: a model, an adapter or rows that cannot be trained.
     """
+    from prefkit.train.checks.arguments import refuse_kinds
     from prefkit.train.checks.entry import check_run
-    from prefkit.train.models.policy import loading_whole
     from prefkit.train.rows.pairs import prepare_dataset
     from prefkit.train.trainer import PreferenceTrainer
 
     # Rows first: they are cheap to check, the weights are not cheap to load.
-    model_config = load_config(script.model)
-    trains = script.adapter == "none"
-    check_run(config, model_config=model_config, trainable_head=trains)
-    tokenizer = load_tokenizer(script.tokenizer or script.model)
+    adapter, quantised = make_adapter(script), make_quantisation(script, config)
+    refuse_kinds(script.model, None, adapter)
+    own = {"revision": script.revision, "trust_remote_code": config.trust_remote_code}
+    base = base_of(script.model)
+    model_config = load_config(base or script.model, **own)
+    check_run(config, model_config=model_config, trainable_head=adapter is None and base is None)
+    tokenizer = load_tokenizer(script.tokenizer or script.model, **own)
     if script.tokenizer and script.tokenizer != script.model:
-        _check_tokenizer(script, tokenizer)
-    adapter = make_adapter(script)
+        _check_tokenizer(script, tokenizer, own)
     train = prepare_dataset(
         script.train_data, tokenizer, config, model_config, "train", split=script.train_split
     )
@@ -69,21 +72,17 @@ def make_trainer(script: ScriptArguments, config: Any) -> Any:
         evaluation = prepare_dataset(
             script.eval_data, tokenizer, config, model_config, "eval", split=script.eval_split
         )
-    with loading_whole(config):
-        model = load_model(script.model, script.dtype, script.attn_implementation)
-        ref_model = (
-            load_model(script.ref_model, script.dtype, script.attn_implementation)
-            if script.ref_model
-            else None
-        )
+    loaded = {name: getattr(script, name) for name in LOADED_BY if getattr(script, name)}
+    config.model_init_kwargs = {**(config.model_init_kwargs or {}), **loaded}
     try:
         return PreferenceTrainer(
-            model,
-            ref_model=ref_model,
+            script.model,
+            ref_model=script.ref_model,
             args=config,
             train_dataset=train,
             eval_dataset=evaluation,
             processing_class=tokenizer,
+            quantization_config=quantised,
             peft_config=adapter,
         )
     except ModelError as error:
@@ -112,23 +111,53 @@ def make_adapter(script: ScriptArguments) -> Any:
         lora_alpha=script.lora_alpha,
         lora_dropout=script.lora_dropout,
         target_modules=script.lora_target_modules,
+        target_parameters=script.lora_target_parameters,
+        modules_to_save=script.lora_modules_to_save,
+        use_dora=script.use_dora,
+        use_rslora=script.use_rslora,
     )
 
 
-def _check_tokenizer(script: ScriptArguments, tokenizer: Any) -> None:
+def make_quantisation(script: ScriptArguments, config: Any) -> Any:
+    """The `transformers.BitsAndBytesConfig` that the options ask for, or None.
+
+    transformers leaves the head out of what it quantises, as long as no list says otherwise.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if not (script.load_in_4bit or script.load_in_8bit):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    from prefkit.train.checks.machine import need_package
+
+    bits = "load_in_4bit" if script.load_in_4bit else "load_in_8bit"
+    need_package("bitsandbytes", bits, "prefkit[qlora]")
+    if script.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    weights = None if script.dtype == "auto" else script.dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=script.bnb_4bit_quant_type,
+        bnb_4bit_compute_dtype=script.bnb_4bit_compute_dtype
+        or ("bfloat16" if config.bf16 else weights),
+        bnb_4bit_use_double_quant=script.use_bnb_nested_quant,
+    )
+
+
+def _check_tokenizer(script: ScriptArguments, tokenizer: Any, own: dict[str, Any]) -> None:
     """Compares --tokenizer with the tokenizer that the model folder has, if it has one."""
     from transformers import AutoTokenizer
 
     from prefkit.model.reference.policy import check_tokenizers
 
     try:
-        own = AutoTokenizer.from_pretrained(
-            script.model, local_files_only=True, trust_remote_code=False
-        )
+        models = AutoTokenizer.from_pretrained(script.model, local_files_only=True, **own)
     except (OSError, ValueError, KeyError, ImportError):
         return  # the model has none: that is what --tokenizer is for
     try:
-        check_tokenizers(own, tokenizer)
+        check_tokenizers(models, tokenizer)
     except ModelError as error:
         raise ModelError(
             f"tokenizer: {script.tokenizer} gives other ids than the tokenizer of {script.model}, "

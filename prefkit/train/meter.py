@@ -15,6 +15,7 @@ from prefkit.train.metrics import (
     NotFiniteError,
     RewardWatch,
     TokenClock,
+    TokenCount,
     peak_memory_mb,
 )
 from prefkit.train.step.batch_loss import BatchLoss
@@ -41,16 +42,13 @@ class Meter:
     def add(self, batch: BatchLoss, training: bool) -> None:
         """Adds a batch's metrics to the window of the log line, or of the evaluation."""
         window = self._training if training else self._evaluation
-        metrics = dict(batch.metrics)
-        if (balance := metrics.pop("aux_loss", None)) is not None:
-            window.add({"aux_loss": balance}, min(batch.items, 1))  # of a batch, as TRL has it
-        for name, items in batch.items_of.items():
-            window.add({name: metrics.pop(name)}, items)
-        window.add(metrics, batch.items)
+        for name, value in batch.metrics.items():
+            count = batch.counts.get(name, batch.items)
+            window.add(name, value, count if batch.items else 0)
         if training:
             self.clock.add(batch.tokens)
 
-    def resume(self, step: int, tokens: int) -> None:
+    def resume(self, step: int, tokens: TokenCount) -> None:
         """Continues a run that was saved at `step`, after `tokens` tokens of all processes."""
         self._last_good_step, self.clock.total = step, tokens
 
@@ -96,9 +94,13 @@ class Meter:
             self._last_good_step = step
             logs.update(means)
             logs["tokens_per_second"] = self.clock.read(accelerator)
-            logs["num_tokens"] = self.clock.total
+            logs["num_tokens"] = self.clock.total.text  # as TRL counts: Σ attention_mask
+            logs["num_tokens_read"] = self.clock.total.read
             logs["peak_memory_mb"] = peak_memory_mb(self.args.device)
             self.explain(logs)
+        elif "train_loss" in logs:  # the last line of a run: what no line has told yet
+            means = self._training.means(accelerator)
+            logs.update({name: value for name, value in means.items() if name != "loss"})
         elif f"{self._prefix}_loss" in logs:
             means = self._evaluation.means(accelerator)
             logs.update({f"{self._prefix}_{name}": value for name, value in means.items()})

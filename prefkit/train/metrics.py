@@ -2,8 +2,7 @@
 
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -19,52 +18,59 @@ class NotFiniteError(PrefkitError):
 
 
 class MetricWindow:
-    """Sums of metrics over the pairs since the last log line; no device sync until `means`."""
+    """Sums of metrics since the last log line; no device sync until `means`."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._pairs: dict[str, float] = defaultdict(float)
+        self._sums: dict[str, Tensor] = {}  # name → (2,): Σ count · mean, Σ count
 
-    def add(self, metrics: Mapping[str, Tensor], pairs: int) -> None:
-        """Adds means over `pairs` pairs (detached scalars); 0 pairs add nothing but the names."""
-        for name, value in metrics.items():
-            value = value if pairs else torch.zeros_like(value)  # what does not count may be NaN
-            value = value.detach().double() * pairs if value.device.type != "mps" else value * pairs
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._pairs[name] += pairs
+    def add(self, name: str, value: Tensor, count: int | Tensor) -> None:
+        """Adds a mean (a detached scalar) over `count` items; over none nothing but the name."""
+        value = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
+        value = torch.stack([value, torch.ones_like(value)]) * count
+        if isinstance(count, int) and not count:  # what does not count may be NaN
+            value = torch.zeros_like(value)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all pairs of all processes, those of none left out; the window starts anew."""
+        """Means over all items of all processes, those of none left out; the window starts anew."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
-        counts = torch.tensor([self._pairs[name] for name in names]).to(sums)
         if accelerator.num_processes > 1:
             sums = accelerator.reduce(sums, "sum")
-            counts = accelerator.reduce(counts, "sum")
         self._sums.clear()
-        self._pairs.clear()
-        means = zip(names, (sums / counts).tolist(), counts.tolist(), strict=True)
-        return {name: mean for name, mean, count in means if count}
+        means = zip(names, sums.tolist(), strict=True)
+        return {name: total / count for name, (total, count) in means if count}
+
+
+class TokenCount(NamedTuple):
+    """Tokens that models read, and those of the texts: a prefix that sides share is read once."""
+
+    read: int = 0
+    text: int = 0
+
+    def plus(self, other: "TokenCount") -> "TokenCount":
+        """Both together."""
+        return TokenCount(self.read + other.read, self.text + other.text)
 
 
 class TokenClock:
     """Tokens a second of training; time for evaluation and saving is taken out by `pause`."""
 
     def __init__(self) -> None:
-        self.total = 0
-        self._tokens = 0
+        self.total = TokenCount()
+        self._tokens = TokenCount()
         self._start = time.perf_counter()
         self.paused = 0.0
 
-    def add(self, tokens: int) -> None:
-        """Counts the tokens that the model read of a batch."""
-        self._tokens += tokens
+    def add(self, tokens: TokenCount) -> None:
+        """Counts the tokens of a batch."""
+        self._tokens = self._tokens.plus(tokens)
 
-    def seen(self) -> int:
+    def seen(self) -> TokenCount:
         """All tokens so far, those of the present window (of this process) included."""
-        return self.total + self._tokens
+        return self.total.plus(self._tokens)
 
     def pause(self, seconds: float) -> None:
         """Takes time out of the present window."""
@@ -72,16 +78,16 @@ class TokenClock:
 
     def restart(self) -> None:
         """Starts a new window now."""
-        self._tokens, self._start, self.paused = 0, time.perf_counter(), 0.0
+        self._tokens, self._start, self.paused = TokenCount(), time.perf_counter(), 0.0
 
     def read(self, accelerator: Accelerator) -> float:
-        """Tokens a second since the last call, over all processes; also adds to `total`."""
+        """Tokens read a second since the last call, over all processes; also adds to `total`."""
         count = self._tokens
         if accelerator.num_processes > 1:
             tokens = torch.tensor(count, device=accelerator.device)
-            count = int(accelerator.reduce(tokens, "sum"))
-        self.total += count
-        rate = count / max(time.perf_counter() - self._start - self.paused, 1e-9)
+            count = TokenCount(*accelerator.reduce(tokens, "sum").tolist())
+        self.total = self.total.plus(count)
+        rate = count.read / max(time.perf_counter() - self._start - self.paused, 1e-9)
         self.restart()
         return rate
 

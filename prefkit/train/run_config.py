@@ -1,5 +1,6 @@
 """What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
 from prefkit.train.checks.best_metric import check_evaluation_options
+from prefkit.train.checks.data_options import LABELS, check_data_options
+from prefkit.train.checks.loading import check_model_kwargs
 from prefkit.train.checks.options import check_loggers, check_numbers, check_packages, check_types
 from prefkit.train.checks.sharding import check_sharding
 from prefkit.train.fields import RunFields
@@ -24,14 +27,19 @@ _NUMBERS: dict[str, type] = {
 class RunConfig(RunFields, TrainingArguments):
     """`transformers.TrainingArguments` with prefkit's defaults, every mistake named.
 
+    Attributes:
+        given: the options that a command line gave; None where that is not known.
+
     Raises:
         ConfigError: a value out of range, a package that is missing, options that do not go
             together.
     """
 
     def __post_init__(self) -> None:
+        self.given: Collection[str] | None = None  # no field, which would be an option
         check_types(self, _NUMBERS)
         check_numbers(self)
+        check_model_kwargs(self)
         check_evaluation_options(self)
         self._keep_liger_off_the_head()
         if not torch.accelerator.is_available():
@@ -46,8 +54,9 @@ class RunConfig(RunFields, TrainingArguments):
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{error}") from error
         check_loggers(self.report_to)  # type: ignore[arg-type]
+        check_data_options(self)
         if self.label_names is None:
-            self.label_names = ["targets"]
+            self.label_names = LABELS
 
     @property
     def precomputes_reference(self) -> bool:

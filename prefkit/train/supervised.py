@@ -23,8 +23,10 @@ from prefkit.options.check import check_options
 from prefkit.train.base import PrefkitTrainer
 from prefkit.train.checks.arguments import refuse_kinds
 from prefkit.train.checks.entry import Given, check_run
+from prefkit.train.checks.loading import check_quantisation
 from prefkit.train.checks.names import named_arguments, named_options
 from prefkit.train.fields import SupervisedFields
+from prefkit.train.models.loading import keywords_of
 from prefkit.train.models.policy import prepare_policy
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.rows.solutions import SolutionRows
@@ -60,13 +62,15 @@ class SupervisedTrainer(PrefkitTrainer):
     """Fine-tunes a causal language model on solutions.
 
     Args:
-        model: a causal LM, a PEFT model, or the name or folder of one.
+        model: a causal LM, a PEFT model, or the name or folder of a model; or the folder of an
+            adapter, which goes on training.
         args: a `SupervisedConfig`.
         train_dataset, eval_dataset: rows with `prompt`, `response` and optionally `prefix` and
             `append_eos` (a path, a `datasets.Dataset`, a list of dicts), or a `SolutionDataset`;
             `eval_dataset` may be a dict of them.
         processing_class: the tokenizer; None = the model's own.
         callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: how the frozen weights of a model given by name are quantised.
         peft_config: wraps the model in this adapter.
 
     Raises:
@@ -82,15 +86,18 @@ class SupervisedTrainer(PrefkitTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
         peft_config: Any = None,
     ) -> None:
         args = args if args is not None else SupervisedConfig()
         if not isinstance(args, SupervisedConfig):
             raise ConfigError(f"args is a {type(args).__name__}; it must be a SupervisedConfig.")
         refuse_kinds(model, processing_class, peft_config)
-        adds_metrics = type(self).evaluate is not PrefkitTrainer.evaluate  # it may
-        check_run(args, given=Given(train_dataset, eval_dataset, callbacks, adds_metrics))
-        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args)
+        quantised = check_quantisation(model, args, quantization_config, peft_config)
+        given = Given(train_dataset, eval_dataset, callbacks, self.adds_metrics())
+        check_run(args, given=given)
+        loading = keywords_of(args, quantised)
+        policy, tokenizer = prepare_policy(model, processing_class, peft_config, args, loading)
         router = router_of_run(policy, args)
         models = RunModels(policy, install(policy), router)
         rows = SolutionRows(args, tokenizer, models.head.owner)

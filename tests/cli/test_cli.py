@@ -239,7 +239,23 @@ MISTAKES: dict[str, tuple[Any, list[str]]] = {
     "the Hub without a network": (["--push_to_hub", "true"], ["push_to_hub", "Hub"]),
     "no such model folder": (["--model", "/no/such"], ["model", "/no/such"]),
     "folder without a model": (lambda w: ["--model", str(w)], ["config.json"]),
-    "an adapter as the model": (lambda w: ["--model", adapter_folder(w)], ["adapter", "Merge"]),
+    "an adapter of no model": (
+        lambda w: ["--model", adapter_folder(w)],
+        ["adapter_config.json", "names no base model"],
+    ),
+    "4 bits without the package": (
+        ["--load_in_4bit", "true", "--adapter", "lora"],
+        ["load_in_4bit", "bitsandbytes", "prefkit[qlora]"],
+    ),
+    "4 bits and nothing to train": (["--load_in_4bit", "true"], ["load_in_4bit", "adapter: lora"]),
+    "two kinds of bits": (
+        ["--load_in_4bit", "true", "--load_in_8bit", "true", "--adapter", "lora"],
+        ["load_in_4bit and load_in_8bit"],
+    ),
+    "kinds of bits that are not there": (
+        ["--bnb_4bit_quant_type", "fp4", "--adapter", "lora"],
+        ["bnb_4bit_quant_type", "no effect"],
+    ),
     "cut weights": (lambda w: ["--model", cut_weights(w)], ["cannot be loaded"]),
     "missing weights": (lambda w: ["--model", missing_weights(w)], ["layers.1.mlp.up_proj"]),
     "unknown architecture": (lambda w: ["--model", strange_weights(w)], ["unheard_of"]),
@@ -287,7 +303,7 @@ def test_mistakes_get_one_clear_message(
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     find_spec = importlib.util.find_spec
-    absent = ("deepspeed", "liger_kernel")
+    absent = ("deepspeed", "liger_kernel", "bitsandbytes")
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
@@ -325,12 +341,13 @@ def test_wrong_commands(argv: list[str], words: list[str], capsys: Any) -> None:
 
 def test_the_words_around_a_run(world: Path, capsys: Any) -> None:
     bad = write_rows(world / "bad.jsonl", [{"prompt": "x", "chosen": "", "rejected": "y"}, ROWS[0]])
-    flags = ["--train_data", bad, "--on_bad_row", "skip", "--max_steps", "1", "--save_steps", "1"]
+    flags = ["--train_data", bad, "--empty", "skip", "--max_steps", "1", "--save_steps", "1"]
     assert main(["train", str(world / "run.yaml"), *flags, "--margin", "0.5"]) == 0
     shown = capsys.readouterr()
     assert "Method     dpo: beta 0.1, margin 0.5\n" in shown.err
     assert "scored:" not in shown.err  # the log has told it
     assert "Trained 1 step in" in shown.out
+    assert shown.out.count("skipped rows") == 1
     assert shown.out.count("step 1\n") == 1
     assert "step 1 " not in shown.out.replace("Trained 1 step in", "")
     again = ["--margin", "0.5", "--resume_from_checkpoint", "auto"]

@@ -18,7 +18,7 @@ from prefkit.cli.train import load_options
 from prefkit.data import PairCollator, ReadOptions, TokenizeOptions, prepare_pairs
 from prefkit.data.show import load_tokenizer, show_pairs
 from prefkit.data.show.pairs import COLOUR_LEGEND, PLAIN_LEGEND
-from prefkit.errors import ConfigError, ModelError
+from prefkit.errors import ConfigError, EqualError, ModelError
 from prefkit.options.page import show_help
 from prefkit.train.rows.pairs import prepare_dataset
 from tests.data.data_cases import (
@@ -164,6 +164,19 @@ def test_command_line_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     row = json.loads(capsys.readouterr().out)
     assert _scored(row, 0) == STEP_ROW["full_chosen"] + "<eos>"
     assert row["eos"] == {"chosen": True, "rejected": True}
+
+
+def test_rows_that_are_skipped_are_counted_by_kind(tmp_path: Path, capsys: Any) -> None:
+    rows = [STEP_ROW, {**STANDARD_ROW, "chosen": ""}, {**STANDARD_ROW, "rejected": " "}]
+    rows.append({**STANDARD_ROW, "rejected": STANDARD_ROW["chosen"]})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    character_tokenizer().save_pretrained(tmp_path / "model")
+    flags = [str(data), "--model", str(tmp_path / "model"), "--empty", "skip"]
+    assert run([*flags, "--equal", "skip"]) == 0
+    assert "2 × empty, 1 × equal" in capsys.readouterr().out
+    with pytest.raises(EqualError, match="row 3"):
+        run(flags)
 
 
 def test_missing_model_is_one_clear_error(tmp_path: Path) -> None:

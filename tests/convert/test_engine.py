@@ -90,7 +90,7 @@ def test_a_name_that_is_no_key_is_refused() -> None:
     ("config", "trainer"),
     [
         ({"model_name_or_path": "m", "dataset_name": "d", "beta": 0.1}, "trl"),
-        ({"model_name_or_path": "m", "datasets": [{"path": "d"}], "use_peft": True}, "trl"),
+        ({"model_name_or_path": "m", "datasets": [{"path": "d"}], "dataset_config": "c"}, "trl"),
         ({"model_name_or_path": "m", "stage": "dpo", "dataset": "d", "bf16": True}, "llamafactory"),
         ({"model_name_or_path": "m", "template": "qwen", "cutoff_len": 5}, "llamafactory"),
         ({"base_model": "m", "rl": "dpo", "datasets": [], "adapter": "lora"}, "axolotl"),

@@ -9,14 +9,11 @@ import pytest
 import yaml
 
 from prefkit.cli.main import main
-from prefkit.convert.engine import translate
-from prefkit.convert.trainers.trl import DEFAULTS, TRL
+from prefkit.convert.trainers.trl import DEFAULTS
 from prefkit.errors import ConfigError
 from prefkit.options.option import default_of
 from tests.convert.convert_cases import (
     COMMAND,
-    INHERITED,
-    LEAST,
     left,
     options,
     refused,
@@ -162,29 +159,8 @@ def test_what_changes_the_training_is_refused(config: dict[str, Any], key: str, 
     assert words in found[key]
 
 
-@dataclasses.dataclass(kw_only=True)
-class Coming:
-    """Options that prefkit may get, under TRL's names."""
-
-    loss_type: str | list[str] | None = None
-    loss_weights: list[float] | None = None
-    discopop_tau: float = 0.05
-    ld_alpha: float | None = None
-    use_weighting: bool = False
-    f_divergence_type: str = "reverse_kl"
-    f_alpha_divergence_coef: float = 0.5
-    sync_ref_model: bool = False
-    ref_model_mixup_alpha: float = 0.6
-    ref_model_sync_steps: int = 512
-    model_init_kwargs: dict | None = None
-    revision: str | None = None
-    load_in_4bit: bool = False
-    use_dora: bool = False
-    lora_modules_to_save: list[str] | None = None
-
-
 LORA = {"use_peft": True, "lora_target_modules": ["a"]}
-COMING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one loss": ({"loss_type": "apo_zero"}, {"loss_type": "apo_zero"}),
     "losses": (
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]},
@@ -216,16 +192,11 @@ COMING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMING)
-def test_options_that_prefkit_may_get_are_written_once_it_has_them(name: str) -> None:
-    """Until then they are refused by name."""
-    config, expected = COMING[name]
-    later = dataclasses.replace(COMMAND, options=(*COMMAND.options, Coming))
-    found = translate(TRL, LEAST["trl"] | config, later, INHERITED)
-    assert [line.key for line in found.of_kind("refused")] == []
-    assert expected.items() <= found.options.items()
-    missing = {name for name in expected if name not in COMMAND.fields}
-    assert bool(missing) == bool(refused("trl", **config))
+@pytest.mark.parametrize("name", TOGETHER)
+def test_keys_that_go_together_become_options(name: str) -> None:
+    config, expected = TOGETHER[name]
+    assert refused("trl", **config) == {}
+    assert expected.items() <= options("trl", **config).items()
 
 
 def test_what_has_no_part_in_learning_is_left_out() -> None:

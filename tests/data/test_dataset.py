@@ -71,10 +71,10 @@ def test_report_counts_what_the_pairs_hold() -> None:
     assert report.longest == max(len(s.ids) for s in sides)
     assert report.scored["chosen"] == sum(int(p.chosen.scored.sum()) for p in dataset.pairs)
     assert report.eos == 4
-    assert report.skipped == {"rejected": 1}
+    assert report.skipped == {"empty": 1}
     assert report.incidents[0].row == 1
-    assert "1 skipped: rejected (1)" in report.summary()
-    assert report.as_dict()["skipped"] == {"rejected": 1}
+    assert "1 skipped: empty (1)" in report.summary()
+    assert report.as_dict()["skipped"] == {"empty": 1}
 
 
 def test_one_row_of_the_tdpo_layout_is_many_pairs_and_one_bad_pair_spoils_no_other() -> None:

@@ -221,7 +221,7 @@ def test_a_bad_response_does_not_spoil_the_others(tmp_path: Path) -> None:
     listed = tmp_path / "skipped.jsonl"
     reading = ReadOptions(on_bad_row="skip", skipped_file=listed)
     dataset = prepare_pairs([{**SEVERAL, "rejected": [" 5.", "", " 6."]}], TOKENIZER, None, reading)
-    assert (dataset.report.pairs, dataset.report.skipped) == (2, {"rejected": 1})
+    assert (dataset.report.pairs, dataset.report.skipped) == (2, {"empty": 1})
     assert json.loads(listed.read_text())["field"] == "rejected[1]"
     assert group_numbers(dataset.pairs).tolist() == [0, 0]
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from prefkit.data import ReadOptions, TokenizeOptions, prepare_pairs, read_pairs, tokenize_pair
 from prefkit.data.pair import Pair, Side
 from prefkit.data.text.render import Renderer
-from prefkit.data.tokens.tokenize import TooLongError
 from prefkit.data.view import TokenView, view_pair
-from prefkit.errors import RowError
+from prefkit.errors import RowError, TooLongError
 from tests.data.data_cases import (
     CONVERSATION_ROW,
     STANDARD_ROW,

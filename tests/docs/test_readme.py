@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefkit import SimPO, fused_preference_loss
 from prefkit.data import PairCollator, ReadOptions, prepare_pairs
-from tests.docs.test_integrate import loops
+from tests.package.readme_loop import loop_of, margins_of
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "prefkit" / "demo" / "assets" / "model"
@@ -36,26 +36,8 @@ def test_the_rows_of_the_page_on_long_context_are_read() -> None:
 
 
 def test_the_loop_of_the_readme_trains() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (loop,) = [block for block in blocks if "preference_loss" in block]
+    loop = loop_of(ROOT / "README.md")
     assert len([line for line in loop.splitlines() if line.strip()]) <= 8
-    shared = loops()
-    model, reference = shared.tiny_model().train(), shared.tiny_model().requires_grad_(False)
-    padded = shared.collate(shared.pairs()[:8])
-    margins: list[float] = []
-
-    def batches():  # the same pairs again: their margin has to grow
-        for _ in range(6):
-            yield padded
-            margins.append(float(names["out"].metrics["rewards/margins"]))
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    names = {
-        "model": model,
-        "reference": reference,
-        "optimizer": optimizer,
-        "batches": batches(),
-    }
-    exec(compile(loop, "README.md", "exec"), names)
+    margins = margins_of(loop)  # of the same pairs: it has to grow
     assert margins == sorted(margins)
     assert margins[-1] > margins[0] + 0.01

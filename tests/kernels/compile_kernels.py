@@ -48,7 +48,7 @@ ALIGNED_PADDED = (*ROW_POINTERS, "raw_stride", "ref_stride", "dz_stride")
 ALIGNED = (*ALIGNED_PADDED, "width", "ref_width")
 SLOTS = ("LOGP", "KL", "REVERSE_KL", "ENTROPY", "LOG_SUM_SQ")
 PADDED: dict[str, Any] = {"PAD": True, "REF_PAD": True, "DZ_PAD": True}
-OFF = dict.fromkeys(("BIAS", "REF_BIAS", "SCALE", "CAP", "KL_SUM", *PADDED), False)
+OFF = dict.fromkeys(("BIAS", "REF_BIAS", "SCALE", "CAP", "SUM", "KL_SUM", *PADDED), False)
 EVERY_OPTION = {"BIAS": True, "REF_BIAS": True, "SCALE": True, "CAP": True}
 EVERY_SUM = {name: k for k, name in enumerate(SLOTS[1:])}
 EVERY_SLOT = {name: k for k, name in enumerate(SLOTS)}
@@ -75,7 +75,8 @@ def cases() -> Iterator[Case]:
     tdpo = {"LOGP": 0, "KL": 1, "KL_SUM": True}
     everything = {**EVERY_OPTION, **EVERY_SLOT, "KL_SUM": True}
     yield Case("norms", "plain", one)
-    yield Case("norms", "all", one, EVERY_OPTION)
+    yield Case("norms", "mean", one, {"SUM": True})
+    yield Case("norms", "all", one, {**EVERY_OPTION, "SUM": True})
     yield Case("combine_norms", "", Launch(0, normalisers_kernel.COMBINING_WARPS))
     yield Case("class_sums", "kl", two, {"KL": 0})
     yield Case("class_sums", "all", two, {**EVERY_OPTION, **EVERY_SUM})
@@ -86,6 +87,7 @@ def cases() -> Iterator[Case]:
     for vocab in ODD_VOCABULARIES:
         one, two = (launch(vocab, heads) for heads in (1, 2))
         yield Case("norms", f"V {vocab}", one, PADDED, vocab=vocab)
+        yield Case("norms", f"mean, V {vocab}", one, {**PADDED, "SUM": True}, vocab=vocab)
         yield Case("class_sums", f"V {vocab}", two, {**PADDED, "KL": 0}, vocab=vocab)
         yield Case("gradient", f"dpo, V {vocab}", one, {**PADDED, "LOGP": 0}, "bf16", vocab)
         yield Case("gradient", f"tdpo, V {vocab}", two, {**PADDED, **tdpo}, "bf16", vocab)

@@ -39,7 +39,8 @@ ALIGNED = (
 )
 ALIGNED_WIDTHS = ("width", "ref_width", "columns_end")
 OFF: dict[str, Any] = {
-    **dict.fromkeys(("BIAS", "REF_BIAS", "SCALE", "CAP", "UPCAST", "DZ_PAD", "KL_SUM"), False),
+    **dict.fromkeys(("BIAS", "REF_BIAS", "SCALE", "CAP", "UPCAST"), False),
+    **dict.fromkeys(("DZ_PAD", "KL_SUM", "SUM"), False),
     **{"LOGP": -1, "KL": -1},
 }
 EVERY_OPTION = {"BIAS": True, "REF_BIAS": True, "SCALE": True, "CAP": True}
@@ -67,6 +68,7 @@ def cases() -> Iterator[Case]:
     """What DPO, TDPO and their options launch, and sizes that neither tile nor 16 divides."""
     plain = (
         ("normalisers", "plain", 1, {}),
+        ("normalisers", "mean", 1, {"SUM": True}),
         ("gradient", "dpo", 1, DPO),
         ("gradient", "tdpo", 2, TDPO),
     )

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from prefkit_kernels import TokenStats, token_stats
 
-ALL = ("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
+ALL = (
+    *("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq"),
+    *("max_logp", "mean_logit"),
+)
+WITHOUT_GRADIENT = ("ref_logp", "max_logp", "mean_logit")
 
 
 def device_of(backend: str) -> str:
@@ -66,7 +70,9 @@ def build(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -
     classes = min(case.vocab, case.ref_vocab)
     targets = torch.randint(0, classes, (case.tokens,), generator=draw)
     targets[[i for i in case.ignored if i < case.tokens]] = -100
-    cotangents = {name: normal(case.tokens) for name in case.outputs if name != "ref_logp"}
+    cotangents = {
+        name: normal(case.tokens) for name in case.outputs if name not in WITHOUT_GRADIENT
+    }
 
     def cast(x: Tensor, trainable: bool = False) -> Tensor:
         return x.to(dtype).to(device).requires_grad_(trainable)

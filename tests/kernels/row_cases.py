@@ -135,8 +135,16 @@ def define(block: LogitsBlock, case: RowCase, cotangents: Tensor) -> dict[str, T
     tops = torch.stack([z.amax(1), zr.amax(1)])
     log_sums = torch.stack([(x - x.amax(1, keepdim=True)).logsumexp(1) for x in (z, zr)])
     target = z.gather(1, block.targets[:, None])[:, 0]
+    own = z[:, : raw.shape[1]]
+    sums = torch.stack([own[:, a:b].sum(1) for a, b in ends])
     found |= {"tops": tops, "log_sums": log_sums, "target": target, "dz": raw.grad}
+    found["z_sum"] = without_infinity(sums)
     return {name: x.detach() for name, x in found.items()}
+
+
+def without_infinity(sums: Tensor) -> Tensor:
+    """−1e4 for −inf, the sum of masked classes, from which no error can be told."""
+    return torch.where(sums.isneginf(), -1e4, sums)
 
 
 def _logits(raw: Tensor, bias: Tensor | None, scaling: LogitScaling, width: int) -> Tensor:
@@ -161,19 +169,20 @@ def found_by(
     how = how or {}
     parts = slices(block, case.cuts, padding)
     like = block.raw
-    norms, target = like.new_empty(4, case.count), None
+    norms, target, z_sum = like.new_empty(4, case.count), None, None
     for k, ref in enumerate((False, True)):
-        each = like.new_full((len(parts), 3, case.count), torch.nan)
+        each = like.new_full((len(parts), 4, case.count), torch.nan)
         for out, part in zip(each, parts, strict=True):
             head = replace(part, raw=part.ref, bias=part.ref_bias) if ref else part
             if head.raw.shape[1]:
                 module.normalisers(replace(head, ref=None, ref_bias=None), out, **how)
             else:
-                out.fill_(-INF)
+                out[:3], out[3] = -INF, 0
         top = each[:, 0].amax(0)
         total = (each[:, 1] + torch.where(each[:, 0] == -INF, -INF, each[:, 0] - top)).exp()
         norms[2 * k], norms[2 * k + 1] = top, total.sum(0).log()
         target = each[:, 2].amax(0) if target is None else target
+        z_sum = each[:, 3] if z_sum is None else z_sum
     names = tuple(name for name in case.outputs if name in SUMS)
     sums = like.new_full((len(parts), len(names), case.count), torch.nan)
     for out, part in zip(sums, parts, strict=True):
@@ -190,7 +199,9 @@ def found_by(
         module.gradient(part, case.outputs, stats, norms, cotangents, dz[-1], kl_sum, **how)
     found = dict(zip(names, sums.unbind(1), strict=True))
     assert target is not None
+    assert z_sum is not None
     found |= {"tops": norms[::2], "log_sums": norms[1::2], "target": target, "dz": torch.cat(dz, 1)}
+    found["z_sum"] = without_infinity(z_sum)
     if "kl" in names:
         found["kl in one read"] = kl_sums
     return found

@@ -21,7 +21,7 @@ def _arguments(case: Case, outputs: tuple[str, ...]) -> tuple:
         problem.ref_weight,
         problem.ref_bias,
     )
-    return (*heads, codes, -100, 1.0, 0.0, 1.0, 1 << 20, -1, "torch", "", 0, 0)
+    return (*heads, codes, [], -100, 1.0, 0.0, 1.0, 1 << 20, -1, "torch", "", 0, 0, 0)
 
 
 @pytest.mark.parametrize("one_pass", [False, True])

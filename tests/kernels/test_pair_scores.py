@@ -420,7 +420,7 @@ def test_kept_gradients_hold_the_reference_of_a_smaller_vocabulary_too() -> None
         x = build(case, torch.float32)
         work = problem_of(
             *(x.hidden.detach(), x.weight.detach(), x.targets, None, x.ref_hidden, x.ref_weight),
-            *(None, [0, 1], -100, 1.0, 0.0, 1.0, 0, -1, "torch", "", 0, 0),
+            *(None, [0, 1], [], -100, 1.0, 0.0, 1.0, 0, -1, "torch", "", 0, 0, 0),
         )
         made = chunks.Chunks(work, gradients=1, keep=True)
         assert len(list(made)) == 1
@@ -474,7 +474,7 @@ def test_opcheck(frozen: bool, keep: bool) -> None:
     reference = (problem.ref_hidden, problem.ref_weight, problem.ref_bias)
     codes = [OUTPUTS.index(name) for name in ("logp", "kl")]
     scored = int((problem.targets >= 0).sum()) if keep else -1
-    settings = (codes, -100, 1.0, 0.0, 1.0, 1 << 20, scored, "torch", "", 0, 0)
+    settings = (codes, [], -100, 1.0, 0.0, 1.0, 1 << 20, scored, "torch", "", 0, 0, 0)
     several = frozen or keep
     pairs = torch.arange(6) // 3 if several else torch.zeros(6, dtype=torch.int64)
     last = (pairs, torch.ones(2, 6), 1 + several, True, not frozen, not frozen, keep)

@@ -18,7 +18,7 @@ from prefkit_kernels.core.backend import interpreted
 from prefkit_kernels.core.buffers import new_store, padded_view
 from prefkit_kernels.core.logits import LogitsBlock, LogitScaling
 from tests.kernels.kernel_cases import relative_error
-from tests.kernels.row_cases import PLAIN, RowCase, define
+from tests.kernels.row_cases import PLAIN, RowCase, define, without_infinity
 
 SMALL_HEAD = "prefkit_kernels.backends.triton.small_head"
 small_head = pytest.importorskip(SMALL_HEAD, reason="Triton is not installed")
@@ -165,9 +165,10 @@ def found_by(
 ) -> dict[str, Tensor]:
     """What `define` gives, from the kernels: slices put together."""
     parts = list(slices(heads, case.cuts))
-    norms, target = torch.full((4, case.count), torch.nan, device=DEVICE), None
+    norms = torch.full((4, case.count), torch.nan, device=DEVICE)
+    target = z_sum = None
     for k, name in enumerate(("policy", "reference")):
-        each = torch.full((len(parts), 3, case.count), torch.nan, device=DEVICE)
+        each = torch.full((len(parts), 4, case.count), torch.nan, device=DEVICE)
         for out, (first, part) in zip(each, parts, strict=True):
             block = block_of(getattr(part, name), None, part.targets, case.scaling, first)
             small_head.normalisers(block, out, **how)
@@ -175,6 +176,7 @@ def found_by(
         total = (each[:, 1] + torch.where(each[:, 0] == -INF, -INF, each[:, 0] - top)).exp()
         norms[2 * k], norms[2 * k + 1] = top, total.sum(0).log()
         target = each[:, 2].amax(0) if target is None else target
+        z_sum = without_infinity(each[:, 3]) if z_sum is None else z_sum
     kl_sums = torch.full((len(parts), case.count), torch.nan, device=DEVICE)
     dz = []
     for out, (first, part) in zip(kl_sums, parts, strict=True):
@@ -184,7 +186,9 @@ def found_by(
         stats = torch.full_like(cotangents, torch.nan)  # not read
         small_head.gradient(block, case.outputs, stats, norms, cotangents, dz[-1], kl_sum, **how)
     assert target is not None
+    assert z_sum is not None
     found = {"tops": norms[::2], "log_sums": norms[1::2], "target": target, "dz": torch.cat(dz, 1)}
+    found["z_sum"] = z_sum
     return {**found, **({"kl": kl_sums} if "kl" in case.outputs else {})}
 
 
@@ -316,11 +320,12 @@ def test_neither_tokens_nor_classes() -> None:
     heads = build(HeadCase(count=2), torch.bfloat16)
     hidden, weight, _ = heads.policy
     targets = torch.tensor([5, -1], device=DEVICE)
-    out = torch.zeros(3, 2, device=DEVICE)
+    out = torch.ones(4, 2, device=DEVICE)
     small_head.normalisers(block_of((hidden, weight[:0], None), None, targets, PLAIN, 64), out)
     assert torch.equal(out[:2], torch.full((2, 2), -INF, device=DEVICE))
     assert out[2, 0] == -INF
     assert out[2, 1].isnan()
+    assert (out[3] == 0).all()
     none = (hidden[:0], weight, None)
     block = block_of(none, none, targets[:0], PLAIN, 0)
     small_head.normalisers(block, out[:, :0])

@@ -35,3 +35,7 @@ def test_a_slice_that_is_none_is_refused(reports: list[dict[str, Any]]) -> None:
         assert f"weight has 23 rows, but process {rank} of 2 holds" in messages["whole weight"]
         assert "ref_weight has 5 rows" in messages["another reference"]
         assert "holds the whole vocabulary" in messages["by definition"]
+
+
+def test_the_greedy_token_is_told_exactly(reports: list[dict[str, Any]]) -> None:
+    assert all(report["greedy"] for report in reports)

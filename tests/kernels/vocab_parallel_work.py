@@ -72,6 +72,25 @@ def stats_errors(case: Case, backend: str, dtype: torch.dtype) -> dict[str, floa
     return {name: float(error) for name, error in errors.items()}
 
 
+def greedy_found() -> bool:
+    """Whether logp equals max_logp, to the bit, at the likeliest class and nowhere else."""
+    options = {"softcap": 5.0, "logit_scale": 0.7, "temperature": 1.3}
+    problem = build(Case(tokens=40, ignored=()), torch.float32)
+    shard = VocabShard(dist.group.WORLD, vocab_size=len(problem.weight))
+    best = (problem.hidden.double() @ problem.weight.double().T + problem.bias).argmax(1)
+    weight, bias = slice_of(shard, problem.weight), slice_of(shard, problem.bias)
+    found = []
+    for targets in (best, (best + 1) % len(problem.weight)):
+        stats = token_stats(
+            *(problem.hidden, weight, targets, bias),
+            outputs=("logp", "max_logp"),
+            vocab_shard=shard,
+            **options,
+        )
+        found.append(stats.logp == stats.max_logp)
+    return bool(found[0].all()) and not bool(found[1].any())
+
+
 def loss_errors(name: str, passes: str, pairs: int) -> dict[str, float]:
     """The same for the whole loss."""
     whole, part = sample(True), sample(True)
@@ -127,6 +146,6 @@ def work(rank: int, world: int, folder: str) -> None:
             if objective != "nll" or passes == "two_pass":
                 errors = loss_errors(objective, passes, pairs)
                 found[f"fp64 {objective} {passes}"] = errors
-    report = {"errors": found, "messages": refusals()}
+    report = {"errors": found, "greedy": greedy_found(), "messages": refusals()}
     Path(folder, f"{rank}.json").write_text(json.dumps(report))
     leave_group()

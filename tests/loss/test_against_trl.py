@@ -1,4 +1,4 @@
-"""Loss and gradients of the fused loss against TRL's own DPOTrainer on TRL's own batch.
+"""Loss, gradients and metrics of the fused loss against TRL's own DPOTrainer on TRL's own batch.
 
 A real two-layer Llama, TRL's tokenisation, collation and loss; then the same batch, weights and
 reference through `fused_preference_loss`. Bounds are fp32 rounding.
@@ -135,6 +135,7 @@ class Run:
         trainer.use_weighting = options.get("use_weighting", False)
         trainer.args.discopop_tau = options.get("discopop_tau", 0.05)
         trainer.model.zero_grad()
+        trainer._metrics["train"].clear()
         loss = trainer.compute_loss(trainer.model, dict(self.batch))
         if trainer.use_weighting and "hinge" in trainer.loss_types:
             return float(loss.detach()), None  # written over by its weights: backward raises
@@ -160,6 +161,7 @@ class Run:
             objective,
             ref_hidden=ref_hidden.flatten(0, 1),
             ref_weight=reference.lm_head.weight,
+            log_entropy=True,
         )
         out.loss.backward()
         return out
@@ -188,3 +190,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("name", CASES)
 def test_same_loss_and_gradients_as_trl(name: str, run: Run) -> None:
     run.compare(DPO(beta=BETA, **CASES[name]), CASES[name], name in WELL_CONDITIONED)
+
+
+@pytest.mark.parametrize("name", WELL_CONDITIONED)
+def test_same_metrics_as_trl(name: str, run: Run) -> None:
+    run.theirs(**CASES[name])
+    expected = {k: values[0] for k, values in run.trainer._metrics["train"].items()}
+    found = run.ours(DPO(beta=BETA, **CASES[name])).metrics
+    assert expected.keys() - found.keys() == {"num_tokens"}  # the trainer's
+    for metric, value in found.items():
+        assert float(value) == pytest.approx(expected[metric], rel=2e-5, abs=1e-6), metric

@@ -17,8 +17,8 @@ from peft import (
 )
 
 from prefkit.errors import ModelError
+from prefkit.model.adapters import check_adapter
 from prefkit.model.fsdp_units import adapter_off
-from prefkit.model.reference.policy import check_adapter
 from tests.train.trainer_cases import tiny_model
 
 IDS = torch.tensor([[5, 9, 200, 31, 7, 8]])

@@ -64,6 +64,32 @@ def test_request_equals_logits_with_gradients(family: str) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma2"])
+def test_a_head_that_peft_trains_in_full(family: str) -> None:
+    """The copy of modules_to_save, which has moved, is the head; with the adapter off it is not."""
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny_model(family, scale=4.0).double(), lora).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    plain = copy.deepcopy(model)
+    head = install(model)
+    assert head.transform == TRANSFORMS.get(family, LogitTransform())
+    got, want = request_logp(model, head), direct_logp(plain)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    got.cos().sum().backward()
+    want.cos().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None) == (not ours.requires_grad)
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-9)
+    with torch.no_grad(), model.disable_adapter(), plain.disable_adapter():
+        off = request_logp(model, head)
+        torch.testing.assert_close(off, direct_logp(plain), rtol=0, atol=1e-10)
+    assert (off - got).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
 def test_low_precision_heads_are_recognised(family: str, dtype: torch.dtype) -> None:
@@ -311,10 +337,6 @@ REFUSED = {
     "adapter on the head": (
         lambda: adapted(target_modules=["q_proj", "lm_head"]),
         ["adapter", "lm_head", "target_modules"],
-    ),
-    "head in modules_to_save": (
-        lambda: adapted(target_modules=["q_proj"], modules_to_save=["lm_head"]),
-        ["adapter", "modules_to_save"],
     ),
     "no head": (lambda: LlamaModel(CONFIGS["llama"]()), ["LlamaModel", "AutoModelForCausalLM"]),
     "logits shifted": (lambda: Shifted(CONFIGS["llama"]()), ["Shifted", "config"]),

@@ -199,3 +199,41 @@ def test_data_that_is_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     named = plan(tmp_path, "--train_data", "mine.jsonl").command
     assert named.count("--train_data") == 1
     assert "mine.jsonl" in named
+
+
+# -- runs that can be made and not planned --------------------------------------------------------
+
+
+NOT_PLANNED = {
+    "4 bits": (
+        ["--load_in_4bit", "true", "--adapter", "lora"],
+        "load_in_4bit: memory of quantised",
+    ),
+    "8 bits": (["--load_in_8bit", "true", "--use_peft", "true"], "takes 1 byte less"),
+    "modules in full": (
+        ["--adapter", "lora", "--lora_modules_to_save", "embed_tokens"],
+        "lora_modules_to_save: the copies that train in full are not planned",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_PLANNED)
+def test_what_is_not_planned_is_said(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, words = NOT_PLANNED[case]
+    model = ["--model", small(tmp_path), "--lengths", "5,5,5"]
+    assert words in refusal([*model, *flags], capsys)
+
+
+def test_an_adapter_is_planned_by_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "the/base"}')
+    told = refusal(["--model", str(tmp_path), "--lengths", "5,5,5"], capsys)
+    assert "--model the/base --adapter lora --lora_r R" in told
+
+
+def test_dora_has_more_to_train(tmp_path: Path) -> None:
+    lora = plan(tmp_path, "--adapter", "lora").shape.adapter
+    assert plan(tmp_path, "--adapter", "lora", "--use_dora", "true").shape.adapter > lora

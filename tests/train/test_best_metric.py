@@ -29,11 +29,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"metric_for_best_model": "eval_kl/chosen", "greater_is_better": False},
         "no evaluation of this run makes eval_kl/chosen",
     ),
+    "an entropy that is not logged": (
+        {"metric_for_best_model": "entropy", "greater_is_better": True},
+        "no evaluation of this run makes eval_entropy",
+    ),
     "a set that is not there": (
         {"metric_for_best_model": "eval_esay_loss", "eval_dataset": SETS},
         "Choose one of: eval_easy_loss, ",
     ),
     "high or low": ({"metric_for_best_model": "rewards/rejected"}, "greater_is_better"),
+    "logits high or low": ({"metric_for_best_model": "logits/chosen"}, "greater_is_better"),
     "no evaluation": ({"eval_strategy": "no", "eval_steps": None}, "no effect without evaluation"),
     "a direction of nothing": (
         {"eval_strategy": "no", "eval_steps": None, "greater_is_better": False}
@@ -79,6 +84,11 @@ def test_what_no_evaluation_makes_is_refused(case: str, tmp_path: Path) -> None:
             "eval_kl/chosen",
         ),
         ({"nll_weight": 1.0, "metric_for_best_model": "nll_loss"}, "eval_nll_loss"),
+        ({"metric_for_best_model": "mean_token_accuracy"}, "eval_mean_token_accuracy"),
+        (
+            {"log_entropy": True, "metric_for_best_model": "entropy", "greater_is_better": True},
+            "eval_entropy",
+        ),
     ],
 )
 def test_what_an_evaluation_makes_is_taken(
@@ -125,9 +135,9 @@ def test_a_callback_that_is_added_later_is_looked_at(tmp_path: Path) -> None:
         made.train()
 
 
-def test_supervised_runs_have_a_loss_alone(tmp_path: Path) -> None:
+def test_supervised_runs_have_metrics_of_their_own(tmp_path: Path) -> None:
     rows = test_supervised.ROWS[:2]
-    with pytest.raises(ConfigError, match="Choose one of: eval_loss\\."):
+    with pytest.raises(ConfigError, match="Choose one of: eval_loss, eval_mean_token_accuracy\\."):
         test_supervised.trainer(
             tmp_path, **BEST, eval_dataset=rows, metric_for_best_model="rewards/margins"
         )

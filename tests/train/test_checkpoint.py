@@ -145,7 +145,7 @@ def test_resume_is_exact(changes: dict[str, Any], tmp_path: Path) -> None:
     again.train(resume_from_checkpoint="auto")
     assert_same_weights(again.model, whole.model)
     for got, want in zip(logs_of(again), logs_of(whole), strict=True):
-        for name in ("loss", "rewards/margins", "num_tokens", "learning_rate"):
+        for name in ("loss", "rewards/margins", "num_tokens", "num_tokens_read", "learning_rate"):
             assert got[name] == want[name], (got["step"], name)
 
 

@@ -220,7 +220,6 @@ FIRST_NAMES = {
     "torch_dtype": "dtype",
     "dataset_name": "train_data",
     "eval_dataset": "eval_data",
-    "use_peft": "adapter",
     "lora_rank": "adapter",
     "cutoff_len": "max_length",
     "max_prompt_length": "max_length",
@@ -362,3 +361,38 @@ def test_no_logger(value: Any, tmp_path: Path) -> None:
     assert load_options([str(path), *NEEDED]).config.report_to == []
     if isinstance(value, str):
         assert load_options(["--report_to", value, *NEEDED]).config.report_to == []
+
+
+IGNORED: dict[str, tuple[dict[str, Any], str]] = {
+    "metrics by batch": ({"batch_eval_metrics": True}, "batch_eval_metrics has no effect"),
+    "batches apart": ({"eval_do_concat_batches": False}, "eval_do_concat_batches has no effect"),
+    "inputs": ({"include_for_metrics": ["inputs"]}, "include_for_metrics has no effect"),
+    "labels": ({"label_names": ["labels"]}, "label_names has no effect"),
+    "a column": ({"length_column_name": "n"}, "length_column_name has no effect"),
+    "means apart": ({"average_tokens_across_devices": False}, "average_tokens_across_devices"),
+    "by length": ({"train_sampling_strategy": "group_by_length"}, "tokens_per_batch"),
+    "workers kept": ({"dataloader_persistent_workers": True}, "Set dataloader_num_workers"),
+    "pieces": ({"accelerator_config": {"split_batches": True}}, "split_batches would cut"),
+    "uneven": ({"accelerator_config": {"even_batches": False}}, "even_batches would give"),
+    "dispatched": (
+        {"accelerator_config": {"dispatch_batches": True}},
+        "every process reads its own pairs",
+    ),
+    "halving": ({"auto_find_batch_size": True, "tokens_per_batch": 64}, "lower tokens_per_batch"),
+    "fetched ahead": ({"dataloader_prefetch_factor": 2}, "prefetch_factor"),
+}
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_options_about_rows_that_would_be_ignored_are_refused(case: str, tmp_path: Path) -> None:
+    changes, said = IGNORED[case]
+    with pytest.raises(ConfigError, match=said):
+        PreferenceConfig(output_dir=str(tmp_path), **changes)
+
+
+def test_a_config_can_be_made_of_another(tmp_path: Path) -> None:
+    """What the checks of a config set is what they take."""
+    import dataclasses
+
+    one = PreferenceConfig(output_dir=str(tmp_path), dataloader_num_workers=1)
+    assert dataclasses.replace(one, seed=3).label_names == one.label_names

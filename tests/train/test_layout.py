@@ -177,11 +177,16 @@ def test_training_does_not_depend_on_the_layout(tmp_path: Path, changes: dict[st
         assert trained.layout == layout
         trained.train()
         seen[layout] = (logs_of(trained), trained.evaluate(), weights_of(model))
-    assert seen["shared"][0][-1]["num_tokens"] < seen["separate"][0][-1]["num_tokens"]
+    last = {layout: logs[-1] for layout, (logs, _, _) in seen.items()}
+    assert last["shared"]["num_tokens_read"] < last["separate"]["num_tokens_read"]
+    assert last["shared"]["num_tokens"] == last["separate"]["num_tokens"]
+    assert last["separate"]["num_tokens"] == last["separate"]["num_tokens_read"]
     for one, other in zip(seen["shared"][0], seen["separate"][0], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["active_weight_fraction"] == pytest.approx(other["active_weight_fraction"])
-    for key in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen"):
+        for name in ("logits/chosen", "logits/rejected", "mean_token_accuracy"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+    for key in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen", "eval_logits/rejected"):
         assert seen["shared"][1][key] == pytest.approx(seen["separate"][1][key], rel=1e-4, abs=1e-6)
 
 

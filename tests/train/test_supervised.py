@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,20 @@ def trainer(folder: Path, model: Any = None, rows: Any = None, **changes: Any) -
 
 def by_definition(model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
     """Mean cross-entropy of the response's bytes and the end token, row by row, from logits."""
-    losses, read = [], byte_tokenizer()
+    losses = [
+        torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        for logits, targets in responses(model, rows)
+    ]
+    return torch.cat(losses).mean()
+
+
+def responses(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Logits and targets of the response's bytes and the end token, row by row."""
+    read = byte_tokenizer()
     for row in rows:
         front = read(row["prompt"] + row.get("prefix", ""))["input_ids"]
         ids = torch.tensor([[*front, *read(row["response"])["input_ids"], 256]])
-        logits = model(input_ids=ids).logits[0, len(front) - 1 : -1]
-        losses.append(
-            torch.nn.functional.cross_entropy(logits, ids[0, len(front) :], reduction="none")
-        )
-    return torch.cat(losses).mean()
+        yield model(input_ids=ids).logits[0, len(front) - 1 : -1], ids[0, len(front) :]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2"])
@@ -105,6 +111,25 @@ def test_evaluation_is_a_mean_over_tokens(tmp_path: Path) -> None:
     assert made.evaluate(ROWS[:7])["eval_loss"] == pytest.approx(want, rel=1e-5)
     several = trainer(tmp_path, tiny_model(scale=3.0), eval_dataset={"a": ROWS[:7], "b": ROWS[7:]})
     assert several.evaluate()["eval_a_loss"] == pytest.approx(want, rel=1e-5)
+
+
+def test_accuracy_and_entropy_are_means_over_tokens(tmp_path: Path) -> None:
+    made = trainer(
+        tmp_path, max_steps=30, eval_dataset=ROWS, log_entropy=True, per_device_eval_batch_size=5
+    )
+    made.train()
+    got = made.evaluate()
+    with torch.no_grad():
+        pieces = list(responses(made.model.eval(), ROWS))
+    logits, targets = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    hits = (logits.argmax(1) == targets).double().mean()
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert 0 < hits < 1
+    assert got["eval_mean_token_accuracy"] == pytest.approx(float(hits))
+    assert got["eval_entropy"] == pytest.approx(float(entropy), rel=1e-5)
+    line = logs_of(made)[-1]
+    assert line["num_tokens"] == line["num_tokens_read"] > 0
+    assert "entropy" not in trainer(tmp_path, eval_dataset=ROWS[:2]).loss.metrics
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -184,6 +209,7 @@ def made_by_another(folder: Path) -> Any:
 
 TWO = """
 import json, sys
+from collections.abc import Iterator
 from pathlib import Path
 from prefkit.train.checkpointing.leaving import leave_group
 from tests.train.test_supervised import trainer, ROWS
@@ -237,6 +263,7 @@ RUN: dict[str, Any] = {
 }
 SCRIPT = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tests.train.test_supervised import RUN, trainer
 made = trainer(Path(sys.argv[2]), sys.argv[1], **RUN)

@@ -28,7 +28,10 @@ SAME = (
     "rewards/margins",
     "logps/chosen",
     "logps/rejected",
+    "num_tokens",
 )
+# Means over tokens: TRL's are of each batch, ours of all tokens since the last line.
+OF_TOKENS = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
 LINKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sigmoid": ({}, {}),
     "ipo": ({"link": "ipo"}, {"loss_type": ["ipo"]}),
@@ -43,7 +46,8 @@ LINKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train_with_trl(folder: Path, family: str, **changes: Any) -> Any:
+def train_with_trl(folder: Path, family: str, model: Any = None, **changes: Any) -> Any:
+    """A trained `trl.DPOTrainer`, of a tiny model or of `model`, which is its own reference."""
     options: dict[str, Any] = {
         **run_options(folder),
         "report_to": "none",
@@ -52,8 +56,9 @@ def train_with_trl(folder: Path, family: str, **changes: Any) -> Any:
         "use_cpu": True,
     }
     trained = trl.DPOTrainer(
-        tiny_model(family, scale=3.0),
-        ref_model=tiny_model(family, scale=3.0),
+        tiny_model(family, scale=3.0) if model is None else model,
+        ref_model=tiny_model(family, scale=3.0) if model is None else None,
+        peft_config=changes.pop("peft_config", None),
         args=trl.DPOConfig(**{**options, **changes}),
         train_dataset=datasets.Dataset.from_list(ROWS),
         processing_class=byte_tokenizer(),
@@ -62,12 +67,12 @@ def train_with_trl(folder: Path, family: str, **changes: Any) -> Any:
     return trained
 
 
-def compare(ours: Any, theirs: Any) -> None:
+def compare(ours: Any, theirs: Any, names: tuple[str, ...] = (*SAME, *OF_TOKENS)) -> None:
     mine, other = logs_of(ours, "rewards/chosen"), logs_of(theirs, "rewards/chosen")
     assert len(mine) == len(other) == 4
     for step, (got, want) in enumerate(zip(mine, other, strict=True)):
         rel, tiny = (1e-5, 2e-6) if step == 0 else (3e-4, 3e-5)  # Adam amplifies rounding later
-        for name in SAME:
+        for name in names:
             assert got[name] == pytest.approx(want[name], rel=rel, abs=tiny), (step, name)
     assert abs(mine[-1]["rewards/margins"]) > 1e-3  # the runs went somewhere
     for ours_p, theirs_p in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
@@ -77,14 +82,15 @@ def compare(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("link", LINKS)
 def test_training_equals_trl(link: str, tmp_path: Path) -> None:
     mine, theirs = LINKS[link]
-    ours = trainer(tmp_path / "ours", tiny_model(scale=3.0), **mine)
+    ours = trainer(tmp_path / "ours", tiny_model(scale=3.0), log_entropy=True, **mine)
     ours.train()
+    assert any(line["mean_token_accuracy"] > 0 for line in logs_of(ours))
     compare(ours, train_with_trl(tmp_path / "trl", "llama", **theirs))
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gemma2"])
 def test_other_heads_equal_trl(family: str, tmp_path: Path) -> None:
-    ours = trainer(tmp_path / "ours", tiny_model(family, scale=3.0))
+    ours = trainer(tmp_path / "ours", tiny_model(family, scale=3.0), log_entropy=True)
     ours.train()
     compare(ours, train_with_trl(tmp_path / "trl", family))
 
@@ -93,4 +99,4 @@ def test_accumulation_equals_trl(tmp_path: Path) -> None:
     small: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
     ours = trainer(tmp_path / "ours", tiny_model(scale=3.0), **small)
     ours.train()
-    compare(ours, train_with_trl(tmp_path / "trl", "llama", **small))
+    compare(ours, train_with_trl(tmp_path / "trl", "llama", **small), SAME)

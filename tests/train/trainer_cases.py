@@ -136,11 +136,9 @@ def config(folder: Path, **changes: Any) -> PreferenceConfig:
 
 def trainer(folder: Path, model: Any = None, rows: Any = None, **changes: Any) -> PreferenceTrainer:
     """A trainer on a tiny model; arguments of the trainer itself are told from options by name."""
-    own = {
-        name: changes.pop(name)
-        for name in ("ref_model", "eval_dataset", "peft_config", "callbacks", "compute_metrics")
-        if name in changes
-    }
+    names = ("ref_model", "eval_dataset", "callbacks", "compute_metrics")
+    names += ("quantization_config", "peft_config")
+    own = {name: changes.pop(name) for name in names if name in changes}
     return PreferenceTrainer(
         tiny_model() if model is None else model,
         args=config(folder, **changes),

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.models.float64 import in_double
 from benchmarks.models.miniatures import miniature
 from prefkit import PreferenceTrainer
+from prefkit.model.adapters import REFERENCE
 from tests.train.trainer_cases import (
     CONFIGS,
     MOE,
@@ -34,6 +35,7 @@ class Case:
     Attributes:
         family: of `trainer_cases.tiny_model`, or a type of `benchmarks.models`.
         lora: train an adapter; the reference is the model without it.
+        changed: the adapter changes the model from the beginning; the reference is a copy of it.
         head: whether the head learns (without an adapter).
         options: of `PreferenceConfig`, in one process and in two.
         fsdp: `fsdp_config` of the two.
@@ -44,6 +46,7 @@ class Case:
 
     family: str = "llama"
     lora: bool = False
+    changed: bool = False
     head: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     fsdp: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +63,10 @@ CASES = {
     "tdpo2, rows shared by both": Case(options={"method": "tdpo2"}, shared_rows=True),
     "dpo, lora": Case(options={"method": "dpo"}, lora=True),
     "tdpo2, lora": Case(options={"method": "tdpo2"}, lora=True, fsdp=SHARDED),
+    "dpo, lora that was trained": Case(options={"method": "dpo"}, changed=True),
+    "tdpo2, a reference that follows": Case(
+        options={"method": "tdpo2", "sync_ref_model": True, "ref_model_sync_steps": 1}
+    ),
     "tdpo2, tied head": Case(options={"method": "tdpo2"}, family="llama-tied"),
     "tdpo2, frozen head": Case(options={"method": "tdpo2"}, head=False),
     "tdpo2, checkpointed activations": Case(
@@ -104,6 +111,8 @@ def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
         from peft import LoraConfig
 
         changes["peft_config"] = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    if case.changed:
+        model = changed_adapter(model)
     if world > 1:
         changes |= {"fsdp": True, "fsdp_config": dict(case.fsdp)}
         changes |= {"sequence_parallel_size": world if case.shared_rows else 1}
@@ -127,13 +136,28 @@ def make(case: Case, folder: Path, **changes: Any) -> PreferenceTrainer:
     return trainer(folder, model, TREE_ROWS if case.trees else None, **{**options, **changes})
 
 
+def changed_adapter(model: Any) -> Any:
+    """A model with an adapter, and its head trained in full, that changes what it computes."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, lora)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return adapted
+
+
 def whole_weights(trained: PreferenceTrainer) -> dict[str, Tensor]:
-    """All parameters by name, gathered; every process must ask."""
+    """All parameters by name but a frozen adapter's, gathered; every process must ask."""
     return {
         name.replace("_checkpoint_wrapped_module.", ""): (
             value.full_tensor() if isinstance(value, DTensor) else value
         ).detach()
         for name, value in trained.model.named_parameters()
+        if REFERENCE not in name
     }
 
 

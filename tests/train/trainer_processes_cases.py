@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+
 from benchmarks.models.float64 import in_double
 from benchmarks.models.miniatures import miniature
+from prefkit.train.predictions import PairPredictions
 from tests.train.trainer_cases import (
     CONFIGS,
     MOE,
@@ -56,6 +60,9 @@ BALANCED: dict[str, Any] = {
 CASES = {
     "tdpo2": Case(options={"method": "tdpo2", **SAVING}),
     "cached log-probs": Case(options={"precompute_ref_log_probs": True, **SAVING}),
+    "a reference that follows": Case(
+        options={"method": "tdpo2", "sync_ref_model": True, "ref_model_sync_steps": 1, **SAVING}
+    ),
     "shared rows, tdpo2": Case(options={"method": "tdpo2"}, together=SHARED),
     "shared rows, lora": Case(options={"gradient_checkpointing": True}, together=SHARED, lora=True),
     "shared rows, cached hidden states": Case(
@@ -138,6 +145,17 @@ def model_of(case: Case) -> Any:
     return in_double(miniature(case.family, vocab_size=VOCAB, pad_token_id=None, **case.shape))
 
 
+def of_pairs(predictions: PairPredictions) -> dict[str, float]:
+    """Metrics that need every pair once, in the order of the rows, on every process."""
+    places = np.arange(len(predictions.margins))
+    return {
+        "pairs": len(places),
+        "rows_in_order": float((predictions.rows == places).mean()),
+        "by_place": float((places * predictions.chosen_logps).mean()),
+        "spread": float(predictions.margins.std()),
+    }
+
+
 def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
     """Trains and evaluates.
 
@@ -157,10 +175,18 @@ def run(case: Case, folder: Path, processes: int) -> dict[str, Any]:
     model = model_of(case)
     rows = TREE_ROWS if case.trees else ROWS
     trained = trainer(
-        folder, model, rows, max_steps=STEPS, eval_dataset=rows[:7], use_cpu=True, **options
+        folder,
+        model,
+        rows,
+        max_steps=STEPS,
+        eval_dataset=datasets.Dataset.from_list(rows[:7]).to_iterable_dataset(num_shards=2),
+        compute_metrics=of_pairs,
+        use_cpu=True,
+        **options,
     )
+    trained.evaluate(rows[7:12])  # a precomputed reference needs to see them now
     trained.train()
-    evaluation = trained.evaluate()
+    evaluation = trained.evaluate() | trained.evaluate(rows[7:12], metric_key_prefix="later")
     weights = {
         name.removeprefix("module."): parameter.detach().double().abs().sum().item()
         for name, parameter in trained.model.named_parameters()

@@ -1,5 +1,7 @@
 """Contrastive scores of cDPO: how much a pair of models agrees on each token being a good one."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -11,6 +11,8 @@ exponentials (1), sums of KL terms and the like (1 an output), and the gradient 
 gradient of a process's slice of the weight needs no communication.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -87,11 +89,13 @@ class Shard:
         group: name of the process group that holds the other slices, "" for none.
         first_class: class of row 0 of the weight.
         widest: rows of the widest slice of all, from which every process derives the same chunks.
+        classes: rows of all slices together.
     """
 
     group: str = ""
     first_class: int = 0
     widest: int = 0
+    classes: int = 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum over the group, in place."""

@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
         "preprocess_iterable total_num_tokens axolotl_config_path total_supervised_tokens "
         "sample_packing_eff_est",
     ),
-    "trust_remote_code": Left("no code of a repository is run; a model that needs it is refused"),
+    "trust_remote_code": Left("set it yourself where you have read the code that it runs"),
     **each(
         _MODEL,
         "base_model_config cls_model_config overrides_of_model_config overrides_of_model_kwargs "

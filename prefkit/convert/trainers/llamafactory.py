@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {
     # -- model --------------------------------------------------------------------------------
     "model_name_or_path": To("model"),
     "model_revision": To("revision", off=("main", None)),
-    "trust_remote_code": Left("no code of a repository is run; a model that needs it is refused"),
+    "trust_remote_code": Left("set it yourself where you have read the code that it runs"),
     "flash_attn": To(
         "attn_implementation",
         {

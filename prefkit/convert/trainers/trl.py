@@ -16,7 +16,6 @@ _PROMPTS = "Remove it where no prompt is longer; else use max_length, and too_lo
 _LENGTHS = "Use max_length, which bounds prompt and response together, and too_long."
 _LORA_RULE = By(groups.adapter, "Use adapter: lora, and the options lora_….")
 _DATASET = By(groups.dataset, "Use train_data (NAME:CONFIG of a Hub dataset), train_split.")
-_QUANTISED = "how weights are packed is not an option here"
 _MIXTURE = Refused(
     "alignment-handbook mixes datasets before TRL sees them",
     "Name them as datasets: [{path: NAME, name: CONFIG, split: SPLIT}].",
@@ -32,18 +31,18 @@ RULES: dict[str, Rule] = {
     "attn_implementation": To("attn_implementation"),
     **each(By(groups.precision, "Use bf16 or fp16."), "bf16 fp16"),
     "model_init_kwargs": By(groups.model_options, "Use dtype, attn_implementation."),
-    "trust_remote_code": Left("no code of a repository is run; a model that needs it is refused"),
+    "trust_remote_code": Left("set it yourself where you have read the code that it runs"),
     "ref_model_init_kwargs": Refused(
         "the reference is loaded as the model is", "Use ref_model to name another."
     ),
     **each(_LORA_RULE, " ".join(("use_peft", *groups.LORA, "lora_target_modules"))),
-    "lora_target_parameters": Refused("an adapter of prefkit train changes layers", off=(None,)),
+    "lora_target_parameters": Same(),
     "lora_task_type": Refused(
         "prefkit trains causal language models", "Remove it.", ("CAUSAL_LM", None)
     ),
-    "bnb_4bit_quant_type": Refused(_QUANTISED, off=("nf4", None)),
-    "use_bnb_nested_quant": Refused(_QUANTISED),
-    "bnb_4bit_quant_storage": Refused(_QUANTISED),
+    "bnb_4bit_quant_type": Same(off=("nf4", None)),
+    "use_bnb_nested_quant": Same(off=(False, None)),
+    "bnb_4bit_quant_storage": Refused("it serves FSDP, under which quantised models are refused"),
     "model_adapter_name": Refused("an adapter has one name here"),
     "ref_adapter_name": Refused("the reference is the model with its adapter off"),
     "is_encoder_decoder": Refused("prefkit trains causal language models"),
@@ -149,8 +148,7 @@ TRL = Trainer(
 # Arguments of `trl.DPOTrainer`, now or once, that `PreferenceTrainer` does not have.
 ARGUMENTS = {
     "tokenizer": "Use processing_class.",
-    "quantization_config": "Load the model quantised, and pass it as model.",
-    "model_init_kwargs": "Load the model yourself, and pass it as model.",
+    "model_init_kwargs": "Use PreferenceConfig(model_init_kwargs=…).",
     "ref_model_init_kwargs": "Load the reference yourself, and pass it as ref_model.",
     "preprocess_logits_for_metrics": "There are no logits: prefkit never forms them.",
     "optimizer_cls_and_kwargs": "Use optimizers, or optim in PreferenceConfig.",

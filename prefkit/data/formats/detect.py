@@ -29,6 +29,7 @@ from prefkit.data.formats.papers import read_cdpo, read_step_dpo, read_tdpo
 from prefkit.data.formats.several import by_rejected, same_choice
 from prefkit.data.formats.strings import read_strings
 from prefkit.data.formats.unpaired import is_unpaired, read_unpaired
+from prefkit.data.left_out import LeftOut
 from prefkit.data.pair import Pair, is_conversational
 from prefkit.data.sources.files import Rows, load_rows
 from prefkit.errors import ConfigError, RowError
@@ -52,7 +53,7 @@ class ReadOptions(RowOptions):
         level, mask_tool_output, block_style: see `RowOptions`.
         format: one of FORMATS, or "auto" to detect it from the fields of each row.
         columns: prefkit's field → the column that holds it; a column → None leaves it out.
-        on_bad_row: "error" = raise the first bad row; "skip" = leave bad rows out.
+        on_bad_row, empty, equal: which bad rows are left out, see `LeftOut`.
         skipped_file: JSON Lines file for skipped and cut rows, or None.
         margins: read each row's `margin`, a number: by how much its chosen response is better.
         unpaired: read rows of one labelled response, too (unpaired.py).
@@ -61,6 +62,8 @@ class ReadOptions(RowOptions):
     format: str = "auto"
     columns: Columns = field(default_factory=dict)
     on_bad_row: Literal["error", "skip"] = "error"
+    empty: Literal["error", "skip"] = "error"
+    equal: Literal["error", "skip"] = "error"
     skipped_file: str | os.PathLike[str] | None = None
     margins: bool = False
     unpaired: bool = False
@@ -68,7 +71,7 @@ class ReadOptions(RowOptions):
     @classmethod
     def of(cls, options: Any, **more: Any) -> "ReadOptions":
         """From an object with `ReadingFields` and `TextFields`; `more` overrides and adds."""
-        names = ("mask_tool_output", "format", "block_style", "on_bad_row")
+        names = ("mask_tool_output", "format", "block_style", "on_bad_row", "empty", "equal")
         values = {name: getattr(options, name) for name in names if name not in more}
         return cls(**values, columns=options.columns or {}, **more)
 
@@ -78,16 +81,16 @@ class ReadOptions(RowOptions):
             names = ", ".join(["auto", *FORMATS])
             raise ConfigError(f"format is {self.format!r}. Choose one of: {names}.")
         check_columns(self.columns)
-        check_on_bad_row(self.on_bad_row)
+        self.left_out()
+
+    def left_out(self, too_long: str = "error") -> LeftOut:
+        """Which bad rows are left out; `too_long` is a `TokenizeOptions`'s."""
+        return LeftOut(
+            on_bad_row=self.on_bad_row, too_long=too_long, empty=self.empty, equal=self.equal
+        )
 
 
 MARGIN = "Give every row a margin, or leave margin_weight out."
-
-
-def check_on_bad_row(given: str) -> None:
-    """Raises ConfigError for anything but "error" and "skip"."""
-    if given not in ("error", "skip"):
-        raise ConfigError(f"on_bad_row is {given!r}. Choose one of: error, skip.")
 
 
 def read_pairs(

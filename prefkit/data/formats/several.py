@@ -14,7 +14,7 @@ from typing import Any
 from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.strings import beginning
 from prefkit.data.pair import Pair, is_conversational
-from prefkit.errors import RowError
+from prefkit.errors import EmptyError, RowError
 
 _OF_EACH = ("rejected_weights", "rejected_spans", "full_rejected")
 _NEED_PROMPT = ("prompt", "prefix", "chosen_spans", "rejected_spans")
@@ -40,7 +40,8 @@ def by_rejected(row: Row) -> list[Row]:
         return [row]
     responses = row.get("rejected")
     if not responses:
-        raise row.error("rejected", "is an empty list", "Give a rejected response, or several.")
+        remedy = "Give a rejected response, or several."
+        raise row.error("rejected", "is an empty list", remedy, EmptyError)
     _check_responses(row, responses)
     if "prob_result" in row:
         problem = f"speaks of one rejected response, but there are {len(responses)}"

@@ -4,7 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from prefkit.data.formats.conversations import read_conversation
 from prefkit.data.formats.fields.prompt import Prompt, read_prompt, refuse_media
-from prefkit.data.formats.fields.responses import RowOptions, make_pair, open_end, weighted_side
+from prefkit.data.formats.fields.responses import (
+    RowOptions,
+    make_pair,
+    open_end,
+    same_text,
+    weighted_side,
+)
 from prefkit.data.formats.fields.row import Row
 from prefkit.data.pair import Pair, is_conversational
 
@@ -39,7 +45,7 @@ def _split_prompt(row: Row, chosen: str, rejected: str) -> tuple[Prompt, str, st
         if field in row:
             raise row.error("prompt", f"is missing in a row with '{field}'", "Give the prompt.")
     if chosen == rejected:
-        raise row.error("rejected", "is the same text as 'chosen'", "Remove the row.")
+        raise same_text(row)
     length = beginning([chosen, rejected])
     if not chosen[:length].strip():
         problem = "is missing, and the two responses share no beginning that could be it"

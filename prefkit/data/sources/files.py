@@ -8,10 +8,11 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefkit.data.sources.iterable import refuse_stream
+from prefkit.data.sources.iterable import SOME, SOME_OF_ANY, refuse_stream
 from prefkit.data.sources.json_rows import (
     RawRow,
     as_rows,
@@ -21,9 +22,10 @@ from prefkit.data.sources.json_rows import (
     parse_lines,
 )
 from prefkit.data.sources.splits import first_rows, parts_of
-from prefkit.errors import NoRowsError, PrefkitError, RowError
+from prefkit.errors import ConfigError, NoRowsError, PrefkitError, RowError
 
 FILE_TYPES = (".json", ".jsonl", ".parquet", ".csv")
+MOST = 100_000  # rows of a stream that is read whole
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,31 @@ def load_rows(source: Any, *, split: str = "train") -> Rows:
     if not rows.items:
         raise NoRowsError(f"{rows.source}: holds no rows. Give a source with at least one pair.")
     return rows
+
+
+def load_stream(stream: Any, name: str) -> Rows:
+    """All rows of a stream that has an end.
+
+    Args:
+        stream: an iterable without a length, such as a `datasets.IterableDataset`.
+        name: what messages call it.
+
+    Raises:
+        ConfigError: more than `MOST` rows: it may have no end.
+        NoRowsError: none.
+    """
+    streamed = hasattr(stream, "with_format")
+    rows: Any = map(unfilled_row, stream.with_format(None)) if streamed else stream
+    found = list(islice(rows, MOST + 1))
+    if len(found) > MOST:
+        some = SOME if streamed else SOME_OF_ANY
+        raise ConfigError(
+            f"The {name} rows are a stream of more than {MOST:,} rows, if it has an end at all, "
+            f"and all of them would be held in memory. Give some of them: {some}."
+        )
+    if not found:
+        raise NoRowsError(f"The {name} rows are a stream without any row. Give at least one pair.")
+    return Rows(f"{name} stream", as_rows(found, f"{name} stream"))
 
 
 def _load_named(name: str, split: str) -> Rows:

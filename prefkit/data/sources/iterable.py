@@ -5,7 +5,9 @@ from typing import Any
 
 from prefkit.errors import ConfigError
 
-SOME = "datasets.Dataset.from_list(list(stream.take(1000)))"  # what a message tells to give
+# What a message tells to give in place of a stream.
+SOME = "datasets.Dataset.from_list(list(stream.take(1000)))"
+SOME_OF_ANY = "list(itertools.islice(rows, 1000))"
 
 
 def is_stream(source: Any) -> bool:
@@ -32,7 +34,7 @@ def refuse_stream(source: Any, what: str) -> None:
         ConfigError: it is a stream; names what to give instead.
     """
     if is_stream(source):
-        some = SOME if hasattr(source, "take") else "list(itertools.islice(rows, 1000))"
+        some = SOME if hasattr(source, "take") else SOME_OF_ANY
         raise ConfigError(
             f"{what}: is a stream ({type(source).__name__}), and its rows would be read to an end "
             f"that may not come. Give some of them: {some}."

@@ -10,6 +10,7 @@ from prefkit.data.formats.detect import ReadOptions, read_row
 from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.other_trainers import Columns, check_columns
 from prefkit.data.formats.solutions import SOLUTION_FIELDS
+from prefkit.data.left_out import LeftOut
 from prefkit.data.pair import Pair
 from prefkit.data.report import DataReport, Incident
 from prefkit.data.solutions import SolutionReport, read_solutions
@@ -49,7 +50,7 @@ def stream_pairs(
 
     def read(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Incident]]:
         report = DataReport()
-        keep = Keeper(report, reading.on_bad_row, options, renderer, None)
+        keep = Keeper(report, reading, renderer, None)
         items: list[Pair | RowError] = []
         for index, data in rows:
             checked = _row(name, index, data)
@@ -68,6 +69,7 @@ def stream_solutions(
     columns: Columns | None = None,
     vocab_size: int | None = None,
     on_bad_row: Bad = "error",
+    empty: Bad = "error",
     skipped_file: Path | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> StreamedRows:
@@ -81,11 +83,12 @@ def stream_solutions(
     check_columns(columns, SOLUTION_FIELDS)
     _check(stream)
     name, renderer = _name(stream, part), Renderer(tokenizer, options)
+    left_out = LeftOut(on_bad_row=on_bad_row, too_long=options.too_long, empty=empty)
 
     def read(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], list[Incident]]:
         report = SolutionReport()
         checked = [_row(name, index, data) for index, data in rows]
-        found = read_solutions(checked, renderer, report, vocab_size, on_bad_row, columns)
+        found = read_solutions(checked, renderer, report, vocab_size, left_out, columns)
         return [(solution.row, side) for solution, side in found], report.incidents
 
     return _streamed(stream, read, options, skipped_file, part)

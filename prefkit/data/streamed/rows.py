@@ -9,6 +9,7 @@ follows is what would have followed, shuffle buffers of the user's included.
 
 import json
 import logging
+import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ class Place:
         rows: rows of this pass that are done with.
         of_row: items of the next row that are done with.
         listed: lines of the file of skipped rows that speak of rows before.
+        skipped: how many of them were skipped; the others were cut.
         last: a checksum of the last row that is done with, or None.
     """
 
@@ -51,6 +53,7 @@ class Place:
     of_row: int = 0
     listed: int = 0
     last: int | None = None
+    skipped: int = 0
 
 
 class StreamedRows(torch.utils.data.IterableDataset):
@@ -115,6 +118,11 @@ class StreamedRows(torch.utils.data.IterableDataset):
         """The place after the items that have been used, as plain values."""
         return asdict(self._reached)
 
+    @property
+    def skipped(self) -> int:
+        """Rows of this process's part that were skipped before the place that is reached."""
+        return self._reached.skipped
+
     def __iter__(self) -> Iterator[Any]:
         """Each iteration begins at the same place."""
         self._reached = self._begin
@@ -143,7 +151,7 @@ class StreamedRows(torch.utils.data.IterableDataset):
         """The items from a place to the end of its pass, each with the place after it; then `_END`
         with the beginning of the next pass, which counts the rows left out behind the last item.
         """
-        listed = begin.listed
+        noted = begin
         for sums, items, incidents in _one_ahead(self._windows_from(begin)):
             if begin.passes:  # its rows are in the file already
                 incidents = []
@@ -151,15 +159,15 @@ class StreamedRows(torch.utils.data.IterableDataset):
             for row, group in groupby(items, key=itemgetter(0)):
                 of_row = [item for _, item in group]
                 done = (row - self._first) // self._step
-                part = replace(begin, rows=done, last=None)
-                part = replace(part, listed=listed + sum(one.row < row for one in incidents))
-                whole = replace(part, rows=done + 1, of_row=0, last=sums[row])
-                whole = replace(whole, listed=listed + sum(one.row <= row for one in incidents))
+                part = replace(_after(noted, incidents, row), rows=done, last=None)
+                whole = _after(noted, incidents, row + 1)
+                whole = replace(whole, rows=done + 1, of_row=0, last=sums[row])
                 for count, item in enumerate(of_row, start=1):
                     if done > begin.rows or count > begin.of_row:
                         yield item, whole if count == len(of_row) else replace(part, of_row=count)
-            listed += len(incidents)
-        yield _END, Place(passes=begin.passes + 1, listed=listed)
+            noted = _after(noted, incidents)
+        passes, listed, skipped = begin.passes + 1, noted.listed, noted.skipped
+        yield _END, Place(passes=passes, listed=listed, skipped=skipped)
 
     def _windows_from(self, begin: Place) -> Iterator[tuple[dict[int, int], list[Any], list[Any]]]:
         """Checksums of some rows by their numbers, their items, and what is left out of them."""
@@ -210,6 +218,13 @@ class StreamedRows(torch.utils.data.IterableDataset):
                 first.problem,
                 f" Listed in {self.skipped_file}." if self.skipped_file else "",
             )
+
+
+def _after(place: Place, incidents: Sequence[Incident], row: float = math.inf) -> Place:
+    """The place with the incidents of rows before `row` counted in."""
+    before = [one for one in incidents if one.row < row]
+    skipped = sum(one.action == "skipped" for one in before)
+    return replace(place, listed=place.listed + len(before), skipped=place.skipped + skipped)
 
 
 def _one_ahead(items: Iterator[_T]) -> Iterator[_T]:

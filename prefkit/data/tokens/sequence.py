@@ -16,13 +16,9 @@ from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.data.text.response import Written, write_response
 from prefkit.data.tokens.encode import Encoded
 from prefkit.data.tokens.weights import Tokens, bind_weights, end_is_implied
-from prefkit.errors import RowError
+from prefkit.errors import EmptyError, NothingLeftError, RowError, TooLongError
 
 _WEIGH = "Give one weight above 0, or remove the row."
-
-
-class TooLongError(RowError):
-    """A row longer than max_length that may not be cut."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def _first_scored(front: Front, name: str, scored: np.ndarray, append: bool) -> 
     first = int(np.argmax(scored))
     if first == 0:
         problem = "is missing or empty: nothing precedes the first scored token to predict it"
-        raise RowError(front.source, front.row, "prompt", problem, "Give a prompt.")
+        raise EmptyError(front.source, front.row, "prompt", problem, "Give a prompt.")
     return first
 
 
@@ -200,6 +196,10 @@ def _allowed_length(
     if options.too_long == "truncate_end":
         if front.append_eos and first_scored < limit:
             return limit
-        problem += "; " + ("the prompt" if front.append_eos else "a single step") + " is never cut"
+        if front.append_eos:
+            problem += ", which its prompt fills; the prompt is never cut"
+            remedy = 'Raise max_length, or set empty to "skip": nothing of the response is left.'
+            raise NothingLeftError(front.source, front.row, name, problem, remedy)
+        problem += "; a single step is never cut"
         remedy = 'Raise max_length, or set too_long to "skip".'
     raise TooLongError(front.source, front.row, name, problem, remedy)

@@ -10,10 +10,9 @@ from typing import Any
 from prefkit.data.pair import Pair, Rendered, TokenizedPair, common_prefix
 from prefkit.data.text.render import Renderer, TokenizeOptions
 from prefkit.data.tokens.encode import Encoded, encode
-from prefkit.data.tokens.sequence import Texts, TooLongError, finish_side, try_write
-from prefkit.errors import RowError
+from prefkit.data.tokens.sequence import Texts, finish_side, try_write
+from prefkit.errors import EqualError, RowError
 
-__all__ = ["TooLongError", "encode_pairs", "tokenize_pair", "tokenize_pairs", "write_pairs"]
 SIDES = ("chosen", "rejected")
 
 
@@ -93,7 +92,7 @@ def _finish_pair(
         problem = "is the same tokens as 'chosen'"
         remedy = "Remove the row, or raise max_length if the difference was cut off, or use a "
         remedy += "tokenizer that tells the two apart."
-        raise RowError(pair.source, pair.row, "rejected", problem, remedy)
+        raise EqualError(pair.source, pair.row, "rejected", problem, remedy)
     return TokenizedPair(
         chosen=chosen,
         rejected=rejected,

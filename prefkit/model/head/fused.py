@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from prefkit.errors import ModelError
 from prefkit.loss.wrappers import expect_requests
 from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
+from prefkit.model.head.copies import layers_of
 from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
@@ -38,7 +39,8 @@ class Head:
 
     Attributes:
         owner: the causal LM that holds the head (inside any PEFT wrapper).
-        module: the linear layer itself.
+        module: the linear layer itself, or PEFT's wrapper around several (`layers_of`), whose
+            weight is that of the one in use.
         transform: what the model does to its logits.
         vocab_size: rows of the head, padding of the vocabulary included; the weight may be
             partitioned later.
@@ -128,7 +130,8 @@ def find_head(model: nn.Module) -> Head:
             f"{name} was wrapped by FSDP version 1 before its head was found. Call "
             "prefkit.install(model) before you wrap it, or shard it with fully_shard (FSDP2)."
         )
-    _refuse_odd_head(module, name)
+    for layer in layers_of(module):
+        _refuse_odd_head(layer, name)
     rows = int(_whole_shape(module.weight)[0])
     sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
     elsewhere = weights_elsewhere() and not sharded
@@ -164,7 +167,7 @@ def _refuse_odd_head(module: nn.Module, name: str) -> None:
     if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
         raise ModelError(
             f"{name}: the head is wrapped by an adapter ({kind}), which the fused head cannot see. "
-            "Remove the head (usually 'lm_head') from target_modules and modules_to_save."
+            "Remove the head (usually 'lm_head') from target_modules; modules_to_save may have it."
         )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or len(_whole_shape(weight)) != 2:
@@ -200,13 +203,15 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
             return _as_before(self, *args, **kwargs)
-        head = _output_layer(self)
+        layers = layers_of(_output_layer(self))
         slot: dict[str, Any] = {"request": request}
-        head._prefkit_slot = slot
+        for layer in layers:
+            layer._prefkit_slot = slot  # type: ignore[assignment]
         try:
             output = _as_before(self, *args, **kwargs)
         finally:
-            del head._prefkit_slot
+            for layer in layers:
+                del layer._prefkit_slot
         if "result" not in slot:
             raise ModelError(f"{type(self).__name__} did not call its head in this forward.")
         value, extras = slot["result"]
@@ -257,9 +262,10 @@ def install(model: nn.Module) -> Head:
     if head is None or _output_layer(owner) is not head.module:
         head = find_head(model)
         _replace_forward(head.owner, _requesting_forward(type(head.owner).forward))
-        _replace_forward(head.module, _requesting_head)
         owner._prefkit_head = head
-    expect_requests(head.module)
+    for layer in layers_of(head.module):  # an adapter that came later has one of its own
+        _replace_forward(layer, _requesting_head)
+        expect_requests(layer)
     return head
 
 

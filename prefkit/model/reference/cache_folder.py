@@ -27,6 +27,7 @@ from prefkit.files.progress import Progress
 from prefkit.model.reference.kept_rows import KeptRows
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of what a folder holds; a folder of another one is refused
 Sides = tuple[Tensor, Tensor]  # of one pair: chosen, rejected
 BY_QUESTION = "by question"  # in a manifest, of a cache that keeps each token once
 ComputeFn = Callable[[Sequence[TokenizedPair]], list[Sides]]
@@ -73,6 +74,14 @@ def start_manifest(folder: Path, wanted: dict[str, Any]) -> None:
                 f"{folder}: this reference cache was computed {meaning}. Delete the folder or "
                 "choose another ref_cache_dir."
             )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a cache, of whatever, is there with all its shards."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["complete"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def finish_manifest(folder: Path, wanted: dict[str, Any]) -> None:

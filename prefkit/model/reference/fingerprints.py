@@ -16,12 +16,15 @@ _AT_ONCE = 1 << 22  # values of a parameter that are summed in one go
 _VOLATILE = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype", "architectures")
 
 
-def fingerprint_model(model: nn.Module, *, without_adapter: bool = False) -> str:
+def fingerprint_model(
+    model: nn.Module, *, without_adapter: bool = False, but: str | None = None
+) -> str:
     """A hash of the config and of every value of every parameter and buffer.
 
     Args:
         model: the reference.
-        without_adapter: leave PEFT adapter weights out (they are switched off for the reference).
+        without_adapter: leave PEFT adapter weights out (they are not in use in the reference).
+        but: the name of an adapter that is: its weights count.
     """
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
@@ -30,7 +33,8 @@ def fingerprint_model(model: nn.Module, *, without_adapter: bool = False) -> str
         content.pop(key, None)
     digest.update(json.dumps(content, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
-        if without_adapter and ("lora_" in name or "modules_to_save" in name):
+        of_adapter = "lora_" in name or "modules_to_save" in name
+        if without_adapter and of_adapter and not (but and f".{but}" in name):
             continue
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_checksum(tensor)}".encode())
     return digest.hexdigest()

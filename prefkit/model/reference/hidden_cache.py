@@ -30,6 +30,7 @@ from prefkit.errors import ConfigError
 from prefkit.files.progress import Progress
 from prefkit.model.reference.cache_folder import (
     BY_QUESTION,
+    FORMAT,
     ComputeFn,
     Values,
     compute_units,
@@ -164,7 +165,7 @@ def _manifest(
     """What the folder has to say of itself to be this cache."""
     return {
         "kind": _NAME,
-        "version": 1,
+        "version": FORMAT,
         "model": model,
         "pairs": cache.kept.fingerprint(pairs),
         "bytes_a_shard": BYTES_A_SHARD,

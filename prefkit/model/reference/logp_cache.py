@@ -21,6 +21,7 @@ from prefkit.data.pair import TokenizedPair
 from prefkit.files.progress import Progress
 from prefkit.model.reference.cache_folder import (
     BY_QUESTION,
+    FORMAT,
     ComputeFn,
     Values,
     compute_units,
@@ -90,7 +91,7 @@ def build_cache(
     by_question = is_kept_by_question(folder, once)
     kept = kept_by_question(pairs) if by_question else kept_by_pair(pairs)
     wanted: dict[str, Any] = {
-        "version": 1,
+        "version": FORMAT,
         "model": model_fingerprint,
         "pairs": kept.fingerprint(pairs),
         "pairs_a_shard": PAIRS_A_SHARD,

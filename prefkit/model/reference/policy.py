@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | a frozen model | its hidden states and head | its log-probs |
 | the policy with its adapter off | the same | the same |
+| the policy with a frozen adapter in its adapter's place | the same | the same |
 | a cache on disk (`reference_cache`) | refused | read from the batch |
 
 The reference always runs without gradient, in evaluation mode, and only the hidden states of scored
@@ -16,22 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from prefkit.errors import ModelError
 from prefkit.model.attention.install import reading
 from prefkit.model.evaluating import evaluating
-from prefkit.model.fsdp_units import (
-    adapter_off,
-    outliving,
-    release,
-    trained_without_adapter,
-    unit_of,
-    weights_elsewhere,
-)
-from prefkit.model.head.fused import Head, LogitTransform, unwrap
+from prefkit.model.fsdp_units import adapter_chosen, adapter_off, outliving, release, unit_of
+from prefkit.model.head.fused import Head, LogitTransform
 from prefkit.model.reference.head import ReferenceHead
 from prefkit_kernels import token_stats
 
@@ -47,11 +40,13 @@ class Reference:
         model: the module to call (prepared, possibly wrapped), with the fused head installed.
         head: its head.
         adapter_owner: the PEFT model whose adapter is switched off around the call, or None.
+        adapter: of that model, the one in use around the call instead; None = none is.
     """
 
     model: nn.Module
     head: Head
     adapter_owner: Any = None
+    adapter: str | None = None
     _held: FSDPModule | None = field(default=None, init=False, repr=False)
 
     def run(self, inputs: ModelInputs, positions: Tensor, compute: Compute) -> Any:
@@ -66,13 +61,19 @@ class Reference:
             got.append(compute(hidden, weight, bias))
             return hidden[:0], {}
 
-        owner = self.adapter_owner
-        off = contextlib.nullcontext() if owner is None else adapter_off(owner)
-        with evaluating(self.model), off, reading(inputs) as model_inputs:
+        with evaluating(self.model), self.adapted(), reading(inputs) as model_inputs:
             self.model(**model_inputs, prefkit_request=request)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
             release(self.model, self._held)
         return got[0]
+
+    def adapted(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the policy's model is the reference, where it is one."""
+        if self.adapter_owner is None:
+            return contextlib.nullcontext()
+        if self.adapter is None:
+            return adapter_off(self.adapter_owner)
+        return adapter_chosen(self.adapter_owner, self.adapter)
 
     def operands(
         self, inputs: ModelInputs, positions: Tensor, policy: LogitTransform, vocab_size: int
@@ -194,50 +195,4 @@ def check_tokenizers(policy: Any, reference: Any) -> None:
             f"The reference model has another tokenizer than the policy ({len(differing)} tokens "
             f"with another id, {missing} in one of the two only; for example {example!r}). Its "
             "log-probabilities would be of other text. Use a reference with the same tokenizer."
-        )
-
-
-def check_adapter(model: Any) -> None:
-    """Refuses an adapter whose model is not a sound reference when it is switched off.
-
-    Raises:
-        ModelError: prompt-learning adapters; parameters that train beside the adapter, since they
-            would move the reference too; adapters that already change the model: without them it
-            is not the policy as it is before training.
-    """
-    refuse_moving_reference(model)
-    if weights_elsewhere():
-        return  # the process that has them checks
-    embeddings = unwrap(model).get_input_embeddings()  # type: ignore[operator]
-    ids = torch.arange(4, device=embeddings.weight.device).reshape(1, 4)
-    with evaluating(model):
-        with_adapter = model(input_ids=ids, use_cache=False).logits
-        with adapter_off(model):
-            without = model(input_ids=ids, use_cache=False).logits
-    scale = without.abs().max().clamp_min(1e-6)
-    if not torch.allclose(with_adapter / scale, without / scale, rtol=1e-3, atol=1e-3):
-        raise ModelError(
-            "The adapter already changes the model, so the model without it is not the policy "
-            "before training and cannot be the reference. Merge it first (merge_and_unload) and "
-            "pass a fresh peft_config, or pass ref_model."
-        )
-
-
-def refuse_moving_reference(model: Any) -> None:
-    """Refuses a PEFT model that training changes without its adapter, too.
-
-    Raises:
-        ModelError: prompt-learning adapters; parameters that train beside the adapter.
-    """
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ModelError(
-            "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
-            " be trained here. Use a weight adapter such as LoRA."
-        )
-    if outside := trained_without_adapter(model):
-        raise ModelError(
-            f"{len(outside)} parameters train that the adapter does not hold, such as {outside[0]}:"
-            " with the adapter off the model would not stay the reference it is now. Freeze them "
-            "(bias='none' in the peft_config; requires_grad_(False)), name their modules in "
-            "modules_to_save, which trains copies, or pass ref_model."
         )

@@ -21,6 +21,8 @@ class Lora:
     alpha: int
     dropout: float
     target_modules: str | list[str]
+    target_parameters: list[str] | None = None
+    dora: bool = False
 
 
 def build(
@@ -80,6 +82,8 @@ def _with_adapter(model: Any, lora: Lora) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        target_parameters=lora.target_parameters,
+        use_dora=lora.dora,
     )
     return get_peft_model(model, fitted(asked, model)[0])
 

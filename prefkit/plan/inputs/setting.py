@@ -208,7 +208,14 @@ def read_setting(
 def _lora(script: Any) -> Lora | None:
     if script.adapter != "lora":
         return None
-    return Lora(script.lora_r, script.lora_alpha, script.lora_dropout, script.lora_target_modules)
+    return Lora(
+        script.lora_r,
+        script.lora_alpha,
+        script.lora_dropout,
+        script.lora_target_modules,
+        script.lora_target_parameters,
+        script.use_dora,
+    )
 
 
 def _offloads_params(fsdp: Mapping[str, Any] | None) -> bool:

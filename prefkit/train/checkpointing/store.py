@@ -21,8 +21,11 @@ from transformers.trainer_utils import TrainOutput
 from prefkit.errors import ConfigError, ModelError
 from prefkit.files.atomic import write_json
 from prefkit.train.checkpointing import checkpoint
+from prefkit.train.checkpointing.early_stopping import stopped_early
 from prefkit.train.meter import Meter
+from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.models.synced import load_reference, save_reference
 from prefkit.train.rows import streaming
 from prefkit.train.rows.datasets import plain
 
@@ -36,13 +39,14 @@ class CheckpointStore:
 
     Args:
         args: of the run.
-        models: `reference_id` is read: a run goes on against the same reference.
+        models: a run goes on against the same reference (`reference_id`), where it stood.
         meter: its count of tokens is saved and resumed.
     """
 
     def __init__(self, args: Any, models: RunModels, meter: Meter) -> None:
         self.args, self.models, self.meter = args, models, meter
         self.started_at = 0  # the step that the last call of `resume` found
+        self.stopped_early = False  # and whether the run had been stopped there
         self.loading: str | None = None  # the folder that weights are being loaded from
 
     def resume(self, request: str | bool | None, rows: Any, batch_size: int) -> Path | None:
@@ -63,7 +67,7 @@ class CheckpointStore:
         found = checkpoint.resolve_resume(
             request, Path(self.args.output_dir or "."), logger.warning
         )
-        self.started_at = 0
+        self.started_at, self.stopped_early = 0, False
         if found is None:
             streaming.start(rows)
             return None
@@ -71,12 +75,16 @@ class CheckpointStore:
         path = folder / STATE
         state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self._check_state(state, folder, rows)
-        step = _trainer_state(folder).global_step
+        if self.models.reference_moves and self.models.reference is not None:
+            load_reference(self.models.reference, folder)
+        trained = _trainer_state(folder)
+        step = trained.global_step
         # transformers drops as many batches as have been trained on, unless told not to.
         batches = 0 if self.args.ignore_data_skip else step * self.args.gradient_accumulation_steps
         streaming.resume(rows, state.get("stream"), folder, self.args, batches * batch_size)
-        self.meter.resume(step, int(state.get("num_tokens", 0)))
-        self.started_at = step
+        count = int(state.get("num_tokens", 0))
+        self.meter.resume(step, TokenCount(int(state.get("num_tokens_read", count)), count))
+        self.started_at, self.stopped_early = step, stopped_early(trained, self.args)
         return folder
 
     def _check_state(self, state: dict[str, Any], folder: Path, rows: Any) -> None:
@@ -101,6 +109,8 @@ class CheckpointStore:
 
     def is_finished(self, rows: Any, batch_size: int) -> bool:
         """Whether the run resumed is at its last step: Trainer would train one step too many."""
+        if self.stopped_early:
+            return True
         args = self.args
         steps = args.max_steps
         if steps < 1:
@@ -134,12 +144,15 @@ class CheckpointStore:
             yield
         finally:
             args.save_total_limit = limit
+        if self.models.reference_moves and self.models.reference is not None:
+            save_reference(self.models.reference, folder, args.should_save)
         accelerator.wait_for_everyone()
-        streams = streaming.states(rows, args)
+        streams, seen = streaming.states(rows, args), self.meter.clock.seen()
         if args.should_save:
             own = {
                 "reference": self.models.reference_id,
-                "num_tokens": self.meter.clock.seen(),
+                "num_tokens": seen.text,
+                "num_tokens_read": seen.read,
                 "rows": _dealing(rows),
                 "chat_template": _template(rows),
                 "stream": streams,

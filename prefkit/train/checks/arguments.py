@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from prefkit.data.formats.fields.messages import TEXT_ALONE
 from prefkit.errors import ConfigError, ModelError
+from prefkit.model.loading import base_of
+from prefkit.train.checks.synced import refuse_synced_adapter
 
 
 def refuse_unusable(
@@ -21,21 +24,29 @@ def refuse_unusable(
         ConfigError: any other argument of the wrong kind, or one that cannot be served.
     """
     refuse_kinds(model, processing_class, peft_config)
-    if ref_model is not None and not hasattr(getattr(ref_model, "config", None), "model_type"):
+    refuse_synced_adapter(args, model, peft_config)
+    named = ref_model is None or isinstance(ref_model, str)
+    if not named and not hasattr(getattr(ref_model, "config", None), "model_type"):
         raise ModelError(
-            f"ref_model is {_kind(ref_model)}; it must be a loaded causal language model, or None."
+            f"ref_model is {_kind(ref_model)}; it must be a causal language model, the name or "
+            "folder of one, the folder of an adapter, or None."
         )
     if data_collator is not None and args.layout != "auto":
         raise ConfigError(
             f"layout is {args.layout!r}, but a data_collator of your own lays its rows out itself. "
             "Leave layout out, or give no data_collator."
         )
-    if compute_metrics is not None:
+    if compute_metrics is not None and not callable(compute_metrics):
         raise ConfigError(
-            "compute_metrics takes logits, which are never formed. The rewards/*, logps/* and kl/* "
-            "metrics are always logged; anything else belongs into a TrainerCallback."
+            f"compute_metrics is {_kind(compute_metrics)}; it must be a function of a "
+            "PairPredictions that returns a dict of numbers."
         )
-    if ref_model is not None and ref_model is model:
+    if compute_metrics is not None and args.prediction_loss_only:
+        raise ConfigError(
+            "prediction_loss_only asks for the loss alone, and compute_metrics for more. Leave one "
+            "out."
+        )
+    if not named and ref_model is model:
         raise ConfigError(
             "model and ref_model are the same object, so the reference would train along. Leave "
             "ref_model out: a copy of the model as it is now is made."
@@ -55,6 +66,11 @@ def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
             "name or folder of one."
         )
     if processing_class is not None and not hasattr(processing_class, "pad_token_id"):
+        if hasattr(processing_class, "tokenizer"):
+            raise ConfigError(
+                f"processing_class is {_kind(processing_class)}, which prepares more than text. "
+                f"Give its tokenizer (processor.tokenizer). {TEXT_ALONE}."
+            )
         raise ConfigError(
             f"processing_class is {_kind(processing_class)}; it must be a loaded tokenizer "
             "(AutoTokenizer.from_pretrained), or None for the model's own."
@@ -63,6 +79,11 @@ def refuse_kinds(model: Any, processing_class: Any, peft_config: Any) -> None:
         raise ConfigError(
             f"peft_config is {_kind(peft_config)}; it must be a configuration of peft, such as "
             "LoraConfig(r=16, target_modules='all-linear', task_type='CAUSAL_LM')."
+        )
+    if isinstance(model, str) and peft_config is not None and base_of(model) is not None:
+        raise ConfigError(
+            f"{model} is an adapter, which goes on training, and another one is asked for "
+            "(peft_config, adapter: lora). Leave that out, or merge the first (prefkit merge)."
         )
 
 

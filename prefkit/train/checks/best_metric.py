@@ -13,12 +13,13 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from prefkit.errors import ConfigError
 from prefkit.loss.objective import Objective
+from prefkit.loss.token_metrics import token_metric_names
 from prefkit_kernels import TokenStats
 
 # Metrics that may be wanted high or low: what transformers would take for granted is no answer.
 _EITHER_WAY = (
     *("rewards/rejected", "logps/rejected", "kl/chosen", "kl/rejected"),
-    "active_weight_fraction",
+    *("logits/chosen", "logits/rejected", "entropy", "active_weight_fraction"),
 )
 _NEEDS_EVALUATION = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
@@ -26,7 +27,7 @@ _NEEDS_EVALUATION = (
 )
 
 
-def objective_metrics(objective: Objective) -> list[str]:
+def objective_metrics(objective: Objective, log_entropy: bool) -> list[str]:
     """The names under which an evaluation of pairs reports, without `eval_`: those of one pair."""
     nothing = torch.zeros(2)
     stats = TokenStats(*[nothing] * len(TokenStats._fields))
@@ -36,7 +37,13 @@ def objective_metrics(objective: Objective) -> list[str]:
     result = objective(
         stats, torch.tensor([0, 1]), margins=margins, groups=groups, reference_point=point
     )
-    return ["loss", *result.metrics, "active_weight_fraction"]
+    of_tokens = token_metric_names(log_entropy)
+    return ["loss", *result.metrics, *of_tokens, "active_weight_fraction"]
+
+
+def solution_metrics(log_entropy: bool) -> list[str]:
+    """The names under which an evaluation of solutions reports, without `eval_`."""
+    return ["loss", "mean_token_accuracy", *(["entropy"] if log_entropy else [])]
 
 
 def expected_metrics(own: list[str], config: Any) -> list[str]:
@@ -61,6 +68,7 @@ def check_evaluation_options(config: Any) -> None:
         ConfigError: names the option; or the best model's metric, or its direction, is not given
             and not obvious.
     """
+    _check_stopping(config)
     metric, saving = config.metric_for_best_model, _value(config.save_strategy)
     if metric and config.greater_is_better is None and metric.endswith(_EITHER_WAY):
         raise ConfigError(
@@ -85,6 +93,26 @@ def check_evaluation_options(config: Any) -> None:
         raise ConfigError(
             f"eval_steps has no effect with eval_strategy {strategy}. Set eval_strategy to steps, "
             "or leave eval_steps out."
+        )
+
+
+def _check_stopping(config: Any) -> None:
+    if config.early_stopping_patience is None:
+        if config.early_stopping_threshold:
+            raise ConfigError(
+                "early_stopping_threshold has no effect without early_stopping_patience. Set it, "
+                "or leave early_stopping_threshold out."
+            )
+        return
+    missing = []
+    if _value(config.eval_strategy) == "no":
+        missing.append("eval_strategy (steps or epoch, and rows to evaluate on)")
+    if not config.load_best_model_at_end:
+        missing.append("load_best_model_at_end: true")
+    if missing:
+        raise ConfigError(
+            f"early_stopping_patience needs {' and '.join(missing)}; metric_for_best_model says "
+            "what is watched, the loss where it is left out."
         )
 
 

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefkit.train.checks.arguments import refuse_missing_eval
-from prefkit.train.checks.best_metric import check_best_metric, expected_metrics, objective_metrics
+from prefkit.train.checks.best_metric import (
+    check_best_metric,
+    expected_metrics,
+    objective_metrics,
+    solution_metrics,
+)
 from prefkit.train.checks.machine import check_machine
 from prefkit.train.checks.options import check_passes
 from prefkit.train.checks.shared_rows import check_groups, check_shared_model
 from prefkit.train.checks.start import Start, check_processes
-from prefkit.train.checks.streams import refuse_streams
+from prefkit.train.checks.streams import refuse_stream
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,11 @@ def check_run(
     objective = config.build_objective() if hasattr(config, "build_objective") else None
     if given is not None:
         refuse_missing_eval(config, given.eval_dataset)
-        refuse_streams(config, given.train_dataset, given.eval_dataset)
+        refuse_stream(config, given.train_dataset)
     given = given or Given()
     if not given.adds_metrics:
-        own = ["loss"] if objective is None else objective_metrics(objective)
+        logged = config.log_entropy
+        own = objective_metrics(objective, logged) if objective else solution_metrics(logged)
         names = expected_metrics(own, config)
         check_best_metric(config, names, given.eval_dataset, given.callbacks)
     check_processes(config, start)

@@ -44,16 +44,22 @@ def check_machine(config: Any) -> None:
         _check_hub(config.hub_token)
 
 
-def need_package(package: str, option: str) -> None:
+def need_package(package: str, option: str, extra: str = "") -> None:
     """Refuses an option whose package is not installed.
+
+    Args:
+        package: that is imported.
+        option: that needs it.
+        extra: what pip installs it by, such as "prefkit[qlora]"; "" = its own name.
 
     Raises:
         ConfigError: see above.
     """
     if importlib.util.find_spec(package) is None:
+        how = f"pip install '{extra}'" if extra else "pip"
         raise ConfigError(
             f"{option} needs the package {package.replace('_', '-')}, which is not installed. "
-            f"Install it with pip, or leave {option} out."
+            f"Install it with {how}, or leave {option} out."
         )
 
 

@@ -79,7 +79,6 @@ def check_sharding(config: Any) -> None:
     if str(config.fsdp).lower() in ("true", "false", "none"):
         config.fsdp = flag(config.fsdp)  # as YAML and flags write it; transformers wants a bool
     _check_parallelism(config)
-    _check_loader(config)
     if asks_for_fsdp(config):
         _check_fsdp(config)
     elif config.deepspeed or flag(os.environ.get("ACCELERATE_USE_DEEPSPEED")):
@@ -123,18 +122,6 @@ def _check_parallelism(config: Any) -> None:
         raise ConfigError(
             "Megatron-LM (pipeline and tensor parallelism of accelerate) brings its own models and "
             "loss, in which the preference loss has no place. Use FSDP2."
-        )
-
-
-def _check_loader(config: Any) -> None:
-    given = config.accelerator_config
-    if isinstance(given, str) and Path(given).is_file():
-        given = json.loads(Path(given).read_text(encoding="utf-8"))
-    dispatched = given.get("dispatch_batches") if isinstance(given, dict) else None
-    if dispatched or getattr(given, "dispatch_batches", None):
-        raise ConfigError(
-            "accelerator_config: dispatch_batches cuts batches in pieces of equal rows, which would"
-            " cut pairs. Leave it out: every process reads its own pairs."
         )
 
 

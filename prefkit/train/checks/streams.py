@@ -1,26 +1,21 @@
-"""What a stream of rows excludes, told before anything is read of it."""
+"""What a stream of rows to train on excludes, told before anything is read of it."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from prefkit.data.sources.iterable import SOME, stream_of
 from prefkit.errors import ConfigError
 
 
-def refuse_streams(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
+def refuse_stream(args: Any, train_dataset: Any) -> None:
     """Refuses what a stream cannot serve, before anything is read of it.
 
     Args:
         args: a config that has passed its own checks.
-        train_dataset, eval_dataset: as given to the trainer.
+        train_dataset: as given to the trainer.
 
     Raises:
-        ConfigError: a stream without max_steps, with options that need every row beforehand, or to
-            evaluate on.
+        ConfigError: a stream without max_steps, or with options that need every row beforehand.
     """
-    several = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-    for name, one in several.items():
-        refuse_eval_stream(one, name)
     if stream_of(train_dataset, "train") is None:
         return
     if args.max_steps < 1:
@@ -31,8 +26,9 @@ def refuse_streams(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
     needs_all += ["auto_find_batch_size"]
     if found := next((name for name in needs_all if getattr(args, name, None)), None):
         raise ConfigError(
-            f"{found} needs to know the rows beforehand, and train_dataset is a stream. Leave "
-            f"{found} out, or give some of the rows: {SOME}."
+            f"{found} is not supported with IterableDataset: it needs to know the rows beforehand, "
+            f"and a stream tells them one by one. Leave {found} out, or give some of the rows: "
+            f"{SOME}."
         )
     if args.dataloader_num_workers:
         raise ConfigError(
@@ -43,17 +39,4 @@ def refuse_streams(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
         raise ConfigError(
             f"train_sampling_strategy is {order}, and a stream has the order it comes in (its own "
             ".shuffle(seed=..., buffer_size=...) changes that). Leave train_sampling_strategy out."
-        )
-
-
-def refuse_eval_stream(rows: Any, name: str) -> None:
-    """Refuses to evaluate on a stream: it may have no end, and every evaluation would differ.
-
-    Raises:
-        ConfigError: see above.
-    """
-    if stream_of(rows, "train") is not None:
-        raise ConfigError(
-            f"The {name} rows are a stream, which may have no end. Evaluate on some of them: "
-            f"{SOME}."
         )

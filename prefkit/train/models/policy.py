@@ -2,61 +2,40 @@
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.model.adapter_targets import ALL_LINEAR, fitted
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
 from prefkit.model.head.fused import is_peft, unwrap
+from prefkit.model.loading import load_tokenizer
 from prefkit.train.checks.options import check_precision
 from prefkit.train.checks.sharding import asks_for_fsdp, check_model
 from prefkit.train.models.dropout import disable_dropout
+from prefkit.train.models.loading import load_named, name_of
+from prefkit.train.models.quantised import keep_gradients, refuse_purely_quantised
 
 logger = logging.getLogger(__name__)
 
 
-def load_policy(model: Any, tokenizer: Any, args: Any) -> tuple[Any, Any]:
-    """The model, loaded in float32 where it is only named, and its tokenizer with a padding token.
+def load_policy(model: Any, tokenizer: Any, args: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
+    """The model, loaded where it is only named, and its tokenizer with a padding token.
 
     Args:
-        model: a causal LM, or the name or folder of one.
+        model: a causal LM, or the name or folder of one or of an adapter, which goes on training.
         tokenizer: the tokenizer, or None for the model's own.
         args: the run's options.
+        keywords: of `keywords_of`.
     """
+    name = model if isinstance(model, str) else name_of(model)
     if isinstance(model, str):
-        with loading_whole(args):
-            model = AutoModelForCausalLM.from_pretrained(
-                model, dtype=torch.float32, trust_remote_code=False
-            )
-    found = tokenizer or AutoTokenizer.from_pretrained(
-        model.config.name_or_path, trust_remote_code=False
-    )
+        model = load_named(model, args, keywords, trainable=True)
+    own = {key: keywords.get(key) for key in ("revision", "trust_remote_code")}
+    found = tokenizer or load_tokenizer(name, "Give one as processing_class.", **own)
     return model, with_padding(found, given=tokenizer is not None)
-
-
-@contextmanager
-def loading_whole(args: Any) -> Iterator[None]:
-    """Models loaded inside the block are whole in every process, under ZeRO-3 as well.
-
-    Partitioned while they are loaded, as transformers does as soon as the options ask for ZeRO-3,
-    neither the head nor an adapter could be proved, nor the reference be copied.
-    """
-    config = getattr(args, "hf_deepspeed_config", None)
-    if config is None:
-        yield
-        return
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(config)
 
 
 def with_padding(tokenizer: Any, given: bool) -> Any:
@@ -73,24 +52,28 @@ def with_padding(tokenizer: Any, given: bool) -> Any:
     return tokenizer
 
 
-def prepare_policy(model: Any, tokenizer: Any, peft_config: Any, args: Any) -> tuple[Any, Any]:
+def prepare_policy(
+    model: Any, tokenizer: Any, peft_config: Any, args: Any, keywords: dict[str, Any]
+) -> tuple[Any, Any]:
     """The model that is trained, checked and with its adapter, and its tokenizer.
 
     Args:
-        model, tokenizer: as in `load_policy`.
+        model, tokenizer, keywords: as in `load_policy`.
         peft_config: of an adapter to wrap the model in, or None.
         args: the run's options.
 
     Raises:
         ModelError, ConfigError: a model that cannot be trained so; see the functions called.
     """
-    policy, tokenizer = load_policy(model, tokenizer, args)
+    policy, tokenizer = load_policy(model, tokenizer, args, keywords)
+    keep_gradients(policy)
     if args.disable_dropout:
         disable_dropout(policy)
     check_model(policy, args)
     check_dtypes(unwrap(policy), autocast=args.bf16 or args.fp16)
     check_causal(policy)
     policy = apply_peft(policy, peft_config, args)
+    refuse_purely_quantised(policy)
     check_precision(policy, raised=asks_for_fsdp(args) and (args.bf16 or args.fp16))
     return policy, tokenizer
 
@@ -112,7 +95,7 @@ def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
         if is_peft(model):
             raise ConfigError(
                 "The model has an adapter already and peft_config asks for another. Merge the first"
-                " (merge_and_unload), or leave peft_config out."
+                " (prefkit merge), or leave peft_config out: then the one it has goes on training."
             )
         torch.manual_seed(args.seed)  # the adapter's random half, the same at every start
         try:

@@ -22,6 +22,9 @@ class RunModels:
         reference: the frozen reference; None where the loss reads none, or when it is cached.
         reference_id: a hash of the reference and its precision; None without one.
         reference_head: what is left of a reference whose hidden states are cached.
+        start: the policy as the reference of rows that come before its first step, where it is the
+            reference and its cache trains; None else.
+        reference_moves: the reference follows the policy, so checkpoints hold it.
     """
 
     policy: nn.Module
@@ -30,6 +33,8 @@ class RunModels:
     reference: Reference | None = None
     reference_id: str | None = None
     reference_head: ReferenceHead | None = None
+    start: Reference | None = None
+    reference_moves: bool = False
 
     @property
     def config(self) -> Any:

@@ -11,17 +11,25 @@ from torch import Tensor
 
 from prefkit.data.batch.collators import Layout
 from prefkit.data.pair import PairBatch, TokenizedPair
+from prefkit.errors import ConfigError
 from prefkit.model.head.fused import Head
+from prefkit.model.reference.cache_folder import is_complete
 from prefkit.model.reference.head import ReferenceHead
 from prefkit.model.reference.hidden_cache import build_hidden_cache
 from prefkit.model.reference.logp_cache import build_cache
 from prefkit.model.reference.policy import Reference
 from prefkit.train.config import PreferenceConfig
-from prefkit.train.rows.datasets import CachedDataset, pair_of
+from prefkit.train.rows.datasets import CachedDataset, pair_of, plain
 
 logger = logging.getLogger(__name__)
 
 BySide = list[tuple[Tensor, Tensor]]
+TOO_LATE = (
+    "These rows have no precomputed reference, and the reference is gone: it was freed, or it was "
+    "the model before its first step. Give them to the trainer as eval_dataset from the start, "
+    "evaluate on them once before training (without ref_model), or leave precompute_ref_log_probs "
+    "and precompute_ref_hidden out."
+)
 
 
 def attach_cache(
@@ -32,37 +40,39 @@ def attach_cache(
     args: PreferenceConfig,
     model_fingerprint: str | None,
     layout: Layout = "padded",
+    moved: bool = False,
 ) -> CachedDataset:
     """Completes or loads the cache of what the options ask for, and puts it beside each pair.
 
     Args:
         dataset: tokenised pairs.
-        name: "train", "eval" or "eval_NAME": the cache's folder in `ref_cache_dir`.
+        name: the cache's folder in `ref_cache_dir`: "train", "eval", "eval_NAME", or `name_of`.
         reference: computes what is missing.
         collator: makes a `PairBatch` of pairs.
         args: `precompute_ref_hidden` asks for hidden states, otherwise log-probabilities.
         model_fingerprint: of the reference and its precision.
         layout: of the run's rows: in trees a new cache holds each token once.
+        moved: the reference has been trained since: a cache is only loaded.
 
     Raises:
-        ConfigError: the folder holds the cache of another model or of other rows, or its disk
-            cannot hold the hidden states.
+        ConfigError: the folder holds the cache of another model or of other rows, its disk cannot
+            hold the hidden states, or a reference that has moved would have to compute.
     """
     if isinstance(dataset, CachedDataset):
         return dataset
-    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
+    folder = _folder(name, args)
     pairs = [pair_of(dataset[i]) for i in range(len(dataset))]
     common: dict[str, Any] = {
         "model_fingerprint": model_fingerprint or "",
         "batch_size": args.precompute_ref_batch_size or args.per_device_eval_batch_size,
         "once": layout == "tree",
     }
-    compute = _by_side(_kept_of(reference, args), collator, reference)
+    compute = _too_late if moved else _by_side(_kept_of(reference, args), collator, reference)
     if not args.precompute_ref_hidden:
-        return CachedDataset(dataset, build_cache(root / name, pairs, compute, **common))
+        return CachedDataset(dataset, build_cache(folder, pairs, compute, **common))
     weight: Tensor = reference.head.module.weight  # type: ignore[assignment]
     cache = build_hidden_cache(
-        root / f"{name}_hidden",
+        folder,
         pairs,
         compute,
         width=weight.shape[1],
@@ -71,6 +81,25 @@ def attach_cache(
         **common,
     )
     return CachedDataset(dataset, cache)
+
+
+def _folder(name: str, args: PreferenceConfig) -> Path:
+    root = Path(args.ref_cache_dir) if args.ref_cache_dir else Path(args.output_dir) / "ref_cache"  # type: ignore[arg-type]
+    return root / (f"{name}_hidden" if args.precompute_ref_hidden else name)
+
+
+def is_cached(name: str, args: PreferenceConfig) -> bool:
+    """Whether the cache of a name is there with all its shards."""
+    return is_complete(_folder(name, args))
+
+
+def name_of(dataset: Any) -> str:
+    """The cache's folder of rows that come when the run is set up: the same for the same tokens."""
+    return f"rows_{plain(dataset).fingerprint[:16]}"
+
+
+def _too_late(pairs: Sequence[TokenizedPair]) -> BySide:
+    raise ConfigError(TOO_LATE)
 
 
 def _kept_of(reference: Reference, args: PreferenceConfig) -> Callable[[PairBatch], Tensor]:
@@ -110,10 +139,10 @@ def _by_side(
 
 def kept_head(reference: Reference, policy: Head) -> ReferenceHead:
     """The reference's head, to stay when the rest of it is freed."""
-    module = reference.head.module
-    own = reference.head.module is policy.module and policy.module.weight.requires_grad
-    # The policy as it is before training is the reference: its head is about to change.
-    weight = module.weight.detach().clone() if own else None  # type: ignore[operator]
-    bias = getattr(module, "bias", None)
-    bias = bias.detach().clone() if own and bias is not None else bias
+    with reference.adapted():
+        weight: Tensor = reference.head.module.weight  # type: ignore[assignment]
+        bias: Tensor | None = getattr(reference.head.module, "bias", None)
+    if weight.requires_grad:  # the policy as it is before training, whose head is about to change
+        weight = weight.detach().clone()
+        bias = None if bias is None else bias.detach().clone()
     return ReferenceHead.of(reference.head, policy.transform, policy.vocab_size, weight, bias)

@@ -3,16 +3,18 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from prefkit.data.batch.bundles import GroupBy
 from prefkit.data.batch.collators import Layout
 from prefkit.data.batch.packing import PackedDataset, pack
 from prefkit.data.pair import PairBatch, TokenizedPair
-from prefkit.data.streamed.rows import PASSED
+from prefkit.data.streamed.rows import PASSED, StreamedRows
 from prefkit.model.reference.hidden_cache import HiddenCache
 from prefkit.model.reference.logp_cache import ReferenceCache
-from prefkit.train.rows.even_evaluation import without_fillers
+from prefkit.train.rows.even_evaluation import EvenDataset, without_fillers
 
 
 class CachedRows(NamedTuple):
@@ -57,7 +59,7 @@ def pair_of(item: Any) -> TokenizedPair:
 
 def plain(dataset: Any) -> Any:
     """The tokenised pairs inside what was put around them."""
-    while isinstance(dataset, CachedDataset | PackedDataset):
+    while isinstance(dataset, CachedDataset | PackedDataset | EvenDataset):
         dataset = dataset.dataset
     return dataset
 
@@ -111,6 +113,23 @@ def packed(
     if dataset is None or isinstance(dataset, PackedDataset):
         return dataset
     return pack(dataset, pairs_of(dataset), budget, layout, seed, group_by, whole_rows)
+
+
+def skipped_rows(dataset: Any, accelerator: Accelerator) -> int:
+    """Rows of training data that were skipped; of a stream those so far, of all processes.
+
+    Args:
+        dataset: prepared rows, with whatever was put around them.
+        accelerator: of the run, each of whose processes must ask.
+    """
+    inner = plain(dataset)
+    if not isinstance(inner, StreamedRows):  # every process has read all of it
+        report = getattr(inner, "report", None)
+        return 0 if report is None else report.skipped.total()
+    if accelerator.num_processes == 1:
+        return inner.skipped
+    own = torch.tensor(inner.skipped, device=accelerator.device)
+    return int(accelerator.reduce(own, "sum"))
 
 
 def pairs_of(dataset: Any) -> list[TokenizedPair]:

@@ -17,7 +17,6 @@ from prefkit.data.streamed.prepare import stream_pairs
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
 from prefkit.train.checks.shared_rows import check_shared_layout
-from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.config import PreferenceConfig
 from prefkit.train.rows.datasets import CachedDataset, packed, pairs_of, plain
 from prefkit.train.rows.layout import choose_layout, longest_sequence, say_what_trees_save
@@ -119,11 +118,12 @@ def prepare_dataset(
     if (stream := stream_of(rows, split)) is not None:
         if point:
             raise ConfigError(_NO_STREAM)
-        if name != "train":
-            refuse_eval_stream(stream, name)
         part = (args.process_index, args.world_size)
         return stream_pairs(stream, tokenizer, options, reading, vocab_size=vocab_size, part=part)
-    dataset = prepare_pairs(rows, tokenizer, options, reading, split=split, vocab_size=vocab_size)
+    quiet = args.process_index > 0
+    dataset = prepare_pairs(
+        rows, tokenizer, options, reading, split=split, vocab_size=vocab_size, quiet=quiet
+    )
     if not len(dataset):
         raise ConfigError(
             f"The {name} data hold no usable pair. Look at the rows that were skipped."

@@ -8,10 +8,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from prefkit.data.batch.collators import Layout
+from prefkit.data.batch.packing import PackedDataset
 from prefkit.data.text.render import TokenizeOptions
 from prefkit.model.loading import positions_of
 from prefkit.train.rows.datasets import plain
 from prefkit.train.rows.layout import check_lengths
+from prefkit.train.rows.streaming import whole_stream
 from prefkit.train.rows.templates import refuse_other_template, with_trained_template
 
 
@@ -68,22 +70,24 @@ class RunRows(ABC):
         return train, self._beside(evaluation, "eval", train)
 
     def prepare_later(self, rows: Any, name: str, train: Any) -> Any:
-        """Rows to evaluate on that come when the run is set up.
+        """Rows to evaluate on that come when the run is set up; they are not packed yet.
 
         Args:
-            rows: of any format.
+            rows: of any format; those that were packed before pass through.
             name: what messages call them.
             train: the training rows, prepared.
 
         Raises:
             ConfigError: sequences longer than the layout can hold, or chats of another template.
         """
+        if isinstance(rows, PackedDataset):
+            return rows
         dataset = self._beside(rows, name, train)
         check_lengths(self.layout, self.model, self.longest([dataset]))
-        return self.packed(dataset)
+        return dataset
 
     def _beside(self, rows: Any, name: str, train: Any) -> Dataset | None:
-        prepared = self.read(rows, name)
+        prepared = self.read(whole_stream(rows, name), name)
         refuse_other_template(self.tokenizer, self.args, plain(train), plain(prepared), name)
         return prepared
 
@@ -105,6 +109,7 @@ def row_options(args: Any, text_config: Any, name: str) -> dict[str, Any]:
     return {
         "vocab_size": text_config.vocab_size,
         "on_bad_row": args.on_bad_row,
+        "empty": args.empty,
         "skipped_file": Path(args.output_dir or ".") / f"skipped_rows_{name}.jsonl",
     }
 

@@ -10,7 +10,6 @@ from prefkit.data.solutions import SolutionDataset, prepare_solutions
 from prefkit.data.sources.iterable import stream_of
 from prefkit.data.streamed.prepare import stream_solutions
 from prefkit.data.streamed.rows import StreamedRows
-from prefkit.train.checks.streams import refuse_eval_stream
 from prefkit.train.rows.layout import choose_layout
 from prefkit.train.rows.run_rows import RunRows, datasets_of, row_options, tokenize_options
 
@@ -32,11 +31,10 @@ class SolutionRows(RunRows):
         checks = row_options(args, text, name)
         checks["columns"] = {} if args.columns is None else args.columns
         if (stream := stream_of(rows, "train")) is not None:
-            if name != "train":
-                refuse_eval_stream(stream, name)
             part = (args.process_index, args.world_size)
             return stream_solutions(stream, self.tokenizer, options, part=part, **checks)
-        return prepare_solutions(rows, self.tokenizer, options, **checks)
+        quiet = args.process_index > 0
+        return prepare_solutions(rows, self.tokenizer, options, quiet=quiet, **checks)
 
     def longest(self, datasets: list[Any]) -> int:
         """As the datasets' own reports have it."""

@@ -1,10 +1,12 @@
-"""Training on a stream: who reads which rows, and where it goes on.
+"""Streams: who reads which rows to train on, and where it goes on; those to evaluate on, whole.
 
-The rows of a stream are shared out among the processes, and each tokenises its own. A checkpoint
+The rows to train on are shared out among the processes, and each tokenises its own. A checkpoint
 holds where each process stood, so that a resumed run reads on from there. The position itself is
 kept by `StreamedRows`; of rows that are no stream these functions leave everything as it is.
 """
 
+import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch.distributed as dist
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from prefkit.data.sources.files import load_stream
+from prefkit.data.sources.iterable import stream_of
 from prefkit.data.streamed.rows import StreamedRows
 from prefkit.errors import ConfigError
 
@@ -28,7 +32,7 @@ def stream_loader(stream: StreamedRows, batch_size: int, collator: Any, args: An
     Raises:
         ConfigError: the processes see the stream in different orders.
     """
-    _check_order(stream)
+    _same_everywhere(stream.first_rows(), "stream", "train")
     return prepare_data_loader(
         DataLoader(stream, batch_size, collate_fn=collator, drop_last=True),
         args.device,
@@ -92,18 +96,43 @@ def resume(rows: Any, saved: list[Any] | None, folder: Path, args: Any, passed: 
     rows.go_to(saved[args.process_index], passed)
 
 
-def _check_order(stream: StreamedRows) -> None:
-    """Compares what the processes see of the stream before it is shared out.
+def whole_stream(rows: Any, name: str) -> Any:
+    """Rows to evaluate on: those of a stream, read to its end, so that they are always the same.
+
+    Args:
+        rows: of any kind; those that are no stream pass through.
+        name: what messages call them.
 
     Raises:
-        ConfigError: different first rows.
+        ConfigError: a stream without an end within `MOST` rows, or that the processes see in
+            different orders.
+    """
+    stream = stream_of(rows, "train")
+    if stream is None:
+        return rows
+    if isinstance(stream, StreamedRows):
+        raise ConfigError(
+            f"The {name} rows are a stream that was prepared to train on, without end. Give the "
+            "datasets.IterableDataset itself."
+        )
+    found = load_stream(stream, name)
+    text = json.dumps(found.items, default=repr, sort_keys=True)
+    _same_everywhere(zlib.crc32(text.encode()), f"{name} stream", "evaluate")
+    return found
+
+
+def _same_everywhere(seen: Any, what: str, verb: str) -> None:
+    """Compares what the processes see of a stream before it is shared out.
+
+    Raises:
+        ConfigError: they see different rows.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    seen: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(seen, stream.first_rows())
-    if any(one != seen[0] for one in seen):
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, seen)
+    if any(one != everywhere[0] for one in everywhere):
         raise ConfigError(
-            "The processes see the stream in different orders, and would train on some rows twice "
-            "and on others never. Give its shuffle a seed: .shuffle(seed=42)."
+            f"The processes see the {what} in different orders, and would {verb} on some rows "
+            "twice and on others never. Give its shuffle a seed: .shuffle(seed=42)."
         )

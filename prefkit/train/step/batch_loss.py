@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prefkit.model.head.fused import RequestOutput
 from prefkit.model.router import Router
+from prefkit.train.metrics import TokenCount
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,18 @@ class BatchLoss:
             run trains a router's balance, is the batch's own.
         items: pairs or response tokens that the metrics are means over; 0 for a batch that only
             fills an evaluation up.
-        tokens: tokens that the model read.
+        tokens: of the batch.
         output: of the model's forward.
-        items_of: metric → what it is a mean over, where that is not `items`.
+        counts: what single metrics are means over where that is not `items`: groups of pairs,
+            responses, scored tokens.
     """
 
     value: Tensor
     metrics: dict[str, Tensor]
     items: int
-    tokens: int
+    tokens: TokenCount
     output: RequestOutput
-    items_of: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int | Tensor] = field(default_factory=dict)
 
 
 def items_of_window(items: int, accelerator: Accelerator, device: torch.device) -> Any:
@@ -72,7 +74,10 @@ class StepLoss(Protocol):
 
 
 def with_balance(metrics: dict[str, Tensor], router: Router | None) -> dict[str, Tensor]:
-    """The metrics with the routers' auxiliary loss in `loss`, where the forward made one."""
+    """The metrics with the routers' auxiliary loss in `loss`, where the forward made one.
+
+    Beside it, `aux_loss` is a mean over batches (`BatchLoss.counts`), as TRL has it.
+    """
     if (balance := metrics.get("aux_loss")) is not None:
         assert router is not None
         metrics["loss"] = metrics["loss"] + router.coefficient * balance

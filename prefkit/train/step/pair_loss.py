@@ -4,18 +4,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
-from prefkit.loop.preference import ask_preference, groups_of
+from prefkit.loop.preference import TOKENS, ask_preference, groups_of
 from prefkit.loop.reference_point import point_of
 from prefkit.loop.references import reference_terms
+from prefkit.loss.by_pair import sums_by_pair
+from prefkit.loss.fused import PreferenceLoss
 from prefkit.loss.objectives import Objective
+from prefkit.loss.token_metrics import tokens_of_metrics
 from prefkit.train.checks.best_metric import objective_metrics
 from prefkit.train.config import PreferenceConfig
+from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
+from prefkit.train.predictions import PairCollector
+from prefkit.train.rows.caches import TOO_LATE
 from prefkit.train.rows.even_evaluation import counted_pairs
 from prefkit.train.step.balancing import balance_of
 from prefkit.train.step.batch_loss import BatchLoss, with_balance
@@ -25,16 +31,17 @@ class PairLoss:
     """The objective over batches of pairs.
 
     Args:
-        args: `memory_budget`, `head_backend`, `head_passes` and `sequence_parallel_size` are
-            read.
+        args: `memory_budget`, `head_backend`, `head_passes`, `log_entropy` and
+            `sequence_parallel_size` are read.
         objective: on the pairs' per-token quantities.
         models: of the run; the reference may be replaced by its cache later.
     """
 
     def __init__(self, args: PreferenceConfig, objective: Objective, models: RunModels) -> None:
         self.args, self.objective, self.models = args, objective, models
-        self.metrics = objective_metrics(objective)
+        self.metrics = objective_metrics(objective, args.log_entropy)
         self.sequence_group: dist.ProcessGroup | None = None  # joined when the processes are there
+        self.collector: PairCollector | None = None  # of an evaluation that asks for its pairs
 
     def count(self, batches: list) -> int:
         """Pairs of the batches, or groups of pairs where the loss is one of groups."""
@@ -74,6 +81,7 @@ class PairLoss:
             "memory_budget": self.args.memory_budget,
             "backend": self.args.head_backend,
         }
+        kept: list[PreferenceLoss] = []
         output = ask_preference(
             model,
             inputs,
@@ -84,24 +92,37 @@ class PairLoss:
             sequence_group=group,
             reference_point=point_of(model, inputs, self.objective, head, reference, **options),
             balance=balance_of(self.models.router, inputs, steps, group),
+            kept=kept,
             passes=self.args.head_passes,
+            log_entropy=self.args.log_entropy,
             **options,
         )
+        if self.collector is not None and not inputs.get("filler"):
+            self._collect(inputs, kept[0])
         loss, metrics = output.value, dict(output.extras or {})
         assert loss is not None
+        counts: dict[str, int | Tensor] = {
+            "aux_loss": 1,
+            **tokens_of_metrics(metrics.pop(TOKENS)),
+            **self._items_by_metric(inputs, count),
+        }
         metrics["loss"] = metrics["loss"] * ((count if num_items is None else num_items) / count)
         # How much of the text carries the loss: Σ weights over the tokens of both sides. Where
         # processes share a row each has its part, and the mean over processes divides by them.
         read = inputs["input_ids"].numel()  # where a collator of the user's own counts nothing
         carried = inputs["weights"].sum() * self.args.sequence_parallel_size
-        metrics["active_weight_fraction"] = carried / inputs.get("text_tokens", read)
+        text = inputs.get("text_tokens", read)
+        metrics["active_weight_fraction"] = carried / text
         return BatchLoss(
             value=loss,
             metrics=with_balance(metrics, self.models.router),
             items=items,
-            tokens=inputs.get("num_tokens", read),
+            # The whole text counts on one of the processes that share the row.
+            tokens=TokenCount(
+                inputs.get("num_tokens", read), 0 if group is not None and group.rank() else text
+            ),
             output=output,
-            items_of=self._items_by_metric(inputs, count) if items else {},
+            counts=counts,
         )
 
     def _items_by_metric(self, inputs: Mapping[str, Any], count: int) -> dict[str, int]:
@@ -120,6 +141,22 @@ class PairLoss:
             "rewards/margins": int(chosen > 0 and rejected > 0),  # a batch's, as TRL has it
         }
 
+    def _collect(self, inputs: Mapping[str, Any], out: PreferenceLoss) -> None:
+        """Gives the collector the values of a batch's pairs."""
+        assert self.collector is not None
+        values = {"logps": out.logps, "rewards": out.rewards}
+        if self.objective.needs_reference:
+            assert out.stats.ref_logp is not None, "the objective asks for it"
+            values["ref_logps"] = sums_by_pair(
+                out.stats.ref_logp,
+                inputs["segments"],
+                inputs["weights"],
+                len(inputs["pair_index"]),
+                inputs.get("token_index"),
+                self.sequence_group,
+            )
+        self.collector.add(inputs["pair_index"], values)
+
     def _reference_terms(
         self, inputs: Mapping[str, Any], options: dict[str, Any]
     ) -> dict[str, Any]:
@@ -130,11 +167,7 @@ class PairLoss:
             inputs, self.objective, models.head, models.reference, kept, **options
         )
         if terms is None:
-            raise ConfigError(
-                "This dataset has no precomputed reference, and the reference was freed. Pass it "
-                "to the trainer as eval_dataset from the start, or leave precompute_ref_log_probs "
-                "and precompute_ref_hidden out."
-            )
+            raise ConfigError(TOO_LATE)
         return terms
 
 

@@ -6,6 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from prefkit.loop.forward import ask_head
+from prefkit.loss.token_metrics import likeliest
+from prefkit.train.checks.best_metric import solution_metrics
+from prefkit.train.metrics import TokenCount
 from prefkit.train.models.run_models import RunModels
 from prefkit.train.run_config import RunConfig
 from prefkit.train.step.balancing import balance_of
@@ -17,13 +20,13 @@ class SolutionLoss:
     """−(1 / T) Σ_t log p(y_t | x, y_<t), in nats a token, over T response tokens of the window.
 
     Args:
-        args: `memory_budget` and `head_backend` are read.
+        args: `memory_budget`, `head_backend` and `log_entropy` are read.
         models: of the run.
     """
 
     def __init__(self, args: RunConfig, models: RunModels) -> None:
         self.args, self.models = args, models
-        self.metrics = ["loss"]
+        self.metrics = solution_metrics(args.log_entropy)
 
     def count(self, batches: list) -> int:
         """Response tokens of the batches."""
@@ -40,6 +43,7 @@ class SolutionLoss:
         positions, targets = inputs["positions"], inputs["targets"]
         tokens, transform = len(targets), self.models.head.transform
         divisor = tokens if num_items is None else num_items
+        entropy = ("entropy",) if self.args.log_entropy else ()
 
         def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
             stats = token_stats(
@@ -47,6 +51,8 @@ class SolutionLoss:
                 weight,
                 targets,
                 bias=bias,
+                outputs=("logp", "max_logp", *entropy),
+                detached=entropy,
                 **transform.options,
                 num_scored=tokens,
                 memory_budget=self.args.memory_budget,
@@ -54,7 +60,13 @@ class SolutionLoss:
             )
             assert stats.logp is not None
             total = -stats.logp.sum()
-            return total / divisor, {"loss": total.detach() / tokens}
+            metrics = {
+                "loss": total.detach() / tokens,
+                "mean_token_accuracy": likeliest(stats).mean(),
+            }
+            if stats.entropy is not None:
+                metrics["entropy"] = stats.entropy.sum() / tokens
+            return total / divisor, metrics
 
         balance = balance_of(self.models.router, inputs, steps)
         output = ask_head(model, inputs, request, self.models.head, balance)
@@ -63,6 +75,7 @@ class SolutionLoss:
             value=output.value,
             metrics=with_balance(dict(output.extras or {}), self.models.router),
             items=0 if inputs.get("filler") else tokens,
-            tokens=inputs["num_tokens"],
+            tokens=TokenCount(inputs["num_tokens"], inputs["text_tokens"]),
             output=output,
+            counts={"aux_loss": 1},
         )

@@ -1,5 +1,7 @@
 """Which kernels turn logits into numbers: in torch, or in Triton."""
 
+from __future__ import annotations
+
 import importlib
 import os
 from types import ModuleType

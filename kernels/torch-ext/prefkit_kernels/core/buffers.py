@@ -10,6 +10,8 @@ rounded up to 16, whatever the dtype: at least 32 bytes. The elements after the 
 read and written by kernels, used by nobody.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch

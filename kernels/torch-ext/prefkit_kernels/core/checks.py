@@ -1,8 +1,10 @@
 """What a public function refuses before it computes, and how it reads its arguments."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ class Options(NamedTuple):
     """The options that `token_stats` and `pair_scores` share; see the former."""
 
     outputs: tuple[str, ...]
+    detached: tuple[str, ...]
     ignore_index: int
     temperature: float
     logit_scale: float
@@ -41,6 +44,7 @@ class Options(NamedTuple):
         scaling, shard = self.scaling, self.vocab_shard
         return (
             [OUTPUTS.index(name) for name in self.outputs],
+            [OUTPUTS.index(name) for name in self.detached],
             self.ignore_index,
             scaling.scale,
             scaling.softcap,
@@ -51,11 +55,13 @@ class Options(NamedTuple):
             shard.group.group_name if shard else "",
             shard.start if shard else 0,
             shard.widest if shard else 0,
+            shard.vocab_size if shard else 0,
         )
 
 
+_Maybe = Optional[Tensor]  # an alias is computed, and Python 3.9 has no | of types
 HeadTensors = tuple[
-    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+    Tensor, Tensor, Tensor, _Maybe, _Maybe, _Maybe, _Maybe
 ]  # hidden, weight, targets, bias, ref_hidden, ref_weight, ref_bias
 
 
@@ -134,17 +140,15 @@ def check_dtypes(hidden: Tensor, weight: Tensor, p: str) -> None:
         )
 
 
-def output_names(outputs: Sequence[str]) -> tuple[str, ...]:
+def output_names(names: Sequence[str], option: str = "outputs") -> tuple[str, ...]:
     """The names as a tuple; a string would be read as its letters.
 
     Raises:
         ValueError: a string.
     """
-    if isinstance(outputs, str):
-        raise ValueError(
-            f"outputs is the string {outputs!r}: give a tuple of names, ({outputs!r},)"
-        )
-    return tuple(outputs)
+    if isinstance(names, str):
+        raise ValueError(f"{option} is the string {names!r}: give a tuple of names, ({names!r},)")
+    return tuple(names)
 
 
 def _check_options(options: Options, ref_hidden: Tensor | None, ref_weight: Tensor | None) -> None:
@@ -152,6 +156,9 @@ def _check_options(options: Options, ref_hidden: Tensor | None, ref_weight: Tens
     unknown = [name for name in outputs if name not in OUTPUTS]
     if unknown or not outputs or len(set(outputs)) != len(outputs):
         raise ValueError(f"outputs must be distinct names of {OUTPUTS}, got {outputs}")
+    unknown = [name for name in options.detached if name not in outputs]
+    if unknown:
+        raise ValueError(f"detached must be names of outputs = {outputs}, got {unknown}")
     if (ref_hidden is None) != (ref_weight is None):
         raise ValueError("ref_hidden and ref_weight go together: give both or neither")
     wanting = [name for name in outputs if name in NEEDS_REFERENCE]

@@ -9,6 +9,8 @@ product of twice the rows. For few tokens a product takes as long as reading the
 done also where no KL asks for both, if all tokens fit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from .buffers import new_store, padded, padded_view, token_budget, token_chunks, token_tile
 from .gemm import gradient_dtype, project_
-from .logits import LogitsBlock, add_sums, normalise
+from .logits import LogitsBlock, add_sums, log_probability, normalise
+from .outputs import SUMS
 from .problem import HeadInputs, Problem
 
 
@@ -114,7 +117,7 @@ class Chunks:
     def _takes_small(self, names: tuple[str, ...]) -> bool:
         """Whether products made twice cost less than logits written and read; if so, takes them."""
         problem = self.problem
-        summed = set(problem.outputs) - {"logp", "ref_logp", *self.without}
+        summed = {*SUMS} & set(problem.outputs) - {*self.without}
         small = getattr(problem.kernels, "small_head", None)
         if summed or small is None:
             return False
@@ -181,6 +184,7 @@ class Chunks:
             len(problem.outputs), stop - start, dtype=problem.dtype
         )
         norms = stats.new_zeros(4, stop - start)
+        row = dict(zip(problem.outputs, stats))
         ref = None
         if self.joint:
             self._project_both(start, stop)
@@ -188,13 +192,15 @@ class Chunks:
             name = "reference" if self.side_by_side else "policy"
             block = self._project(problem.reference, name, start, stop, targets)
             found = normalise(self.kernels, block, problem.shard, norms[2:])
-            if "ref_logp" in problem.outputs:
-                stats[problem.outputs.index("ref_logp")] = found
+            if "ref_logp" in row:
+                row["ref_logp"].copy_(found)
             ref = block if problem.wants_kl else None
         block = self._project(problem.policy, "policy", start, stop, targets, ref)
-        found = normalise(self.kernels, block, problem.shard, norms[:2])
-        if "logp" in problem.outputs:
-            stats[problem.outputs.index("logp")] = found
+        found = normalise(self.kernels, block, problem.shard, norms[:2], row.get("mean_logit"))
+        if "logp" in row:
+            row["logp"].copy_(found)
+        if "max_logp" in row:
+            row["max_logp"].copy_(log_probability(norms[0], norms[:2]))
         outputs = tuple("" if name in self.without else name for name in problem.outputs)
         add_sums(self.kernels, block, outputs, problem.shard, norms, stats)
         return Chunk(start, stop, group_start, ends_group, block, stats, norms)

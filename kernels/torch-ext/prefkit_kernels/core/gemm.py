@@ -5,6 +5,8 @@ so the product is asked for an fp32 result: by cuBLAS (`out_dtype`) on a GPU; by
 of the weight on a CPU, where bf16 products are also several times slower than fp32 ones.
 """
 
+from __future__ import annotations
+
 import functools
 import logging
 from collections.abc import Callable

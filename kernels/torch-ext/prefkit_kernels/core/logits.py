@@ -13,6 +13,8 @@ vocabulary that lies on several processes. What is left to do is little and the 
 backend: merge the slices, take a logarithm, subtract.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -61,7 +63,7 @@ class LogitsBlock:
     operands: tuple[Tensor, Tensor] | None = None
     ref_operands: tuple[Tensor, Tensor] | None = None
 
-    def part(self, start: int, stop: int) -> "LogitsBlock":
+    def part(self, start: int, stop: int) -> LogitsBlock:
         """Tokens start..stop of stored logits."""
         return LogitsBlock(
             self.raw[start:stop],
@@ -79,23 +81,36 @@ def normalise(
     block: LogitsBlock,
     shard: Shard,
     norms: Tensor,  # (2, C), overwritten: max z, log Σ exp(z − max) over the whole vocabulary
+    mean: Tensor | None = None,  # (C,), overwritten: the mean logit
 ) -> Tensor:
-    """(C,) log-probabilities of the targets under `block.raw`; two all-reduces over the group.
+    """(C,) log-probabilities of the targets under `block.raw`.
 
-    Each element is −inf for a class that no process has, NaN for a negative target.
+    Each element is −inf for a class that no process has, NaN for a negative target. Over a group
+    two all-reduces, or three with a mean.
     """
-    found = norms.new_empty(3, norms.shape[1])
+    found = norms.new_empty(3 if mean is None else 4, norms.shape[1])
     if block.raw.shape[1]:
         kernels.normalisers(block, found)
     else:  # a process without a row of the vocabulary still takes part in the reductions
-        found.fill_(-torch.inf)
+        found[:3] = -torch.inf
+        found[3:] = 0
     if shard.group:
         here = found[0].clone()
-        found[0::2] = shard.max_(found[0::2].contiguous())
+        found[0:3:2] = shard.max_(found[0:3:2].contiguous())
         total = torch.exp(found[1] + (here - found[0]).nan_to_num_(nan=-torch.inf))
         found[1] = shard.sum_(total).log_()
     norms.copy_(found[:2])
-    return (found[2] - found[0]) - found[1]
+    if mean is not None:
+        torch.div(shard.sum_(found[3]), shard.classes or block.raw.shape[1], out=mean)
+    return log_probability(found[2], norms)
+
+
+def log_probability(z: Tensor, norms: Tensor) -> Tensor:
+    """(C,) log-probability of a class of each token, from its logit z (C,) and norms (2, C).
+
+    Everything that is one comes from here: equal logits give the same bits.
+    """
+    return (z - norms[0]) - norms[1]
 
 
 def add_sums(
@@ -114,5 +129,5 @@ def add_sums(
     if block.raw.shape[1]:
         kernels.class_sums(block, names, norms, sums)
     shard.sum_(sums)
-    for name, values in zip(names, sums, strict=True):
+    for name, values in zip(names, sums):
         stats[outputs.index(name)] = values.log_() if name == "log_sum_sq" else values

@@ -1,10 +1,15 @@
 """The quantities of a token by name, and the tuple they are returned in."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from torch import Tensor
 
-OUTPUTS = ("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
+OUTPUTS = (
+    *("logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq"),
+    *("max_logp", "mean_logit"),
+)
 DIFFERENTIABLE = ("logp", "kl", "reverse_kl", "entropy", "log_sum_sq")
 NEEDS_REFERENCE = ("ref_logp", "kl", "reverse_kl")
 # Sums over classes, once the normalisers are known.
@@ -24,6 +29,10 @@ class TokenStats(NamedTuple):
         reverse_kl: KL(policy ‖ reference).
         entropy: entropy of the policy's distribution.
         log_sum_sq: log Σ_v p(v)² of the policy (WPO, arXiv 2406.11827).
+        max_logp: log p of the policy's likeliest class; carries no gradient. It equals logp to the
+            bit where the target is that class, or has the very same logit as that class.
+        mean_logit: mean over the vocabulary of the policy's logits (after scale, softcap and
+            temperature; −inf where a class is masked); carries no gradient.
     """
 
     logp: Tensor | None = None
@@ -32,12 +41,22 @@ class TokenStats(NamedTuple):
     reverse_kl: Tensor | None = None
     entropy: Tensor | None = None
     log_sum_sq: Tensor | None = None
+    max_logp: Tensor | None = None
+    mean_logit: Tensor | None = None
 
 
-def named_stats(outputs: tuple[str, ...], stats: Tensor) -> TokenStats:
+def differentiated(outputs: tuple[str, ...], detached: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The outputs that get a gradient."""
+    return tuple(name for name in outputs if name in DIFFERENTIABLE and name not in detached)
+
+
+def named_stats(
+    outputs: tuple[str, ...], stats: Tensor, detached: tuple[str, ...] = ()
+) -> TokenStats:
     """The rows of (K, T) `stats` under their names; without gradient where there is none."""
+    with_gradient = differentiated(outputs, detached)
     named = {
-        name: stats[k] if name in DIFFERENTIABLE else stats[k].detach()
+        name: stats[k] if name in with_gradient else stats[k].detach()
         for k, name in enumerate(outputs)
     }
     return TokenStats(**named)

@@ -3,8 +3,9 @@
 Operators take flat tensors and settings, whose order is written only here.
 """
 
+from __future__ import annotations
+
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,17 +17,16 @@ from ..vocab_parallel import Shard
 from .backend import kernels_of
 from .gemm import compute_dtype
 from .logits import LogitScaling
-from .outputs import DIFFERENTIABLE, KLS, OUTPUTS
+from .outputs import KLS, OUTPUTS, differentiated
 
-# The package's own name: a second copy, loaded from a kernel hub, does not collide with this one.
-NAMESPACE = re.sub(r"\W", "_", (__package__ or "").rpartition(".")[0] or "prefkit_kernels")
 TENSORS = (
     "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, "
     "Tensor? ref_hidden, Tensor? ref_weight, Tensor? ref_bias"
 )
 SETTINGS = (
-    "int[] outputs, int ignore_index, float scale, float softcap, float temperature, "
-    "int budget, int num_scored, str backend, str group, int first_class, int widest"
+    "int[] outputs, int[] detached, int ignore_index, float scale, float softcap, "
+    "float temperature, int budget, int num_scored, str backend, str group, int first_class, "
+    "int widest, int classes"
 )
 NUM_TENSORS = TENSORS.count(",") + 1
 NUM_SETTINGS = SETTINGS.count(",") + 1
@@ -81,6 +81,7 @@ class Problem:
         num_scored: N if the caller knows it, else −1: on a GPU, counting is a synchronisation.
         kernels: `backends.torch` or `backends.triton`.
         shard: the slice of the vocabulary that is here.
+        detached: outputs that get no gradient, though they could.
     """
 
     policy: HeadInputs
@@ -93,14 +94,16 @@ class Problem:
     num_scored: int
     kernels: ModuleType
     shard: Shard
+    detached: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
         return compute_dtype(self.policy.hidden.dtype)
 
     @property
-    def directions(self) -> tuple[str, ...]:
-        return tuple(name for name in self.outputs if name in DIFFERENTIABLE)
+    def differentiated(self) -> tuple[str, ...]:
+        """The outputs that get a gradient."""
+        return differentiated(self.outputs, self.detached)
 
     @property
     def wants_kl(self) -> bool:
@@ -146,6 +149,7 @@ def problem_of(
     ref_weight: Tensor | None,
     ref_bias: Tensor | None,
     outputs: Sequence[int],
+    detached: Sequence[int],
     ignore_index: int,
     scale: float,
     softcap: float,
@@ -156,6 +160,7 @@ def problem_of(
     group: str,
     first_class: int,
     widest: int,
+    classes: int,
 ) -> Problem:
     """From an operator's arguments."""
     reference = None
@@ -166,13 +171,19 @@ def problem_of(
         reference=reference,
         targets=targets.contiguous(),
         ignore_index=ignore_index,
-        outputs=tuple(OUTPUTS[k] for k in outputs),
+        outputs=names_of(outputs),
         scaling=LogitScaling(scale, softcap, temperature),
         budget=budget,
         num_scored=num_scored,
         kernels=kernels_of(backend),
-        shard=Shard(group, first_class, widest),
+        shard=Shard(group, first_class, widest, classes),
+        detached=names_of(detached),
     )
+
+
+def names_of(outputs: Sequence[int]) -> tuple[str, ...]:
+    """Names of outputs from their numbers, as which the operators take them."""
+    return tuple(OUTPUTS[k] for k in outputs)
 
 
 def scored_positions(targets: Tensor, ignore_index: int, num_scored: int) -> Scored:

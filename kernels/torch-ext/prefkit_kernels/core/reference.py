@@ -4,6 +4,8 @@ It is the oracle of the tests and the `backend="reference"` of `token_stats`. No
 shared with the fused backends, so that a bug there cannot hide in its own oracle. Use it in fp64.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -38,8 +40,9 @@ def token_stats(
 
     logp = log p(y); kl = Σ_v p'(v)·[log p'(v) − log p(v)] (TDPO, arXiv 2404.11999, eq. 8);
     reverse_kl the same with the roles swapped; entropy = −Σ p·log p; log_sum_sq = log Σ p²
-    (WPO, arXiv 2406.11827). A class with probability 0 adds nothing to an expectation under it;
-    classes beyond the shorter vocabulary have probability 0 there.
+    (WPO, arXiv 2406.11827); max_logp = max_v log p(v); mean_logit = Σ_v z_v / V. A class with
+    probability 0 adds nothing to an expectation under it; classes beyond the shorter vocabulary
+    have probability 0 there.
     """
     width = max(policy.shape[-1], reference.shape[-1] if reference is not None else 0)
     logp = _widen(policy, width).log_softmax(-1)
@@ -50,6 +53,10 @@ def token_stats(
         found["entropy"] = -_expectation(logp, logp)
     if "log_sum_sq" in outputs:
         found["log_sum_sq"] = (2 * logp).logsumexp(-1)
+    if "max_logp" in outputs:
+        found["max_logp"] = logp.amax(-1).detach()
+    if "mean_logit" in outputs:
+        found["mean_logit"] = policy.mean(-1).detach()
     if reference is not None:
         ref = _widen(reference, width).log_softmax(-1)
         if "ref_logp" in outputs:

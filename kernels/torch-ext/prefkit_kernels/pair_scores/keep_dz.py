@@ -11,14 +11,17 @@ folds it into the hidden states, and makes the weight's gradient by one product,
 N × V numbers between forward and backward, so bytes decide (`fits`).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
 from ..core.buffers import padded, token_budget
 from ..core.gemm import compute_dtype, gradient_dtype, weight_grad_
-from ..core.problem import NAMESPACE, plain, scored_positions
+from ..core.problem import plain, scored_positions
 from ..vocab_parallel import VocabShard
 
 _BIAS_BLOCK = 1 << 22  # elements of dz at a time
@@ -91,7 +94,15 @@ def dz_bytes(tokens: int, classes: int, hidden: Tensor) -> int:
     return tokens * padded(classes) * gradient_dtype(hidden).itemsize
 
 
-@torch.library.custom_op(f"{NAMESPACE}::kept_gradients", mutates_args=())
+@torch.library.custom_op(
+    add_op_namespace_prefix("kept_gradients"),
+    mutates_args=(),
+    schema=(
+        "(Tensor dz, Tensor scale, Tensor hidden, Tensor targets, Tensor factors, "
+        "int ignore_index, int classes, ScalarType weight_dtype, bool need_weight, bool need_bias)"
+        " -> (Tensor, Tensor)"
+    ),
+)
 def kept_gradients_op(
     dz: Tensor,
     scale: Tensor,

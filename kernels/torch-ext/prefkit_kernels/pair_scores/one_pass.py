@@ -10,15 +10,18 @@ takes any number of them. Or the gradients by the logits are kept and dW is made
 backward (`keep_dz`).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
 from ..core.buffers import padded
 from ..core.chunks import Chunk, Chunks
 from ..core.gemm import add_hidden_grad_, add_weight_grad_, compute_dtype, gradient_dtype
-from ..core.problem import NAMESPACE, NUM_TENSORS, SETTINGS, TENSORS, Problem, plain, problem_of
+from ..core.problem import NUM_TENSORS, SETTINGS, TENSORS, Problem, plain, problem_of
 
 COEFFICIENTS = ("logp", "kl")
 _FP16_EXPONENT = 10.0  # coefficients up to 2¹⁰: far from fp16's 2¹⁶, and p down to 6e-11 counts
@@ -30,7 +33,7 @@ _NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
 
 
 @torch.library.custom_op(
-    f"{NAMESPACE}::pair_scores",
+    add_op_namespace_prefix("pair_scores"),
     mutates_args=(),
     schema=(
         f"({TENSORS}, {SETTINGS}, Tensor pairs, Tensor coefficients, int num_pairs, {_NEEDS}, "
@@ -126,7 +129,7 @@ def pair_scores(
                 sums.add(chunks, chunk)
         chunks.scored.put_(stats, chunk.start, chunk.stop, chunk.stats.T)
     per_token = [stats[:, problem.outputs.index(name)] for name in names]
-    value = sum((s * c for s, c in zip(per_token, used, strict=True)), stats.new_zeros(()))
+    value = sum((s * c for s, c in zip(per_token, used)), stats.new_zeros(()))
     scores = value.new_zeros(num_pairs)
     if num_pairs == 1:
         scores[0] = value.sum()

@@ -3,6 +3,8 @@
 The function, its checks, and the autograd of the operators in `one_pass` and `keep_dz`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -81,6 +83,7 @@ def pair_scores(
         raise ValueError("pair_scores takes one pass; for two passes take token_stats")
     options = Options(
         output_names(outputs),
+        (),
         ignore_index,
         temperature,
         logit_scale,
@@ -191,7 +194,7 @@ def _check_pairs(pairs: Tensor, num_pairs: int, counts: Tensor) -> None:
             f"pairs must be (T,) = {tuple(counts.shape)} int64, got {tuple(pairs.shape)} "
             f"{pairs.dtype}"
         )
-    if not isinstance(num_pairs, int | torch.SymInt) or num_pairs < 1:
+    if not isinstance(num_pairs, (int, torch.SymInt)) or num_pairs < 1:
         raise ValueError(f"num_pairs must be a whole number ≥ 1, got {num_pairs!r}")
     right = (~counts | ((pairs >= 0) & (pairs < num_pairs))).all()
     refuse_unless(
@@ -254,9 +257,7 @@ class ScoresWithGradient(torch.autograd.Function):
             of_all = grad_scores[:1].expand(max(len(d_weight), len(d_bias)))
             grads += [
                 _scaled(direction, of_all, dtype) if need else None
-                for direction, dtype, need in zip(
-                    (d_weight, d_bias), dtypes[1:], needs[1:], strict=True
-                )
+                for direction, dtype, need in zip((d_weight, d_bias), dtypes[1:], needs[1:])
             ]
         return *grads, *(None,) * 10
 

@@ -5,21 +5,24 @@ autograd. Being operators, they are opaque to `torch.compile` (no graph break), 
 shapes (scored positions are gathered inside) and are checked by `torch.library.opcheck`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
 from ..core import reference as definition
 from ..core.checks import HeadTensors, Options, check_passes, checked, output_names
 from ..core.gemm import compute_dtype
-from ..core.outputs import DIFFERENTIABLE, KLS, OUTPUTS, TokenStats, named_stats
+from ..core.outputs import KLS, TokenStats, differentiated, named_stats
 from ..core.problem import (
-    NAMESPACE,
     NUM_SETTINGS,
     NUM_TENSORS,
     SETTINGS,
     TENSORS,
+    names_of,
     plain,
     problem_of,
 )
@@ -45,6 +48,7 @@ def token_stats(
     passes: str = "auto",
     num_scored: int | None = None,
     vocab_shard: VocabShard | None = None,
+    detached: tuple[str, ...] = (),
 ) -> TokenStats:
     """Per-token quantities of a language-model head, without ever holding (T, V) logits.
 
@@ -61,7 +65,8 @@ def token_stats(
         ref_hidden, ref_weight, ref_bias: the reference's; D' and V' may differ from D and V. A
             class beyond the shorter vocabulary has probability 0 there (so KL(ref‖policy) is
             infinite if the reference alone has it).
-        outputs: any of "logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq".
+        outputs: any of "logp", "ref_logp", "kl", "reverse_kl", "entropy", "log_sum_sq", "max_logp",
+            "mean_logit" (see `TokenStats`).
         ignore_index: target value of positions to skip.
         temperature: divides the logits, of policy and reference alike.
         logit_scale: multiplies the raw logits (Cohere; Granite: 1 / logits_scaling).
@@ -76,6 +81,8 @@ def token_stats(
         num_scored: number of positions whose target is not `ignore_index`, if you know it: saves a
             GPU two synchronisations. A wrong number is refused (by a device-side assertion there).
         vocab_shard: where weight and ref_weight are this process's slice of the vocabulary.
+        detached: outputs to give without gradient, such as an "entropy" that is only logged: one
+            pass holds no direction for them, and a backward has no work with them.
     Returns:
         TokenStats of (T,) tensors.
     Raises:
@@ -90,6 +97,7 @@ def token_stats(
         )
     options = Options(
         output_names(outputs),
+        output_names(detached, "detached"),
         ignore_index,
         temperature,
         logit_scale,
@@ -103,16 +111,16 @@ def token_stats(
     if backend == "reference":
         with torch.autocast(hidden.device.type, enabled=False):
             return _by_definition(heads, options)
-    one_pass = _one_pass(heads, options.outputs, passes)
+    one_pass = _one_pass(heads, differentiated(options.outputs, options.detached), passes)
     stats, _, _ = token_stats_op(*heads, *options.settings(hidden), one_pass)
-    return named_stats(options.outputs, stats)
+    return named_stats(options.outputs, stats, options.detached)
 
 
-def _one_pass(heads: HeadTensors, outputs: tuple[str, ...], passes: str) -> bool:
+def _one_pass(heads: HeadTensors, names: tuple[str, ...], passes: str) -> bool:
     """One pass where it saves products: a frozen head and few enough directions.
 
-    One pass costs 1 unit an output in the forward; two passes cost 1 in the backward and recompute
-    the logits, 1 more with a reference that KLs need.
+    `names` are the outputs that get a gradient. One pass costs 1 unit for each in the forward; two
+    passes cost 1 in the backward and recompute the logits, 1 more with a reference that KLs need.
     """
     hidden, weight, _, bias, *_ = heads
     if passes == "two_pass" or not torch.is_grad_enabled():
@@ -124,11 +132,10 @@ def _one_pass(heads: HeadTensors, outputs: tuple[str, ...], passes: str) -> bool
                 "for a trainable one use pair_scores, or fused_preference_loss with one pair"
             )
         return False
-    directions = sum(name in DIFFERENTIABLE for name in outputs)
-    if not hidden.requires_grad or not directions:
+    if not hidden.requires_grad or not names:
         return False
-    recompute = 2 if KLS & set(outputs) else 1
-    return passes == "one_pass" or directions < 1 + recompute
+    recompute = 2 if KLS & set(names) else 1
+    return passes == "one_pass" or len(names) < 1 + recompute
 
 
 def _by_definition(heads: HeadTensors, options: Options) -> TokenStats:
@@ -139,12 +146,13 @@ def _by_definition(heads: HeadTensors, options: Options) -> TokenStats:
     if ref_hidden is not None and ref_weight is not None:
         ref = definition.logits(ref_hidden[positions], ref_weight, ref_bias, options.scaling)
     found = definition.token_stats(policy, ref, targets[positions], options.outputs)
+    found = {name: x.detach() if name in options.detached else x for name, x in found.items()}
     empty = policy.new_zeros(len(targets))
     return TokenStats(**{name: empty.index_copy(0, positions, x) for name, x in found.items()})
 
 
 @torch.library.custom_op(
-    f"{NAMESPACE}::token_stats",
+    add_op_namespace_prefix("token_stats"),
     mutates_args=(),
     schema=f"({TENSORS}, {SETTINGS}, bool with_directions) -> (Tensor, Tensor, Tensor)",
 )
@@ -158,9 +166,12 @@ def token_stats_op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 @token_stats_op.register_fake
 def _token_stats_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     hidden, outputs, with_directions = args[0], args[NUM_TENSORS], args[-1]
+    detached = args[NUM_TENSORS + 1]
     dtype = compute_dtype(hidden.dtype)
     tokens, dim = hidden.shape
-    directions = sum(OUTPUTS[k] in DIFFERENTIABLE for k in outputs) if with_directions else 0
+    directions = 0
+    if with_directions:
+        directions = len(differentiated(names_of(outputs), names_of(detached)))
     return (
         hidden.new_empty(len(outputs), tokens, dtype=dtype),
         hidden.new_empty(4, tokens, dtype=dtype),
@@ -169,7 +180,7 @@ def _token_stats_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op(
-    f"{NAMESPACE}::token_stats_backward",
+    add_op_namespace_prefix("token_stats_backward"),
     mutates_args=(),
     schema=(
         f"(Tensor cotangents, Tensor stats, Tensor norms, {TENSORS}, {SETTINGS}, "
@@ -191,12 +202,16 @@ def _token_stats_backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight, _, bias = args[3:7]
     found = [
         tensor.new_empty(tensor.shape) if need and tensor is not None else hidden.new_empty(0)
-        for tensor, need in zip((hidden, weight, bias), args[-3:], strict=True)
+        for tensor, need in zip((hidden, weight, bias), args[-3:])
     ]
     return found[0], found[1], found[2]
 
 
-@torch.library.custom_op(f"{NAMESPACE}::scale_directions", mutates_args=())
+@torch.library.custom_op(
+    add_op_namespace_prefix("scale_directions"),
+    mutates_args=(),
+    schema="(Tensor directions, Tensor cotangents, Tensor skipped) -> Tensor",
+)
 def scale_directions_op(directions: Tensor, cotangents: Tensor, skipped: Tensor) -> Tensor:
     """See `passes.scale_directions`; an operator, so that a second derivative is refused."""
     with plain(directions):
@@ -225,9 +240,10 @@ def _backward(ctx: Any, grad_stats: Tensor | None, *_unused: Any) -> tuple[Any, 
         return tuple(grads)
     if ctx.one_pass:
         directions, targets = ctx.saved_tensors
-        outputs, ignore_index = ctx.settings[:2]
-        kept = [k for k, code in enumerate(outputs) if OUTPUTS[code] in DIFFERENTIABLE]
-        cotangents = torch.stack([grad_stats[k] for k in kept])
+        outputs, detached, ignore_index = ctx.settings[:3]
+        names = names_of(outputs)
+        kept = differentiated(names, names_of(detached))
+        cotangents = torch.stack([grad_stats[names.index(name)] for name in kept])
         grads[0] = scale_directions_op(directions, cotangents, targets == ignore_index)
         return tuple(grads)
     stats, norms, *tensors = ctx.saved_tensors
@@ -236,7 +252,7 @@ def _backward(ctx: Any, grad_stats: Tensor | None, *_unused: Any) -> tuple[Any, 
     found = token_stats_backward_op(
         grad_stats.contiguous(), stats, norms, *tensors, *ctx.settings, *needs
     )
-    for k, need, grad in zip(arguments, needs, found, strict=True):
+    for k, need, grad in zip(arguments, needs, found):
         grads[k] = grad if need else None
     return tuple(grads)
 

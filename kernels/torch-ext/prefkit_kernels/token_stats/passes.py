@@ -15,6 +15,8 @@ gradient); dH and dW cost 1 unit each.
 Positions whose target is `ignore_index` are never gathered: a masked token costs nothing.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from ..core.gemm import (
     weight_grad_,
 )
 from ..core.logits import LogitsBlock
-from ..core.outputs import DIFFERENTIABLE, KLS
+from ..core.outputs import KLS
 from ..core.problem import Problem, Scored
 
 _TOKENS_AT_ONCE = 4096
@@ -40,11 +42,11 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
     Returns:
         stats: (K, T) fp32 | fp64, 0 at skipped positions.
         norms: (4, T): max and log-sum of the policy's logits, then of the reference's.
-        directions: (number of differentiable outputs, T, D) in the dtype of hidden; (0, T, D)
+        directions: (number of differentiated outputs, T, D) in the dtype of hidden; (0, T, D)
             without `with_directions`. 0 at skipped positions.
     """
     hidden = problem.policy.hidden
-    names = problem.directions if with_directions else ()
+    names = problem.differentiated if with_directions else ()
     stats = hidden.new_zeros(hidden.shape[0], len(problem.outputs), dtype=problem.dtype)
     norms = stats.new_zeros(hidden.shape[0], 4)
     directions = hidden.new_zeros(len(names), *hidden.shape)
@@ -68,7 +70,7 @@ def forward(problem: Problem, with_directions: bool) -> tuple[Tensor, Tensor, Te
 
 def scale_directions(
     directions: Tensor,  # (K', T, D)
-    cotangents: Tensor,  # (K', T): ∂L/∂stat for the differentiable outputs
+    cotangents: Tensor,  # (K', T): ∂L/∂stat for the differentiated outputs
     skipped: Tensor,  # (T,) bool: positions whose cotangents do not matter, be they inf or NaN
 ) -> Tensor:
     """The backward of one pass: dL/d hidden = Σ_k cotangent_k ⊙ direction_k, (T, D).
@@ -81,7 +83,7 @@ def scale_directions(
     for start in range(0, total.shape[0], _TOKENS_AT_ONCE):
         here = slice(start, start + _TOKENS_AT_ONCE)
         block = directions[0, here] * cotangents[0, here, None]
-        for direction, cotangent in zip(directions[1:], cotangents[1:], strict=True):
+        for direction, cotangent in zip(directions[1:], cotangents[1:]):
             block.addcmul_(direction[here].to(block.dtype), cotangent[here, None])
         total[here] = block
     return total
@@ -96,8 +98,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden, weight and bias (None where not in `needs`)."""
     # Outputs that receive no gradient are not looked at: their reference is not recomputed.
-    kept = [k for k, name in enumerate(problem.outputs) if name in DIFFERENTIABLE]
-    names = tuple(problem.outputs[k] for k in kept)
+    names = problem.differentiated
+    kept = [problem.outputs.index(name) for name in names]
     scored = problem.scored()
     stats, cotangents = (
         torch.stack([scored.pick(x[k]) for k in kept]) for x in (stats, cotangents)

@@ -24,6 +24,10 @@ _ROLES = {
 }
 
 
+TEXT_ALONE = (
+    "Text alone is read here; prefkit.integrations.trl.DPOTrainer trains vision-language models on "
+    "rows with images"
+)
 # Of OpenAI's fine-tuning and of axolotl: whether a message is trained.
 _TRAINED = ("weight", "train", "training")
 
@@ -44,8 +48,10 @@ def read_messages_field(row: Row, field: str) -> list[Message]:
     """
     value = row.require(field)
     value = [value] if is_message(value) else value
-    if not isinstance(value, list) or not value:
-        raise row.error(field, "is not a list of messages, or an empty one", _REMEDY)
+    if value == []:
+        raise row.empty(field)
+    if not isinstance(value, list):
+        raise row.error(field, "is not a list of messages", _REMEDY)
     if field in ("chosen", "rejected"):
         _check_trained(row, field, value)
     return [_message(row, message, f"{field}[{i}]") for i, message in enumerate(value)]
@@ -135,7 +141,7 @@ def _from_sharegpt(row: Row, message: Message, field: str) -> Message:
 
 
 def _check_part(row: Row, part: Any, field: str) -> None:
-    remedy = 'Write text parts, {"type": "text", "text": …}; prefkit trains text models.'
+    remedy = f'Write text parts, {{"type": "text", "text": …}}. {TEXT_ALONE}.'
     if not isinstance(part, dict):
         raise row.error(field, f"is a {type(part).__name__}, not a part", remedy)
     if part.get("type") != "text" or not isinstance(part.get("text"), str):

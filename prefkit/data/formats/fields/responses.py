@@ -9,7 +9,7 @@ from prefkit.data.formats.fields.prompt import Prompt, front_fields
 from prefkit.data.formats.fields.row import Row
 from prefkit.data.formats.fields.weights import read_spans, read_token_weights
 from prefkit.data.pair import Pair, Side
-from prefkit.errors import ConfigError, RowError
+from prefkit.errors import ConfigError, EqualError, RowError
 
 LEVELS = ("auto", "step", "solution")
 
@@ -45,10 +45,15 @@ def make_pair(row: Row, *, prompt: Prompt, chosen: Side, rejected: Side, **field
     """
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if says_nothing(side.messages[-1]) if side.messages else not side.text.strip():
-            raise row.error(name, "is empty", "Fill it in or remove the row.")
+            raise row.empty(name)
     if (chosen.text, chosen.messages) == (rejected.text, rejected.messages):
-        raise row.error("rejected", "is the same text as 'chosen'", "Remove the row.")
+        raise same_text(row)
     return Pair(chosen=chosen, rejected=rejected, **fields, **front_fields(row, prompt))
+
+
+def same_text(row: Row) -> RowError:
+    """The error of a row whose two responses are the same."""
+    return row.error("rejected", "is the same text as 'chosen'", "Remove the row.", EqualError)
 
 
 def weighted_side(row: Row, name: str, text: str, plain: bool = False) -> Side:

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from prefkit.data.sources.files import RawRow, Rows
-from prefkit.errors import RowError
+from prefkit.errors import EmptyError, RowError
 
 NEEDED = "Give every row prompt, chosen and rejected."
 # Fields a row may leave out: misspelt, they would be missed by nobody.
@@ -66,10 +66,16 @@ class Row:
         """The field's value, None where absent."""
         return self.data.get(field)
 
-    def error(self, field: str, problem: str, remedy: str) -> RowError:
+    def error(
+        self, field: str, problem: str, remedy: str, kind: type[RowError] = RowError
+    ) -> RowError:
         name, *rest = re.split(r"(?=[.\[])", field, maxsplit=1)
         shown = self.shown.get(name, name) + "".join(rest)
-        return RowError(self.source, self.index, shown, problem, remedy)
+        return kind(self.source, self.index, shown, problem, remedy)
+
+    def empty(self, field: str) -> RowError:
+        """The error of a field that says nothing."""
+        return self.error(field, "is empty", "Fill it in or remove the row.", EmptyError)
 
     def require(self, field: str, remedy: str = NEEDED) -> Any:
         if field not in self.data:
@@ -93,7 +99,7 @@ class Row:
         if not isinstance(value, str):
             raise self.error(field, f"is a {type(value).__name__}, not text", "Write a string.")
         if not empty and not value.strip():
-            raise self.error(field, "is empty", "Fill it in or remove the row.")
+            raise self.empty(field)
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:

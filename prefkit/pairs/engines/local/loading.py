@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from prefkit.data.pair import Front
 from prefkit.data.text.render import Renderer
-from prefkit.errors import ConfigError, ModelError
+from prefkit.errors import ConfigError, ModelError, PrefkitError
 from prefkit.model import loading
+from prefkit.model.adapters import put_adapter
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -20,10 +20,9 @@ def load_tokenizer(name: str, adapter: str | None = None) -> Any:
     Raises:
         ModelError: there is none.
     """
-    for folder in (adapter, name):
-        if folder is not None and (Path(folder) / "tokenizer_config.json").is_file():
-            return loading.load_tokenizer(folder)
-    return loading.load_tokenizer(loading.base_of(name) or name)
+    if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
+        return loading.load_tokenizer(adapter)
+    return loading.load_tokenizer(name)
 
 
 def load_model(
@@ -66,17 +65,12 @@ def load_model(
 
 def _with_adapter(model: Any, adapter: str) -> Any:
     try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ConfigError(
-            f"{adapter} is a PEFT adapter, which needs the package peft. Install it with: "
-            "pip install 'prefkit[peft]'"
-        ) from error
-    try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return put_adapter(model, adapter).merge_and_unload()
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, PrefkitError):
+            raise
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{adapter}: the adapter cannot be put on the model: {reason}") from error
+        raise ModelError(f"{adapter}: the adapter cannot be merged: {reason}") from error
 
 
 def end_ids_of(model: Any, renderer: Renderer) -> set[int]:

@@ -1,5 +1,7 @@
 """The gradient by the raw logits."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def _lean_gradient(
 
     False, with nothing written, where some |d| is too large for it (or a class is masked).
     """
-    cot = dict(zip(outputs, cotangents[:, :, None], strict=True))
+    cot = dict(zip(outputs, cotangents[:, :, None]))
     count, scaling = len(part.raw), part.scaling
     slope = scaling.scale / scaling.temperature
     change = None
@@ -114,8 +116,8 @@ def gradient_by_logits(
     part: LogitsBlock,
 ) -> Tensor:
     """The formula of `gradient` before the chain rule, as p ⊙ (…) plus the target's term."""
-    value = dict(zip(outputs, stats[:, :, None], strict=True))
-    cot = dict(zip(outputs, cotangents[:, :, None], strict=True))
+    value = dict(zip(outputs, stats[:, :, None]))
+    cot = dict(zip(outputs, cotangents[:, :, None]))
     p = lp.exp()
     factor = torch.zeros_like(p) if "logp" not in cot else (-cot["logp"]).expand_as(p).clone()
     if "entropy" in cot:

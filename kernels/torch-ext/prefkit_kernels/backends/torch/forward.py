@@ -6,10 +6,13 @@ At a KL of 5e-9 the relative error is about 1e-4 (`test_digits_survive_next_to_t
 Where |d| is huge, p'·e^{−d} is p.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from ...core.logits import LogitsBlock
+from ...core.outputs import KLS
 from .functions import SAFE_D, fit, log_ratio, logits, parts, within
 
 
@@ -20,7 +23,7 @@ def normalisers(block: LogitsBlock, out: Tensor) -> None:
         block: any slice of the vocabulary.
         out: (3, C), overwritten: max z, log Σ exp(z − max) (kept apart, so that a common offset of
             1e4 costs no digits of a difference), and the target's logit: −inf where the target is
-            no class of this slice, NaN for a negative one.
+            no class of this slice, NaN for a negative one. (4, C): also Σ z.
     """
     width = block.raw.shape[1]
     for part, here in parts(block):
@@ -31,6 +34,8 @@ def normalisers(block: LogitsBlock, out: Tensor) -> None:
         found = z.gather(1, column.clamp(0, width - 1)[:, None]).squeeze(1)
         found = torch.where(inside, found, -torch.inf)
         out[2, here] = torch.where(part.targets < 0, torch.nan, found)
+        if len(out) > 3:
+            out[3, here] = z.sum(1)
         # A slice of masked classes only has the sum 0, not NaN: other slices may hold the rest.
         shift = torch.where(top == -torch.inf, 0, top)[:, None]
         shifted = z.sub_(shift) if z is not part.raw else z - shift
@@ -49,7 +54,7 @@ def class_sums(
         z = logits(part.raw, part.bias, part.scaling)
         lp = (z - norms[0, here, None]).sub_(norms[1, here, None])
         lr = d = None
-        if part.ref is not None:
+        if part.ref is not None and KLS & set(outputs):
             zr = logits(part.ref, part.ref_bias, part.scaling)
             lr = (zr - norms[2, here, None]).sub_(norms[3, here, None])
             width = max(z.shape[1], zr.shape[1])

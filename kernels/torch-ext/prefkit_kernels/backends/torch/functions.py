@@ -3,6 +3,8 @@
 Work goes by parts of a block, few enough tokens that all temporaries stay in the processor's cache.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch

@@ -1,5 +1,7 @@
 """Sums over classes: the terms of KLs, of the entropy, and squares of probabilities."""
 
+from __future__ import annotations
+
 import torch
 import triton
 import triton.language as tl

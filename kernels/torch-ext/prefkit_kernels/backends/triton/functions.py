@@ -5,6 +5,8 @@ NVIDIA, on AMD and under the interpreter. One series, of e^d − 1 − d, serves
 d = 0.
 """
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 

@@ -1,5 +1,7 @@
 """The gradient by the raw logits, for any cotangents of the statistics."""
 
+from __future__ import annotations
+
 import torch
 import triton
 import triton.language as tl

@@ -1,5 +1,7 @@
 """How the kernels over stored logits are launched: block sizes, warps, and common arguments."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,5 +1,8 @@
-"""Maximum and log-sum of each row of logits, and the logit of its target."""
+"""Maximum and log-sum of each row of logits, the logit of its target, and their plain sum."""
 
+from __future__ import annotations
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +22,7 @@ def normalisers(block: LogitsBlock, out: Tensor, how: Launch | None = None) -> N
     count, width = block.raw.shape
     how = how or launch(width, heads=1)
     blocks = max(1, triton.cdiv(width, how.block))  # the target's logit is written even for none
-    partial = out.new_empty(2, blocks, count)
+    partial = out.new_empty(len(out) - 1, blocks, count)
     norms_kernel[(count, blocks)](
         raw=block.raw,
         bias=pointer(block.bias, block),
@@ -34,6 +37,7 @@ def normalisers(block: LogitsBlock, out: Tensor, how: Launch | None = None) -> N
         first_class=block.first_class,
         **scaling_of(block),
         PAD=is_padded(block.raw),
+        SUM=len(out) > 3,
         **options(how),
     )
     combine_norms(partial, out)
@@ -43,10 +47,13 @@ def combine_norms(partial: Tensor, out: Tensor) -> None:
     """Normalisers of rows from those of their blocks.
 
     Args:
-        partial: (2, blocks, C) fp32: maximum m of a block, Σ exp(z − m).
-        out: (3, C) fp32, the first two rows overwritten: maximum, log Σ exp(z − maximum).
+        partial: (2, blocks, C) fp32: maximum m of a block, Σ exp(z − m); (3, blocks, C): also Σ z.
+        out: (3, C) fp32, the first two rows overwritten: maximum, log Σ exp(z − maximum); (4, C):
+            also the last: Σ z.
     """
     blocks, count = partial.shape[1:]
+    if len(partial) > 2:
+        torch.sum(partial[2], dim=0, out=out[3])
     combine_norms_kernel[(triton.cdiv(count, COMBINED),)](
         partial=partial,
         out=out,
@@ -67,8 +74,8 @@ def norms_kernel(
     raw,  # (C, S)
     bias,  # (S,)
     targets,  # (C,)
-    partial,  # (2, blocks, C) written: maximum m of a block, Σ exp(z − m)
-    out,  # (3, C), row 2 written: the target's logit
+    partial,  # (2 or 3, blocks, C) written: maximum m of a block, Σ exp(z − m), Σ z
+    out,  # (3 or 4, C), row 2 written: the target's logit
     raw_stride,
     partial_plane,
     partial_stride,
@@ -82,6 +89,7 @@ def norms_kernel(
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
     PAD: tl.constexpr,  # whether rows of raw are padded, see `buffers`
+    SUM: tl.constexpr,  # whether Σ z is wanted
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
@@ -89,13 +97,24 @@ def norms_kernel(
     row = raw + i * raw_stride
     columns = block * BLOCK + tl.arange(0, BLOCK)
     z = load_logits(row, bias, columns, width, scale, softcap, inv_temp, BIAS, SCALE, CAP, PAD)
+    here = partial + block.to(tl.int64) * partial_stride + i
+    if SUM:
+        tl.store(here + 2 * partial_plane, tl.sum(tl.where(columns < width, z, 0.0), axis=0))
     top = tl.max(z, axis=0)
     # A block of masked classes alone adds 0, not exp(−inf + inf).
     total = tl.sum(exp(z - tl.where(top == float("-inf"), 0.0, top)), axis=0)
-    here = partial + block.to(tl.int64) * partial_stride + i
     tl.store(here, top)
     tl.store(here + partial_plane, total)
-    if block == 0:
+    # The target's logit has to be, to the bit, the one that went into the maximum.
+    if CAP:  # a tanh computed twice may be fused in two ways: read it off the block that has it
+        target = tl.load(targets + i)
+        local = target - first_class
+        column = tl.where((local >= 0) & (local < width), local, -1).to(tl.int32)
+        if tl.where(column < 0, 0, column // BLOCK) == block:
+            found = tl.sum(tl.where(columns == column, z, 0.0), axis=0)
+            none = tl.where(target < 0, float("nan"), float("-inf"))
+            tl.store(out + 2 * out_stride + i, tl.where(column < 0, none, found))
+    elif block == 0:  # a sum and products, each rounded: no way but one
         target = tl.load(targets + i)
         column = target - first_class
         hit = load_logits(row, bias, column, width, scale, softcap, inv_temp, BIAS, SCALE, CAP, PAD)

@@ -1,4 +1,6 @@
-"""Maximum, log-sum and target's logit of each token, from operands."""
+"""Maximum, log-sum, target's logit and plain sum of each token's logits, from operands."""
+
+from __future__ import annotations
 
 import torch
 import triton
@@ -15,7 +17,7 @@ from .products import VARYING, columns_of, halves, place_of, products, transform
 
 def normalisers(
     block: LogitsBlock,
-    out: Tensor,  # (3, C) fp32
+    out: Tensor,  # (3 or 4, C) fp32
     how: Tile | None = None,
 ) -> None:
     """`backends.torch.normalisers` of hidden @ weight.T, which is never written.
@@ -23,7 +25,7 @@ def normalisers(
     Args:
         block: with operands hidden (C, D) and weight (S, D), fp32 | bf16 | fp16.
         out: overwritten: max z, log Σ exp(z − max), and the target's logit: −inf where the target
-            is no class of this slice, NaN for a negative one.
+            is no class of this slice, NaN for a negative one; of four rows the last: Σ z.
         how: overrides `tile`, for tuning.
     """
     assert block.operands is not None, "small heads come with their operands"
@@ -34,11 +36,12 @@ def normalisers(
     if not width:  # no block of classes would write
         out[:2] = -torch.inf
         out[2] = torch.where(targets < 0, torch.nan, -torch.inf)
+        out[3:] = 0
         return
     how = how or tile_for(hidden, block.scaling, (bias,), gradient=False)
     tiles = triton.cdiv(width, how.classes)
     blocks = triton.cdiv(width, how.classes // (1 + how.halves))
-    partial = out.new_empty(2, blocks, count)
+    partial = out.new_empty(len(out) - 1, blocks, count)
     if not count:  # an empty grid cannot be launched
         return
     normalisers_kernel[(triton.cdiv(count, how.tokens) * tiles,)](
@@ -59,6 +62,7 @@ def normalisers(
         D=hidden.shape[1],
         BIAS=bias is not None,
         HALVES=how.halves,
+        SUM=len(out) > 3,
         **scaling_arguments(block.scaling),
         **options(how, hidden),
     )
@@ -71,8 +75,8 @@ def normalisers_kernel(
     weight,  # (V, D)
     bias,  # (V,)
     targets,  # (C,)
-    partial,  # (2, blocks of tiles or their halves, C) written: maximum m, Σ exp(z − m)
-    out,  # (3, C), row 2 written: the target's logit
+    partial,  # (2 or 3, blocks of tiles or their halves, C) written: maximum m, Σ exp(z − m), Σ z
+    out,  # (3 or 4, C), row 2 written: the target's logit
     hidden_stride,
     weight_stride,
     partial_plane,
@@ -94,6 +98,7 @@ def normalisers_kernel(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     HALVES: tl.constexpr,  # work on half a tile at a time, which takes fewer registers
+    SUM: tl.constexpr,  # whether Σ z is wanted
 ):
     block_c, block_v = place_of(rows, width, BLOCK_C, BLOCK_V, GROUP)
     z = products(
@@ -108,16 +113,16 @@ def normalisers_kernel(
         left, right = halves(z, BLOCK_C, BLOCK_V)
         _norms_columns(
             *(left, 2 * block_v, head, numbers, place, scaling),
-            *(BIAS, SCALE, CAP, BLOCK_C, BLOCK_V // 2),
+            *(BIAS, SCALE, CAP, SUM, BLOCK_C, BLOCK_V // 2),
         )
         _norms_columns(
             *(right, 2 * block_v + 1, head, numbers, place, scaling),
-            *(BIAS, SCALE, CAP, BLOCK_C, BLOCK_V // 2),
+            *(BIAS, SCALE, CAP, SUM, BLOCK_C, BLOCK_V // 2),
         )
     else:
         _norms_columns(
             *(z, block_v, head, numbers, place, scaling),
-            *(BIAS, SCALE, CAP, BLOCK_C, BLOCK_V),
+            *(BIAS, SCALE, CAP, SUM, BLOCK_C, BLOCK_V),
         )
 
 
@@ -132,6 +137,7 @@ def _norms_columns(
     BIAS: tl.constexpr,
     SCALE: tl.constexpr,
     CAP: tl.constexpr,
+    SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -161,3 +167,7 @@ def _norms_columns(
     here = partial + block.to(tl.int64) * partial_stride + i
     tl.store(here, top, mask=real)
     tl.store(here + partial_plane, total, mask=real)
+    if SUM:
+        inside = (first + tl.arange(0, COLUMNS) < width)[None, :]
+        total = tl.sum(tl.where(inside, z, 0.0), axis=1)
+        tl.store(here + 2 * partial_plane, total, mask=real)

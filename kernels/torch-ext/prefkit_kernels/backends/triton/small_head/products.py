@@ -12,6 +12,8 @@ D is a constant, since only a counted loop is pipelined. Strides and widths are 
 divides them in every head that matters), what changes from call to call is not.
 """
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 

@@ -1,0 +1,1 @@
+"""Other people's trainers with prefkit's head: a room for each."""

@@ -1,0 +1,101 @@
+"""The plugin that axolotl loads."""
+
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
+
+from prefkit.errors import ConfigError
+from prefkit.integrations.axolotl.args import settings_of
+
+# axolotl shows information under its own name alone.
+LOG = get_logger("axolotl.prefkit")
+
+
+class PrefkitPlugin(BasePlugin):
+    """Gives axolotl's DPO trainer prefkit's head, through the `trl.DPOTrainer` that it is made of.
+
+    TRL is patched, because a class of `get_trainer_cls` would be made without its models.
+    """
+
+    def get_input_args(self) -> str:
+        """Where the keys of the YAML file are declared."""
+        return "prefkit.integrations.axolotl.args.PrefkitArgs"
+
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+        """Patches TRL right before the trainer is made, when axolotl's own patches are in.
+
+        Returns:
+            No callback.
+        """
+        from prefkit.integrations.trl import patch
+
+        patch(**settings_of(cfg))
+        return []
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Says what prefkit computes; where it leaves the loss to TRL, that has been said.
+
+        Raises:
+            ConfigError: the trainer has a loss of its own.
+        """
+        _check_class(trainer)
+        if trainer.prefkit_fallback is None:
+            LOG.info(_words(trainer))
+        if too_long := _too_long(trainer):
+            LOG.warning(
+                "%d of %d rows are longer than sequence_len with their prefix, which axolotl does "
+                "not count: TRL cuts off their ends. Raise sequence_len, or shorten the rows.",
+                too_long,
+                len(trainer.train_dataset),
+            )
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """Leaves TRL as it was, for whatever this process does next."""
+        from prefkit.integrations.trl import unpatch
+
+        unpatch()
+
+
+def _check_class(trainer: Any) -> None:
+    """Refuses a trainer whose loss is not that of TRL's `DPOTrainer`, which is what is patched.
+
+    Raises:
+        ConfigError: see above.
+    """
+    from trl import DPOTrainer
+
+    of_trl = isinstance(trainer, DPOTrainer) and all(
+        getattr(type(trainer), name) is getattr(DPOTrainer, name)
+        for name in ("compute_loss", "_compute_loss")
+    )
+    if not of_trl:
+        raise ConfigError(
+            f"prefkit's plugin gives trl.DPOTrainer its head, and the trainer here, a "
+            f"{type(trainer).__name__}, has a loss of its own. Remove trainer_cls or the plugin "
+            "that brings it, or remove prefkit's."
+        )
+
+
+def _words(trainer: Any) -> str:
+    """What prefkit computes."""
+    state = trainer._prefkit
+    method = state.settings.method
+    loss = ", ".join(trainer.loss_types) if method == "dpo" else method
+    rows = "A pair is read as one row, its common prefix once."
+    if state.layout == "padded":
+        rows = "Rows are padded, as without prefkit (LOG_LEVEL=INFO shows why)."
+    return f"prefkit computes the loss ({loss}) without forming logits. {rows}"
+
+
+def _too_long(trainer: Any) -> int:
+    """How many rows with a prefix are longer than what the collator keeps of them."""
+    from prefkit.integrations.trl.rows import PREFIXES
+
+    dataset, most = trainer.train_dataset, trainer.args.max_length
+    if most is None or not set(PREFIXES) & set(dataset.column_names):
+        return 0
+    return sum(
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > most
+        for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    )

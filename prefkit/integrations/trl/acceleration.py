@@ -1,0 +1,194 @@
+"""What prefkit computes for one trainer of TRL's, or why it leaves the loss to TRL."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from prefkit.data.batch.collators import Layout
+from prefkit.errors import ConfigError, ModelError
+from prefkit.integrations.trl.batch import OURS, WEIGHTS
+from prefkit.integrations.trl.config import Settings
+from prefkit.integrations.trl.layout import layout_of
+from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
+from prefkit.integrations.trl.reference import TrlReference, is_shared
+from prefkit.loss.objective import Objective
+from prefkit.model.head.fused import Head, install
+from prefkit.model.reference.policy import check_transforms, check_vocabularies
+from prefkit.model.router import Router, find_router
+
+logger = logging.getLogger(__name__)
+
+
+class Acceleration:
+    """The fused heads, the objective and the routers of one trainer.
+
+    Attributes:
+        settings: what prefkit adds to TRL's options.
+        head: of the policy; None where its model cannot be fused.
+        reason: why TRL computes the loss, in words; None where prefkit does.
+        layout: of what the models read.
+        router: of a mixture of experts whose balance is trained.
+    """
+
+    head: Head | None = None
+    router: Router | None = None
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.settings = trainer, Settings.of(trainer.args)
+        self._heads: dict[int, Head] = {}  # by the model that is called
+        self._references: dict[int, TrlReference] = {}
+        self._objective: tuple[Any, Objective] | None = None
+        self._said: str | None = None
+        self._of_models = _of_any_process(self._try_models())
+        self.reason = self._of_models
+        self.layout: Layout = "padded"
+        if self.objective() is not None:
+            self.layout = layout_of(trainer, self.settings.layout)
+
+    # -- what can be fused ----------------------------------------------------------------------
+
+    def _try_models(self) -> str | None:
+        """Puts the heads in; or why that cannot be."""
+        trainer = self.trainer
+        if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
+            return "its processes share the tokens of a row (context or sequence parallelism)"
+        if getattr(trainer, "use_liger_kernel", False):  # TRL up to 1.14
+            return "use_liger_kernel asks for TRL's own fused loss"
+        try:
+            self.head = self._install(trainer.model)
+            if trainer.ref_model is not None:
+                self._install(trainer.ref_model)
+            return self._find_router()
+        except ModelError as error:
+            return str(error).rstrip(".")
+
+    def _install(self, model: nn.Module) -> Head:
+        if id(model) not in self._heads:
+            try:
+                self._heads[id(model)] = install(model)
+            except ModelError:
+                raise
+            except Exception as error:  # a forward of any class, which TRL calls with more
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                name = type(model).__name__
+                raise ModelError(f"{name} could not be tried on two tokens ({first})") from error
+        return self._heads[id(model)]
+
+    def _find_router(self) -> str | None:
+        trainer = self.trainer
+        if not trainer.aux_loss_enabled:
+            return None
+        self.router, reason = find_router(trainer.model, trainer.router_aux_loss_coef)
+        return None if self.router else f"its routers' auxiliary loss cannot be made: {reason}"
+
+    # -- what a batch is computed with ----------------------------------------------------------
+
+    def objective(self) -> Objective | None:
+        """The objective of the trainer's options as they are now; None = TRL computes the loss.
+
+        Raises:
+            ConfigError: options that exclude each other; TRL cannot compute what was asked for.
+        """
+        now = options_of(self.trainer)
+        if self._objective is None or self._objective[0] != now:
+            try:
+                self._objective, self.reason = (now, self._checked(now)), self._of_models
+            except Unsupported as why:
+                self._objective, self.reason = None, str(why)
+        if self.reason is not None:
+            self._leave()
+            return None
+        assert self._objective is not None
+        return self._objective[1]
+
+    def _checked(self, options: dict[str, Any]) -> Objective:
+        objective, trainer = objective_of(options, self.settings), self.trainer
+        if not objective.needs_kl:
+            return objective
+        if trainer.precompute_ref_logps:
+            raise ConfigError(
+                f"prefkit_method is {self.settings.method}, whose KL needs the reference's whole "
+                "distribution: precompute_ref_log_probs cannot be had with it. Leave one out."
+            )
+        if self._of_models is None:
+            assert self.head is not None, "nothing stood against it"
+            model = trainer.model if is_shared(trainer) else trainer.ref_model
+            theirs = self._install(model)
+            check_transforms(self.head, theirs)
+            check_vocabularies(self.head, theirs, len(trainer._tokenizer))
+        return objective
+
+    def reference(self, model: nn.Module | None = None) -> TrlReference:
+        """The trainer's reference; `model`: an engine around it, before training."""
+        trainer = self.trainer
+        called = model or (trainer.model if is_shared(trainer) else trainer.ref_model)
+        if id(called) not in self._references:
+            head = self._install(called)
+            self._references[id(called)] = TrlReference.of(trainer, called, head)
+        return self._references[id(called)]
+
+    # -- TRL's way ------------------------------------------------------------------------------
+
+    def leave_to_trl(self, reason: str) -> None:
+        """From now on TRL computes the loss.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        self._of_models = self.reason = reason
+        self._leave()
+
+    def forget_others(self) -> None:
+        """Lets models go that only took part in the constructor, as TRL does."""
+        kept = id(self.trainer.model), id(self.trainer.ref_model)
+        self._heads = {key: head for key, head in self._heads.items() if key in kept}
+        self._references.clear()
+
+    def _leave(self) -> None:
+        """Says once why TRL computes the loss.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        method = self.settings.method
+        if method != "dpo":
+            raise ConfigError(
+                f"prefkit_method is {method}, which TRL cannot compute, and prefkit cannot "
+                f"here: {self.reason}."
+            )
+        if self._said != self.reason:
+            self._said = self.reason
+            logger.warning("TRL computes the loss in its own way, because %s.", self.reason)
+
+    def refuse_weights(self) -> None:
+        """Refuses rows with weights, which TRL would leave out.
+
+        Raises:
+            ConfigError: see above.
+        """
+        raise ConfigError(
+            "The rows bring token weights, which TRL cannot read, and prefkit cannot here: "
+            f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
+        )
+
+    def for_trl(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch as TRL makes it.
+
+        Raises:
+            ConfigError: it has weights, which TRL would leave out.
+        """
+        if WEIGHTS in inputs:
+            self.refuse_weights()
+        return {key: value for key, value in inputs.items() if key not in OURS}
+
+
+def _of_any_process(reason: str | None) -> str | None:
+    """The first reason of any process, which all must follow: one may hold no weights to try."""
+    if not dist.is_initialized():
+        return reason
+    everywhere: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, reason)
+    return next((one for one in everywhere if one is not None), None)
