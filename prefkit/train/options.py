@@ -36,7 +36,7 @@ ELSEWHERE = {
     "max_completion_length": "Use max_length.",
     "model_revision": "Use revision.",
     "bnb_4bit_use_double_quant": "Use use_bnb_nested_quant.",
-    "bnb_4bit_quant_storage": "It only serves FSDP, under which quantised models are refused.",
+    "bnb_4bit_quant_storage": "It only serves fsdp, under which quantised models are refused.",
 }
 # Keywords of `from_pretrained` that are options of their own.
 LOADED_BY = ("dtype", "attn_implementation", "revision")
