@@ -131,6 +131,21 @@ class Acceleration:
 
     # -- TRL's way ------------------------------------------------------------------------------
 
+    def leave_to_trl(self, reason: str) -> None:
+        """From now on TRL computes the loss.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        self._of_models = self.reason = reason
+        self._leave()
+
+    def forget_others(self) -> None:
+        """Lets models go that only took part in the constructor, as TRL does."""
+        kept = id(self.trainer.model), id(self.trainer.ref_model)
+        self._heads = {key: head for key, head in self._heads.items() if key in kept}
+        self._references.clear()
+
     def _leave(self) -> None:
         """Says once why TRL computes the loss.
 
