@@ -177,7 +177,7 @@ def computed(run: Run) -> bool:
         {},
         {**LORA, "dpo_loss_type": ["hinge"], "gradient_checkpointing": True},
         {
-            "dpo_loss_type": ["ipo", "sft"],
+            "dpo_loss_type": ["ipo", "bco_pair"],
             "dpo_loss_weights": [1.0, 0.1],
             "dpo_use_weighting": True,
             "precompute_ref_log_probs": True,

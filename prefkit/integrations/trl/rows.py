@@ -59,8 +59,10 @@ def _join_prefix(
     example: dict[str, Any], index: int, append_eos: str, name: str, eos: str
 ) -> dict[str, Any]:
     row = Row(name, index, example)
-    prefix = "".join(row.get(column) or "" for column in PREFIXES)
-    ends = row.eos(default=append_eos == "always" or (append_eos == "auto" and not prefix))
+    given = [row.get(column) for column in PREFIXES if row.get(column) is not None]
+    prefix = "".join(given)
+    # A prefix, even an empty one, says that the row is about what follows it: one step.
+    ends = row.eos(default=append_eos == "always" or (append_eos == "auto" and not given))
     joined: dict[str, Any] = {_ENDS: [ends or example[side].endswith(eos) for side in SIDES]}
     if prefix and not example["prompt"].endswith(prefix):
         joined["prompt"] = example["prompt"] + prefix

@@ -60,7 +60,8 @@ def test_step_dpos_column_is_a_prefix(tmp_path: Path) -> None:
         ("auto", {}, False),
         ("always", {}, True),
         ("never", {"prefix": ""}, False),
-        ("auto", {"prefix": ""}, True),
+        ("auto", {"prefix": ""}, False),  # the first step of a solution
+        ("auto", {"prefix": None}, True),
         ("auto", {"append_eos": True}, True),
         ("always", {"append_eos": False}, False),
         ("auto", {"chosen": "0.<eos>", "rejected": "1<eos>"}, True),
