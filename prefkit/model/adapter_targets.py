@@ -13,6 +13,7 @@ layers are linear by their class and yet no place for an adapter:
 """
 
 import copy
+import difflib
 import functools
 import inspect
 import re
@@ -116,6 +117,42 @@ def fitted(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
         linear = [name for name, part in _linear(model) if part is not head]
         changed.target_modules = [name for name in linear if name not in unfit]
     return changed, words
+
+
+def check_names(peft_config: Any, model: nn.Module) -> None:
+    """Refuses names that PEFT would pass over in silence: of no module, or of no parameter.
+
+    Args:
+        peft_config: of PEFT; patterns are PEFT's to match.
+        model: the causal LM that it is for.
+
+    Raises:
+        ModelError: names the nearest that there is.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    for option, known in (
+        ("target_modules", modules),
+        ("modules_to_save", modules),
+        ("target_parameters", parameters),
+    ):
+        given = getattr(peft_config, option, None)
+        for name in () if given is None or isinstance(given, str) else sorted(given):
+            if any(one == name or one.endswith(f".{name}") for one in known):
+                continue
+            what = "parameter" if option == "target_parameters" else "module"
+            near = difflib.get_close_matches(name, _endings(known, name), n=3, cutoff=0.4)
+            hint = f" Did you mean: {', '.join(near)}?" if near else ""
+            raise ModelError(
+                f"{option} name {name!r}, and {type(model).__name__} has no {what} of that name."
+                f"{hint}"
+            )
+
+
+def _endings(names: Iterable[str], like: str) -> list[str]:
+    """The last parts of names, as many as a name has."""
+    parts = like.count(".") + 1
+    return sorted({".".join(name.split(".")[-parts:]) for name in names if name})
 
 
 def _refuse_named(peft_config: Any, unfit: dict[str, str], kind: str) -> None:

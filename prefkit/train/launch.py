@@ -61,9 +61,11 @@ def make_trainer(script: ScriptArguments, config: Any) -> Any:
     base = base_of(script.model)
     model_config = load_config(base or script.model, **own)
     check_run(config, model_config=model_config, trainable_head=adapter is None and base is None)
-    tokenizer = load_tokenizer(script.tokenizer or script.model, **own)
     if script.tokenizer and script.tokenizer != script.model:
+        tokenizer = load_tokenizer(script.tokenizer, **{**own, "revision": None})
         _check_tokenizer(script, tokenizer, own)
+    else:
+        tokenizer = load_tokenizer(script.model, **own)
     train = prepare_dataset(
         script.train_data, tokenizer, config, model_config, "train", split=script.train_split
     )
@@ -86,9 +88,11 @@ def make_trainer(script: ScriptArguments, config: Any) -> Any:
             peft_config=adapter,
         )
     except ModelError as error:
-        if adapter is None or "target_modules" not in str(error):
+        names = ("target_modules", "modules_to_save", "target_parameters")
+        name = next((name for name in names if name in str(error)), None)
+        if adapter is None or name is None:
             raise
-        raise ModelError(f"lora_target_modules: {error}") from error
+        raise ModelError(f"lora_{name}: {error}") from error
 
 
 def make_adapter(script: ScriptArguments) -> Any:

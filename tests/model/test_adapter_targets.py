@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.models.miniatures import miniature
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.adapter_targets import fitted, unfit_layers
+from prefkit.model.adapter_targets import check_names, fitted, unfit_layers
 from tests.train.trainer_cases import SHAPE, VOCAB, tiny_model, trainer
 
 SMALL: dict[str, Any] = {**SHAPE, "vocab_size": VOCAB}
@@ -139,7 +139,7 @@ def test_training_and_evaluation_of_gemma_3n_are_one_model() -> None:
 
 
 def test_what_peft_itself_refuses_has_a_remedy_too(tmp_path: Path) -> None:
-    named = LoraConfig(task_type="CAUSAL_LM", target_modules=["no_such_layer"])
+    named = LoraConfig(task_type="CAUSAL_LM", target_modules="no_such_layer")
     with pytest.raises(ConfigError, match=r"no_such_layer.*target_modules='all-linear'"):
         trainer(tmp_path, tiny_model(), peft_config=named)
 
@@ -149,3 +149,29 @@ def test_what_runs_without_gradient_is_left_out() -> None:
     unfit = unfit_layers(miniature("deepseek_v32"))
     assert leaves(unfit) == {"wq_b", "wk", "weights_proj"}
     assert set(unfit.values()) == {"the layer around it runs without gradient"}
+
+
+NOWHERE: dict[str, tuple[dict[str, Any], str]] = {
+    "target_modules": ({"target_modules": ["q_proj", "k_prj"]}, "Did you mean: k_proj"),
+    "modules_to_save": ({"modules_to_save": ["embed_token"]}, "Did you mean: embed_tokens"),
+    "target_parameters": (
+        {"target_parameters": ["mlp.down_prj.weight"]},
+        "has no parameter of that name. Did you mean: mlp.down_proj.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("option", NOWHERE)
+def test_names_that_peft_would_pass_over_are_refused(option: str) -> None:
+    changes, words = NOWHERE[option]
+    lora = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **changes})
+    with pytest.raises(ModelError, match=words):
+        check_names(lora, tiny_model())
+
+
+def test_names_of_layers_and_patterns_are_taken() -> None:
+    for targets in (["layers.0.self_attn.q_proj", "v_proj"], r".*q_proj", "all-linear"):
+        lora = LoraConfig(
+            task_type="CAUSAL_LM", target_modules=targets, modules_to_save=["norm", "lm_head"]
+        )
+        check_names(lora, tiny_model())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from prefkit.errors import ConfigError, ModelError
-from prefkit.model.adapter_targets import ALL_LINEAR, fitted
+from prefkit.model.adapter_targets import ALL_LINEAR, check_names, fitted
 from prefkit.model.causal import check_causal
 from prefkit.model.evaluating import check_dtypes
 from prefkit.model.head.fused import is_peft, unwrap
@@ -29,10 +29,18 @@ def load_policy(model: Any, tokenizer: Any, args: Any, keywords: dict[str, Any])
         tokenizer: the tokenizer, or None for the model's own.
         args: the run's options.
         keywords: of `keywords_of`.
+
+    Raises:
+        ConfigError, ModelError: no model, or no tokenizer.
     """
     name = model if isinstance(model, str) else name_of(model)
     if isinstance(model, str):
         model = load_named(model, args, keywords, trainable=True)
+    if tokenizer is None and not name:
+        raise ConfigError(
+            "The model was not loaded from a folder or the Hub, so its tokenizer is not known. Give"
+            " it as processing_class."
+        )
     own = {key: keywords.get(key) for key in ("revision", "trust_remote_code")}
     found = tokenizer or load_tokenizer(name, "Give one as processing_class.", **own)
     return model, with_padding(found, given=tokenizer is not None)
@@ -98,6 +106,7 @@ def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
                 " (prefkit merge), or leave peft_config out: then the one it has goes on training."
             )
         torch.manual_seed(args.seed)  # the adapter's random half, the same at every start
+        check_names(peft_config, model)
         try:
             peft_config, left_out = fitted(peft_config, model)
             for words in left_out:
