@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from prefkit.data.batch.collators import Layout
@@ -41,7 +42,7 @@ class Acceleration:
         self._references: dict[int, TrlReference] = {}
         self._objective: tuple[Any, Objective] | None = None
         self._said: str | None = None
-        self._of_models = self._try_models()
+        self._of_models = _of_any_process(self._try_models())
         self.reason = self._of_models
         self.layout: Layout = "padded"
         if self.objective() is not None:
@@ -50,7 +51,7 @@ class Acceleration:
     # -- what can be fused ----------------------------------------------------------------------
 
     def _try_models(self) -> str | None:
-        """Puts the heads in; or why that cannot be, which is the same in all processes."""
+        """Puts the heads in; or why that cannot be."""
         trainer = self.trainer
         if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
             return "its processes share the tokens of a row (context or sequence parallelism)"
@@ -81,7 +82,7 @@ class Acceleration:
         if not trainer.aux_loss_enabled:
             return None
         self.router, reason = find_router(trainer.model, trainer.router_aux_loss_coef)
-        return None if self.router else f"of the routers' auxiliary loss: {reason}"
+        return None if self.router else f"its routers' auxiliary loss cannot be made: {reason}"
 
     # -- what a batch is computed with ----------------------------------------------------------
 
@@ -182,3 +183,12 @@ class Acceleration:
         if WEIGHTS in inputs:
             self.refuse_weights()
         return {key: value for key, value in inputs.items() if key not in OURS}
+
+
+def _of_any_process(reason: str | None) -> str | None:
+    """The first reason of any process, which all must follow: one may hold no weights to try."""
+    if not dist.is_initialized():
+        return reason
+    everywhere: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, reason)
+    return next((one for one in everywhere if one is not None), None)
