@@ -152,3 +152,9 @@ def test_two_quantisations_are_refused(tmp_path: Path) -> None:
             quantization_config=asked,
             model_init_kwargs={"quantization_config": asked},
         )
+
+
+def test_packed_weights_are_not_sharded(tmp_path: Path) -> None:
+    asked = BitsAndBytesConfig(**NF4)
+    with pytest.raises(ConfigError, match="sharding would cut packed weights"):
+        trainer(tmp_path, "no/model", quantization_config=asked, peft_config=lora(), fsdp=True)

@@ -48,6 +48,8 @@ def resumed(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> list[str
         ({"use_weighting": True}, {"pair_weights": "wpo"}),
         ({"head_schedule": "two_pass"}, {"head_passes": "two_pass"}),
         ({"train_data": "a.jsonl"}, {"train_data": ["a.jsonl"]}),
+        ({"adapter": "lora"}, {"use_peft": True}),
+        ({"dtype": "bfloat16"}, {"model_init_kwargs": {"dtype": "bfloat16"}}),
     ],
 )
 def test_the_same_options_in_other_words_are_the_same(
@@ -67,6 +69,9 @@ def test_the_same_options_in_other_words_are_the_same(
         ({"loss_type": ["ipo", "sft"]}, {}, r"loss_type \('ipo', 'sft'\) → 'sigmoid'"),
         ({"lora_r": 8, "adapter": "lora"}, {"adapter": "lora"}, "lora_r 8 → 16"),
         ({"seed": 1}, {}, "seed 1 → 42"),
+        ({"revision": "v1"}, {"revision": "v2"}, "revision 'v1' → 'v2'"),
+        ({"adapter": "lora"}, {"adapter": "lora", "use_dora": True}, "use_dora False → True"),
+        ({"sync_ref_model": True}, {}, "sync_ref_model True → False"),
     ],
 )
 def test_what_decides_what_is_learnt_stays(

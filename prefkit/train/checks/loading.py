@@ -8,6 +8,7 @@ import torch
 from prefkit.errors import ConfigError
 from prefkit.model.loading import base_of
 from prefkit.train.checks.machine import need_package
+from prefkit.train.checks.sharding import asks_for_fsdp
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _ELSEWHERE = {
@@ -68,8 +69,8 @@ def check_quantisation(model: Any, args: Any, quantization_config: Any, peft_con
         The one that applies: the trainer's, or that of `model_init_kwargs`.
 
     Raises:
-        ConfigError: two of them, a model that is loaded already, a package that is missing, or
-            nothing that could train.
+        ConfigError: two of them, a model that is loaded already, FSDP, a package that is missing,
+            or nothing that could train.
     """
     kwargs = args.model_init_kwargs or {}
     if not isinstance(model, str):
@@ -88,6 +89,11 @@ def check_quantisation(model: Any, args: Any, quantization_config: Any, peft_con
     found = quantization_config or kwargs.get("quantization_config")
     if found is None:
         return None
+    if asks_for_fsdp(args):
+        raise ConfigError(
+            "quantization_config and fsdp: sharding would cut packed weights. Load the model in "
+            "bfloat16, or leave fsdp out."
+        )
     method = getattr(found, "quant_method", "")
     if "bitsandbytes" in str(getattr(method, "value", method)):
         need_package("bitsandbytes", "quantization_config", "prefkit[qlora]")
