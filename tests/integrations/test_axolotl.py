@@ -17,7 +17,7 @@ import yaml
 ENVIRONMENT = os.environ.get("PREFKIT_AXOLOTL")
 ASSETS = Path(__file__).parents[2] / "prefkit" / "demo" / "assets"
 PLUGIN = "prefkit.integrations.axolotl.PrefkitPlugin"
-SEEDED = "seeded.Seeded"
+SEEDED = "of_test.Seeded"
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,10 +27,15 @@ pytestmark = [
     ),
 ]
 
-# TRL 1.9 makes adapters before it seeds anything: two runs of axolotl differ without this.
-SEEDING = """
+# TRL 1.9 makes adapters before it seeds anything: two runs of axolotl differ without this plugin.
+OUR_MODULE = """
 import torch
 from axolotl.integrations.base import BasePlugin
+from trl import DPOTrainer
+
+class Own(DPOTrainer):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
 
 class Seeded(BasePlugin):
     def post_model_load(self, cfg, model):
@@ -88,7 +93,7 @@ class Run:
 def axolotl(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """axolotl(**keys of the YAML, rows=…) → Run; the same run is made once."""
     folder = tmp_path_factory.mktemp("axolotl")
-    (folder / "seeded.py").write_text(SEEDING)
+    (folder / "of_test.py").write_text(OUR_MODULE)
     made: dict[str, Run] = {}
 
     def run(rows: list[dict[str, Any]] | None = None, **keys: Any) -> Run:
@@ -243,6 +248,27 @@ def test_steps_get_no_end_and_their_prefix_is_read(axolotl: Any) -> None:
     auto = axolotl(rows=steps(), plugins=[SEEDED, PLUGIN])
     pairs = BASE["micro_batch_size"] * BASE["gradient_accumulation_steps"]
     assert ended.series("num_tokens")[0] - auto.series("num_tokens")[0] == 2 * pairs
+
+
+def test_steps_that_their_prefix_makes_too_long_are_counted(axolotl: Any) -> None:
+    most = 36
+    evaluation = {"val_set_size": 0, "eval_strategy": None, "eval_steps": None}
+    run = axolotl(rows=steps(), plugins=[PLUGIN], sequence_len=most, max_steps=1, **evaluation)
+    kept = [row for row in joined() if len(row["prompt"]) < most]  # a character is a token
+    cut = [
+        row
+        for row in kept
+        if len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"])) > most
+    ]
+    assert 0 < len(cut) < len(kept)
+    assert f"{len(cut)} of {len(kept)} rows are longer than sequence_len" in run.output
+
+
+def test_a_trainer_with_a_loss_of_its_own_is_refused(axolotl: Any) -> None:
+    run = axolotl(plugins=[SEEDED, PLUGIN], trainer_cls="of_test.Own")
+    assert run.code != 0
+    assert "has a loss of its own" in run.output
+    assert not run.logs
 
 
 @pytest.mark.parametrize(
