@@ -36,7 +36,7 @@ from benchmarks.memory import ALLOCATOR, status
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "prefkit" / "demo" / "assets" / "model"
-WAYS = ("prefkit", "prefkit separate", "trl", "trl with prefkit")
+WAYS = ("prefkit", "prefkit separate", "trl", "trl with prefkit", "trl with prefkit, padded")
 # The bodies that are built where no model is given. SmolLM2-135M's shape; and one so small that the
 # vocabulary is what counts.
 BODIES: dict[str, dict[str, Any]] = {
@@ -186,14 +186,16 @@ def child(way: str, shape: Shape, model: str | None, steps: int, profile: bool =
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainerCallback
 
     of_trl = way.startswith("trl")
-    if of_trl:
+    if way == "trl":
         from trl import DPOConfig as Config
+        from trl import DPOTrainer as Trainer
 
-        if way == "trl":
-            from trl import DPOTrainer as Trainer
-        else:
-            from prefkit.integrations.trl import DPOTrainer as Trainer
         own: dict[str, Any] = {"max_length": None}
+    elif of_trl:
+        from prefkit.integrations.trl import DPOConfig as Config
+        from prefkit.integrations.trl import DPOTrainer as Trainer
+
+        own = {"max_length": None, "prefkit_layout": "padded" if "padded" in way else "auto"}
     else:
         from prefkit import PreferenceConfig as Config
         from prefkit import PreferenceTrainer as Trainer
@@ -420,7 +422,7 @@ def table(shape: Shape, results: dict[str, Result]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS[:3]))
     parser.add_argument("--model", default=os.environ.get("PREFKIT_SMOLLM2"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from prefkit.data.batch.collators import Layout
@@ -41,7 +42,7 @@ class Acceleration:
         self._references: dict[int, TrlReference] = {}
         self._objective: tuple[Any, Objective] | None = None
         self._said: str | None = None
-        self._of_models = self._try_models()
+        self._of_models = _of_any_process(self._try_models())
         self.reason = self._of_models
         self.layout: Layout = "padded"
         if self.objective() is not None:
@@ -50,7 +51,7 @@ class Acceleration:
     # -- what can be fused ----------------------------------------------------------------------
 
     def _try_models(self) -> str | None:
-        """Puts the heads in; or why that cannot be, which is the same in all processes."""
+        """Puts the heads in; or why that cannot be."""
         trainer = self.trainer
         if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
             return "its processes share the tokens of a row (context or sequence parallelism)"
@@ -81,7 +82,7 @@ class Acceleration:
         if not trainer.aux_loss_enabled:
             return None
         self.router, reason = find_router(trainer.model, trainer.router_aux_loss_coef)
-        return None if self.router else f"of the routers' auxiliary loss: {reason}"
+        return None if self.router else f"its routers' auxiliary loss cannot be made: {reason}"
 
     # -- what a batch is computed with ----------------------------------------------------------
 
@@ -131,6 +132,21 @@ class Acceleration:
 
     # -- TRL's way ------------------------------------------------------------------------------
 
+    def leave_to_trl(self, reason: str) -> None:
+        """From now on TRL computes the loss.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        self._of_models = self.reason = reason
+        self._leave()
+
+    def forget_others(self) -> None:
+        """Lets models go that only took part in the constructor, as TRL does."""
+        kept = id(self.trainer.model), id(self.trainer.ref_model)
+        self._heads = {key: head for key, head in self._heads.items() if key in kept}
+        self._references.clear()
+
     def _leave(self) -> None:
         """Says once why TRL computes the loss.
 
@@ -159,3 +175,12 @@ class Acceleration:
                 f"{self.reason}. Remove the columns chosen_weights and rejected_weights."
             )
         return {key: value for key, value in inputs.items() if key not in OURS}
+
+
+def _of_any_process(reason: str | None) -> str | None:
+    """The first reason of any process, which all must follow: one may hold no weights to try."""
+    if not dist.is_initialized():
+        return reason
+    everywhere: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, reason)
+    return next((one for one in everywhere if one is not None), None)

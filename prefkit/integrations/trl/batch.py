@@ -138,8 +138,8 @@ class Scored:
 
     def present(self) -> Tensor:
         """() how many pairs have a scored token at all."""
-        counts = torch.bincount(self.segments // 2, minlength=self.pairs)
-        return (counts > 0).sum()
+        seen = torch.zeros(self.pairs, dtype=torch.int64, device=self.segments.device)
+        return seen.index_fill(0, self.segments // 2, 1).sum()  # a GPU is asked nothing
 
     def tails(self, alpha: float | None) -> Tensor | None:
         """(N,) α beyond the length of the pair's shorter side, else 1 (LD-DPO, TRL's `ld_alpha`).

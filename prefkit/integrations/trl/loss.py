@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prefkit.integrations.trl.acceleration import Acceleration
 from prefkit.integrations.trl.batch import Scored, padded_inputs, read_by_model
 from prefkit.integrations.trl.metrics import log_metrics, sums_of, zeros_of
+from prefkit.integrations.trl.reference import HeadLost
 from prefkit.loss.fused import fused_preference_loss
 from prefkit.loss.objective import Objective, ObjectiveResult
 from prefkit.model.head.fused import Balance, Request
@@ -28,6 +29,9 @@ def loss_of_batch(
     Args:
         model: the wrapped policy.
         inputs: a batch on the device; `batch.WEIGHTS` may be among its keys.
+
+    Raises:
+        HeadLost: see there.
     """
     trainer, scored = state.trainer, Scored.of(inputs)
     asked: dict[str, Any] = {"prefkit_request": _request(state, objective, inputs, scored)}
@@ -37,6 +41,8 @@ def loss_of_batch(
         asked["prefkit_balance"] = _balance(state, inputs)
     with read_by_model(inputs) as given:
         output = model(**given, **more, **asked)
+    if getattr(output, "value", None) is None:
+        raise HeadLost(model)
     log_metrics(trainer, inputs, output.extras)
     if not return_outputs:
         return output.value

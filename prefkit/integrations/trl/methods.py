@@ -17,6 +17,7 @@ from prefkit.integrations.trl.batch import WEIGHTS
 from prefkit.integrations.trl.collator import Collator
 from prefkit.integrations.trl.config import Settings
 from prefkit.integrations.trl.loss import loss_of_batch, reference_sums
+from prefkit.integrations.trl.reference import HeadLost
 
 Inner = Callable[..., Any]
 
@@ -29,6 +30,7 @@ def init(trainer: Any, inner: Inner, *args: Any, **kwargs: Any) -> None:
     """
     inner(*args, **kwargs)
     _fit_collator(trainer)
+    _state(trainer).forget_others()
 
 
 def compute_loss(
@@ -36,11 +38,13 @@ def compute_loss(
 ) -> Any:
     """`_compute_loss`: prefkit's, or TRL's where prefkit has none."""
     state = _state(trainer)
-    objective = state.objective()
-    if objective is None:
-        return inner(model, state.for_trl(inputs), return_outputs)
-    _check_weights(trainer, inputs)
-    return loss_of_batch(state, objective, model, inputs, return_outputs)
+    if (objective := state.objective()) is not None:
+        _check_weights(trainer, inputs)
+        try:
+            return loss_of_batch(state, objective, model, inputs, return_outputs)
+        except HeadLost as error:
+            state.leave_to_trl(str(error))
+    return inner(model, state.for_trl(inputs), return_outputs)
 
 
 def compute_ref_log_probs(trainer: Any, inner: Inner, model: Any, inputs: dict[str, Any]) -> Any:

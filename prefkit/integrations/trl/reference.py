@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+from prefkit.errors import ModelError
 from prefkit.integrations.trl.batch import Scored, read_by_model
 from prefkit.model.fsdp_units import release
-from prefkit.model.head.fused import Head
+from prefkit.model.head.fused import Head, unwrap
 from prefkit.model.reference.policy import Compute, Reference
+
+
+class HeadLost(ModelError):
+    """A forward that did not answer: something has replaced it since the head was put in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        name = type(unwrap(model)).__name__
+        super().__init__(f"the forward of {name} was replaced after the trainer was made")
 
 
 def is_shared(trainer: Any) -> bool:
@@ -67,6 +76,8 @@ class TrlReference(Reference):
         uncheckpointed = disable_gradient_checkpointing(policy, args.gradient_checkpointing_kwargs)
         with torch.no_grad(), uncheckpointed, off, read_by_model(inputs) as given:
             self.model(**given, prefkit_request=request)
+        if not got:
+            raise HeadLost(self.model)
         if self.adapter_owner is None:  # the policy itself would have to gather it again at once
             release(self.model, self._held)
         return got[0]

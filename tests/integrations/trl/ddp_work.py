@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from filelock import FileLock
 from torch.distributed.fsdp import fully_shard
 
 from tests.integrations.trl.cases import datasets, one_step, our_config, ours, theirs, trainer
@@ -26,7 +26,8 @@ SHARDED = ("dpo", "tdpo2")
 
 def rows_on_disk(folder: Path) -> Any:
     """Where all processes find what TRL precomputes for them."""
-    with PartialState().main_process_first():
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
         if not folder.exists():
             datasets.Dataset.from_list(ROWS).save_to_disk(folder)
     return datasets.load_from_disk(folder)

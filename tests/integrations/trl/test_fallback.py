@@ -132,3 +132,34 @@ def test_a_layout_that_cannot_be_had(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "Rows are padded as TRL pads them, because the data_collator is a Own" in caplog.text
     assert made.prefkit_fallback is None
     assert "prefkit_row" not in next(iter(made.get_train_dataloader()))
+
+
+def test_a_forward_that_is_replaced_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By somebody's patch, say: TRL then does what it can with it."""
+    got, want = (trainer(kind, tmp_path) for kind in (ours(), theirs()))
+    for made in (got, want):
+        model, inner = made.model, made.model.forward
+
+        def forward(*args: Any, prefkit_request: Any = None, inner: Any = inner, **kw: Any) -> Any:
+            return inner(*args, **kw)
+
+        model.forward = forward
+    assert got.prefkit_fallback is None
+    check_step(one_step(got), one_step(want))
+    expected = "the forward of LlamaForCausalLM was replaced after the trainer was made"
+    assert got.prefkit_fallback == expected
+    assert caplog.text.count(expected) == 1
+
+
+def test_models_of_the_constructor_alone_are_let_go(tmp_path: Path) -> None:
+    """TRL frees a reference that was only there to precompute, as under FSDP."""
+    import gc
+    import weakref
+
+    made = trainer(ours(), tmp_path, precompute_ref_log_probs=True)
+    kept = weakref.ref(made.ref_model)
+    made.ref_model = None
+    made.accelerator._models.clear()
+    made._prefkit.forget_others()
+    gc.collect()
+    assert kept() is None
