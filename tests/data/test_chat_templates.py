@@ -496,8 +496,8 @@ def test_fifty_conversations_have_the_tokens_that_trl_gives_them(name: str, tmp_
 
     tokenizer, rows = tokenizer_for(name), fifty_rows(name)
     theirs = trl.DPOTrainer(
-        small_llama(0, tie=True),
-        ref_model=small_llama(0, tie=True),
+        small_llama(tie=True),
+        ref_model=small_llama(tie=True),
         args=trl.DPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
         train_dataset=Dataset.from_list([{**row, "tools": row.get("tools")} for row in rows]),
         processing_class=tokenizer,

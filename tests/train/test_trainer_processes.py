@@ -12,7 +12,7 @@ from tests.torchrun import ROOT, launched_once
 from tests.train.trainer_processes_cases import CASES, SAVED, run
 
 WORK = ROOT / "tests/train/trainer_processes_work.py"
-OWN = ("second", "runtime", "memory")  # parts of names of what no two runs share
+OWN = ("second", "runtime", "memory", "preparation")  # parts of names of what no two runs share
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def loss(draft: Draft) -> None:
     if kind not in ("dpo", "ipo", "simpo", "orpo"):
         raise ConfigError(
             f"rl is {kind!r}; prefkit train learns from pairs, as rl: dpo, ipo, simpo or orpo. "
-            "(Solutions: prefkit.SupervisedTrainer.)"
+            "(Solutions: prefkit.SupervisedTrainer. KTO: method kto, whose rows are prompt, "
+            "completion and label; docs/data.md.)"
         )
     if kind == "dpo":
         draft.write("rl", {"method": "dpo"})

@@ -17,7 +17,8 @@ def stage(draft: Draft) -> None:
     if (stage := draft["stage"]) != "dpo":
         raise ConfigError(
             f"stage is {stage!r}; prefkit train learns from pairs, as stage: dpo. (Solutions: "
-            "prefkit.SupervisedTrainer.)"
+            "prefkit.SupervisedTrainer. KTO: method kto, whose rows are prompt, completion and "
+            "label; docs/data.md.)"
         )
     draft.leave("stage", "prefkit train learns from pairs")
 
