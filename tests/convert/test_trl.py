@@ -55,6 +55,7 @@ def test_defaults_are_written_out() -> None:
         "beta": 0.1,
         "max_length": 1024,
         "too_long": "truncate_end",
+        "empty": "skip",
     }
     kinds = {line.key: line.kind for line in translated("trl").lines}
     assert kinds.pop("model_name_or_path") == kinds.pop("dataset_name") == "translated"

@@ -9,7 +9,7 @@ from prefkit.convert.loss import LossKeys, write_losses
 from prefkit.convert.rules import Left, Refused, Rule, Same, To
 from prefkit.convert.trainers.transformers_names import evaluates
 
-_CUT = "a prompt that alone is longer is an error here (on_bad_row: skip); TRL drops the row"
+_CUT = "rows whose prompt alone fills it are left out, as in TRL; here they are counted"
 LORA = (
     "lora_r",
     "lora_alpha",
@@ -50,7 +50,7 @@ def length(draft: Draft) -> None:
         draft.refuse("truncation_mode", f"prefkit cuts no beginnings ({mode})", remedy)
     else:
         draft.write("max_length", {"max_length": longest})
-        draft.write("truncation_mode", {"too_long": "truncate_end"}, _CUT)
+        draft.write("truncation_mode", {"too_long": "truncate_end", "empty": "skip"}, _CUT)
 
 
 def adapter(draft: Draft) -> None:
