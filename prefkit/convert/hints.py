@@ -20,8 +20,9 @@ _BY_ITSELF = {
     "simpo_gamma": "Use method: simpo, and margin.",
     "gamma_beta_ratio": "Use method: simpo, and margin, which is beta times this ratio.",
 }
-HINTS: dict[str, str] = {**_BY_ITSELF}
-HINTS |= {name: rule.hint for name, rule in TRANSFORMERS.items()}
+HINTS: dict[str, str] = {name: rule.hint for name, rule in TRANSFORMERS.items()}
 for _trainer in TRAINERS:
     for _name, _rule in _trainer.rules.items():
-        HINTS.setdefault(_name, f"It is {_trainer.title}'s name. {_rule.hint}")
+        _hint = _BY_ITSELF.get(_name, _rule.hint)
+        HINTS.setdefault(_name, f"It is {_trainer.title}'s name. {_hint}")
+HINTS = {**_BY_ITSELF, **HINTS}

@@ -173,9 +173,3 @@ def test_another_reference_is_refused_by_the_trainer(tmp_path: Path) -> None:
         trainer(tmp_path / "a", tiny_model(seed=5), **options)
     with pytest.raises(ConfigError, match="other rows"):
         trainer(tmp_path / "a", rows=ROWS[:5], **options)
-
-
-def test_rows_without_a_cache_are_refused_in_evaluation(tmp_path: Path) -> None:
-    trained = trainer(tmp_path, precompute_ref_log_probs=True)
-    with pytest.raises(ConfigError, match="precompute_ref_log_probs"):
-        trained.evaluate(ROWS[:3])

@@ -314,7 +314,9 @@ def test_training_equals_trl(tmp_path: Path) -> None:
     small: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     for given in ({}, {"router_aux_loss_coef": COEFFICIENT}):
         model = tiny_model("mixtral", scale=3.0)
-        ours = trainer(tmp_path / "ours", model, layout="separate", **small, **given)
+        ours = trainer(
+            tmp_path / "ours", model, layout="separate", log_entropy=True, **small, **given
+        )
         ours.train()
         theirs = train_with_trl(tmp_path / "trl", "mixtral", **small, **given)
         compare(ours, theirs)

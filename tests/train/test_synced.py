@@ -30,7 +30,7 @@ def test_the_reference_moves_as_in_trl(alpha: float, family: str, tmp_path: Path
     from tests.train.test_trainer_trl import compare, train_with_trl
 
     options = {**SYNCED, "ref_model_mixup_alpha": alpha}
-    ours = trainer(tmp_path / "ours", tiny_model(family, scale=3.0), **options)
+    ours = trainer(tmp_path / "ours", tiny_model(family, scale=3.0), log_entropy=True, **options)
     before = reference_of(ours)
     ours.train()
     theirs = train_with_trl(tmp_path / "trl", family, **options)

@@ -73,7 +73,7 @@ def test_trls_defaults_are_still_those_of_the_table() -> None:
     ours = of_trainer | vars(PreferenceFields())
     # Of paths and of words that mean the same; label smoothing, beta and margins are the methods'.
     same = {"output_dir", "label_smoothing", "beta", "remove_unused_columns", "loss_weights"}
-    same |= {"pad_to_multiple_of", "logging_nan_inf_filter"}
+    same |= {"pad_to_multiple_of", "logging_nan_inf_filter", "loss_type"}  # None: method and link
     differ = {
         name
         for name, value in theirs.items()
