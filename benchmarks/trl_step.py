@@ -1,6 +1,6 @@
 """What does prefkit's head save in TRL's own trainer, beside TRL alone and `PreferenceTrainer`?
 
-    python -m benchmarks.trl_step [--shape steps answers] [--model FOLDER] [--rounds 5]
+    python -m benchmarks.trl_step [--shape steps answers long] [--model FOLDER] [--rounds 5]
 
 `benchmarks.whole_step` with TRL's trainer as the measure: one pair a step, fp32, AdamW, the
 reference a frozen copy; the ways take turns, each in a process of its own. "trl with prefkit" reads
@@ -14,8 +14,11 @@ import json
 import os
 from dataclasses import replace
 
-from benchmarks.whole_step import SHAPES, Result, Shape, measure
+from benchmarks.whole_step import SHAPES as OF_STEPS
+from benchmarks.whole_step import Result, Shape, measure
 
+LONG = Shape(prefix=64, chosen=1200, rejected=1100, words="answers that reason at length")
+SHAPES = {**OF_STEPS, "long": LONG}
 WAYS = ("trl", "trl with prefkit", "trl with prefkit, padded", "prefkit")
 
 

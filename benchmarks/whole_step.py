@@ -216,9 +216,6 @@ def child(way: str, shape: Shape, model: str | None, steps: int, profile: bool =
     reference = None if model else copy.deepcopy(policy)
     tokens = 0
     read: list[int] = []  # by each forward of the policy
-    policy.get_input_embeddings().register_forward_hook(
-        lambda module, given, out: read.append(given[0].numel())
-    )
 
     def now() -> float:
         if shape.device != "cpu":
@@ -275,6 +272,10 @@ def child(way: str, shape: Shape, model: str | None, steps: int, profile: bool =
             train_dataset=given,
             processing_class=tokenizer,
             callbacks=[Turns()],
+        )
+        # Not before: a reference that is copied from the policy would count its own tokens too.
+        trainer.model.get_input_embeddings().register_forward_hook(
+            lambda module, given, out: read.append(given[0].numel())
         )
         for row in data[:1]:
             for side in ("chosen", "rejected"):
