@@ -13,7 +13,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.whole_step import BODIES, Contestant, Shape
+from benchmarks.whole_step.shapes import BODIES, Shape
+from benchmarks.whole_step.turns import Contestant
 
 VOCAB = int(BODIES["tiny"]["vocab_size"])
 TOKENS = (1024, 2048, 4096, 8192, 16_384, 32_768)

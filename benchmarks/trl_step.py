@@ -6,7 +6,8 @@
 reference a frozen copy; the ways take turns, each in a process of its own. "trl with prefkit" reads
 a pair as one row, its common prefix once; with "padded" the models read TRL's rows, so that the
 difference to TRL is the head alone. TRL checkpoints activations unless told otherwise:
-`--checkpointing` measures that, where the head is more of the step.
+`--checkpointing` measures that, where the head is more of the step. Weights, gradients, AdamW's
+moments and the reference are in every way's memory: "beyond" is × TRL without them.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import json
 import os
 from dataclasses import replace
 
-from benchmarks.whole_step import SHAPES as OF_STEPS
-from benchmarks.whole_step import Result, Shape, measure
+from benchmarks.whole_step.shapes import SHAPES as OF_STEPS
+from benchmarks.whole_step.shapes import Shape
+from benchmarks.whole_step.turns import Result, measure
 
 LONG = Shape(prefix=64, chosen=1200, rejected=1100, words="answers that reason at length")
 SHAPES = {**OF_STEPS, "long": LONG}
@@ -24,18 +26,21 @@ WAYS = ("trl", "trl with prefkit", "trl with prefkit, padded", "prefkit")
 
 def table(shape: Shape, results: dict[str, Result]) -> str:
     """Markdown: each way's step beside TRL's own."""
-    kept = "; activations checkpointed" if shape.checkpointing else ""
-    lines = [
-        f"### {shape.words}: {shape.prefix} + {shape.chosen} | {shape.rejected} tokens{kept}",
-        "",
-        "| way | s a step (least–most) | × TRL | MB above idle | × TRL | tokens read |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
     theirs = results["trl"]
+    how = "; activations checkpointed" if shape.checkpointing else ""
+    beyond = f"beyond {theirs.kept / 1e6:.0f} MB"
+    lines = [
+        f"### {shape.words}: {shape.prefix} + {shape.chosen} | {shape.rejected} tokens{how}",
+        "",
+        f"| way | s a step (least–most) | × TRL | MB above idle | × TRL | {beyond} | tokens read |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for way, got in results.items():
         spread = f"{got.median:.2f} ({min(got.seconds):.2f}–{max(got.seconds):.2f})"
         ratios = f"{got.median / theirs.median:.2f}", f"{got.memory / theirs.memory:.2f}"
-        cells = (way, spread, ratios[0], f"{got.memory / 1e6:.0f}", ratios[1], f"{got.read}")
+        rest = f"{(got.memory - got.kept) / (theirs.memory - theirs.kept):.2f}"
+        megabytes = f"{got.memory / 1e6:.0f}"
+        cells = (way, spread, ratios[0], megabytes, ratios[1], rest, f"{got.read}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from benchmarks.gpu.telling import device, median_ms, row, seconds_left, tell, w
 from benchmarks.problems import Case, Problem, build
 from benchmarks.questions import tiny
 from benchmarks.ways.ours import run
-from benchmarks.whole_step import Kernels
+from benchmarks.whole_step.child import Kernels
 from prefkit_kernels import token_stats
 from prefkit_kernels.backends.triton import small_head
 from prefkit_kernels.backends.triton.small_head.launch import Tile

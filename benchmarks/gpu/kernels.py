@@ -7,7 +7,8 @@ of its time is the GPU waiting for Python ("idle"); the profiler itself adds to 
 import re
 
 from benchmarks.gpu.telling import row, tell
-from benchmarks.whole_step import Contestant, Shape
+from benchmarks.whole_step.shapes import Shape
+from benchmarks.whole_step.turns import Contestant
 
 # By the first pattern that a kernel's name has.
 _KINDS = (

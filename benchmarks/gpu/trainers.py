@@ -24,7 +24,8 @@ from statistics import median
 from benchmarks.gpu import kernels
 from benchmarks.gpu.ceilings import product_rate
 from benchmarks.gpu.telling import device, row, seconds_left, tell
-from benchmarks.whole_step import BODIES, Contestant, Result, Shape
+from benchmarks.whole_step.shapes import BODIES, Shape
+from benchmarks.whole_step.turns import Contestant, Result
 
 WAYS = ("prefkit", "trl")
 ROUNDS = 5

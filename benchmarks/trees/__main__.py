@@ -14,7 +14,7 @@ from benchmarks import machine
 from benchmarks.trees import __doc__ as usage
 from benchmarks.trees.child import WAYS
 from benchmarks.trees.rows import SHAPES, Shape, curve, pairs_a_round
-from benchmarks.whole_step import Contestant
+from benchmarks.whole_step.turns import Contestant
 
 
 @dataclass

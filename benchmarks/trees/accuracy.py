@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.machine import write_page
 from benchmarks.papers.statistics import interval
-from benchmarks.whole_step import TOKENIZER
+from benchmarks.whole_step.shapes import TOKENIZER
 from prefkit import PreferenceConfig, PreferenceTrainer
 from prefkit.demo import arithmetic
 from prefkit.demo.evaluate import evaluate

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.memory import give_back, status
 from benchmarks.trees.rows import Shape, rows_of
-from benchmarks.whole_step import BODIES, tell, word_tokenizer
+from benchmarks.whole_step.child import tell
+from benchmarks.whole_step.shapes import BODIES, word_tokenizer
 
 WAYS = ("tree", "shared", "separate", "trl")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.whole_step import ROOT, WORDS
+from benchmarks.whole_step.shapes import ROOT, WORDS
 
 Row = dict[str, str]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "model_solutions.jsonl"

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.trees.__main__ import Way, _round, measure
 from benchmarks.trees.rows import GSM8K, SHAPES, Shape, curve, pairs_a_round, rows_of
-from benchmarks.whole_step import Contestant, word_tokenizer
+from benchmarks.whole_step.shapes import word_tokenizer
+from benchmarks.whole_step.turns import Contestant
 
 SMALL = Shape("small", 80, prompt=8, steps=3, length=6, questions=2)
 STEP = {"seconds": 2.0, "cpu": 3.0, "read": 12, "memory": 5}

@@ -3,20 +3,21 @@
 import pytest
 
 from benchmarks.trl_step import WAYS, table
-from benchmarks.whole_step import Result, Shape, measure
+from benchmarks.whole_step.shapes import Shape
+from benchmarks.whole_step.turns import Result, measure
 
 SMALL = Shape(prefix=16, chosen=4, rejected=5, words="small", body="minute", exact=True)
 
 
 def test_a_table_beside_trl() -> None:
     results = {
-        "trl": Result([4.0, 8.0, 4.0], 20, 2_000_000, 40),
-        "prefkit": Result([1.0], 20, 500_000, 25),
+        "trl": Result([4.0, 8.0, 4.0], 20, 5_000_000, 40, 1_000_000),
+        "prefkit": Result([1.0], 20, 3_000_000, 25, 1_000_000),
     }
     lines = table(SMALL, results).splitlines()
     assert lines[0] == "### small: 16 + 4 | 5 tokens"
-    assert lines[-2] == "| trl | 4.00 (4.00–8.00) | 1.00 | 2 | 1.00 | 40 |"
-    assert lines[-1] == "| prefkit | 1.00 (1.00–1.00) | 0.25 | 0 | 0.25 | 25 |"
+    assert lines[-2] == "| trl | 4.00 (4.00–8.00) | 1.00 | 5 | 1.00 | 1.00 | 40 |"
+    assert lines[-1] == "| prefkit | 1.00 (1.00–1.00) | 0.25 | 3 | 0.60 | 0.50 | 25 |"
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from benchmarks.long_rows import VOCAB, Point, draw, measure, shape_of, table
-from benchmarks.whole_step import SHAPES, TOKENIZER, Result, Shape, rows
-from benchmarks.whole_step import measure as measure_ways
-from benchmarks.whole_step import table as table_of_ways
+from benchmarks.whole_step.__main__ import table as table_of_ways
+from benchmarks.whole_step.shapes import SHAPES, TOKENIZER, Shape, rows
+from benchmarks.whole_step.turns import Result
+from benchmarks.whole_step.turns import measure as measure_ways
 
 
 @pytest.mark.parametrize("name", SHAPES)
