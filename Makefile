@@ -86,6 +86,7 @@ bench-long: install-bench
 bench-steps: install-bench
 	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.whole_step
 	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.long_rows
+	OMP_NUM_THREADS=$(BENCH_THREADS) $(BIN)/python -m benchmarks.trl_step
 	$(BIN)/python -m benchmarks.plan_vs_measured
 
 bench-full: install-bench
