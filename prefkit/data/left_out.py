@@ -40,10 +40,14 @@ class LeftOut:
         """Under which name a row that is left out is counted: its kind, or the field at fault.
 
         Raises:
-            RowError: the error itself, where its row is not to be left out.
+            RowError: the error itself, where its row is not to be left out; it names the option
+                that would leave it out.
         """
         choices = {"too long": self.too_long, "empty": self.empty, "equal": self.equal}
         kinds = [name for kind, name in _KINDS if isinstance(error, kind)]
         if self.on_bad_row != "skip" and all(choices[name] != "skip" for name in kinds):
+            if type(error) in (EmptyError, EqualError):
+                remedy = f'{error.remedy} Or set {kinds[0]} to "skip": such rows are then counted.'
+                raise type(error)(error.source, error.row, error.field, error.problem, remedy)
             raise error
         return kinds[0] if kinds else error.field.split("[")[0] or "whole row"

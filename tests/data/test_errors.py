@@ -47,7 +47,7 @@ SCORES = _scored()["prob_result"]["neg"]["ce_prob"]
 ROWS: dict[str, tuple[Any, dict[str, Any], str, str, str]] = {
     "no object": ("text", {}, "", "is a str, not an object", "Give one object"),
     "chosen missing": (_without(GOOD, "chosen"), {}, "chosen", "is missing", "Give every row"),
-    "rejected null": ({**GOOD, "rejected": None}, {}, "rejected", "is missing", "Give every row"),
+    "rejected null": ({**GOOD, "rejected": None}, {}, "rejected", "is null", "Give every row"),
     "prompt empty": ({**GOOD, "prompt": ""}, {}, "prompt", "is empty", "Fill it in"),
     "prompt a number": ({**GOOD, "prompt": 7}, {}, "prompt", "is a int", "Write a string"),
     "response blank": ({**GOOD, "chosen": " \n"}, {}, "chosen", "is empty", "Fill it in"),

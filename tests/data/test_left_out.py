@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, type[RowError]]] = {
         EqualError,
     ),
     "empty response": ({**GOOD, "rejected": ""}, "empty", EmptyError),
+    "no response": ({**GOOD, "chosen": None}, "empty", EmptyError),
     "blank prompt": ({**GOOD, "prompt": " \n"}, "empty", EmptyError),
     "no message": (
         {"prompt": "?", "chosen": [], "rejected": [{"role": "assistant", "content": "4"}]},
@@ -55,7 +56,7 @@ def test_each_kind_stops_or_is_left_out_by_its_own_option(case: str, tmp_path: P
     row, kind, error = ROWS[case]
     other = {"equal": "empty", "empty": "equal"}[kind]
     for options in ({}, {other: "skip"}):
-        with pytest.raises(error, match="row 1"):
+        with pytest.raises(error, match=rf"row 1.*Or set {kind} to \"skip\"|NothingLeft"):
             prepared([GOOD, row], **options)
     listed = tmp_path / "listed.jsonl"
     for options in ({kind: "skip"}, {"on_bad_row": "skip"}):

@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "an empty list in it": ({"rejected": [" 5.", []]}, r"rejected\[1\]", "is a list beside a str"),
     "an empty text": ({"rejected": [" 5.", " "]}, r"rejected\[1\]", "is empty"),
-    "null": ({"rejected": [None, " 5."]}, r"rejected\[0\]", "is missing"),
+    "null": ({"rejected": [None, " 5."]}, r"rejected\[0\]", "is null"),
     "the chosen one": ({"rejected": [" 5.", " 4."]}, r"rejected\[1\]", "is the same text"),
     "a number": ({"rejected": [" 5.", 6]}, r"rejected\[1\]", "is a int beside a str"),
     "one twice": ({"rejected": [" 5.", " 6.", " 5."]}, r"rejected\[2\]", "would count twice"),

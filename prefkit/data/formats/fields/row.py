@@ -57,7 +57,8 @@ class Row:
 
     def of(self, data: RawRow, shown: Mapping[str, str]) -> "Row":
         """The same row with its fields under other names."""
-        return type(self)(self.source, self.index, data, shown)
+        nulls = {name: None for name in self.names if name not in self.data}
+        return type(self)(self.source, self.index, {**nulls, **data}, shown)
 
     def __contains__(self, field: str) -> bool:
         return field in self.data
@@ -78,9 +79,11 @@ class Row:
         return self.error(field, "is empty", "Fill it in or remove the row.", EmptyError)
 
     def require(self, field: str, remedy: str = NEEDED) -> Any:
-        if field not in self.data:
-            raise self.error(field, "is missing", remedy)
-        return self.data[field]
+        if field in self.data:
+            return self.data[field]
+        if field in self.names:  # a table's null: a row that says nothing, not one of another kind
+            raise self.error(field, "is null", remedy, EmptyError)
+        raise self.error(field, "is missing", remedy)
 
     def check_names(self, optional: tuple[str, ...] = OPTIONAL) -> None:
         """Raises RowError for a misspelt optional field; others are the business of
