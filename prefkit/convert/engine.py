@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.convert.draft import Draft, Line
@@ -13,6 +13,7 @@ from prefkit.errors import ConfigError, PrefkitError
 from prefkit.options.command import Command
 
 _SEVERAL = ("train_data", "eval_data")
+_OF_LOSS = ("method", "loss_type", "loss_weights")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,33 @@ def translate(
         if isinstance(options.get(name), list) and len(options[name]) == 1:
             options[name] = options[name][0]
     return Translation(trainer, options, tuple(draft.lines))
+
+
+def refused(translation: Translation, option: str, words: str) -> Translation:
+    """A translation without the key that became an option that no run can have.
+
+    Where another key is refused already, without which the option has no effect, it is left out.
+
+    Args:
+        translation: as it was.
+        option: of prefkit.
+        words: what is wrong with it, in sentences; the first is the reason.
+    """
+    why, _, remedy = words.partition(". ")
+    found = list(translation.lines)
+    place = next(at for at, line in enumerate(found) if option in line.written)
+    line = found[place]
+    belongs = "has no effect without" in why and translation.of_kind("refused")
+    found[place] = replace(
+        line,
+        written={},
+        why=why.rstrip("."),
+        remedy="" if belongs else remedy or "Leave it out.",
+        is_loss=any(name in _OF_LOSS for name in line.written),
+    )
+    still = {name for line in found for name in line.written}
+    options = {name: one for name, one in translation.options.items() if name in still}
+    return Translation(translation.trainer, options, tuple(found))
 
 
 def _rule(trainer: Trainer, key: str, inherited: Collection[str]) -> Rule | None:

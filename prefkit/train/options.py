@@ -111,6 +111,12 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data:
         for name in given:
             if name.startswith("lora_") or name in ("use_dora", "use_rslora"):
                 raise ConfigError(f"{name} has no effect without 'adapter: lora'. Add it.")
+    targets = script.lora_target_modules
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets or ()):
+        raise ConfigError(
+            "lora_target_modules has lm_head, whose weight the loss multiplies by itself, so that an "
+            "adapter of it would not be read. Leave it out; lora_modules_to_save may have it."
+        )
     _check_quantised(script, given)
 
 

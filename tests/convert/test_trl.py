@@ -25,6 +25,7 @@ trl = pytest.importorskip("trl", reason="its dataclasses have the defaults")
 CLASSES = (trl.DPOConfig, trl.ModelConfig, trl.ScriptArguments, trl.DatasetMixtureConfig)
 FIELDS = {field.name: field for cls in CLASSES for field in dataclasses.fields(cls)}
 # Where prefkit's default differs on purpose, and nothing else is learnt.
+ADAPTER = {"use_peft": True, "lora_target_modules": ["a"]}
 NOT_LEARNT = {"logging_nan_inf_filter", "remove_unused_columns", "pad_to_multiple_of", "output_dir"}
 
 
@@ -116,7 +117,8 @@ def test_defaults_are_written_out() -> None:
             {"datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]},
             {"train_data": ["a.jsonl", "b.jsonl"]},
         ),
-        ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
+        ({"group_by_length": False}, {"train_sampling_strategy": "random"}),
+        ({"average_tokens_across_devices": False, "eval_do_concat_batches": False}, {}),
         ({"f_divergence_type": "FDivergenceType.REVERSE_KL"}, {"f_divergence_type": None}),
     ],
 )
@@ -152,6 +154,16 @@ def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -
         ({"learning_rate": "fast"}, "learning_rate", "must be a number"),
         ({"lora_task_type": "SEQ_CLS"}, "lora_task_type", "causal language models"),
         ({"do_train": False}, "do_train", "Remove it"),
+        ({"dtype": "float16"}, "dtype", "Use --dtype float32 --fp16"),
+        ({"model_init_kwargs": {"dtype": "float16"}}, "model_init_kwargs.dtype", "--dtype float32"),
+        ({"group_by_length": True}, "group_by_length", "saves padding"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor", "Use label_smoothing"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config", "split_batches"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers", "workers"),
+        ({"eval_strategy": "steps", "datasets": [{"path": "a"}]}, "eval_strategy", "no eval_data"),
+        ({"use_peft": True, "lora_target_modules": ["lm_head"]}, "lora_target_modules", "lm_head"),
+        ({**ADAPTER, "sync_ref_model": True}, "sync_ref_model", "there is no model to move"),
+        ({**ADAPTER, "load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit", "both on"),
     ],
 )
 def test_what_changes_the_training_is_refused(config: dict[str, Any], key: str, words: str) -> None:
@@ -160,7 +172,12 @@ def test_what_changes_the_training_is_refused(config: dict[str, Any], key: str, 
     assert words in found[key]
 
 
-LORA = {"use_peft": True, "lora_target_modules": ["a"]}
+def test_what_belongs_to_a_refused_key_is_left_out() -> None:
+    config = {**ADAPTER, "sync_ref_model": True, "ref_model_sync_steps": 64}
+    assert [*refused("trl", **config)] == ["sync_ref_model"]
+    assert "has no effect without" in left("trl", **config)["ref_model_sync_steps"]
+
+
 TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one loss": ({"loss_type": "apo_zero"}, {"loss_type": "apo_zero"}),
     "losses": (
@@ -187,7 +204,7 @@ TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"revision": "v2", "model_init_kwargs": {"a": 1, "b": 2}},
     ),
     "adapter": (
-        {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"], **LORA},
+        {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"], **ADAPTER},
         {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"]},
     ),
 }
