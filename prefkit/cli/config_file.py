@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
@@ -82,7 +83,8 @@ def _error(options: Mapping[str, Any]) -> PrefkitError | None:
     given = {name: one for name, one in options.items() if name not in OF_THE_MACHINE}
     variables = dict(os.environ)  # transformers sets some by its options
     try:
-        with one_line_errors():
+        with one_line_errors(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for the run
             script, config, _ = make_options(given, needs_data=False)
             adapter = None if script.adapter == "none" else script.adapter
             refuse_synced_adapter(config, script.model, adapter)

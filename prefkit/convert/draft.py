@@ -6,7 +6,7 @@ trainer does where a key is missing is a value like others: only its lines are t
 """
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,10 @@ class Draft:
         """The keys that are not accounted for yet, one after the other."""
         while self._open:
             yield next(iter(self._open))
+
+    def open_keys_of(self, wanted: Callable[[str], bool]) -> list[str]:
+        """The keys that are not accounted for yet and are wanted."""
+        return [key for key in self._open if wanted(key)]
 
     def is_open(self, key: str) -> bool:
         """Whether the key is there and not accounted for."""

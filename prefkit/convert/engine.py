@@ -110,7 +110,7 @@ def translate(
     draft = Draft(config, trainer.defaults, command)
     for key in draft.open_keys():
         if (rule := _rule(trainer, key, inherited)) is None:
-            _refuse_unknown(draft, key, trainer, inherited)
+            _unknown(draft, key, trainer, inherited)
             continue
         try:
             rule.apply(draft, key)
@@ -161,8 +161,11 @@ def _rule(trainer: Trainer, key: str, inherited: Collection[str]) -> Rule | None
     return Same() if found is None and trainer.inherits and key in inherited else found
 
 
-def _refuse_unknown(draft: Draft, key: str, trainer: Trainer, inherited: Collection[str]) -> None:
+def _unknown(draft: Draft, key: str, trainer: Trainer, inherited: Collection[str]) -> None:
+    why = f"{trainer.title} {trainer.version} has no such key"
+    if draft[key] is None:
+        return draft.leave(key, f"{why}, and it is empty")
     names = [*trainer.rules, *(inherited if trainer.inherits else ())]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
     remedy = f"Did you mean '{near[0]}'?" if near else "Correct or remove it."
-    draft.refuse(key, f"{trainer.title} {trainer.version} has no such key", remedy)
+    return draft.refuse(key, why, remedy)

@@ -114,8 +114,8 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data:
     targets = script.lora_target_modules
     if "lm_head" in ([targets] if isinstance(targets, str) else targets or ()):
         raise ConfigError(
-            "lora_target_modules has lm_head, whose weight the loss multiplies by itself, so that an "
-            "adapter of it would not be read. Leave it out; lora_modules_to_save may have it."
+            "lora_target_modules has lm_head, whose weight the loss multiplies by: an adapter on "
+            "it would not be read. Leave it out; lora_modules_to_save may have it."
         )
     _check_quantised(script, given)
 

@@ -15,6 +15,7 @@ from prefkit.convert.draft import Draft
 from prefkit.convert.engine import find_trainer, named_trainer, translate
 from prefkit.convert.hints import HINTS
 from prefkit.convert.report import config_file
+from prefkit.convert.rules import Same
 from prefkit.convert.trainers import TRAINERS
 from prefkit.errors import ConfigError
 from prefkit.options.parse import typed
@@ -150,8 +151,8 @@ def test_hints_say_what_to_use() -> None:
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=lambda one: one.name)
 def test_hints_and_rules_name_options_that_exist(trainer: Any) -> None:
-    """`Use x` and `To("x")` name an option, or one that may come (prefkit refuses it till then)."""
-    coming = {"revision", "early_stopping_patience", "use_weighting"}
+    """`To("x")` names an option, and `Same` is one."""
     for key, rule in trainer.rules.items():
-        if (option := getattr(rule, "option", None)) is not None:
-            assert option in COMMAND.fields or option in coming, key
+        option = key if isinstance(rule, Same) else getattr(rule, "option", None)
+        if option is not None:
+            assert option in COMMAND.fields, key

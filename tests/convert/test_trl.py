@@ -57,6 +57,7 @@ def test_defaults_are_written_out() -> None:
         "max_length": 1024,
         "too_long": "truncate_end",
         "empty": "skip",
+        "equal": "skip",
     }
     kinds = {line.key: line.kind for line in translated("trl").lines}
     assert kinds.pop("model_name_or_path") == kinds.pop("dataset_name") == "translated"
@@ -75,7 +76,17 @@ def test_defaults_are_written_out() -> None:
         ),
         ({"fp16": True}, {"fp16": True, "bf16": None}),
         ({"bf16": False}, {"bf16": False}),
-        ({"max_length": None}, {"max_length": None, "too_long": None}),
+        ({"max_length": None}, {"max_length": None, "too_long": None, "equal": "skip"}),
+        ({"prefkit_method": "dpo", "append_eos": "auto"}, {"method": None}),
+        (
+            {"prefkit_method": "tdpo2", "prefkit_alpha": 0.7, "prefkit_layout": "shared"},
+            {"method": "tdpo2", "alpha": 0.7, "layout": "shared"},
+        ),
+        (
+            {"prefkit_alpha": 0.7, "prefkit_layout": "padded", "prefkit_memory_budget": 1000},
+            {"alpha": None, "layout": None, "memory_budget": 1000},
+        ),
+        ({"bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}, {"load_in_4bit": None}),
         ({"loss_type": "hinge"}, {"loss_type": "hinge"}),
         ({"loss_type": ["ipo"], "loss_weights": [1.0]}, {"loss_type": "ipo"}),
         (
@@ -136,6 +147,18 @@ def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -
     ("config", "key", "words"),
     [
         ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "label_smoothing", "conservative DPO"),
+        (
+            {"loss_type": ["sigmoid", "robust"], "label_smoothing": 0.1},
+            "label_smoothing",
+            "TRL smooths robust and not sigmoid",
+        ),
+        (
+            {"loss_type": ["aot", "sigmoid_norm"], "label_smoothing": 0.1},
+            "label_smoothing",
+            "prefkit smooths both",
+        ),
+        ({"append_eos": "never"}, "append_eos", "a column append_eos"),
+        ({"prefkit_methd": "tdpo2"}, "prefkit_methd", "no such key"),
         ({"rpo_alpha": 1.0, "loss_type": "ipo"}, "rpo_alpha", "use nll_weight: 1.0"),
         ({"max_prompt_length": 512}, "max_prompt_length", "never cuts prompts"),
         ({"dataset_mixer": {"a": 1.0}}, "dataset_mixer", "datasets: [{path: NAME"),
@@ -222,6 +245,22 @@ def test_what_has_no_part_in_learning_is_left_out() -> None:
     assert found["dataset_num_proc"] == "rows are read in one process"
     assert "export" in found["env"]
     assert "use_peft" in found["lora_r"]
+    both = left("trl", trust_remote_code=True, model_init_kwargs={"trust_remote_code": True})
+    assert all("set" in one for key, one in both.items() if "trust" in key)
+    assert "has no such key" in left("trl", strange=None)["strange"]
+
+
+def test_a_row_whose_sides_are_equal_does_not_stop_the_run(tmp_path: Path) -> None:
+    """TRL trains on it, with a margin of 0 whatever the model does."""
+    save_model(tmp_path / "model")
+    (tmp_path / "rows").mkdir()
+    rows = [*ROWS[:4], {**ROWS[5], "rejected": ROWS[5]["chosen"]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows" / "train.jsonl").write_text(lines)
+    config = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": str(tmp_path / "rows")}
+    config |= {"output_dir": str(tmp_path / "out"), "max_steps": 1, "bf16": False}
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump(config | {"disable_tqdm": True}))
+    assert main(["train", str(tmp_path / "trl.yaml")]) == 0
 
 
 def test_layers_of_an_adapter_are_those_of_peft(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit.convert.loss import LOSS_HINT
+from prefkit.convert.own_keys import write_own
 from prefkit.convert.rules import By, Left, Refused, Rule, Same, To, Trainer, each
 from prefkit.convert.trainers import axolotl_groups as groups
 from prefkit.convert.trainers.axolotl_data import write_data
@@ -97,15 +98,17 @@ RULES: dict[str, Rule] = {
     ),
     # -- adapter ------------------------------------------------------------------------------
     **each(_LORA_RULE, "adapter lora_target_linear lora_target_modules " + " ".join(groups.LORA)),
+    "bnb_config_kwargs": By(groups.adapter, "Use the options bnb_4bit_… and use_bnb_nested_quant."),
     "lora_model_dir": Refused(
-        "prefkit train begins with a new adapter", "Merge it, and train the merged model."
+        "prefkit goes on with an adapter that is named as the model, and takes all from its folder",
+        "Name the folder as base_model, and remove adapter and the lora_ keys.",
     ),
     **each(
         Refused("an adapter of prefkit train changes whole layers, all alike"),
         "lora_fan_in_fan_out lora_target_parameters lora_rank_pattern lora_alpha_pattern "
         "peft_layers_to_transform peft_layers_pattern peft_layer_replication "
         "peft_init_lora_weights peft_trainable_token_indices peft_ensure_weight_tying "
-        "loraplus_lr_ratio relora gptq bnb_config_kwargs",
+        "loraplus_lr_ratio relora gptq",
     ),
     "peft": Refused("prefkit's adapters begin at 0", off=(None, {})),
     **each(
@@ -249,6 +252,7 @@ DEFAULTS: Mapping[str, Any] = {
     "rl_beta": 0.1,  # TRL's
     **dict.fromkeys(("adapter", "lora_target_linear", "lora_target_modules", *groups.LORA)),
     "lora_dropout": 0.0,
+    "bnb_config_kwargs": None,
     "sequence_len": 512,
     "excess_length_strategy": "drop",
     "micro_batch_size": 1,
@@ -288,5 +292,6 @@ AXOLOTL = Trainer(
         "use_sonicmoe": _KERNEL,
         "swanlab_": Left("it belongs to SwanLab's plugin: report_to: swanlab"),
         "cut_cross_entropy": Left("the loss is fused already"),
+        "prefkit_": By(write_own, "It is a key of prefkit's plugin."),
     },
 )

@@ -6,7 +6,9 @@ from typing import Any
 
 from prefkit.convert.adapters import write_targets
 from prefkit.convert.draft import Draft
-from prefkit.convert.loss import LossKeys, write_losses
+from prefkit.convert.loss import LossKeys, equal_sides, write_losses
+from prefkit.convert.own_keys import PLUGIN, names_method
+from prefkit.convert.rules import Refused
 from prefkit.errors import ConfigError
 
 _EXCESS = {"drop": "skip", "truncate": "truncate_end", "raise": "error"}
@@ -19,6 +21,12 @@ LORA = {
     "peft_use_rslora": "use_rslora",
     "load_in_4bit": "load_in_4bit",
     "load_in_8bit": "load_in_8bit",
+}
+# Of bitsandbytes → option.
+_PACKED = {
+    "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
+    "bnb_4bit_quant_type": "bnb_4bit_quant_type",
+    "bnb_4bit_compute_dtype": "bnb_4bit_compute_dtype",
 }
 LOGGERS = {
     "use_wandb": "wandb",
@@ -47,7 +55,10 @@ def loss(draft: Draft) -> None:
             "completion and label; docs/data.md.)"
         )
     if kind == "dpo":
-        draft.write("rl", {"method": "dpo"})
+        if names_method(draft):
+            draft.leave("rl", "prefkit_method rules")
+        else:
+            draft.write("rl", {"method": "dpo"})
         write_losses(draft, LossKeys("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing"))
     else:
         options = {"method": "dpo", "loss_type": "ipo"} if kind == "ipo" else {"method": kind}
@@ -98,7 +109,8 @@ def _beta(draft: Draft) -> None:
 def length(draft: Draft) -> None:
     draft.write("sequence_len", {"max_length": draft["sequence_len"]})
     strategy = str(draft["excess_length_strategy"] or "drop").lower()
-    draft.write("excess_length_strategy", {"too_long": _EXCESS.get(strategy, strategy)})
+    options = {"too_long": _EXCESS.get(strategy, strategy), "equal": "skip"}
+    draft.write("excess_length_strategy", options, equal_sides("axolotl"))
 
 
 def batch(draft: Draft) -> None:
@@ -150,8 +162,11 @@ def adapter(draft: Draft) -> None:
             draft.refuse(key, "axolotl has no value of its own for it", "Give it.")
         elif not value and key != "lora_dropout":
             draft.leave(key, "it is off")
-        else:
+        elif key == "load_in_4bit" and kind != "qlora":
+            draft.leave(key, "axolotl reads it with adapter: qlora")
+        elif key != "load_in_4bit":
             draft.write(key, {name: value})
+    _packed(draft, kind == "qlora" and bool(draft["load_in_4bit"]))
     if not on:
         for key in ("lora_target_linear", "lora_target_modules"):
             draft.leave(key, "there is no LoRA (adapter)")
@@ -161,6 +176,22 @@ def adapter(draft: Draft) -> None:
     else:
         draft.leave("lora_target_linear", "it is off")
         write_targets(draft, "lora_target_modules", draft.get("base_model"))
+
+
+def _packed(draft: Draft, on: bool) -> None:
+    """Weights of 4 bits: their scales are packed too, unless bnb_config_kwargs says otherwise."""
+    given = draft["bnb_config_kwargs"] or {}
+    if not on:
+        draft.leave("bnb_config_kwargs", "there are no weights of 4 bits (adapter: qlora)")
+        return
+    nested = bool(given.get("bnb_4bit_use_double_quant", True))
+    draft.write("load_in_4bit", {"load_in_4bit": True, "use_bnb_nested_quant": nested})
+    for inner in draft.inner("bnb_config_kwargs", {}):
+        for key in inner.open_keys():
+            if (name := _PACKED.get(key)) is not None:
+                inner.write(key, {name: inner[key]})
+            else:
+                Refused("prefkit has no option for it").apply(inner, key)
 
 
 def schedule(draft: Draft) -> None:
@@ -303,7 +334,7 @@ def special_tokens(draft: Draft) -> None:
 
 
 def plugins(draft: Draft) -> None:
-    harmless = ("liger", "cut_cross_entropy", "swanlab", "kernels")
+    harmless = ("liger", "cut_cross_entropy", "swanlab", "kernels", PLUGIN)
     others = [name for name in draft["plugins"] or [] if not any(h in name for h in harmless)]
     if others:
         draft.refuse("plugins", f"prefkit does not know {', '.join(others)}", "Remove them.")
