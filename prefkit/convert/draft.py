@@ -57,6 +57,14 @@ class Line:
         return "same" if self.is_same else "translated"
 
 
+def _as_mapping(text: str) -> Any:
+    """The mapping that a text is, or the text, which is then refused."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 class Draft:
     """One config on its way to prefkit's options.
 
@@ -173,7 +181,7 @@ class Draft:
         """
         value = self.values[key]
         if isinstance(value, str) and value.startswith("{"):  # as transformers takes a mapping
-            value = yaml.safe_load(value)
+            value = _as_mapping(value)
         several = value if isinstance(value, list) else [value] if value else []
         if not several:
             self.leave(key, "it is empty")

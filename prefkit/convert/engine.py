@@ -11,6 +11,7 @@ from prefkit.convert.trainers import TRAINERS
 from prefkit.convert.yaml_text import in_words
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.options.command import Command
+from prefkit.options.secrets import hidden
 
 _SEVERAL = ("train_data", "eval_data")
 _OF_LOSS = ("method", "loss_type", "loss_weights")
@@ -117,7 +118,7 @@ def translate(
         except PrefkitError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            value = in_words(draft[key])
+            value = in_words(hidden(draft[key], key))
             raise ConfigError(
                 f"{key}: {value} is nothing that {trainer.title} takes there, alone or beside the "
                 f"keys that belong to it ({type(error).__name__}: {error}). Correct it."

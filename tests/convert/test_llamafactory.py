@@ -110,6 +110,7 @@ def test_defaults_are_written_out() -> None:
         ({"disable_shuffling": True}, {"train_sampling_strategy": "sequential"}),
         ({"default_system": "Be brief."}, {"system_prompt": "Be brief."}),
         ({"ref_model": "r"}, {"ref_model": "r"}),
+        ({"ref_model": "r", "pref_loss": "simpo"}, {"ref_model": None}),
     ],
 )
 def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -> None:

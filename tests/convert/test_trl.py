@@ -272,6 +272,7 @@ def test_layers_of_an_adapter_are_those_of_peft(tmp_path: Path) -> None:
 
 def test_a_value_of_a_wrong_type_names_its_key() -> None:
     assert "no mapping" in refused("trl", datasets=5)["datasets"]
+    assert "no mapping" in refused("trl", model_init_kwargs='{"a": ')["model_init_kwargs"]
     with pytest.raises(ConfigError, match=r"loss_type: 5 is nothing that TRL takes"):
         translated("trl", loss_type=5)
 

@@ -99,7 +99,7 @@ RULES: dict[str, Rule] = {
     **each(_LOSS, "pref_loss pref_beta pref_ftx simpo_gamma dpo_label_smoothing"),
     "pref_bco_weight": By(groups.classifier, "prefkit has no such loss."),
     "ld_alpha": Refused("LLaMA-Factory weighs the policy's tokens, and not the reference's"),
-    "ref_model": To("ref_model"),
+    "ref_model": By(groups.loss, "Use ref_model."),
     "ref_model_adapters": Refused("the reference has no adapter of its own", "Merge it."),
     "ref_model_quantization_bit": Refused("the reference is loaded as the model is"),
     **each(
@@ -221,6 +221,7 @@ DEFAULTS: Mapping[str, Any] = {
     "pref_loss": "sigmoid",
     "pref_beta": 0.1,
     "pref_ftx": 0.0,
+    "ref_model": None,
     "simpo_gamma": 0.5,
     "dpo_label_smoothing": 0.0,
     "learning_rate": 5e-5,

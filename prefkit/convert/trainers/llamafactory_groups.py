@@ -8,6 +8,7 @@ from prefkit.convert.rules import Refused
 from prefkit.errors import ConfigError
 
 _TINY = 1e-6  # a weight up to this is none to LLaMA-Factory
+_WITHOUT_REFERENCE = ("simpo", "orpo")
 CUT = (
     "LLaMA-Factory shortens prompt and response of a longer row in proportion; here the response "
     "loses its end, and a prompt that alone is longer is an error; " + equal_sides("LLaMA-Factory")
@@ -31,7 +32,7 @@ def loss(draft: Draft) -> None:
     if name == "simpo" and has_likelihood:
         general = {"reference_free": True, "length_normalized": True}
         draft.write("pref_loss", {"method": "dpo", **general})
-    elif name in ("simpo", "orpo"):
+    elif name in _WITHOUT_REFERENCE:
         draft.write("pref_loss", {"method": name}, is_loss=True)
     elif name == "kto_pair":
         remedy = "Choose sigmoid, hinge or ipo."
@@ -52,6 +53,11 @@ def loss(draft: Draft) -> None:
         draft.write("pref_ftx", {"nll_weight": likelihood})
     else:
         draft.leave("pref_ftx", "it is off")
+    _smoothing(draft, name)
+    _reference(draft, name)
+
+
+def _smoothing(draft: Draft, name: str) -> None:
     smoothing = draft["dpo_label_smoothing"]
     if smoothing is None or smoothing <= _TINY:
         draft.leave("dpo_label_smoothing", "it is off")
@@ -59,6 +65,15 @@ def loss(draft: Draft) -> None:
         draft.write("dpo_label_smoothing", {"label_smoothing": smoothing})
     else:
         draft.leave("dpo_label_smoothing", "LLaMA-Factory takes it with pref_loss sigmoid alone")
+
+
+def _reference(draft: Draft, name: str) -> None:
+    if draft["ref_model"] and name in _WITHOUT_REFERENCE:
+        draft.leave("ref_model", f"{name} reads no reference")
+    elif draft["ref_model"]:
+        draft.write("ref_model", {"ref_model": draft["ref_model"]})
+    else:
+        draft.leave("ref_model", "it is empty")
 
 
 def classifier(draft: Draft) -> None:
