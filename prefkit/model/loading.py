@@ -175,7 +175,8 @@ def base_of(name: str) -> str | None:
     if (found := _adapter_config(name)) is None:
         return None
     if not (base := found.get("base_model_name_or_path")):
-        raise ModelError(f"{name} names no base model. Save the adapter anew, or merge it.")
+        file = Path(name) / "adapter_config.json"
+        raise ModelError(f"{file} names no base model. Save the adapter anew, or merge it.")
     return base
 
 
