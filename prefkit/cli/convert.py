@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefkit.cli import train
-from prefkit.cli.config_file import check_together, names_of_transformers
+from prefkit.cli.config_file import checked, names_of_transformers
 from prefkit.errors import ConfigError
 from prefkit.files.atomic import write_text
 from prefkit.options.command import Command
@@ -72,14 +72,13 @@ def _convert(path: str, options: ConvertOptions, out: Path) -> int:
     content = read_yaml(path)
     command, inherited = train.whole(train.COMMAND), names_of_transformers()
     trainer, told = _trainer(path, content, options.from_, command)
-    translation = translate(trainer, content, command, inherited)
+    translation = checked(translate(trainer, content, command, inherited))
     print(f"{path}: {trainer.title} {trainer.version}{told}\n\n{table(translation)}\n")
     refused = translation.of_kind("refused")
     losses = [line.key for line in refused if line.is_loss]
     if losses or (refused and not options.skip_refused):
         print(f"Nothing is written.\n{_remedy(len(refused), losses)}")
         return REFUSED
-    check_together(translation.options)
     try:
         write_text(out, config_file(translation, path))
     except OSError as error:

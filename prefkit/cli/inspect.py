@@ -199,10 +199,12 @@ def _model_limits(model: str) -> dict[str, int]:
     """What training reads from the model's config; nothing for a folder with a tokenizer only."""
     from transformers import AutoConfig
 
-    from prefkit.model.loading import base_of, positions_of
+    from prefkit.model.loading import base_of, base_revision, positions_of
 
     try:
-        config = AutoConfig.from_pretrained(base_of(model) or model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            base_of(model) or model, revision=base_revision(model), trust_remote_code=False
+        )
         config = config.get_text_config()
     except Exception:  # training would stop here; the tokens can be shown all the same
         return {}

@@ -17,6 +17,7 @@ from prefkit.errors import ConfigError
 from prefkit.files.atomic import write_text
 from prefkit.options.command import Command
 from prefkit.options.parse import check_dashes, join, read_flags, split
+from prefkit.options.secrets import HIDDEN, without_secrets
 from prefkit.options.yaml_file import read_yaml
 from prefkit.train.common import CommonFields
 from prefkit.train.fields import PreferenceFields, ScriptArguments
@@ -85,8 +86,10 @@ def run(argv: Sequence[str]) -> int:
             trainer.save_model()
             trainer.save_state()
     except KeyboardInterrupt:
-        again = {**flags, "resume_from_checkpoint": ["auto"]}
-        return _interrupted(folder, trainer.state.global_step, join(words, again))
+        secret = {name.partition(".")[0] for name in without_secrets(given)[1]}
+        shown = {name: [HIDDEN] if name in secret else value for name, value in flags.items()}
+        again = join(words, {**shown, "resume_from_checkpoint": ["auto"]})
+        return _interrupted(folder, trainer.state.global_step, again)
     _say_summary(trainer, result, folder, time.perf_counter() - started)
     leave_group()
     return 0

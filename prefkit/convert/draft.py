@@ -6,7 +6,7 @@ trainer does where a key is missing is a value like others: only its lines are t
 """
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,14 @@ class Line:
         return "same" if self.is_same else "translated"
 
 
+def _as_mapping(text: str) -> Any:
+    """The mapping that a text is, or the text, which is then refused."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 class Draft:
     """One config on its way to prefkit's options.
 
@@ -96,6 +104,10 @@ class Draft:
         """The keys that are not accounted for yet, one after the other."""
         while self._open:
             yield next(iter(self._open))
+
+    def open_keys_of(self, wanted: Callable[[str], bool]) -> list[str]:
+        """The keys that are not accounted for yet and are wanted."""
+        return [key for key in self._open if wanted(key)]
 
     def is_open(self, key: str) -> bool:
         """Whether the key is there and not accounted for."""
@@ -169,7 +181,7 @@ class Draft:
         """
         value = self.values[key]
         if isinstance(value, str) and value.startswith("{"):  # as transformers takes a mapping
-            value = yaml.safe_load(value)
+            value = _as_mapping(value)
         several = value if isinstance(value, list) else [value] if value else []
         if not several:
             self.leave(key, "it is empty")

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefkit.convert.draft import Draft, Line
@@ -11,8 +11,10 @@ from prefkit.convert.trainers import TRAINERS
 from prefkit.convert.yaml_text import in_words
 from prefkit.errors import ConfigError, PrefkitError
 from prefkit.options.command import Command
+from prefkit.options.secrets import hidden
 
 _SEVERAL = ("train_data", "eval_data")
+_OF_LOSS = ("method", "loss_type", "loss_weights")
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,14 @@ def translate(
     draft = Draft(config, trainer.defaults, command)
     for key in draft.open_keys():
         if (rule := _rule(trainer, key, inherited)) is None:
-            _refuse_unknown(draft, key, trainer, inherited)
+            _unknown(draft, key, trainer, inherited)
             continue
         try:
             rule.apply(draft, key)
         except PrefkitError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            value = in_words(draft[key])
+            value = in_words(hidden(draft[key], key))
             raise ConfigError(
                 f"{key}: {value} is nothing that {trainer.title} takes there, alone or beside the "
                 f"keys that belong to it ({type(error).__name__}: {error}). Correct it."
@@ -128,13 +130,43 @@ def translate(
     return Translation(trainer, options, tuple(draft.lines))
 
 
+def refused(translation: Translation, option: str, words: str) -> Translation:
+    """A translation without the key that became an option that no run can have.
+
+    Where another key is refused already, without which the option has no effect, it is left out.
+
+    Args:
+        translation: as it was.
+        option: of prefkit.
+        words: what is wrong with it, in sentences; the first is the reason.
+    """
+    why, _, remedy = words.partition(". ")
+    found = list(translation.lines)
+    place = next(at for at, line in enumerate(found) if option in line.written)
+    line = found[place]
+    belongs = "has no effect without" in why and translation.of_kind("refused")
+    found[place] = replace(
+        line,
+        written={},
+        why=why.rstrip("."),
+        remedy="" if belongs else remedy or "Leave it out.",
+        is_loss=any(name in _OF_LOSS for name in line.written),
+    )
+    still = {name for line in found for name in line.written}
+    options = {name: one for name, one in translation.options.items() if name in still}
+    return Translation(translation.trainer, options, tuple(found))
+
+
 def _rule(trainer: Trainer, key: str, inherited: Collection[str]) -> Rule | None:
     found = trainer.rule_of(key)
     return Same() if found is None and trainer.inherits and key in inherited else found
 
 
-def _refuse_unknown(draft: Draft, key: str, trainer: Trainer, inherited: Collection[str]) -> None:
+def _unknown(draft: Draft, key: str, trainer: Trainer, inherited: Collection[str]) -> None:
+    why = f"{trainer.title} {trainer.version} has no such key"
+    if draft[key] is None:
+        return draft.leave(key, f"{why}, and it is empty")
     names = [*trainer.rules, *(inherited if trainer.inherits else ())]
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
     remedy = f"Did you mean '{near[0]}'?" if near else "Correct or remove it."
-    draft.refuse(key, f"{trainer.title} {trainer.version} has no such key", remedy)
+    return draft.refuse(key, why, remedy)

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from prefkit.convert.draft import Draft
 
 _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+_UNLIKE = ("sigmoid", "sigmoid_norm")  # that prefkit smooths, and TRL does not
 LOSS_HINT = "Use method (dpo, tdpo2, simpo, …) and loss_type (sigmoid, ipo, …)."
+
+
+def equal_sides(title: str) -> str:
+    """What is said of `equal: skip`, by the name of a trainer that knows no such thing."""
+    return (
+        f"{title} trains on pairs of two equal sides, which prefer nothing; here they are skipped "
+        "and counted"
+    )
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,17 @@ def write_losses(draft: Draft, keys: LossKeys) -> None:
 
 def _smooth(draft: Draft, keys: LossKeys, types: list[str]) -> None:
     value, plain = draft[keys.smoothing], set(types) <= {"sigmoid", "sft"}
+    smoothed = [name for name in types if name in _SMOOTHED]
+    unlike = [name for name in types if name in _UNLIKE]
     if not value:
         draft.leave(keys.smoothing, "it is off")
-    elif any(name in _SMOOTHED for name in types):
+    elif smoothed and unlike:
+        draft.refuse(
+            keys.smoothing,
+            f"TRL smooths {', '.join(smoothed)} and not {', '.join(unlike)}; prefkit smooths both",
+            "Remove it, or choose one of them.",
+        )
+    elif smoothed:
         draft.write(keys.smoothing, {"label_smoothing": value})
     elif plain:
         draft.refuse(

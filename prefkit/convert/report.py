@@ -1,6 +1,5 @@
 """A translation for people: the table of its keys, a few lines of it, and the config file."""
 
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 from prefkit.convert.draft import Line
 from prefkit.convert.engine import Translation
 from prefkit.convert.yaml_text import entry, in_words
+from prefkit.options.secrets import HIDDEN, hidden
 
 WIDTH = 100
-_SECRET = re.compile(r"((hub_|hf_|^|\.)token|api_key|secret|password|webhook_url)$")
 _UNSET: tuple[Any, ...] = (None, False, "", [], {})
 _TITLES = {
     "translated": "Translated",
@@ -90,8 +89,9 @@ def _refusal(line: Line) -> str:
 
 
 def _shown(line: Line, value: Any, longest: int = 60) -> str:
-    """A value, unless its key says that it is a secret."""
-    return "…" if _SECRET.search(line.key) else in_words(value, longest)
+    """A value, without the secrets that its key or keys within it name."""
+    shown = hidden(value, line.key)
+    return HIDDEN if shown == HIDDEN else in_words(shown, longest)
 
 
 def _remarks(translation: Translation) -> Iterator[Line]:

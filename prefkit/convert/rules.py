@@ -63,7 +63,7 @@ class Same:
 
     off: tuple[Any, ...] = (None,)
 
-    hint = "prefkit does not have it yet."
+    hint = "prefkit has it too, in PreferenceConfig."
 
     def apply(self, draft: Draft, key: str) -> None:
         To(key, off=self.off).apply(draft, key)

@@ -20,6 +20,7 @@ from prefkit.model.causal import check_causal
 from prefkit.model.head.fused import Head, install, unwrap
 from prefkit.model.loading import (
     base_of,
+    base_revision,
     check_model_folder,
     load_config,
     load_model,
@@ -134,7 +135,10 @@ def look_at_two(positive: Any, negative: Any) -> Common:
             raise ModelError(f"{name} is a {type(given).__name__}; it must be a causal LM.")
     if strings:
         tokenizer = check_same_tokenizer(positive, negative)
-        configs = [load_config(base_of(name) or name) for name in (positive, negative)]
+        configs = [
+            load_config(base_of(name) or name, revision=base_revision(name))
+            for name in (positive, negative)
+        ]
     else:
         configs = [unwrap(model).config for model in (positive, negative)]
     texts: list[Any] = [config.get_text_config() for config in configs]
@@ -161,7 +165,8 @@ def load_two(positive: Any, negative: Any, dtype: str) -> TwoModels:
         return TwoModels(positive, negative)
     bases = base_of(positive), base_of(negative)
     index = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if bases[0] is not None and bases[0] == bases[1]:
+    one_revision = base_revision(positive) == base_revision(negative)
+    if bases[0] is not None and bases[0] == bases[1] and one_revision:
         both = _adapted(bases[0], {"positive": positive, "negative": negative}, dtype)
         return TwoModels(both.to(index), both)
     loaded = [
@@ -189,8 +194,8 @@ def check_same_tokenizer(positive: str, negative: str) -> Any:
 
 
 def _adapted(base: str, adapters: Mapping[str, str], dtype: str) -> Any:
-    """The base model with one or more adapters, by their names on it."""
-    model = load_model(base, dtype)
+    """The base model with one or more adapters of its one revision, by their names on it."""
+    model = load_model(base, dtype, revision=base_revision(next(iter(adapters.values()))))
     for name, folder in adapters.items():
         model = put_adapter(model, folder, name)
     return model

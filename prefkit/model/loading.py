@@ -121,6 +121,7 @@ def load_tokenizer(name: str, remedy: str = "Name one with --tokenizer.", **more
     from transformers import AutoTokenizer
 
     if not (Path(name).expanduser() / "tokenizer_config.json").is_file():
+        more = {**more, "revision": more.get("revision") or base_revision(name)}
         name = base_of(name) or name
     try:
         return AutoTokenizer.from_pretrained(name, **_options(more, name))
@@ -171,13 +172,32 @@ def base_of(name: str) -> str | None:
     Raises:
         ModelError: an adapter that names none.
     """
+    if (found := _adapter_config(name)) is None:
+        return None
+    if not (base := found.get("base_model_name_or_path")):
+        file = Path(name) / "adapter_config.json"
+        raise ModelError(f"{file} names no base model. Save the adapter anew, or merge it.")
+    return base
+
+
+def base_revision(name: str) -> str | None:
+    """Branch, tag or commit of the base model that a folder of a peft adapter belongs to.
+
+    Returns:
+        None for the main branch, for a model and for a Hub name.
+
+    Raises:
+        ModelError: its config cannot be read.
+    """
+    return (_adapter_config(name) or {}).get("revision")
+
+
+def _adapter_config(name: str) -> dict[str, Any] | None:
+    """The config of an adapter's folder; None for a model or a Hub name."""
     file = Path(name).expanduser() / "adapter_config.json"
     if not file.is_file() or file.with_name("config.json").is_file():
         return None
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{file} cannot be read ({error}). Save the adapter anew.") from error
-    if not base:
-        raise ModelError(f"{file} names no base model. Save the adapter anew, or merge it.")
-    return base

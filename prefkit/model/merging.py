@@ -14,6 +14,7 @@ from prefkit.files.atomic import check_writable, fsync_path
 from prefkit.model.adapters import put_adapter
 from prefkit.model.loading import (
     base_of,
+    base_revision,
     check_model_folder,
     load_config,
     load_model,
@@ -36,7 +37,8 @@ def merge(
     Args:
         adapter: folder of an adapter.
         out: the folder to make.
-        base_model: folder or Hub name of its base model; None = the one that it names.
+        base_model: folder or Hub name of its base model; None = the one that it names, in the
+            revision that it names.
         dtype: number format in which is merged and saved: "auto" (the base model's), "float32",
             "bfloat16" or "float16". A base that is stored quantised is dequantised first.
         trust_remote_code: see `load_model`.
@@ -51,10 +53,12 @@ def merge(
     if target.exists() or target.is_symlink():
         raise ConfigError(f"out: {out} exists already. Name a folder that does not.")
     check_writable(target.parent, "out")
-    own: dict[str, Any] = {"trust_remote_code": trust_remote_code or None}
+    revision = base_revision(adapter) if base == base_of(adapter) else None
+    own: dict[str, Any] = {"trust_remote_code": trust_remote_code or None, "revision": revision}
     quantised = getattr(load_config(base, **own), "quantization_config", None) is not None
     model = _unquantised(base, dtype, own) if quantised else load_model(base, dtype, **own)
-    say(f"Base     {base}: {_count(model)} parameters, {str(model.dtype).removeprefix('torch.')}")
+    which = f"{base} at {revision}" if revision else base
+    say(f"Base     {which}: {_count(model)} parameters, {str(model.dtype).removeprefix('torch.')}")
     adapted = put_adapter(model, adapter)
     say(f"Adapter  {adapter}: {_described(adapted)}, {_megabytes(Path(adapter), 'adapter_model*')}")
     try:

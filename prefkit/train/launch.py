@@ -5,7 +5,13 @@ from typing import Any
 
 from prefkit.errors import ConfigError, ModelError
 from prefkit.files.atomic import check_writable
-from prefkit.model.loading import base_of, check_model_folder, load_config, load_tokenizer
+from prefkit.model.loading import (
+    base_of,
+    base_revision,
+    check_model_folder,
+    load_config,
+    load_tokenizer,
+)
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.fields import ScriptArguments
 from prefkit.train.options import LOADED_BY
@@ -57,7 +63,8 @@ def make_trainer(script: ScriptArguments, config: Any) -> Any:
     # Rows first: they are cheap to check, the weights are not cheap to load.
     adapter, quantised = make_adapter(script), make_quantisation(script, config)
     refuse_kinds(script.model, None, adapter)
-    own = {"revision": script.revision, "trust_remote_code": config.trust_remote_code}
+    revision = script.revision or base_revision(script.model)
+    own = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     base = base_of(script.model)
     model_config = load_config(base or script.model, **own)
     check_run(config, model_config=model_config, trainable_head=adapter is None and base is None)

@@ -16,9 +16,11 @@ from prefkit.files.atomic import write_text
 from prefkit.loss.objectives import METHODS
 from prefkit.model.head.fused import is_peft, unwrap
 from prefkit.options.option import default_of
+from prefkit.options.secrets import without_secrets
 from prefkit.train.checkpointing.same_run import CONFIG_FILE
 from prefkit.train.common import CommonFields
 from prefkit.train.models.loading import name_of
+from prefkit.train.options import options_file
 from prefkit.version import VERSION
 
 FILE = "README.md"
@@ -146,13 +148,16 @@ def _again(args: Any) -> dict[str, str]:
     """The command and the options of the run."""
     file = Path(args.output_dir) / CONFIG_FILE
     if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        given = yaml.safe_load(text) or {}
         return {
             "again": f"`prefkit train {CONFIG_FILE}`, with the file beside this one:",
-            "options": file.read_text(encoding="utf-8"),
+            # An earlier version wrote secrets down.
+            "options": options_file(given) if without_secrets(given)[1] else text,
         }
     return {
         "again": f"`{type(args).__name__}` with these options, all others as they are by default:",
-        "options": yaml.safe_dump(_changed(args), sort_keys=True, allow_unicode=True),
+        "options": options_file(_changed(args)),
     }
 
 

@@ -8,6 +8,7 @@ import yaml
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import check_method_reads
 from prefkit.options.check import check_options
+from prefkit.options.secrets import without_secrets
 from prefkit.train.fields import ScriptArguments
 
 # Keywords of `from_pretrained` that are options of their own.
@@ -29,8 +30,17 @@ class Options(NamedTuple):
     given: dict[str, Any]
 
     def as_yaml(self) -> str:
-        """The given options as a config file that does the same again."""
-        return yaml.safe_dump(self.given, sort_keys=True, allow_unicode=True)
+        """The given options as a config file that does the same again; see `options_file`."""
+        return options_file(self.given)
+
+
+def options_file(given: Mapping[str, Any]) -> str:
+    """Options as a config file, without secrets; its first lines name those that were given."""
+    kept, secrets = without_secrets(given)
+    text = yaml.safe_dump(kept, sort_keys=True, allow_unicode=True)
+    if not secrets:
+        return text
+    return f"# Secrets are not written down: {', '.join(secrets)}. Give them again.\n{text}"
 
 
 def make_options(given: dict[str, Any], needs_data: bool = True) -> Options:
@@ -101,6 +111,12 @@ def _check_script(script: ScriptArguments, given: Mapping[str, Any], needs_data:
         for name in given:
             if name.startswith("lora_") or name in ("use_dora", "use_rslora"):
                 raise ConfigError(f"{name} has no effect without 'adapter: lora'. Add it.")
+    targets = script.lora_target_modules
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets or ()):
+        raise ConfigError(
+            "lora_target_modules has lm_head, whose weight the loss multiplies by: an adapter on "
+            "it would not be read. Leave it out; lora_modules_to_save may have it."
+        )
     _check_quantised(script, given)
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from prefkit.errors import ConfigError
+from prefkit.options.secrets import hidden
 from prefkit.train.checks.best_metric import check_evaluation_options
 from prefkit.train.checks.data_options import LABELS, check_data_options
 from prefkit.train.checks.loading import check_model_kwargs
@@ -57,6 +58,13 @@ class RunConfig(RunFields, TrainingArguments):
         check_data_options(self)
         if self.label_names is None:
             self.label_names = LABELS
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it, which hides its own tokens from loggers; secrets in mappings too.
+
+        Such as the token in `model_init_kwargs`.
+        """
+        return {name: hidden(value) for name, value in super().to_dict().items()}
 
     @property
     def precomputes_reference(self) -> bool:

@@ -196,7 +196,8 @@ def test_the_trainer_may_be_named(here: Path, capsys: Any) -> None:
 
 
 def test_secrets_are_not_shown(here: Path, capsys: Any) -> None:
-    secrets = {"hub_token": "hf_secret", "my_api_key": "hf_secret"}
+    secrets: dict[str, Any] = {"hub_token": "hf_secret", "my_api_key": "hf_secret"}
+    secrets |= {"strange_kwargs": {"token": "hf_secret"}}
     config = save(here / "trl.yaml", of_trl() | secrets)
     assert main(["convert", config, "--skip-refused"]) == 0
     assert "hf_secret" not in capsys.readouterr().out

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit.cli import train
-from prefkit.cli.config_file import check_together, names_of_transformers
+from prefkit.cli.config_file import checked, names_of_transformers
 from prefkit.convert.engine import Translation, named_trainer, translate
 
 COMMAND = train.whole(train.COMMAND)
@@ -18,11 +18,9 @@ LEAST: Mapping[str, dict[str, Any]] = {
 
 
 def translated(trainer: str, **config: Any) -> Translation:
-    """A config with the least that the trainer needs; options that go together are checked."""
-    translation = translate(named_trainer(trainer), LEAST[trainer] | config, COMMAND, INHERITED)
-    if not translation.of_kind("refused"):
-        check_together(translation.options)
-    return translation
+    """A config with the least that the trainer needs; what prefkit train refuses is refused."""
+    given = LEAST[trainer] | config
+    return checked(translate(named_trainer(trainer), given, COMMAND, INHERITED))
 
 
 def options(trainer: str, **config: Any) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from tests.train.trainer_cases import byte_tokenizer
 
 NAME = "axolotl"
 CHAT = "chat_template.default"
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
+PLUGIN = {"plugins": ["prefkit.integrations.axolotl.PrefkitPlugin"]}
 
 
 def test_defaults_are_written_out() -> None:
@@ -23,6 +26,7 @@ def test_defaults_are_written_out() -> None:
         "beta": 0.1,
         "max_length": 512,
         "too_long": "skip",
+        "equal": "skip",
         "per_device_train_batch_size": 1,
         "num_train_epochs": 1.0,
         "dtype": "bfloat16",
@@ -55,7 +59,22 @@ def test_defaults_are_written_out() -> None:
             {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True},
             {"adapter": "lora", "lora_r": 8, "lora_target_modules": "all-linear"},
         ),
-        ({"flash_attention": True}, {"attn_implementation": "flash_attention_2"}),
+        ({**QLORA}, {"load_in_4bit": True, "use_bnb_nested_quant": True}),
+        ({**QLORA, "adapter": "lora"}, {"load_in_4bit": None, "use_bnb_nested_quant": None}),
+        (
+            {**QLORA, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}},
+            {"load_in_4bit": True, "use_bnb_nested_quant": False},
+        ),
+        (
+            {**QLORA, "bnb_config_kwargs": {"bnb_4bit_quant_type": "fp4"}},
+            {"use_bnb_nested_quant": True, "bnb_4bit_quant_type": "fp4"},
+        ),
+        (
+            {**PLUGIN, "prefkit_method": "tdpo2", "prefkit_alpha": 0.3},
+            {"method": "tdpo2", "alpha": 0.3, "beta": 0.1},
+        ),
+        ({**PLUGIN, "prefkit_append_eos": "auto"}, {"method": "dpo"}),
+        ({"debug": None, "flash_attention": True}, {"attn_implementation": "flash_attention_2"}),
         ({"warmup_steps": 1}, {"warmup_steps": 2}),
         ({"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
         (
@@ -105,6 +124,13 @@ def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -
             "axolotl's own text",
         ),
         ({"rpo_alpha": 1.0}, "rpo_alpha", "nll_weight"),
+        ({**LORA, "lora_model_dir": "a"}, "lora_model_dir", "the folder as base_model"),
+        ({**PLUGIN, "prefkit_append_eos": "never"}, "prefkit_append_eos", "a column append_eos"),
+        (
+            {**QLORA, "bnb_config_kwargs": {"llm_int8_threshold": 5.0}},
+            "bnb_config_kwargs.llm_int8_threshold",
+            "no option for it",
+        ),
         ({"adapter": "lora", "lora_target_linear": True, "lora_alpha": 8}, "lora_r", "Give it"),
     ],
 )

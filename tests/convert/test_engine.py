@@ -6,16 +6,23 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefkit.cli.config_file import OF_THE_MACHINE, checked
 from prefkit.convert.draft import Draft
 from prefkit.convert.engine import find_trainer, named_trainer, translate
 from prefkit.convert.hints import HINTS
+from prefkit.convert.report import config_file
+from prefkit.convert.rules import Same
 from prefkit.convert.trainers import TRAINERS
 from prefkit.errors import ConfigError
+from prefkit.options.parse import typed
+from prefkit.train.checks.options import one_line_errors
+from prefkit.train.options import make_options
 from tests.convert import known_keys
-from tests.convert.convert_cases import COMMAND, INHERITED, LEAST, refused
+from tests.convert.convert_cases import COMMAND, INHERITED, LEAST, refused, translated
 
 
 def names_of(trainer: str) -> list[str]:
@@ -33,7 +40,7 @@ def names_of(trainer: str) -> list[str]:
 
 def told(trainer: str, config: dict[str, Any]) -> list[str]:
     """The keys that lines tell of; those within another count as that one."""
-    translation = translate(named_trainer(trainer), config, COMMAND, INHERITED)
+    translation = checked(translate(named_trainer(trainer), config, COMMAND, INHERITED))
     lines = [line for line in translation.lines if not line.is_default]
     assert all(line.why or line.written for line in lines)
     assert all(line.remedy for line in lines if line.kind == "refused")
@@ -72,6 +79,27 @@ def test_any_values_are_accounted_for_or_refused_by_name(trainer: str, data: Any
         assert any(f"{key}: " in str(error) for key in config)  # noqa: PT017  # or it is one
         return
     assert Counter(found) == Counter([*config])
+
+
+@pytest.mark.parametrize("trainer", LEAST)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_is_written_is_accepted(trainer: str, data: Any) -> None:
+    """Whatever is refused, a config is left that prefkit train takes."""
+    inherited = [name for name in names_of(trainer) if name in INHERITED or "lora" in name]
+    names = st.sampled_from([name for name in inherited if name not in LEAST[trainer]])
+    drawn = data.draw(st.dictionaries(names, VALUES, min_size=3, max_size=6))
+    try:
+        translation = translated(trainer, **drawn)
+    except ConfigError:  # of a type that the trainer does not take
+        return
+    text = config_file(translation, "theirs.yaml")
+    written = {name: typed(COMMAND, name, one) for name, one in yaml.safe_load(text).items()}
+    with one_line_errors():
+        make_options(
+            {name: one for name, one in written.items() if name not in OF_THE_MACHINE},
+            needs_data=False,
+        )
 
 
 def test_a_key_is_accounted_for_once_or_it_is_a_bug() -> None:
@@ -123,8 +151,8 @@ def test_hints_say_what_to_use() -> None:
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=lambda one: one.name)
 def test_hints_and_rules_name_options_that_exist(trainer: Any) -> None:
-    """`Use x` and `To("x")` name an option, or one that may come (prefkit refuses it till then)."""
-    coming = {"revision", "early_stopping_patience", "use_weighting"}
+    """`To("x")` names an option, and `Same` is one."""
     for key, rule in trainer.rules.items():
-        if (option := getattr(rule, "option", None)) is not None:
-            assert option in COMMAND.fields or option in coming, key
+        option = key if isinstance(rule, Same) else getattr(rule, "option", None)
+        if option is not None:
+            assert option in COMMAND.fields, key

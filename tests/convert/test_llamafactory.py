@@ -61,6 +61,7 @@ def test_defaults_are_written_out() -> None:
         "per_device_train_batch_size": 8,
         "max_length": 2048,
         "too_long": "truncate_end",
+        "equal": "skip",
         "string_prompts": "chat",
     }
 
@@ -90,12 +91,26 @@ def test_defaults_are_written_out() -> None:
             {"lora_rank": 4, "lora_target": "q_proj,v_proj"},
             {"lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "v_proj"]},
         ),
+        (
+            {"quantization_bit": 4},
+            {"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": None},
+        ),
+        (
+            {"quantization_bit": 4, "double_quantization": False, "quantization_type": "fp4"},
+            {"use_bnb_nested_quant": False, "bnb_4bit_quant_type": "fp4"},
+        ),
+        ({"quantization_bit": 8}, {"load_in_8bit": True, "use_bnb_nested_quant": None}),
+        *(
+            ({"pref_loss": name, "dpo_label_smoothing": 0.1}, {"label_smoothing": None})
+            for name in ("ipo", "hinge", "simpo", "orpo")
+        ),
         ({"flash_attn": "fa2"}, {"attn_implementation": "flash_attention_2"}),
         ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
         ({"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"disable_shuffling": True}, {"train_sampling_strategy": "sequential"}),
         ({"default_system": "Be brief."}, {"system_prompt": "Be brief."}),
         ({"ref_model": "r"}, {"ref_model": "r"}),
+        ({"ref_model": "r", "pref_loss": "simpo"}, {"ref_model": None}),
     ],
 )
 def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -117,6 +132,7 @@ def test_simpo_with_a_likelihood_is_the_formula() -> None:
     ("config", "key", "words"),
     [
         ({"pref_loss": "kto_pair"}, "pref_loss", "taken this loss away"),
+        ({"pref_loss": "orpo", "pref_ftx": 0.3}, "pref_ftx", "a likelihood of weight 1 already"),
         ({"pref_bco_weight": 0.5}, "pref_bco_weight", "BCO"),
         ({"ld_alpha": 0.5}, "ld_alpha", "not the reference's"),
         ({"val_size": 0.1}, "val_size", "Split the rows yourself"),

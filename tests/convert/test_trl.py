@@ -25,6 +25,7 @@ trl = pytest.importorskip("trl", reason="its dataclasses have the defaults")
 CLASSES = (trl.DPOConfig, trl.ModelConfig, trl.ScriptArguments, trl.DatasetMixtureConfig)
 FIELDS = {field.name: field for cls in CLASSES for field in dataclasses.fields(cls)}
 # Where prefkit's default differs on purpose, and nothing else is learnt.
+ADAPTER = {"use_peft": True, "lora_target_modules": ["a"]}
 NOT_LEARNT = {"logging_nan_inf_filter", "remove_unused_columns", "pad_to_multiple_of", "output_dir"}
 
 
@@ -56,6 +57,7 @@ def test_defaults_are_written_out() -> None:
         "max_length": 1024,
         "too_long": "truncate_end",
         "empty": "skip",
+        "equal": "skip",
     }
     kinds = {line.key: line.kind for line in translated("trl").lines}
     assert kinds.pop("model_name_or_path") == kinds.pop("dataset_name") == "translated"
@@ -74,7 +76,17 @@ def test_defaults_are_written_out() -> None:
         ),
         ({"fp16": True}, {"fp16": True, "bf16": None}),
         ({"bf16": False}, {"bf16": False}),
-        ({"max_length": None}, {"max_length": None, "too_long": None}),
+        ({"max_length": None}, {"max_length": None, "too_long": None, "equal": "skip"}),
+        ({"prefkit_method": "dpo", "append_eos": "auto"}, {"method": None}),
+        (
+            {"prefkit_method": "tdpo2", "prefkit_alpha": 0.7, "prefkit_layout": "shared"},
+            {"method": "tdpo2", "alpha": 0.7, "layout": "shared"},
+        ),
+        (
+            {"prefkit_alpha": 0.7, "prefkit_layout": "padded", "prefkit_memory_budget": 1000},
+            {"alpha": None, "layout": None, "memory_budget": 1000},
+        ),
+        ({"bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}, {"load_in_4bit": None}),
         ({"loss_type": "hinge"}, {"loss_type": "hinge"}),
         ({"loss_type": ["ipo"], "loss_weights": [1.0]}, {"loss_type": "ipo"}),
         (
@@ -116,7 +128,8 @@ def test_defaults_are_written_out() -> None:
             {"datasets": [{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}]},
             {"train_data": ["a.jsonl", "b.jsonl"]},
         ),
-        ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
+        ({"group_by_length": False}, {"train_sampling_strategy": "random"}),
+        ({"average_tokens_across_devices": False, "eval_do_concat_batches": False}, {}),
         ({"f_divergence_type": "FDivergenceType.REVERSE_KL"}, {"f_divergence_type": None}),
     ],
 )
@@ -134,6 +147,18 @@ def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -
     ("config", "key", "words"),
     [
         ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "label_smoothing", "conservative DPO"),
+        (
+            {"loss_type": ["sigmoid", "robust"], "label_smoothing": 0.1},
+            "label_smoothing",
+            "TRL smooths robust and not sigmoid",
+        ),
+        (
+            {"loss_type": ["aot", "sigmoid_norm"], "label_smoothing": 0.1},
+            "label_smoothing",
+            "prefkit smooths both",
+        ),
+        ({"append_eos": "never"}, "append_eos", "a column append_eos"),
+        ({"prefkit_methd": "tdpo2"}, "prefkit_methd", "no such key"),
         ({"rpo_alpha": 1.0, "loss_type": "ipo"}, "rpo_alpha", "use nll_weight: 1.0"),
         ({"max_prompt_length": 512}, "max_prompt_length", "never cuts prompts"),
         ({"dataset_mixer": {"a": 1.0}}, "dataset_mixer", "datasets: [{path: NAME"),
@@ -152,6 +177,16 @@ def test_keys_become_options(config: dict[str, Any], expected: dict[str, Any]) -
         ({"learning_rate": "fast"}, "learning_rate", "must be a number"),
         ({"lora_task_type": "SEQ_CLS"}, "lora_task_type", "causal language models"),
         ({"do_train": False}, "do_train", "Remove it"),
+        ({"dtype": "float16"}, "dtype", "Use --dtype float32 --fp16"),
+        ({"model_init_kwargs": {"dtype": "float16"}}, "model_init_kwargs.dtype", "--dtype float32"),
+        ({"group_by_length": True}, "group_by_length", "saves padding"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor", "Use label_smoothing"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config", "split_batches"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers", "workers"),
+        ({"eval_strategy": "steps", "datasets": [{"path": "a"}]}, "eval_strategy", "no eval_data"),
+        ({"use_peft": True, "lora_target_modules": ["lm_head"]}, "lora_target_modules", "lm_head"),
+        ({**ADAPTER, "sync_ref_model": True}, "sync_ref_model", "there is no model to move"),
+        ({**ADAPTER, "load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit", "both on"),
     ],
 )
 def test_what_changes_the_training_is_refused(config: dict[str, Any], key: str, words: str) -> None:
@@ -160,7 +195,12 @@ def test_what_changes_the_training_is_refused(config: dict[str, Any], key: str, 
     assert words in found[key]
 
 
-LORA = {"use_peft": True, "lora_target_modules": ["a"]}
+def test_what_belongs_to_a_refused_key_is_left_out() -> None:
+    config = {**ADAPTER, "sync_ref_model": True, "ref_model_sync_steps": 64}
+    assert [*refused("trl", **config)] == ["sync_ref_model"]
+    assert "has no effect without" in left("trl", **config)["ref_model_sync_steps"]
+
+
 TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one loss": ({"loss_type": "apo_zero"}, {"loss_type": "apo_zero"}),
     "losses": (
@@ -187,7 +227,7 @@ TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"revision": "v2", "model_init_kwargs": {"a": 1, "b": 2}},
     ),
     "adapter": (
-        {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"], **LORA},
+        {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"], **ADAPTER},
         {"load_in_4bit": True, "use_dora": True, "lora_modules_to_save": ["x"]},
     ),
 }
@@ -205,6 +245,22 @@ def test_what_has_no_part_in_learning_is_left_out() -> None:
     assert found["dataset_num_proc"] == "rows are read in one process"
     assert "export" in found["env"]
     assert "use_peft" in found["lora_r"]
+    both = left("trl", trust_remote_code=True, model_init_kwargs={"trust_remote_code": True})
+    assert all("set" in one for key, one in both.items() if "trust" in key)
+    assert "has no such key" in left("trl", strange=None)["strange"]
+
+
+def test_a_row_whose_sides_are_equal_does_not_stop_the_run(tmp_path: Path) -> None:
+    """TRL trains on it, with a margin of 0 whatever the model does."""
+    save_model(tmp_path / "model")
+    (tmp_path / "rows").mkdir()
+    rows = [*ROWS[:4], {**ROWS[5], "rejected": ROWS[5]["chosen"]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows" / "train.jsonl").write_text(lines)
+    config = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": str(tmp_path / "rows")}
+    config |= {"output_dir": str(tmp_path / "out"), "max_steps": 1, "bf16": False}
+    (tmp_path / "trl.yaml").write_text(yaml.safe_dump(config | {"disable_tqdm": True}))
+    assert main(["train", str(tmp_path / "trl.yaml")]) == 0
 
 
 def test_layers_of_an_adapter_are_those_of_peft(tmp_path: Path) -> None:
@@ -216,6 +272,7 @@ def test_layers_of_an_adapter_are_those_of_peft(tmp_path: Path) -> None:
 
 def test_a_value_of_a_wrong_type_names_its_key() -> None:
     assert "no mapping" in refused("trl", datasets=5)["datasets"]
+    assert "no mapping" in refused("trl", model_init_kwargs='{"a": ')["model_init_kwargs"]
     with pytest.raises(ConfigError, match=r"loss_type: 5 is nothing that TRL takes"):
         translated("trl", loss_type=5)
 

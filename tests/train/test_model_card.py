@@ -76,8 +76,21 @@ def test_our_own_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_no_token_is_ever_in_it(tmp_path: Path) -> None:
-    _, card = saved(tmp_path / "out", hub_token="hf_secret")
+    loading = {"token": "hf_secret", "attn_implementation": "eager"}
+    named = {"model": save_model(tmp_path / "base"), "model_init_kwargs": loading}
+    run, card = saved(tmp_path / "out", hub_token="hf_secret", **named)
     assert "hf_secret" not in card.content
+    assert "attn_implementation: eager" in card.text
+    assert "# Secrets are not written down: model_init_kwargs.token." in card.text
+    assert "hf_secret" not in str(run.args.to_dict())  # which loggers send away
+
+
+def test_no_token_of_a_kept_config_is_in_it(tmp_path: Path) -> None:
+    """A version of prefkit that wrote them down may have begun the run."""
+    (tmp_path / "prefkit_config.yaml").write_text("beta: 0.1\nhub_token: hf_secret\n")
+    _, card = saved(tmp_path)
+    assert "hf_secret" not in card.content
+    assert "beta: 0.1" in card.text
 
 
 def test_the_command_line_gives_its_config(

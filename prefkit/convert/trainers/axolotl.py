@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit.convert.loss import LOSS_HINT
+from prefkit.convert.own_keys import write_own
 from prefkit.convert.rules import By, Left, Refused, Rule, Same, To, Trainer, each
 from prefkit.convert.trainers import axolotl_groups as groups
+from prefkit.convert.trainers import axolotl_model as model
 from prefkit.convert.trainers.axolotl_data import write_data
 
 _BETA_HINT = "Use beta."
@@ -13,8 +15,8 @@ _LOSS = By(groups.loss, "Use method (dpo, simpo, …) and loss_type (sigmoid, ip
 _DATA = By(write_data, "Use train_data, train_split; columns names the fields of its rows.")
 _LENGTHS = By(groups.length, "Use max_length, and too_long.")
 _BATCH = By(groups.batch, "Use per_device_train_batch_size and gradient_accumulation_steps.")
-_PRECISION = By(groups.precision, "Use dtype, bf16 or fp16.")
-_LORA_RULE = By(groups.adapter, "Use adapter: lora, and the options lora_….")
+_PRECISION = By(model.precision, "Use dtype, bf16 or fp16.")
+_LORA_RULE = By(model.adapter, "Use adapter: lora, and the options lora_….")
 _SCHEDULE = By(groups.schedule, "Use lr_scheduler_type, lr_scheduler_kwargs, warmup_steps.")
 _SAVING = By(groups.saving, "Use save_strategy and save_steps.")
 _REPORTS = By(groups.reports, "Use report_to and run_name.")
@@ -75,14 +77,14 @@ RULES: dict[str, Rule] = {
         _VOCABULARY,
         "tokens added_tokens_overrides resize_token_embeddings_to_32x shrink_embeddings",
     ),
-    "special_tokens": By(groups.special_tokens, "Save the tokenizer with them."),
+    "special_tokens": By(model.special_tokens, "Save the tokenizer with them."),
     **each(Left("no tokens are added"), "mean_resizing_embeddings"),
     **each(Left("it changes rounding alone"), "embeddings_skip_upcast peft_autocast_adapter_dtype"),
     **each(
         Left("prefkit trains text models"),
         "freeze_mm_modules image_size image_resize_algorithm role_boundaries",
     ),
-    **each(By(groups.attention, "Use attn_implementation."), " ".join(groups.ATTENTION)),
+    **each(By(model.attention, "Use attn_implementation."), " ".join(model.ATTENTION)),
     "attn_implementation": To("attn_implementation"),
     "xformers_attention": _KERNEL,
     **each(
@@ -96,16 +98,18 @@ RULES: dict[str, Rule] = {
         "gc_collect_steps torchdistx_path",
     ),
     # -- adapter ------------------------------------------------------------------------------
-    **each(_LORA_RULE, "adapter lora_target_linear lora_target_modules " + " ".join(groups.LORA)),
+    **each(_LORA_RULE, "adapter lora_target_linear lora_target_modules " + " ".join(model.LORA)),
+    "bnb_config_kwargs": By(model.adapter, "Use the options bnb_4bit_… and use_bnb_nested_quant."),
     "lora_model_dir": Refused(
-        "prefkit train begins with a new adapter", "Merge it, and train the merged model."
+        "prefkit goes on with an adapter that is named as the model, and takes all from its folder",
+        "Name the folder as base_model, and remove adapter and the lora_ keys.",
     ),
     **each(
         Refused("an adapter of prefkit train changes whole layers, all alike"),
         "lora_fan_in_fan_out lora_target_parameters lora_rank_pattern lora_alpha_pattern "
         "peft_layers_to_transform peft_layers_pattern peft_layer_replication "
         "peft_init_lora_weights peft_trainable_token_indices peft_ensure_weight_tying "
-        "loraplus_lr_ratio relora gptq bnb_config_kwargs",
+        "loraplus_lr_ratio relora gptq",
     ),
     "peft": Refused("prefkit's adapters begin at 0", off=(None, {})),
     **each(
@@ -161,7 +165,7 @@ RULES: dict[str, Rule] = {
     "max_steps": To("max_steps", {None: -1, 0: -1}),
     **each(_PRECISION, "bf16 fp16 bfloat16 float16 tf32"),
     **each(
-        By(groups.checkpointing, "Use gradient_checkpointing."),
+        By(model.checkpointing, "Use gradient_checkpointing."),
         "gradient_checkpointing activation_offloading",
     ),
     **each(By(groups.optimiser, "Use optim and optim_args."), "optimizer optim_args"),
@@ -247,8 +251,9 @@ DEFAULTS: Mapping[str, Any] = {
     **dict.fromkeys(("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing", "trl")),
     **dict.fromkeys(("rl", "rl_beta", "dpo_beta", "orpo_alpha", "simpo_gamma", "cpo_alpha")),
     "rl_beta": 0.1,  # TRL's
-    **dict.fromkeys(("adapter", "lora_target_linear", "lora_target_modules", *groups.LORA)),
+    **dict.fromkeys(("adapter", "lora_target_linear", "lora_target_modules", *model.LORA)),
     "lora_dropout": 0.0,
+    "bnb_config_kwargs": None,
     "sequence_len": 512,
     "excess_length_strategy": "drop",
     "micro_batch_size": 1,
@@ -268,7 +273,7 @@ DEFAULTS: Mapping[str, Any] = {
     "save_total_limit": 4,
     "output_dir": "./model-out",
     **dict.fromkeys((*groups.LOGGERS, *groups.RUN_NAMES, "wandb_project", "hub_model_id")),
-    **dict.fromkeys(groups.ATTENTION),
+    **dict.fromkeys(model.ATTENTION),
     **dict.fromkeys(("datasets", "test_datasets", "chat_template_jinja")),
     "chat_template": "tokenizer_default",
     **dict.fromkeys(("eval_steps", "eval_strategy", "evaluation_strategy", "evals_per_epoch")),
@@ -288,5 +293,6 @@ AXOLOTL = Trainer(
         "use_sonicmoe": _KERNEL,
         "swanlab_": Left("it belongs to SwanLab's plugin: report_to: swanlab"),
         "cut_cross_entropy": Left("the loss is fused already"),
+        "prefkit_": By(write_own, "It is a key of prefkit's plugin."),
     },
 )

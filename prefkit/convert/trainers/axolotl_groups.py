@@ -1,25 +1,15 @@
-"""axolotl's keys that are read together."""
+"""axolotl's keys that are read together: loss, batches, schedule, files and reports."""
 
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from prefkit.convert.adapters import write_targets
 from prefkit.convert.draft import Draft
-from prefkit.convert.loss import LossKeys, write_losses
+from prefkit.convert.loss import LossKeys, equal_sides, write_losses
+from prefkit.convert.own_keys import PLUGIN, names_method
 from prefkit.errors import ConfigError
 
 _EXCESS = {"drop": "skip", "truncate": "truncate_end", "raise": "error"}
-LORA = {
-    "lora_r": "lora_r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_modules_to_save": "lora_modules_to_save",
-    "peft_use_dora": "use_dora",
-    "peft_use_rslora": "use_rslora",
-    "load_in_4bit": "load_in_4bit",
-    "load_in_8bit": "load_in_8bit",
-}
 LOGGERS = {
     "use_wandb": "wandb",
     "use_mlflow": "mlflow",
@@ -28,13 +18,6 @@ LOGGERS = {
     "use_trackio": "trackio",
 }
 RUN_NAMES = ("wandb_name", "mlflow_run_name", "trackio_run_name")
-# Attention by its own switch → attn_implementation.
-ATTENTION = {
-    "flash_attention": "flash_attention_2",
-    "sdp_attention": "sdpa",
-    "eager_attention": "eager",
-    "flex_attention": "flex_attention",
-}
 _STEPS = "gradient_accumulation_steps"
 
 
@@ -47,7 +30,10 @@ def loss(draft: Draft) -> None:
             "completion and label; docs/data.md.)"
         )
     if kind == "dpo":
-        draft.write("rl", {"method": "dpo"})
+        if names_method(draft):
+            draft.leave("rl", "prefkit_method rules")
+        else:
+            draft.write("rl", {"method": "dpo"})
         write_losses(draft, LossKeys("dpo_loss_type", "dpo_loss_weights", "dpo_label_smoothing"))
     else:
         options = {"method": "dpo", "loss_type": "ipo"} if kind == "ipo" else {"method": kind}
@@ -98,7 +84,8 @@ def _beta(draft: Draft) -> None:
 def length(draft: Draft) -> None:
     draft.write("sequence_len", {"max_length": draft["sequence_len"]})
     strategy = str(draft["excess_length_strategy"] or "drop").lower()
-    draft.write("excess_length_strategy", {"too_long": _EXCESS.get(strategy, strategy)})
+    options = {"too_long": _EXCESS.get(strategy, strategy), "equal": "skip"}
+    draft.write("excess_length_strategy", options, equal_sides("axolotl"))
 
 
 def batch(draft: Draft) -> None:
@@ -111,56 +98,6 @@ def batch(draft: Draft) -> None:
     else:
         draft.leave("batch_size", "gradient_accumulation_steps says it" if whole else "it is off")
         draft.write(_STEPS, {_STEPS: steps or 1})
-
-
-def precision(draft: Draft) -> None:
-    """bf16 is auto unless said otherwise; weights are loaded in what is computed in."""
-    brain, half = draft["bf16"], bool(draft["fp16"] or draft["float16"])
-    whole = brain == "full"
-    on = bool(brain or draft["bfloat16"]) and not (half and brain == "auto")
-    options: dict[str, Any] = {"dtype": "bfloat16" if on else "float32", "bf16": on and not whole}
-    options |= {"bf16_full_eval": True} if whole else {}
-    why = "auto is on where the GPU has it" if brain == "auto" and on else ""
-    draft.write("bf16", options, why)
-    draft.leave("bfloat16", "dtype says it")
-    if half and not on:
-        why = "axolotl loads float16 weights; here they are float32, computed in float16"
-        draft.write("fp16", {"fp16": True}, why)
-    else:
-        draft.leave("fp16", "bf16 rules" if half else "it is off")
-    draft.leave("float16", "fp16 says it" if half else "it is off")
-    if draft["tf32"] is True:
-        draft.write("tf32", {"tf32": True})
-    else:
-        draft.leave("tf32", "it is off, or the machine's")
-
-
-def adapter(draft: Draft) -> None:
-    kind, all_linear = draft["adapter"], bool(draft["lora_target_linear"])
-    on = kind in ("lora", "qlora")
-    if kind is None or on:
-        draft.write("adapter", {"adapter": "lora" if on else "none"})
-    else:
-        draft.refuse("adapter", f"prefkit trains all weights or a LoRA ({kind})", "Use lora.")
-    for key, name in LORA.items():
-        value = draft[key]
-        if not on:
-            draft.leave(key, "there is no LoRA (adapter)")
-        elif key in ("lora_r", "lora_alpha") and value is None:
-            draft.refuse(key, "axolotl has no value of its own for it", "Give it.")
-        elif not value and key != "lora_dropout":
-            draft.leave(key, "it is off")
-        else:
-            draft.write(key, {name: value})
-    if not on:
-        for key in ("lora_target_linear", "lora_target_modules"):
-            draft.leave(key, "there is no LoRA (adapter)")
-    elif all_linear:
-        draft.write("lora_target_linear", {"lora_target_modules": "all-linear"})
-        draft.leave("lora_target_modules", "all linear layers are among them")
-    else:
-        draft.leave("lora_target_linear", "it is off")
-        write_targets(draft, "lora_target_modules", draft.get("base_model"))
 
 
 def schedule(draft: Draft) -> None:
@@ -263,24 +200,6 @@ def hub(draft: Draft) -> None:
         draft.leave("hub_model_id", "it is off")
 
 
-def attention(draft: Draft) -> None:
-    for key, name in ATTENTION.items():
-        if draft[key]:
-            draft.write(key, {"attn_implementation": name})
-        else:
-            draft.leave(key, "it is off")
-
-
-def checkpointing(draft: Draft) -> None:
-    value, offloaded = draft["gradient_checkpointing"], draft["activation_offloading"]
-    why = "" if isinstance(value, bool) else "nothing is offloaded"
-    on = bool(value or offloaded)
-    draft.write("gradient_checkpointing", {"gradient_checkpointing": on}, why)
-    draft.leave(
-        "activation_offloading", "it saves memory alone; prefkit recomputes" if offloaded else "off"
-    )
-
-
 def optimiser(draft: Draft) -> None:
     given = draft["optim_args"]
     _of_transformers(draft, "optimizer", "optim", draft["optimizer"] or "adamw_torch_fused")
@@ -292,18 +211,8 @@ def optimiser(draft: Draft) -> None:
         draft.leave("optim_args", "it is empty")
 
 
-def special_tokens(draft: Draft) -> None:
-    for inner in draft.inner("special_tokens", {}):
-        for key in inner.open_keys():
-            if key == "pad_token" or not inner[key]:
-                inner.leave(key, "padding is no part of the loss" if inner[key] else "it is empty")
-            else:
-                remedy = "Remove it where the tokenizer has it already; else save one that has it."
-                inner.refuse(key, "prefkit changes no tokenizer", remedy)
-
-
 def plugins(draft: Draft) -> None:
-    harmless = ("liger", "cut_cross_entropy", "swanlab", "kernels")
+    harmless = ("liger", "cut_cross_entropy", "swanlab", "kernels", PLUGIN)
     others = [name for name in draft["plugins"] or [] if not any(h in name for h in harmless)]
     if others:
         draft.refuse("plugins", f"prefkit does not know {', '.join(others)}", "Remove them.")

@@ -60,7 +60,9 @@ RULES: dict[str, Rule] = {
         "resize_vocab add_tokens add_special_tokens new_special_tokens_config split_special_tokens",
     ),
     "adapter_name_or_path": Refused(
-        "prefkit train begins with a new adapter", "Merge it, and train the merged model.", (None,)
+        "its reference is the base model, and prefkit's is the adapter as it begins",
+        "Merge it, and train the merged model; ref_model may name the base.",
+        (None,),
     ),
     "create_new_adapter": Left("every adapter is a new one"),
     **each(Left(_WHOLE), "adapter_folder low_cpu_mem_usage offload_folder infer_backend"),
@@ -71,9 +73,9 @@ RULES: dict[str, Rule] = {
     "init_special_tokens": Left("no tokens are added"),
     **each(Left(_GENERATES), "infer_dtype use_kv_cache print_param_status"),
     "quantization_bit": By(groups.quantised, "Use load_in_4bit or load_in_8bit."),
+    "quantization_type": By(groups.quantised, "Use bnb_4bit_quant_type."),
+    "double_quantization": By(groups.quantised, "Use use_bnb_nested_quant."),
     "quantization_method": Refused(_PACKED, off=("bnb", None)),
-    "quantization_type": Refused(_PACKED, off=("nf4", None)),
-    "double_quantization": Refused(_PACKED, off=(True, None)),
     "quantization_device_map": Refused("the launcher places the model"),
     **each(_GRADIENTS, "disable_gradient_checkpointing gradient_checkpointing"),
     # -- what trains --------------------------------------------------------------------------
@@ -97,7 +99,7 @@ RULES: dict[str, Rule] = {
     **each(_LOSS, "pref_loss pref_beta pref_ftx simpo_gamma dpo_label_smoothing"),
     "pref_bco_weight": By(groups.classifier, "prefkit has no such loss."),
     "ld_alpha": Refused("LLaMA-Factory weighs the policy's tokens, and not the reference's"),
-    "ref_model": To("ref_model"),
+    "ref_model": By(groups.loss, "Use ref_model."),
     "ref_model_adapters": Refused("the reference has no adapter of its own", "Merge it."),
     "ref_model_quantization_bit": Refused("the reference is loaded as the model is"),
     **each(
@@ -123,7 +125,7 @@ RULES: dict[str, Rule] = {
     "cutoff_len": By(
         lambda draft: draft.write(
             "cutoff_len",
-            {"max_length": draft["cutoff_len"], "too_long": "truncate_end"},
+            {"max_length": draft["cutoff_len"], "too_long": "truncate_end", "equal": "skip"},
             groups.CUT,
         ),
         "Use max_length, and too_long.",
@@ -210,12 +212,16 @@ DEFAULTS: Mapping[str, Any] = {
     "additional_target": None,
     "use_rslora": False,
     "use_dora": False,
+    "quantization_bit": None,
+    "quantization_type": "nf4",
+    "double_quantization": True,
     "disable_gradient_checkpointing": False,
     "gradient_checkpointing": False,
     "moe_aux_loss_coef": None,
     "pref_loss": "sigmoid",
     "pref_beta": 0.1,
     "pref_ftx": 0.0,
+    "ref_model": None,
     "simpo_gamma": 0.5,
     "dpo_label_smoothing": 0.0,
     "learning_rate": 5e-5,

@@ -3,13 +3,15 @@
 from typing import Any
 
 from prefkit.convert.draft import Draft
+from prefkit.convert.loss import equal_sides
 from prefkit.convert.rules import Refused
 from prefkit.errors import ConfigError
 
 _TINY = 1e-6  # a weight up to this is none to LLaMA-Factory
+_WITHOUT_REFERENCE = ("simpo", "orpo")
 CUT = (
     "LLaMA-Factory shortens prompt and response of a longer row in proportion; here the response "
-    "loses its end, and a prompt that alone is longer is an error"
+    "loses its end, and a prompt that alone is longer is an error; " + equal_sides("LLaMA-Factory")
 )
 
 
@@ -30,7 +32,7 @@ def loss(draft: Draft) -> None:
     if name == "simpo" and has_likelihood:
         general = {"reference_free": True, "length_normalized": True}
         draft.write("pref_loss", {"method": "dpo", **general})
-    elif name in ("simpo", "orpo"):
+    elif name in _WITHOUT_REFERENCE:
         draft.write("pref_loss", {"method": name}, is_loss=True)
     elif name == "kto_pair":
         remedy = "Choose sigmoid, hinge or ipo."
@@ -44,15 +46,34 @@ def loss(draft: Draft) -> None:
         draft.write("simpo_gamma", {"margin": draft["simpo_gamma"]})
     else:
         draft.leave("simpo_gamma", "it belongs to pref_loss simpo")
-    if has_likelihood:
+    if has_likelihood and name == "orpo":
+        why = "ORPO has a likelihood of weight 1 already, and prefkit adds none to it"
+        draft.refuse("pref_ftx", why, "Remove it for ORPO as it was published.")
+    elif has_likelihood:
         draft.write("pref_ftx", {"nll_weight": likelihood})
     else:
         draft.leave("pref_ftx", "it is off")
+    _smoothing(draft, name)
+    _reference(draft, name)
+
+
+def _smoothing(draft: Draft, name: str) -> None:
     smoothing = draft["dpo_label_smoothing"]
-    if smoothing is not None and smoothing > _TINY:
+    if smoothing is None or smoothing <= _TINY:
+        draft.leave("dpo_label_smoothing", "it is off")
+    elif name == "sigmoid":
         draft.write("dpo_label_smoothing", {"label_smoothing": smoothing})
     else:
-        draft.leave("dpo_label_smoothing", "it is off")
+        draft.leave("dpo_label_smoothing", "LLaMA-Factory takes it with pref_loss sigmoid alone")
+
+
+def _reference(draft: Draft, name: str) -> None:
+    if draft["ref_model"] and name in _WITHOUT_REFERENCE:
+        draft.leave("ref_model", f"{name} reads no reference")
+    elif draft["ref_model"]:
+        draft.write("ref_model", {"ref_model": draft["ref_model"]})
+    else:
+        draft.leave("ref_model", "it is empty")
 
 
 def classifier(draft: Draft) -> None:
@@ -112,11 +133,18 @@ def checkpointing(draft: Draft) -> None:
 
 
 def quantised(draft: Draft) -> None:
-    bits = draft["quantization_bit"]
-    if bits in (4, 8):
-        draft.write("quantization_bit", {f"load_in_{bits}bit": True})
+    """Bits of frozen weights; those of 4 bits have a type, and scales that may be packed too."""
+    bits, kind, twice = "quantization_bit", "quantization_type", "double_quantization"
+    if draft[bits] in (4, 8):
+        draft.write(bits, {f"load_in_{draft[bits]}bit": True})
     else:
-        Refused("prefkit loads 4 or 8 bits").apply(draft, "quantization_bit")
+        Refused("prefkit loads 4 or 8 bits").apply(draft, bits)
+    if draft[bits] == 4:
+        draft.write(kind, {"bnb_4bit_quant_type": draft[kind] or "nf4"})
+        draft.write(twice, {"use_bnb_nested_quant": bool(draft[twice])})
+    else:
+        draft.leave(kind, "there are no weights of 4 bits")
+        draft.leave(twice, "there are no weights of 4 bits")
 
 
 def thinking(draft: Draft) -> None:

@@ -89,6 +89,9 @@ TRANSFORMERS: dict[str, Rule] = {
     # -- rows ---------------------------------------------------------------------------------
     "remove_unused_columns": Left(_OWN_COLUMNS),
     "label_names": Left(_OWN_COLUMNS),
+    "length_column_name": Left("lengths are those of the tokens"),
+    "average_tokens_across_devices": Left("a loss is a mean over the pairs of all processes"),
+    "eval_do_concat_batches": Left("prefkit has metrics of its own"),
     "include_inputs_for_metrics": Left("prefkit has metrics of its own"),
     "include_for_metrics": Left("prefkit has metrics of its own"),
     "include_tokens_per_second": Left("prefkit logs tokens_per_second"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefkit.convert.loss import LOSS_HINT
+from prefkit.convert.own_keys import OWN, write_own
 from prefkit.convert.rules import By, Left, Refused, Rule, Same, To, Trainer, each
 from prefkit.convert.trainers import trl_groups as groups
 from prefkit.convert.trainers.transformers_names import TRANSFORMERS
@@ -20,7 +21,7 @@ _MIXTURE = Refused(
     "alignment-handbook mixes datasets before TRL sees them",
     "Name them as datasets: [{path: NAME, name: CONFIG, split: SPLIT}].",
 )
-_SYNC = By(groups.synchronisation, "prefkit's reference stays as it is.")
+_SYNC = By(groups.synchronisation, Same.hint)
 RULES: dict[str, Rule] = {
     **TRANSFORMERS,
     # -- model --------------------------------------------------------------------------------
@@ -40,8 +41,6 @@ RULES: dict[str, Rule] = {
     "lora_task_type": Refused(
         "prefkit trains causal language models", "Remove it.", ("CAUSAL_LM", None)
     ),
-    "bnb_4bit_quant_type": Same(off=("nf4", None)),
-    "use_bnb_nested_quant": Same(off=(False, None)),
     "bnb_4bit_quant_storage": Refused("it serves FSDP, under which quantised models are refused"),
     "model_adapter_name": Refused("an adapter has one name here"),
     "ref_adapter_name": Refused("the reference is the model with its adapter off"),
@@ -70,14 +69,13 @@ RULES: dict[str, Rule] = {
     # -- loss ---------------------------------------------------------------------------------
     **each(By(groups.losses, LOSS_HINT), "loss_type loss_weights label_smoothing discopop_tau"),
     "beta": Same(),
-    "f_divergence_type": By(groups.divergence, "The KL of prefkit's losses is DPO's own."),
-    "f_alpha_divergence_coef": By(groups.divergence, "It belongs to alpha_divergence."),
+    **each(By(groups.divergence, Same.hint), "f_divergence_type f_alpha_divergence_coef"),
     "ld_alpha": Same(),
     "use_weighting": Same(off=(False, None)),
     "rpo_alpha": By(
         groups.rpo,
-        "Use nll_weight: the mean negative log-likelihood of each pair's chosen response (TRL took "
-        "it over the batch's tokens).",
+        "Use nll_weight, a mean over the tokens of each pair's chosen response; or, for TRL's mean "
+        "over the batch's tokens, loss_type: [sigmoid, sft] with loss_weights.",
     ),
     "reference_free": To("reference_free"),
     "force_use_ref_model": Left("ref_model names a reference beside an adapter"),
@@ -128,6 +126,8 @@ DEFAULTS: Mapping[str, Any] = {
     "use_dora": False,
     "load_in_4bit": False,
     "load_in_8bit": False,
+    "bnb_4bit_quant_type": "nf4",
+    "use_bnb_nested_quant": False,
     "dataset_name": None,
     "dataset_config": None,
     "dataset_train_split": "train",
@@ -144,6 +144,7 @@ TRL = Trainer(
     defaults=DEFAULTS,
     needs=("model_name_or_path",),
     inherits=True,
+    families=each(By(write_own, "It is an option of prefkit.integrations.trl."), OWN),
 )
 # Arguments of `trl.DPOTrainer`, now or once, that `PreferenceTrainer` does not have.
 ARGUMENTS = {

@@ -5,11 +5,12 @@ from typing import Any
 
 from prefkit.convert.adapters import write_targets
 from prefkit.convert.draft import Draft
-from prefkit.convert.loss import LossKeys, write_losses
+from prefkit.convert.loss import LossKeys, equal_sides, write_losses
 from prefkit.convert.rules import Left, Refused, Rule, Same, To
 from prefkit.convert.trainers.transformers_names import evaluates
 
 _CUT = "rows whose prompt alone fills it are left out, as in TRL; here they are counted"
+_EQUAL = equal_sides("TRL")
 LORA = (
     "lora_r",
     "lora_alpha",
@@ -19,8 +20,11 @@ LORA = (
     "lora_modules_to_save",
     "load_in_4bit",
     "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
 )
 _NO_SHARES = "Make a file of the rows that you want, and name it as train_data."
+_OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant")
 _MIXED: Mapping[str, Any] = {"path": None, "name": None, "data_files": None, "split": "train"}
 _IN_MIXTURE: dict[str, Rule] = {
     "data_dir": Refused("prefkit reads files, not a folder of a dataset", "Name data_files."),
@@ -33,7 +37,7 @@ _MODEL_OPTIONS: dict[str, Rule] = {
     "attn_implementation": To("attn_implementation"),
     "revision": To("revision", off=("main", None)),
     "use_cache": Left("nothing is generated"),
-    "trust_remote_code": Left("no code of a repository is run"),
+    "trust_remote_code": Left("set the option itself where you have read the code that it runs"),
     "low_cpu_mem_usage": Left("transformers decides"),
     "device_map": Left("the launcher places the model"),
 }
@@ -43,14 +47,15 @@ def length(draft: Draft) -> None:
     longest, mode = draft["max_length"], draft["truncation_mode"]
     if longest is None:
         draft.write("max_length", {"max_length": None})
-        draft.leave("truncation_mode", "nothing is cut")
+        draft.write("truncation_mode", {"equal": "skip"}, _EQUAL)
     elif mode != "keep_start":
-        draft.write("max_length", {"max_length": longest})
+        draft.write("max_length", {"max_length": longest, "equal": "skip"}, _EQUAL)
         remedy = "Remove it, and say what becomes of longer rows with too_long."
         draft.refuse("truncation_mode", f"prefkit cuts no beginnings ({mode})", remedy)
     else:
         draft.write("max_length", {"max_length": longest})
-        draft.write("truncation_mode", {"too_long": "truncate_end", "empty": "skip"}, _CUT)
+        options = {"too_long": "truncate_end", "empty": "skip", "equal": "skip"}
+        draft.write("truncation_mode", options, f"{_CUT}; {_EQUAL}")
 
 
 def adapter(draft: Draft) -> None:
@@ -62,6 +67,8 @@ def adapter(draft: Draft) -> None:
             draft.leave(key, "there is no adapter (use_peft)")
         elif value is None or value is False:
             draft.leave(key, "it is off")
+        elif key in _OF_4BIT and not draft["load_in_4bit"]:
+            draft.leave(key, "there are no weights of 4 bits (load_in_4bit)")
         else:
             draft.write(key, {key: value})
     if on:
@@ -126,7 +133,7 @@ def rpo(draft: Draft) -> None:
         draft.leave("rpo_alpha", "it is off")
     elif draft.has("loss_type") and draft.get("loss_type") in (None, "sigmoid", ["sigmoid"]):
         sum_of = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, value]}
-        draft.write("rpo_alpha", sum_of)
+        draft.write("rpo_alpha", sum_of, "nll_weight would be a mean over each pair's tokens")
     else:
         why = "TRL took its mean over the batch's tokens, prefkit takes each pair's by itself"
         draft.refuse("rpo_alpha", why, f"If that is right for you, use nll_weight: {value}.")

@@ -12,6 +12,7 @@ from typing import Any
 from prefkit.errors import ConfigError
 from prefkit.loss.objectives import METHODS, LossOptions
 from prefkit.options.option import former_names, rules_of
+from prefkit.options.secrets import without_secrets
 from prefkit.options.yaml_file import read_yaml
 from prefkit.train.checkpointing import checkpoint
 from prefkit.train.fields import PreferenceFields, ScriptArguments
@@ -40,12 +41,15 @@ def check_same_run(options: Options, say: Callable[[str], None]) -> None:
     if folder is None or not (folder / CONFIG_FILE).is_file():
         return
     renamed = former_names(PreferenceFields, ScriptArguments)
-    old = {renamed.get(k, k): v for k, v in read_yaml(str(folder / CONFIG_FILE)).items()}
+    # Secrets are not kept, and are no part of what is learnt.
+    old, _ = without_secrets(read_yaml(str(folder / CONFIG_FILE)))
+    old = {renamed.get(k, k): v for k, v in old.items()}
+    given, _ = without_secrets(options.given)
     defaults = _defaults(options.config)
-    then, now = _effective(old, defaults), _effective(options.given, defaults)
+    then, now = _effective(old, defaults), _effective(given, defaults)
     own = [*fields(PreferenceFields), *fields(ScriptArguments)]
     fixed = {*_FIXED, *(field.name for field in own if not rules_of(field).free)}
-    names = sorted(name for name in {*old, *options.given} if name not in _SILENT)
+    names = sorted(name for name in {*old, *given} if name not in _SILENT)
     changed = [name for name in names if then.get(name) != now.get(name)]
     lines = [f"{name} {_shown(then.get(name))} → {_shown(now.get(name))}" for name in changed]
     refused = [line for name, line in zip(changed, lines, strict=True) if name in fixed]

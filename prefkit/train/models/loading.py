@@ -1,16 +1,14 @@
 """Models that a trainer is given by name: loaded as its options say, adapters on their base."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from prefkit.model.adapters import put_adapter
 from prefkit.model.head.fused import unwrap
-from prefkit.model.loading import base_of, load_model
+from prefkit.model.loading import base_of, base_revision, load_model
 
 
 def keywords_of(args: Any, quantization_config: Any = None) -> dict[str, Any]:
@@ -48,20 +46,18 @@ def load_named(name: str, args: Any, keywords: dict[str, Any], trainable: bool =
     with loading_whole(args):
         if base is None:
             return load_model(name, **keywords)
-        revision = keywords.get("revision") or _revision_of_base(name)
+        revision = keywords.get("revision") or base_revision(name)
         model = load_model(base, **{**keywords, "revision": revision})
-        return put_adapter(model, name, trainable=trainable)
+        adapted = put_adapter(model, name, trainable=trainable)
+        for config in adapted.peft_config.values():
+            config.revision = revision  # of what it is on now, for whoever loads it again
+        return adapted
 
 
 def name_of(model: Any) -> str:
     """The name or folder that a model was loaded from, without its adapter; "" for none."""
     config: Any = unwrap(model).config
     return str(config.name_or_path)
-
-
-def _revision_of_base(folder: str) -> str | None:
-    file = Path(folder).expanduser() / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("revision")
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def apply_peft(model: Any, peft_config: Any, args: Any) -> Any:
             peft_config, left_out = fitted(peft_config, model)
             for words in left_out:
                 logger.warning("The adapter leaves out %s.", words)
-            model = get_peft_model(model, peft_config)
+            revision = (args.model_init_kwargs or {}).get("revision")
+            model = get_peft_model(model, peft_config, revision=revision)
         except ModelError:
             raise
         except ValueError as error:

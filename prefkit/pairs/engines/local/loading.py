@@ -41,18 +41,18 @@ def load_model(
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype is {dtype!r}. Choose one of: {', '.join(_DTYPES)}.")
-    base = loading.base_of(name)
+    base, revision = loading.base_of(name), None
     if base is not None:
         if adapter is not None:
             raise ConfigError(
                 f"{name} is an adapter already, and adapter names another ({adapter}). Give the "
                 "base model as model, or merge the first adapter."
             )
-        name, adapter = base, name
+        name, adapter, revision = base, name, loading.base_revision(name)
     index = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto" and index == "cpu":
         dtype = "float32"
-    model = loading.load_model(name, dtype, attn_implementation)
+    model = loading.load_model(name, dtype, attn_implementation, revision=revision)
     if adapter is not None:
         model = _with_adapter(model, adapter)
     try:

@@ -1,0 +1,82 @@
+"""What a run is trusted with stands in no file that prefkit writes, and in no line of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefkit.cli.main import main
+from tests.cli.test_cli import world  # noqa: F401  # a fixture
+
+_THEIRS = ("training_args.bin",)  # transformers' own, which holds everything of a run
+
+
+def with_secrets(folder: Path, **more: Any) -> str:
+    """The config of a run with secrets at both depths."""
+    options = yaml.safe_load((folder / "run.yaml").read_text())
+    secrets = {"hub_token": "hf_first", "model_init_kwargs": {"token": "hf_second"}}
+    file = folder / "secret.yaml"
+    file.write_text(yaml.safe_dump(options | secrets | {"save_steps": 2} | more))
+    return str(file)
+
+
+def files_with(words: str, folder: Path) -> list[str]:
+    found = [one for one in folder.rglob("*") if one.is_file() and one.name not in _THEIRS]
+    assert {"README.md", "prefkit_config.yaml", "trainer_state.json"} <= {one.name for one in found}
+    return [str(one) for one in found if words.encode() in one.read_bytes()]
+
+
+def test_a_run_writes_no_secret_and_goes_on_without_it(world: Path, capsys: Any) -> None:  # noqa: F811
+    config = with_secrets(world)
+    assert main(["train", config]) == 0
+    assert (world / "out" / "checkpoint-2").is_dir()
+    assert files_with("hf_", world / "out") == []
+    for name in ("README.md", "prefkit_config.yaml"):
+        text = (world / "out" / name).read_text()
+        assert "Secrets are not written down: hub_token, model_init_kwargs.token. Give" in text
+    kept = yaml.safe_load((world / "out" / "prefkit_config.yaml").read_text())
+    assert kept["max_steps"] == 4
+    assert "model_init_kwargs" not in kept  # nothing else was in it
+    # The same run for who gives them again, for who does not, and for who has new ones.
+    kept = str(world / "out" / "prefkit_config.yaml")
+    new = ["--model_init_kwargs", '{"token": "hf_third"}', "--hub_token", "hf_fourth"]
+    for more in ([config], [kept], [kept, *new]):
+        assert main(["train", *more, "--resume_from_checkpoint", "auto"]) == 0
+        printed = capsys.readouterr()
+        assert "hf_" not in printed.out + printed.err
+        assert "Changed since" not in printed.err
+    assert files_with("hf_", world / "out") == []
+
+
+def test_a_run_begun_by_a_version_that_kept_them_goes_on(world: Path, capsys: Any) -> None:  # noqa: F811
+    assert main(["train", with_secrets(world)]) == 0
+    kept = world / "out" / "prefkit_config.yaml"
+    kept.write_text(kept.read_text() + "hub_token: hf_first\n")
+    config = with_secrets(world, hub_token="hf_other")
+    assert main(["train", config, "--resume_from_checkpoint", "auto"]) == 0
+    assert "hf_" not in capsys.readouterr().err
+    assert files_with("hf_", world / "out") == []
+
+
+def test_the_command_to_go_on_shows_none(
+    world: Path,  # noqa: F811
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import Trainer
+
+    original = Trainer.training_step
+
+    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", stops)
+    flags = ["--hub_token", "hf_first", "--model_init_kwargs", '{"token": "hf_second"}']
+    assert main(["train", str(world / "run.yaml"), *flags, "--save_steps", "2"]) == 130
+    shown = capsys.readouterr().err
+    assert "--save_steps 2 --resume_from_checkpoint auto" in shown
+    assert "--hub_token '…' --model_init_kwargs '…'" in shown
+    assert "hf_" not in shown
