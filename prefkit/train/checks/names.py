@@ -18,11 +18,26 @@ from prefkit.options.option import former_names
 from prefkit.train.fields import ScriptArguments
 
 Class = TypeVar("Class", bound=type)
-_OF_COMMAND = dict.fromkeys(
-    (field.name for field in dataclasses.fields(ScriptArguments)),
-    "It is an option of `prefkit train`. From Python the trainer is given what it says: model, "
-    "ref_model, processing_class, train_dataset, eval_dataset, peft_config.",
+_QUANTISED = "Give the trainer quantization_config=BitsAndBytesConfig(…)."
+_ADAPTER = "Give the trainer peft_config=LoraConfig(…)."
+_FROM_PYTHON = (  # how names of the command begin → what to do instead; the first that fits
+    (("load_in_", "bnb_4bit", "use_bnb"), _QUANTISED),
+    (("adapter", "use_peft", "lora_", "use_dora", "use_rslora", "finetuning_type"), _ADAPTER),
+    (("dtype", "torch_dtype"), "Use model_init_kwargs={'dtype': 'bfloat16'}, or a loaded model."),
+    (("revision", "attn_implementation"), "Use model_init_kwargs={…}, or a loaded model."),
+    (
+        ("",),
+        "It is an option of `prefkit train`. From Python the trainer is given what it says: model, "
+        "ref_model, processing_class, train_dataset, eval_dataset.",
+    ),
 )
+_OF_COMMAND = {
+    name: next(say for starts, say in _FROM_PYTHON if name.startswith(starts))
+    for name in (
+        *(field.name for field in dataclasses.fields(ScriptArguments)),
+        *("torch_dtype", "finetuning_type", "lora_rank", "lora_target"),
+    )
+}
 
 
 def named_options(cls: Class) -> Class:
