@@ -60,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
     given = read_flags(COMMAND, flags)
     options = ConvertOptions(**{("from_" if k == "from" else k): v for k, v in given.items()})
     out = Path(options.out)
+    if not Path(words[0]).is_file():
+        raise ConfigError(f"{words[0]}: there is no such file.")
     if out.exists() and not options.force:
         raise ConfigError(f"out: {out} is there already. Choose another, or add --force.")
     return _convert(words[0], options, out)
@@ -84,6 +86,9 @@ def _convert(path: str, options: ConvertOptions, out: Path) -> int:
     except OSError as error:
         raise ConfigError(f"out: {out} cannot be written ({error.strerror}).") from error
     print(f"Written to {out}.")
+    missing = [name for name in ("model", "train_data") if name not in translation.options]
+    if missing:
+        print(f"Before it can train, write into it: {', '.join(missing)}.")
     print(f"Look at its rows:  prefkit inspect {out}")
     print(f"Train:             prefkit train {out}")
     return 0

@@ -203,3 +203,17 @@ def test_secrets_are_not_shown(here: Path, capsys: Any) -> None:
     assert "hf_secret" not in capsys.readouterr().out
     shown = [line for line in Path("prefkit.yaml").read_text().splitlines() if "hf_" in line]
     assert shown == ["hub_token: hf_secret"]  # which the run needs
+
+
+def test_what_is_still_missing_is_said(here: Path, capsys: Any) -> None:
+    """Where the key that named the rows was left out, the written file cannot train yet."""
+    content = {key: value for key, value in of_trl().items() if key != "dataset_name"}
+    config = save(here / "trl.yaml", content | {"dataset_mixer": {"some/rows": 1.0}})
+    assert main(["convert", config, "--skip-refused"]) == 0
+    assert "Before it can train, write into it: train_data." in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_there_is_said_before_the_one_that_is(here: Path, capsys: Any) -> None:
+    (here / "prefkit.yaml").write_text("mine: 1\n")
+    assert main(["convert", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml: there is no such file" in capsys.readouterr().err
