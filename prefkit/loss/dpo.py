@@ -31,8 +31,10 @@ class DPO(DPOOptions, Objective):
 
     The options are documented in `DPOOptions`. `link` and `loss_type` are two names of one option:
     whichever is given, a single loss has its name in both, and several are a tuple in `loss_type`,
-    with `link` None. With `reduction="position"` and `ld_alpha` a token of weight 0 keeps its
-    position; a token of segment −1 (masked tool output) has none, and shifts those after.
+    with `link` None; `use_weighting` puts wpo in `pair_weights`. In `dataclasses.replace`, what was
+    not given but repeats another option follows it. With `reduction="position"` and `ld_alpha` a
+    token of weight 0 keeps its position; a token of segment −1 (masked tool output) has none, and
+    shifts those after.
 
     Raises:
         ConfigError: (a ValueError) an option out of its range, or two that exclude each other.
@@ -63,6 +65,10 @@ class DPO(DPOOptions, Objective):
     @property
     def needs_groups(self) -> bool:
         return "plackett_luce" in self.names
+
+    @property
+    def takes_lone_sides(self) -> bool:
+        return all(LOSS_TYPES[name].alone for name in self.names)
 
     @property
     def needs_whole_sides(self) -> str | None:

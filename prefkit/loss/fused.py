@@ -13,7 +13,7 @@ from prefkit.loss.objective import Objective
 from prefkit.loss.passes import by_token, choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
-from prefkit.loss.sides import Sides, check_margins, check_segments
+from prefkit.loss.sides import Sides, check_both_sides, check_margins, check_segments
 from prefkit.loss.token_metrics import LOGGED, token_metrics
 from prefkit.loss.wrappers import check_operands
 from prefkit_kernels import TokenStats, pair_scores, token_stats
@@ -83,7 +83,8 @@ def fused_preference_loss(
         targets: (N,) int64, the token that hidden[t] predicts (already shifted).
         segments: (T,) int64, aligned with targets (or with token_index): 2i for a scored chosen
             token of pair i, 2i + 1 for a rejected one, −1 for everything else (prompt, shared
-            prefix, padding). A pair with one scored side only compares that side with 0.
+            prefix, padding). Both sides of a pair have tokens, be it of weight 0, unless the loss
+            is a sum over responses (KTO; loss_type nca_pair, bco_pair, sppo_hard, apo_zero, sft).
         objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)`, `SimPO(…)`, `ORPO(…)` or `KTO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
         ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
@@ -122,7 +123,8 @@ def fused_preference_loss(
     Returns:
         PreferenceLoss: `.loss`, `.metrics`, `.stats`, `.tokens`.
     Raises:
-        ValueError: shapes, references or options that do not fit; no scored token at all; a
+        ValueError: shapes, references or options that do not fit; no scored token at all; a pair
+            without a side that its loss needs (on a CPU, as all that tokens are asked for); a
             passes that cannot compute this loss; what the objective's weights may not be; with a
             group also a loss that needs whole responses (reduction="position", ld_alpha,
             token_weights, pair_weights), and what another rank of it refused; a weight
@@ -169,6 +171,8 @@ def fused_preference_loss(
     like = segments.new_empty(segments.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
+    if not objective.takes_lone_sides:
+        check_both_sides(sides)
     if pairs_in_call is None:  # else they have been counted and checked
         _check_by_pair(margins, groups, sides.count)
     outputs = objective.outputs

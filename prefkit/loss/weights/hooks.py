@@ -3,7 +3,9 @@
     what it names of logp, ref_logp, entropy, log_sum_sq, kl, segments, weights, sides → w ≥ 0
 
 Only what a function's signature names is computed and handed over, by keyword. All of it is of the
-T scored entries of a call, without gradient, and so is what comes back.
+T entries of a call, without gradient, and so is what comes back; what is said of an entry that does
+not count (of segment −1, or of weight 0) is not looked at. A function gets copies: it may work in
+place.
 """
 
 import inspect
@@ -86,8 +88,12 @@ class Hook:
                 )
         return cls(option, name, function, tuple(reads))
 
-    def __call__(self, quantities: "Mapping[str, Any]", shape: "tuple[int, ...]") -> "Tensor":
-        """The weights, of this shape, in the dtype of logp.
+    def __call__(self, quantities: "Mapping[str, Any]", counts: "Tensor") -> "Tensor":
+        """The weights in the dtype of logp, 0 where nothing counts.
+
+        Args:
+            quantities: by name.
+            counts: (T,) or (P,) bool, the tokens or pairs that have a weight.
 
         Raises:
             ConfigError: what came back is not that; negative or not finite (by a device-side
@@ -95,8 +101,8 @@ class Hook:
         """
         import torch
 
-        given = {name: _detached(quantities[name]) for name in self.reads}
-        found = self.function(**given)
+        given = {name: quantities[name].detach().clone() for name in self.reads}
+        found, shape = self.function(**given), tuple(counts.shape)
         told = f"{self.option} {self.name} returned"
         if not isinstance(found, torch.Tensor):
             raise ConfigError(f"{told} a {type(found).__name__}; it must return a tensor.")
@@ -104,13 +110,23 @@ class Hook:
             raise ConfigError(f"{told} the shape {tuple(found.shape)}; it must be {shape}.")
         if found.requires_grad:
             raise ConfigError(f"{told} weights that require a gradient; detach what they are of.")
-        right = ((found >= 0) & torch.isfinite(found)).all()
+        wrong = counts & ~((found >= 0) & torch.isfinite(found))
+        right = ~wrong.any()
         message = f"{told} weights that are negative or not finite"
         if right.is_cuda:
             torch._assert_async(right, message)
         elif not torch.compiler.is_compiling() and not bool(right):
-            raise ConfigError(f"{message}, such as {_first_wrong(found)}.")
-        return found.to(quantities["logp"].dtype)
+            place = int(wrong.nonzero()[0])
+            where = self._where(place, quantities["segments"])
+            raise ConfigError(f"{message}, such as {float(found[place])} at {where}.")
+        return torch.where(counts, found, 0).to(quantities["logp"].dtype)
+
+    def _where(self, place: int, segments: "Tensor") -> str:
+        """An entry of what came back, as messages name it."""
+        if self.option == "pair_weights":
+            return f"pair {place}"
+        pair, side = divmod(int(segments[place]), 2)
+        return f"{place}, a token of the {('chosen', 'rejected')[side]} side of pair {pair}"
 
 
 def _path(option: str, name: str) -> str:
@@ -122,14 +138,3 @@ def _path(option: str, name: str) -> str:
             f"{option} is {name!r}; it must be one of {known}, or package.module:function."
         )
     return SHIPPED[option][name]
-
-
-def _detached(quantity: Any) -> Any:
-    return quantity.detach() if hasattr(quantity, "detach") else quantity
-
-
-def _first_wrong(weights: "Tensor") -> str:
-    import torch
-
-    place = int((~((weights >= 0) & torch.isfinite(weights))).nonzero()[0])
-    return f"{float(weights[place])} at {place}"
