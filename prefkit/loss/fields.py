@@ -28,7 +28,8 @@ class TokenHookOptions:
     # -- method ---------------------------------------------------------------------------------
     token_weights: str | Callable[..., Any] | None = option(None)
     """Function that makes weights of tokens, multiplied with the rows' own: confpo, ld_dpo,
-    tis_dpo, full_step_dpo, step_rewards or package.module:function (docs/objectives.md)."""
+    tis_dpo, full_step_dpo, step_rewards or package.module:function, with parameters by name, such
+    as "ld_dpo(alpha=0.3)" (docs/objectives.md)."""
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from prefkit import DPO, ORPO, TDPO, ConfigError, SimPO, fused_preference_loss
 from prefkit.loss.objective import Objective
 from prefkit.loss.sides import Sides
+from prefkit.loss.weights.of_tokens import ld_dpo, tis_dpo
 from tests.loss.test_objectives import SEGMENTS, sample
 
 SCORED = [t for t, s in enumerate(SEGMENTS) if s >= 0]
@@ -258,6 +260,14 @@ def test_a_weight_of_zero_everywhere_leaves_the_pair_in_the_mean() -> None:
         ),
         ("pair_weights", "confpo", "one of wpo, or package.module:function"),
         ("token_weights", "os:no_such", "cannot be imported"),
+        ("token_weights", "ld_dpo(alpa=0.3)", "ld_dpo has no parameter 'alpa'; it has alpha"),
+        ("token_weights", "confpo(logp=1)", "confpo has no parameter 'logp'; it has none"),
+        ("token_weights", "ld_dp(alpha=0.3)", "'ld_dp'; it must be one of ld_dpo"),
+        ("token_weights", "ld_dpo(0.3)", r"by name, as in ld_dpo\(alpha=0.3\)"),
+        ("token_weights", "ld_dpo(alpha=0.3", "by name"),
+        ("token_weights", "ld_dpo(alpha=0.3, alpha=0.4)", "by name"),
+        ("token_weights", "ld_dpo(alpha=exit())", "by name"),
+        ("token_weights", "ld_dpo()", "by name"),
         ("token_weights", "os:sep", "not a function"),
         ("token_weights", lambda logits: logits, "asks for 'logits'.*may name logp, ref_logp"),
         ("token_weights", lambda logp, /: logp, "asks for 'logp', which it is not given"),
@@ -269,6 +279,25 @@ def test_a_function_that_cannot_serve_is_refused_when_it_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         DPO(**{option: hook})
+
+
+def with_power(logp: Tensor, power: float, base: str = "p") -> Tensor:
+    assert base == "(q)"
+    return (power * logp).exp()
+
+
+def test_parameters_stand_in_parentheses() -> None:
+    x = sample(True)
+    for named, function in (
+        ("ld_dpo(alpha=0.3)", partial(ld_dpo, alpha=0.3)),
+        ("tis_dpo(mu=0.5, low=-1, high=1.0)", partial(tis_dpo, mu=0.5, low=-1, high=1.0)),
+        (f"{__name__}:with_power(power=2.0, base='(q)')", lambda logp: (2.0 * logp).exp()),
+    ):
+        made = DPO(token_weights=named)
+        assert pickle.loads(pickle.dumps(made)) == made
+        found = fused_preference_loss(objective=made, **x).loss
+        expected = fused_preference_loss(objective=DPO(token_weights=function), **x).loss
+        assert torch.equal(found, expected), named
 
 
 def test_a_quantity_that_is_not_there_may_have_a_default() -> None:

@@ -8,9 +8,11 @@ not count (of segment −1, or of weight 0) is not looked at. A function gets co
 place.
 """
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import ConfigError
@@ -57,19 +59,23 @@ class Hook:
 
         Args:
             option: "token_weights" or "pair_weights".
-            value: of the option; None = no hook.
+            value: of the option, with parameters of the function where it takes others than its
+                defaults: "ld_dpo(alpha=0.3)"; None = no hook.
             missing: quantities that the loss does not have → why.
 
         Raises:
             ConfigError: no such name or function, a parameter that is no quantity, or one that the
-                loss does not have.
+                loss does not have; a value for a parameter that the function does not have.
         """
         if value is None:
             return None
         if callable(value):
             name, function = getattr(value, "__name__", repr(value)), value
         else:
-            name, function = value, load_function(option, _path(option, value))
+            name, (path, given) = value, _parsed(option, value)
+            function = load_function(option, _path(option, path))
+            _check_parameters(option, path, function, given)
+            function = partial(function, **given) if given else function
         reads = []
         for parameter in inspect.signature(function).parameters.values():
             known, needed = parameter.name in QUANTITIES, parameter.default is parameter.empty
@@ -127,6 +133,34 @@ class Hook:
             return f"pair {place}"
         pair, side = divmod(int(segments[place]), 2)
         return f"{place}, a token of the {('chosen', 'rejected')[side]} side of pair {pair}"
+
+
+def _parsed(option: str, value: str) -> tuple[str, dict[str, Any]]:
+    """A name, and the literals that it is given in parentheses."""
+    name, opened, rest = value.partition("(")
+    if not opened:
+        return value, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        words = call.keywords if isinstance(call, ast.Call) and not call.args else []
+        given = {str(word.arg): ast.literal_eval(word.value) for word in words if word.arg}
+        if not given or len(given) < len(words):
+            raise ValueError("not each by its name, once")
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"{option} is {value!r}; parameters are given by name, as in ld_dpo(alpha=0.3)."
+        ) from error
+    return name, given
+
+
+def _check_parameters(
+    option: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
+) -> None:
+    own = [one for one in inspect.signature(function).parameters if one not in QUANTITIES]
+    for parameter in given:
+        if parameter not in own:
+            has = f"it has {', '.join(nearest_first(parameter, own))}" if own else "it has none"
+            raise ConfigError(f"{option} {name} has no parameter {parameter!r}; {has}.")
 
 
 def _path(option: str, name: str) -> str:

@@ -1,8 +1,8 @@
 """Shipped `token_weights`: (T,) factors of the rows' own weights.
 
 In formulas r_t = logp_t − ref_logp_t, p_t = exp(logp_t), v_t a token's weight as its row gives it,
-and n a response's tokens of positive v. Parameters with a default are a function's own: others than
-these are for a function of yours (`functools.partial`, or a module of your own).
+and n a response's tokens of positive v. Parameters with a default are a function's own: other
+values stand in parentheses, "ld_dpo(alpha=0.3)".
 """
 
 import torch
