@@ -116,9 +116,10 @@ class DPO(DPOOptions, Objective):
     def reward_sides(self, sides: "Sides") -> "Sides":
         if self.ld_alpha is None:
             return sides
-        from prefkit.loss.weights.of_tokens import ld_dpo
+        import torch
 
-        return sides.lighter(ld_dpo(sides, alpha=self.ld_alpha))
+        ones = torch.ones_like(sides.weights)
+        return sides.lighter(torch.where(sides.beyond_shorter(), self.ld_alpha, ones))
 
     def losses(self, terms: Terms) -> "Tensor":
         groups, factors = terms.groups, self.loss_weights or (1.0,) * len(self.names)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from prefkit import DPO, KTO, ORPO, TDPO, SimPO, fused_preference_loss
 from prefkit.loss.objective import Objective
+from prefkit.loss.sides import Sides
+from prefkit.loss.weights.of_tokens import confpo, ld_dpo
 from prefkit_kernels import TokenStats
 from tests.loss.test_objectives import Direct, sample
 
@@ -87,6 +89,18 @@ def test_weights_of_tokens_multiply_those_of_the_rows() -> None:
         expected = losses.sum() / (pairs or 3)
         torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=0)
     assert float(found.metrics["rewards/chosen"]) == pytest.approx(0.3 * float(sums[0]) / 2)
+
+
+@pytest.mark.parametrize("absent", [2, 3])
+def test_shipped_weights_do_not_need_another_response(absent: int) -> None:
+    """What the other response would change is as if there were none."""
+    x = without(sample(True), (absent,))
+    alone = x["segments"] == 5 - absent
+    logp = fused_preference_loss(objective=KTO(reference_point=False), **x).stats.logp
+    sides = Sides.of(x["segments"], x["weights"], logp)
+    assert (ld_dpo(sides, alpha=0.3)[alone] == 1).all()
+    w, p = x["weights"][alone], logp[alone].exp()
+    assert torch.equal(confpo(logp, sides)[alone] == 1, p < (w * p).sum() / w.sum())
 
 
 ALONE_OR_NOT = {

@@ -26,17 +26,21 @@ def confpo(logp: Tensor, sides: Sides) -> Tensor:
     sums, totals = sides.weighted(exact), sides.weighted(torch.ones_like(exact))
     mean = (sums / torch.where(totals > 0, totals, 1)).to(logp.dtype)
     low = (probability < sides.spread(mean)).to(logp.dtype)
-    both = (sides.weighted(low) > 0).all(1, keepdim=True).to(logp.dtype)
-    return low * sides.spread(both.expand(-1, 2))
+    both = ((sides.weighted(low) > 0) | (sides.tokens == 0)).all(1, keepdim=True)
+    return low * sides.spread(both.expand(-1, 2).to(logp.dtype))
 
 
 def ld_dpo(sides: Sides, *, alpha: float = 0.5) -> Tensor:
     """LD-DPO (arXiv 2409.06411): α for tokens beyond the length of the shorter response, else 1.
 
     `ld_alpha` has the same factors in the rewards alone; as weights they also count in Σ w, which
-    divides means, and in `nll_weight` and sft. α = 0.5 was chosen here.
+    divides means, and in `nll_weight` and sft. A response alone (kto) has 1 everywhere. α = 0.5 was
+    chosen here.
     """
-    return torch.where(sides.beyond_shorter(), alpha, torch.ones_like(sides.weights))
+    ones = torch.ones_like(sides.weights)
+    paired = (sides.sum(ones) > 0).all(1, keepdim=True).expand(-1, 2)
+    tails = sides.beyond_shorter() & (sides.spread(paired.to(ones.dtype)) > 0)
+    return torch.where(tails, alpha, ones)
 
 
 def tis_dpo(
