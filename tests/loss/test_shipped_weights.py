@@ -47,7 +47,7 @@ def test_confpo_selects_tokens_below_the_mean_of_their_response() -> None:
 
 
 def test_confpo_selects_none_of_equally_likely_tokens() -> None:
-    """The pair then has no gradient, and the loss of a margin of 0."""
+    """The pair then has no gradient, and the loss of two equal rewards."""
     for tokens in range(1, 60):
         for weight in (1.0, 0.3):
             logp = torch.full((tokens + 2,), -1.2345)
