@@ -17,8 +17,8 @@ def confpo(logp: Tensor, sides: Sides) -> Tensor:
     The threshold is that of the released code (its paper's text was not read). Where a response
     has no such token, because all of its tokens are equally likely, no token of the pair counts: it
     has no gradient, as in the released code, and the constant loss of two equal rewards (log 2
-    where no margin is subtracted; in the released code 0). The paper divides by the number of selected tokens: use it with simpo, or `length_normalized`, where Σ w
-    divides.
+    where no margin is subtracted; in the released code 0). The paper divides by the number of
+    selected tokens: use it with simpo, or `length_normalized`, where Σ w divides.
     """
     probability = logp.exp()
     # The mean of equal numbers must be that number: only then is none of them below it.
