@@ -2,10 +2,18 @@
 refused by name.
 """
 
+from typing import Any
+
 from prefkit.errors import ConfigError
 from prefkit.loss.fields import DPOOptions
 from prefkit.loss.loss_types import LOSS_TYPES, LossType
 from prefkit.options.option import default_of
+
+
+class Echo(str):
+    """A value that repeats another option: `dataclasses.replace` hands it on, nobody gave it."""
+
+    __slots__ = ()
 
 
 def names_of(options: DPOOptions) -> tuple[str, ...]:
@@ -18,16 +26,18 @@ def settle_names(options: DPOOptions) -> None:
     """One way of writing each option that has two.
 
     `link` and `loss_type` name the same, a single loss in both; several are a tuple. So are
-    `loss_weights`, None where all are 1. `use_weighting` is `pair_weights` wpo.
+    `loss_weights`, None where all are 1. `use_weighting` is `pair_weights` wpo, which alone is
+    read.
 
     Raises:
         ConfigError: two ways that disagree, no loss at all, or not a weight for each.
     """
-    given = options.loss_type if options.loss_type is not None else options.link or "sigmoid"
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if options.link not in (None, *names) or (options.link and len(names) > 1):
+    loss_type, link = _given(options.loss_type), _given(options.link)
+    chosen = loss_type if loss_type is not None else link or "sigmoid"
+    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    if link not in (None, *names) or (link and len(names) > 1):
         raise ConfigError(
-            f"link is {options.link!r} and loss_type {', '.join(names)}: they are two names of one "
+            f"link is {link!r} and loss_type {', '.join(names)}: they are two names of one "
             "option. Leave link out."
         )
     if not names:
@@ -40,17 +50,23 @@ def settle_names(options: DPOOptions) -> None:
         )
     all_one = weights is None or all(weight == 1 for weight in weights)
     options.loss_weights = None if all_one else tuple(weights or ())  # type: ignore[assignment]
-    single = len(names) == 1
-    options.loss_type = names[0] if single else names  # type: ignore[assignment]
-    options.link = names[0] if single else None  # type: ignore[assignment]
-    if options.use_weighting and options.pair_weights not in (None, "wpo"):
+    if len(names) > 1:
+        options.loss_type, options.link = names, None  # type: ignore[assignment]
+    else:
+        options.loss_type = Echo(names[0]) if loss_type is None else names[0]
+        options.link = Echo(names[0]) if link is None else names[0]
+    pair_weights = _given(options.pair_weights)
+    if options.use_weighting and pair_weights not in (None, "wpo"):
         raise ConfigError(
-            f"use_weighting is pair_weights wpo, and pair_weights is {options.pair_weights!r}. "
+            f"use_weighting is pair_weights wpo, and pair_weights is {pair_weights!r}. "
             "Leave one out."
         )
-    if options.use_weighting:
-        options.pair_weights = "wpo"
-    options.use_weighting = options.pair_weights == "wpo"
+    wpo = options.use_weighting and pair_weights is None
+    options.pair_weights = Echo("wpo") if wpo else pair_weights
+
+
+def _given(value: Any) -> Any:
+    return None if isinstance(value, Echo) else value
 
 
 def check_dpo(options: DPOOptions) -> None:

@@ -31,8 +31,10 @@ class DPO(DPOOptions, Objective):
 
     The options are documented in `DPOOptions`. `link` and `loss_type` are two names of one option:
     whichever is given, a single loss has its name in both, and several are a tuple in `loss_type`,
-    with `link` None. With `reduction="position"` and `ld_alpha` a token of weight 0 keeps its
-    position; a token of segment −1 (masked tool output) has none, and shifts those after.
+    with `link` None; `use_weighting` puts wpo in `pair_weights`. In `dataclasses.replace`, what was
+    not given but repeats another option follows it. With `reduction="position"` and `ld_alpha` a
+    token of weight 0 keeps its position; a token of segment −1 (masked tool output) has none, and
+    shifts those after.
 
     Raises:
         ConfigError: (a ValueError) an option out of its range, or two that exclude each other.
@@ -63,6 +65,10 @@ class DPO(DPOOptions, Objective):
     @property
     def needs_groups(self) -> bool:
         return "plackett_luce" in self.names
+
+    @property
+    def takes_lone_sides(self) -> bool:
+        return all(LOSS_TYPES[name].alone for name in self.names)
 
     @property
     def needs_whole_sides(self) -> str | None:
@@ -110,9 +116,10 @@ class DPO(DPOOptions, Objective):
     def reward_sides(self, sides: "Sides") -> "Sides":
         if self.ld_alpha is None:
             return sides
-        from prefkit.loss.weights.of_tokens import ld_dpo
+        import torch
 
-        return sides.lighter(ld_dpo(sides, alpha=self.ld_alpha))
+        ones = torch.ones_like(sides.weights)
+        return sides.lighter(torch.where(sides.beyond_shorter(), self.ld_alpha, ones))
 
     def losses(self, terms: Terms) -> "Tensor":
         groups, factors = terms.groups, self.loss_weights or (1.0,) * len(self.names)

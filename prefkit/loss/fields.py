@@ -22,13 +22,21 @@ class BetaOptions:
 
 
 @dataclass(kw_only=True)
-class HookOptions:
+class TokenHookOptions:
     """Weights that a function makes of what a step has computed (`prefkit.loss.weights`)."""
 
     # -- method ---------------------------------------------------------------------------------
     token_weights: str | Callable[..., Any] | None = option(None)
     """Function that makes weights of tokens, multiplied with the rows' own: confpo, ld_dpo,
-    tis_dpo, full_step_dpo, step_rewards or package.module:function (docs/objectives.md)."""
+    tis_dpo, full_step_dpo, step_rewards or package.module:function, with parameters by name, such
+    as "ld_dpo(alpha=0.3)" (docs/objectives.md)."""
+
+
+@dataclass(kw_only=True)
+class HookOptions(TokenHookOptions):
+    """The same of tokens and of pairs, where the loss has pairs."""
+
+    # -- method ---------------------------------------------------------------------------------
     pair_weights: str | Callable[..., Any] | None = option(None)
     """Function that makes a weight of each pair, by which its loss is multiplied: wpo or
     package.module:function."""
@@ -44,7 +52,7 @@ class DPOOptions(HookOptions, BetaOptions):
     has papers and formulas. None = sigmoid (DPO)."""
     loss_weights: list[float] | None = option(None, at_least=0)
     """A factor for each loss of loss_type; None = 1 each."""
-    link: str = option(None, choices=tuple(LOSS_TYPES))
+    link: str = option(None, choices=tuple(LOSS_TYPES), compare=False)
     """The same as loss_type, for one loss: either of the two will do. None = loss_type."""
     label_smoothing: float = option(0.0, at_least=0, below=0.5)
     """Probability that a label is flipped, in [0, 0.5); for the losses sigmoid, sigmoid_norm,
@@ -61,7 +69,7 @@ class DPOOptions(HookOptions, BetaOptions):
     ld_alpha: float | None = option(None, at_least=0, at_most=1)
     """Weight, in the rewards, of tokens beyond the length of a pair's shorter response (LD-DPO,
     2409.06411); None = 1."""
-    use_weighting: bool = option(False)
+    use_weighting: bool = option(False, compare=False)
     """The same as pair_weights wpo: pairs that the policy itself is likely to write weigh more
     (WPO, 2406.11827)."""
     length_normalized: bool = option(False)
@@ -102,7 +110,7 @@ class TDPOOptions(HookOptions, BetaOptions):
 
 
 @dataclass(kw_only=True)
-class KTOOptions(BetaOptions):
+class KTOOptions(TokenHookOptions, BetaOptions):
     """Options of `KTO`."""
 
     # -- method ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from prefkit.loss.objective import Objective
 from prefkit.loss.passes import by_token, choose
 from prefkit.loss.sequence_group import check_group, together
 from prefkit.loss.shared_tokens import Uses, scores_by_token
-from prefkit.loss.sides import Sides, check_margins, check_segments
+from prefkit.loss.sides import Sides, check_both_sides, check_margins, check_segments
 from prefkit.loss.token_metrics import LOGGED, token_metrics
 from prefkit.loss.wrappers import check_operands
 from prefkit_kernels import TokenStats, pair_scores, token_stats
@@ -72,6 +72,7 @@ def fused_preference_loss(
     token_index: Tensor | None = None,  # (T,)
     one_sided: bool = False,
     reference_point: Tensor | None = None,  # ()
+    lone_sides: bool = False,
     log_entropy: bool = False,
     **options: Any,
 ) -> PreferenceLoss:
@@ -83,7 +84,9 @@ def fused_preference_loss(
         targets: (N,) int64, the token that hidden[t] predicts (already shifted).
         segments: (T,) int64, aligned with targets (or with token_index): 2i for a scored chosen
             token of pair i, 2i + 1 for a rejected one, −1 for everything else (prompt, shared
-            prefix, padding). A pair with one scored side only compares that side with 0.
+            prefix, padding). Both sides of a pair have tokens, be it of weight 0, unless the loss
+            is a sum over responses (KTO; loss_type nca_pair, bco_pair, sppo_hard, apo_zero, sft)
+            or `lone_sides` says so.
         objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)`, `SimPO(…)`, `ORPO(…)` or `KTO(…)`.
         weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
         ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
@@ -115,6 +118,8 @@ def fused_preference_loss(
             made in one pass. True where it does not hold gives wrong gradients.
         reference_point: () z0 of `KTO`, without gradient: the mean over mismatched responses of
             Σ (logp − ref_logp), at least 0. With KTO num_pairs counts responses, not pairs.
+        lone_sides: a pair may lack a side, whose sums are then 0. Losses of single responses (KTO)
+            take such pairs always, others refuse them otherwise (on a CPU).
         log_entropy: also the metric "entropy" (nats a token, both sides), which takes another look
             at the logits.
         options: of `token_stats`: bias, ref_bias, softcap, logit_scale, temperature,
@@ -122,7 +127,8 @@ def fused_preference_loss(
     Returns:
         PreferenceLoss: `.loss`, `.metrics`, `.stats`, `.tokens`.
     Raises:
-        ValueError: shapes, references or options that do not fit; no scored token at all; a
+        ValueError: shapes, references or options that do not fit; no scored token at all; a pair
+            without a side that its loss needs (on a CPU, as all that tokens are asked for); a
             passes that cannot compute this loss; what the objective's weights may not be; with a
             group also a loss that needs whole responses (reduction="position", ld_alpha,
             token_weights, pair_weights), and what another rank of it refused; a weight
@@ -169,6 +175,8 @@ def fused_preference_loss(
     like = segments.new_empty(segments.shape, dtype=dtype)
     sides = Sides.of(segments, weights, like, pairs_in_call, sequence_group)
     _check_any(sides.present)
+    if not (lone_sides or objective.takes_lone_sides):
+        check_both_sides(sides)
     if pairs_in_call is None:  # else they have been counted and checked
         _check_by_pair(margins, groups, sides.count)
     outputs = objective.outputs

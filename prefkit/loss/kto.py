@@ -41,6 +41,10 @@ class KTO(KTOOptions, Objective):
         return self.reference_point
 
     @property
+    def takes_lone_sides(self) -> bool:
+        return True
+
+    @property
     def mean_over(self) -> Literal["pairs", "groups", "sides"]:
         return "sides"
 
@@ -69,7 +73,7 @@ class KTO(KTOOptions, Objective):
         rewards/margins is the difference of the two means, as TRL has it; rewards/accuracies is of
         the pairs that have both responses.
         """
-        there = (terms.sides.totals > 0).to(terms.logp.dtype)
+        there = (terms.sides.tokens > 0).to(terms.logp.dtype)
         rewards, logps = self.rewards(terms).detach(), terms.sides.sum(terms.logp.detach())
 
         def mean(values: "Tensor", counts: "Tensor") -> "Tensor":

@@ -32,8 +32,8 @@ def link_loss(
         surplus, shortfall = -right - math.log1p(-epsilon), -wrong - math.log(epsilon)
         return torch.sigmoid(u) * surplus + torch.sigmoid(-u) * shortfall
     if name == "discopop":
-        blend = torch.sigmoid(u / tau)
-        return (1 - blend) * right + blend * torch.exp(-u)
+        # m·exp(−u) as one exponential: by themselves the factors are 0 and infinite for u < −88.
+        return torch.sigmoid(-u / tau) * right + torch.exp(F.logsigmoid(u / tau) - u)
     if name == "robust":
         return ((1 - epsilon) * right - epsilon * wrong) / (1 - 2 * epsilon)
     if name not in ("sigmoid", "sigmoid_norm", "plackett_luce"):

@@ -18,12 +18,14 @@ class LossType:
         normalized: rewards are means over tokens, whatever `length_normalized` says.
         takes_margin: reads `margin` and `margin_weight`.
         smoothing: reads `label_smoothing`.
+        alone: a sum of terms of one response each: it has a meaning for a response without another.
     """
 
     of: Literal["margin", "rewards", "batch"]
     normalized: bool = False
     takes_margin: bool = False
     smoothing: bool = False
+    alone: bool = False
 
 
 LOSS_TYPES: dict[str, LossType] = {
@@ -35,12 +37,12 @@ LOSS_TYPES: dict[str, LossType] = {
     "discopop": LossType("margin", takes_margin=True),
     "sigmoid_norm": LossType("margin", normalized=True, takes_margin=True, smoothing=True),
     "plackett_luce": LossType("margin", takes_margin=True),
-    "nca_pair": LossType("rewards"),
-    "bco_pair": LossType("rewards"),
-    "sppo_hard": LossType("rewards"),
-    "apo_zero": LossType("rewards"),
+    "nca_pair": LossType("rewards", alone=True),
+    "bco_pair": LossType("rewards", alone=True),
+    "sppo_hard": LossType("rewards", alone=True),
+    "apo_zero": LossType("rewards", alone=True),
     "apo_down": LossType("rewards"),
     "aot": LossType("batch", smoothing=True),
     "aot_unpaired": LossType("batch", smoothing=True),
-    "sft": LossType("batch"),
+    "sft": LossType("batch", alone=True),
 }

@@ -89,6 +89,11 @@ class Objective(ABC):
         return False
 
     @property
+    def takes_lone_sides(self) -> bool:
+        """Whether a response without another beside it has a loss that means something."""
+        return False
+
+    @property
     def mean_over(self) -> Literal["pairs", "groups", "sides"]:
         """What the loss is a mean over, and `num_pairs` counts."""
         return "groups" if self.needs_groups else "pairs"
@@ -200,15 +205,19 @@ class Objective(ABC):
             reference_point: () z0, without gradient, where the objective needs it.
 
         Raises:
-            ValueError: a quantity that the objective needs is missing, or given and not read.
+            ValueError: a quantity that the objective needs is missing, or given and not read; a
+                pair of one response (on a CPU), where `takes_lone_sides` is False.
         """
         from prefkit.loss.groups import Groups, check_groups
-        from prefkit.loss.sides import EachSide, Sides, check_margins
+        from prefkit.loss.sides import EachSide, Sides, check_both_sides, check_margins
 
         logp = _require(stats.logp, "logp")
         kl = _require(stats.kl, "kl") if self.needs_kl else None
         ratio = logp - _require(stats.ref_logp, "ref_logp") if self.needs_reference else logp
-        sides = sides or Sides.of(segments, weights, logp)
+        if sides is None:
+            sides = Sides.of(segments, weights, logp)
+            if not self.takes_lone_sides:
+                check_both_sides(sides)
         of_tokens, of_pairs = self._made_weights(stats, segments, sides)
         if of_tokens is not None:
             sides = sides.weighed(of_tokens)
@@ -255,8 +264,8 @@ class Objective(ABC):
         }
         of_tokens, of_pairs = self._hooks
         return (
-            None if of_tokens is None else of_tokens(quantities, (len(segments),)),
-            None if of_pairs is None else of_pairs(quantities, (sides.count,)),
+            None if of_tokens is None else of_tokens(quantities, sides.weights > 0),
+            None if of_pairs is None else of_pairs(quantities, sides.present > 0),
         )
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefkit.loss.links import link_loss
+from prefkit.loss.sides import widest
 
 if TYPE_CHECKING:
     from prefkit.loss.terms import Terms
@@ -48,13 +49,15 @@ def batch_loss(name: str, terms: "Terms", beta: float, epsilon: float) -> Tensor
     it does sigmoid). The k-th loss is that of the pair with the k-th smallest a.
     sft: mean of −log π over the weighted chosen tokens of the whole call, the same for every pair.
     """
-    sums = terms.reward_sides.weighted(terms.ratio)
     if name == "aot_unpaired":
+        sums = terms.reward_sides.weighted(terms.ratio)
         return _transport(sums[:, 0], sums[:, 1], terms, beta, epsilon)
     if name == "aot":
-        of_policy = terms.reward_sides.weighted(terms.logp)
-        policy, reference = (x[:, 0] - x[:, 1] for x in (of_policy, of_policy - sums))
-        return _transport(policy, reference, terms, beta, epsilon)
+        # Two sums of thousands of nats, of which the difference counts: it is rounded, not they.
+        logp, ratio = widest(terms.logp), widest(terms.ratio)
+        by_side = [terms.reward_sides.weighted(x) for x in (logp, (logp - ratio).detach())]
+        policy, reference = (x[:, 0] - x[:, 1] for x in by_side)
+        return _transport(policy, reference, terms, beta, epsilon).to(terms.logp.dtype)
     if name != "sft":
         raise ValueError(f"there is no loss {name!r} of a batch")
     total = terms.sides.totals[:, 0].sum()

@@ -63,10 +63,10 @@ class Sides:
         bucket = torch.where(scored, segments, 2 * count)
         weights = torch.ones_like(like) if weights is None else weights.to(like.dtype)
         weights = torch.where(scored, weights, 0)
-        tokens = _sums(bucket, (weights > 0).to(like.dtype), count)
+        tokens = _sums(bucket, weights > 0, count)
         # One message for both, and none later: how many there are must not depend on what a rank's
         # passes ask for.
-        sums = sum_over(group, torch.stack([tokens, _sums(bucket, weights, count)]))
+        sums = sum_over(group, torch.stack([tokens, _sums(bucket, weights, count)])).to(like.dtype)
         present = (sums[0].sum(1) > 0).to(like.dtype)
         return cls(count, bucket, weights, sums[0], sums[1], present, group)
 
@@ -130,13 +130,22 @@ class Sides:
         """The same with `totals` as they are: sums and means become smaller."""
         return replace(self, weights=self.weights * factors)
 
+    def detach(self) -> "Sides":
+        """The same without gradient."""
+        return replace(self, weights=self.weights.detach(), totals=self.totals.detach())
+
+    def clone(self) -> "Sides":
+        """The same in memory of its own."""
+        own = ("bucket", "weights", "tokens", "totals", "present")
+        return replace(self, **{name: getattr(self, name).clone() for name in own})
+
     def sum(self, values: Tensor) -> Tensor:
         """(P, 2) sums of values (T,) over the chosen and rejected tokens, unweighted."""
-        return sum_over(self.group, self.local(values))
+        return sum_over(self.group, _sums(self.bucket, values, self.count)).to(values.dtype)
 
     def local(self, values: Tensor) -> Tensor:
         """(P, 2) the same over this process's tokens alone."""
-        return _sums(self.bucket, values, self.count)
+        return _sums(self.bucket, values, self.count).to(values.dtype)
 
     def weighted(self, values: Tensor) -> Tensor:
         """(P, 2) Σ w·values."""
@@ -155,7 +164,7 @@ class EachSide:
     """The sides that exist, each counted by itself (a pair may have one alone)."""
 
     def __init__(self, sides: Sides) -> None:
-        self.present = (sides.totals > 0).to(sides.totals.dtype)  # (P, 2)
+        self.present = (sides.tokens > 0).to(sides.tokens.dtype)  # (P, 2)
 
     def average(self, by_side: Tensor) -> Tensor:
         """Scalar mean of (P, 2) over the sides that exist."""
@@ -163,13 +172,20 @@ class EachSide:
 
 
 def _sums(bucket: Tensor, values: Tensor, count: int) -> Tensor:
-    """(P, 2) sums of this process's values (T,) by bucket.
+    """(P, 2) sums of this process's values (T,) by bucket, in the widest dtype.
 
-    A sorted accumulation, so that a GPU gives the same bits every time.
+    A sorted accumulation, so that a GPU gives the same bits every time. It adds one token after
+    another: in fp32 the sum of 32,000 log-probabilities would be off by 0.1 nats.
     """
+    values = widest(values)
     total = values.new_zeros(2 * count + 1)
     total = total.index_put((bucket,), values, accumulate=True)
     return total[:-1].view(count, 2)
+
+
+def widest(values: Tensor) -> Tensor:
+    """The same numbers in fp64, in fp32 where the device has no fp64."""
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
 def check_segments(segments: Tensor, count: int) -> None:
@@ -184,6 +200,25 @@ def check_segments(segments: Tensor, count: int) -> None:
         torch._assert_async(right, message)
     elif not torch.compiler.is_compiling() and not bool(right):
         raise ValueError(message)
+
+
+def check_both_sides(sides: Sides) -> None:
+    """Refuses a pair of which one side has no token, be it of weight 0; looked at on a CPU only.
+
+    Raises:
+        ValueError: names the pair.
+    """
+    if sides.weights.is_cuda or torch.compiler.is_compiling():
+        return
+    there = sides.sum(torch.ones_like(sides.weights)) > 0
+    lone = (there.sum(1) == 1).nonzero()
+    if len(lone):
+        pair = int(lone[0])
+        alone, absent = (2 * pair, 2 * pair + 1) if there[pair, 0] else (2 * pair + 1, 2 * pair)
+        raise ValueError(
+            f"pair {pair} has tokens of segment {alone} and none of {absent}: this loss compares "
+            "two responses. Leave the pair out, or use KTO, which takes responses by themselves"
+        )
 
 
 def check_margins(margins: Tensor, pairs: int) -> None:

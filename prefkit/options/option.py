@@ -52,17 +52,22 @@ class Rules:
 
 
 def option(
-    default: Any = MISSING, *, default_factory: Callable[[], Any] | Any = MISSING, **rules: Any
+    default: Any = MISSING,
+    *,
+    default_factory: Callable[[], Any] | Any = MISSING,
+    compare: bool = True,
+    **rules: Any,
 ) -> Any:
     """A dataclass field with `Rules`.
 
     Args:
-        default, default_factory: as in `dataclasses.field`.
+        default, default_factory, compare: as in `dataclasses.field`.
         rules: attributes of `Rules`.
     """
     return dataclasses.field(
         default=default,
         default_factory=default_factory,
+        compare=compare,
         metadata={_KEY: Rules(**rules)},
     )
 

@@ -59,6 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one margin": case("robust", "hinge", "discopop", loss_weights=[0.5, 0.25, 2.0]),
     "means and sums": case("ipo", "hinge", "sigmoid_norm", ld_alpha=0.0),
     "all": case(*WITH_EPSILON, loss_weights=[1 / (k + 1) for k in range(len(WITH_EPSILON))]),
+    "EXO in a list": case("exo_pair", "hinge", "ipo", "sft", loss_weights=[1.0, 0.5, 0.1, 0.2]),
     "all without smoothing": case(*WITHOUT, ld_alpha=0.3),
     "WPO of several": case("ipo", "apo_down", "nca_pair", use_weighting=True, ld_alpha=0.7),
     "js of several": case("sigmoid", "ipo", "sft", f_divergence_type="js_divergence"),
@@ -190,6 +191,22 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("name", CASES)
 def test_same_loss_and_gradients_as_trl(name: str, run: Run) -> None:
     run.compare(DPO(beta=BETA, **CASES[name]), CASES[name], name in WELL_CONDITIONED)
+
+
+@pytest.mark.parametrize("name", ["exo_pair", "hinge"])
+def test_smoothing_of_a_list_with_sigmoid(name: str, run: Run) -> None:
+    """label_smoothing ε beside sigmoid: TRL leaves its ℓ(u) as it is, prefkit smooths it as well.
+
+    (1 − ε) ℓ(u) + ε ℓ(−u) is 2(1 − ε) sigmoid − (1 − 2ε) robust of TRL's, which does smooth robust.
+    """
+    epsilon = 0.2
+    theirs = {
+        "loss_type": ["sigmoid", "robust", name],
+        "loss_weights": [2 * (1 - epsilon), -(1 - 2 * epsilon), 1.0],
+        "label_smoothing": epsilon,
+    }
+    ours = DPO(beta=BETA, loss_type=["sigmoid", name], label_smoothing=epsilon)
+    run.compare(ours, theirs, well_conditioned=False)
 
 
 @pytest.mark.parametrize("name", WELL_CONDITIONED)

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefkit import DPO, KTO, fused_preference_loss
+from prefkit import DPO, KTO, ORPO, TDPO, SimPO, fused_preference_loss
+from prefkit.loss.objective import Objective
+from prefkit.loss.sides import Sides
+from prefkit.loss.weights.of_tokens import confpo, ld_dpo
+from prefkit_kernels import TokenStats
 from tests.loss.test_objectives import Direct, sample
 
 POINT = torch.tensor(0.7, dtype=torch.float64)
@@ -62,6 +66,78 @@ def test_num_pairs_counts_responses() -> None:
     one = fused_preference_loss(objective=KTO(), reference_point=POINT, **x)
     window = fused_preference_loss(objective=KTO(), reference_point=POINT, num_pairs=6, **x)
     assert window.loss.item() == pytest.approx(one.loss.item() * 3 / 6)
+
+
+def test_weights_of_tokens_multiply_those_of_the_rows() -> None:
+    """A response stays in the mean whatever weights its tokens get."""
+
+    def by_side(segments: Tensor, logp: Tensor) -> Tensor:
+        return torch.where(segments == 2, 0, logp.exp())
+
+    ours, given = (without(sample(True), (3,)) for _ in range(2))
+    made = KTO(beta=0.3, token_weights=by_side)
+    for pairs in (None, 6):
+        options = {"reference_point": POINT, "num_pairs": pairs}
+        found = fused_preference_loss(objective=made, **options, **ours)
+        factors = by_side(given["segments"], found.stats.logp)
+        sums = []
+        for segment in (0, 1, 2):
+            side, here = Direct(given, segment), given["segments"] == segment
+            sums.append((-1 if segment % 2 else 1) * (factors[here] * side.w * side.r).sum())
+        point = torch.tensor([1, -1, 1]) * POINT
+        losses = torch.sigmoid(-0.3 * (torch.stack(sums) - point))
+        expected = losses.sum() / (pairs or 3)
+        torch.testing.assert_close(found.loss, expected, rtol=1e-12, atol=0)
+    assert float(found.metrics["rewards/chosen"]) == pytest.approx(0.3 * float(sums[0]) / 2)
+
+
+@pytest.mark.parametrize("absent", [2, 3])
+def test_shipped_weights_do_not_need_another_response(absent: int) -> None:
+    """What the other response would change is as if there were none."""
+    x = without(sample(True), (absent,))
+    alone = x["segments"] == 5 - absent
+    logp = fused_preference_loss(objective=KTO(reference_point=False), **x).stats.logp
+    sides = Sides.of(x["segments"], x["weights"], logp)
+    assert (ld_dpo(sides, alpha=0.3)[alone] == 1).all()
+    w, p = x["weights"][alone], logp[alone].exp()
+    assert torch.equal(confpo(logp, sides)[alone] == 1, p < (w * p).sum() / w.sum())
+
+
+ALONE_OR_NOT = {
+    "its own": [KTO(reference_point=False), DPO(loss_type="bco_pair"), DPO(loss_type="sft")],
+    "against another": [DPO(), SimPO(), ORPO(), TDPO(), DPO(ld_alpha=0.0), DPO(loss_type="aot")],
+}
+
+
+@pytest.mark.parametrize("absent", [2, 3])
+@pytest.mark.parametrize("one", ALONE_OR_NOT["against another"], ids=str)
+def test_a_loss_of_two_responses_refuses_one_alone(one: Objective, absent: int) -> None:
+    x = without(sample(True), (absent,))
+    message = f"pair 1 has tokens of segment {5 - absent} and none of {absent}: .*use KTO"
+    with pytest.raises(ValueError, match=message):
+        fused_preference_loss(objective=one, **x)
+    stats = TokenStats(*[torch.zeros(19)] * len(TokenStats._fields))
+    with pytest.raises(ValueError, match=message):
+        one(stats, x["segments"])
+    x = sample(True)
+    x["weights"] = torch.where(x["segments"] == absent, 0, x["weights"])  # is there all the same
+    assert torch.isfinite(fused_preference_loss(objective=one, **x).loss)
+
+
+@pytest.mark.parametrize("one", ALONE_OR_NOT["its own"], ids=str)
+def test_a_loss_of_single_responses_takes_one_alone(one: Objective) -> None:
+    for absent in (2, 3):
+        found = fused_preference_loss(objective=one, **without(sample(True), (absent,)))
+        assert torch.isfinite(found.loss)
+
+
+def test_lone_sides_count_as_0_where_that_is_asked_for() -> None:
+    x = without(sample(True), (3,))
+    found = fused_preference_loss(objective=DPO(beta=0.3), lone_sides=True, **x)
+    chosen = Direct(x, 2)
+    reward = 0.3 * (chosen.w * chosen.r).sum()
+    assert float(found.rewards[1, 0]) == pytest.approx(float(reward))
+    assert float(found.rewards[1, 1]) == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The formulas go pair by pair over sums that a Python loop makes of whole logits
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from prefkit import DPO, DPOP, fused_preference_loss
+from prefkit import DPO, DPOP, ConfigError, fused_preference_loss
 from prefkit.loss.loss_types import LOSS_TYPES
 from tests.loss.test_objectives import SEGMENTS, Direct, mean, sample
 
@@ -286,6 +287,36 @@ def test_two_ways_of_writing_one_loss() -> None:
     normed = DPO(length_normalized=True), DPO(loss_type="sigmoid_norm")
     losses = [fused_preference_loss(objective=one, **sample(True)).loss for one in normed]
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "expected"),
+    [
+        (DPO(use_weighting=True), {"use_weighting": False}, DPO()),
+        (DPO(pair_weights="wpo"), {"pair_weights": None}, DPO()),
+        (DPO(), {"use_weighting": True}, DPO(pair_weights="wpo")),
+        (DPO(loss_type="ipo"), {"loss_type": "hinge"}, DPO(loss_type="hinge")),
+        (DPO(loss_type="ipo"), {"loss_type": None}, DPO()),
+        (DPO(link="ipo"), {"link": "hinge"}, DPO(loss_type="hinge")),
+        (DPO(link="ipo"), {"link": None}, DPO()),
+        (DPO(), {"link": "hinge"}, DPO(loss_type="hinge")),
+        (DPO(), {"loss_type": ["ipo", "sft"]}, DPO(loss_type=["ipo", "sft"])),
+        (DPO(loss_type=["ipo", "sft"]), {"loss_type": "sft"}, DPO(loss_type="sft")),
+        (DPO(link="ipo", use_weighting=True), {"beta": 0.1}, DPO(link="ipo", use_weighting=True)),
+    ],
+)
+def test_replace_changes_what_was_given(made: DPO, change: dict, expected: DPO) -> None:
+    """And what only repeats it follows."""
+    found = replace(replace(made), **change)
+    assert found == expected
+    assert (found.names, found.link) == (expected.names, expected.link)
+    if "use_weighting" in change:
+        assert found.use_weighting is change["use_weighting"]
+
+
+def test_replace_refuses_two_ways_that_disagree_as_the_first_call_does() -> None:
+    with pytest.raises(ConfigError, match="two names of one option"):
+        replace(DPO(loss_type="ipo"), link="hinge")
 
 
 def test_large_rewards_overflow_no_divergence() -> None:

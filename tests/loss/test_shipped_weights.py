@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from prefkit import DPO, SimPO, fused_preference_loss
+from prefkit.loss.sides import Sides
 from prefkit.loss.weights.hooks import SHIPPED
-from prefkit.loss.weights.of_tokens import full_step_dpo, tis_dpo
-from prefkit_kernels import token_stats
+from prefkit.loss.weights.of_tokens import confpo, full_step_dpo, tis_dpo
+from prefkit_kernels import TokenStats, token_stats
 from tests.loss.test_objectives import SEGMENTS, sample
 from tests.loss.test_weights import SCORED, alone, quantities, tokens_of
 
@@ -43,6 +44,24 @@ def test_confpo_selects_tokens_below_the_mean_of_their_response() -> None:
     alone = made_weights(DPO(token_weights="confpo"), x)
     assert (alone[tokens_of(0) + tokens_of(1)] == 0).all()
     assert torch.equal(alone[10:], found[10:])
+
+
+def test_confpo_selects_none_of_equally_likely_tokens() -> None:
+    """The pair then has no gradient, and the loss of two equal rewards."""
+    for tokens in range(1, 60):
+        for weight in (1.0, 0.3):
+            logp = torch.full((tokens + 2,), -1.2345)
+            logp[-2:] = torch.tensor([-1.0, -3.0])
+            logp.requires_grad_()
+            segments = torch.tensor([0] * tokens + [1, 1])
+            weights = torch.full_like(logp, weight)
+            assert not confpo(logp.detach(), Sides.of(segments, weights, logp)).any(), tokens
+            made = SimPO(beta=1.5, margin=1.6, token_weights="confpo")
+            loss = made(TokenStats(logp=logp), segments, weights).loss
+            assert loss.item() == pytest.approx(math.log1p(math.exp(1.6)))
+            loss.backward()
+            assert logp.grad is not None
+            assert not logp.grad.any()
 
 
 def test_confpo_with_simpo_is_the_papers_loss() -> None:
@@ -94,6 +113,28 @@ def test_full_step_dpo_is_a_softmax_of_rewards() -> None:
     assert float(found[3]) == 0
     x["weights"] *= 1e5  # no overflow
     assert torch.isfinite(made_weights(DPO(token_weights="full_step_dpo"), x)).all()
+
+
+@pytest.mark.parametrize("tokens", [4, 40, 400])
+def test_full_step_dpo_of_means_has_the_released_codes_gradient(tokens: int) -> None:
+    """StepRunners.py of Full-Step-DPO where policy and reference are one: by log π of a token
+    ∓σ(0)·σ(0)·n·softmax(±γ·v) / n. Ours has β where that has the second σ(0).
+    """
+    draw, beta, gamma = torch.Generator().manual_seed(tokens), 0.05, 0.5
+    rewards = torch.rand(2 * tokens, generator=draw, dtype=torch.float64) + 0.1
+    rewards[3] = 0  # is left out
+    logp = -torch.rand(2 * tokens, generator=draw, dtype=torch.float64)
+    logp.requires_grad_()
+    segments = (torch.arange(2 * tokens) >= tokens).long()
+    made = DPO(beta=beta, token_weights="full_step_dpo", length_normalized=True)
+    made(TokenStats(logp=logp, ref_logp=logp.detach()), segments, rewards).loss.backward()
+    released = []
+    for side, v in zip((1, -1), rewards.chunk(2), strict=True):
+        masked = [float(x) * gamma * side - 999.0 * float(x == 0) for x in v]
+        total, n = sum(math.exp(x) for x in masked), sum(float(x != 0) for x in v)
+        released += [-side * 0.5 * 0.5 * n * math.exp(x) / total / n for x in masked]
+    expected = torch.tensor(released, dtype=torch.float64) * beta / 0.5
+    torch.testing.assert_close(logp.grad, expected, rtol=1e-10, atol=1e-300)
 
 
 def test_step_rewards_average_one_in_each_response() -> None:

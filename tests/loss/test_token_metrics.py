@@ -109,7 +109,7 @@ def test_a_token_of_several_sides_counts_for_each(frozen: bool) -> None:
 def test_a_side_without_tokens_has_zeros() -> None:
     x = case()
     x["segments"] = torch.where(x["segments"] % 2 == 0, x["segments"], -1)
-    metrics = fused_preference_loss(objective=DPO(), **x).metrics
+    metrics = fused_preference_loss(objective=DPO(loss_type="bco_pair"), **x).metrics
     assert metrics["logits/rejected"] == 0
     assert torch.isfinite(torch.stack(list(metrics.values()))).all()
 

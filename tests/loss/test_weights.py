@@ -3,14 +3,17 @@
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from prefkit import DPO, TDPO, ConfigError, SimPO, fused_preference_loss
+from prefkit import DPO, ORPO, TDPO, ConfigError, SimPO, fused_preference_loss
 from prefkit.loss.objective import Objective
+from prefkit.loss.sides import Sides
+from prefkit.loss.weights.of_tokens import ld_dpo, tis_dpo
 from tests.loss.test_objectives import SEGMENTS, sample
 
 SCORED = [t for t, s in enumerate(SEGMENTS) if s >= 0]
@@ -177,6 +180,66 @@ def test_entries_of_a_table_are_weighed_each_by_itself() -> None:
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
 
 
+def exp_in_place(logp: Tensor) -> Tensor:
+    return logp.exp_()
+
+
+def sides_in_place(sides: Sides) -> Tensor:
+    for own in (sides.weights, sides.totals, sides.tokens, sides.present, sides.bucket):
+        own.mul_(0)
+    return sides.weights + 0.5
+
+
+def weights_in_place(weights: Tensor, segments: Tensor) -> Tensor:
+    segments.fill_(0)
+    return weights.fill_(0.25)
+
+
+@pytest.mark.parametrize(
+    ("in_place", "same"),
+    [
+        (exp_in_place, lambda logp: logp.exp()),
+        (sides_in_place, lambda logp: torch.full_like(logp, 0.5)),
+        (weights_in_place, lambda logp: torch.full_like(logp, 0.25)),
+    ],
+)
+@pytest.mark.parametrize("kind", [DPO, SimPO, ORPO])
+def test_a_hook_may_work_in_place(
+    kind: Callable[..., Objective], in_place: Any, same: Callable[..., Tensor]
+) -> None:
+    found, expected = (
+        fused_preference_loss(objective=kind(token_weights=hook), **sample(True))
+        for hook in (in_place, same)
+    )
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.metrics, expected.metrics, rtol=1e-12, atol=0)
+
+
+def test_what_is_said_of_a_token_that_does_not_count_is_not_looked_at() -> None:
+    x = sample(True)
+    x["weights"][[3, 13]] = 0.0
+
+    def inverse(weights: Tensor) -> Tensor:
+        return 1 / weights  # infinite where the weight is 0, and outside of all sides
+
+    found = fused_preference_loss(objective=DPO(token_weights=inverse), **x)
+    x["weights"] = (x["weights"] > 0).double()
+    expected = fused_preference_loss(objective=DPO(), **x)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
+    found.loss.backward()
+    assert x["hidden"].grad is not None
+    assert torch.isfinite(x["hidden"].grad).all()
+
+
+def test_what_is_said_of_a_pair_that_is_not_there_is_not_looked_at() -> None:
+    x = sample(True)
+    x["segments"] = torch.where(x["segments"] < 2, -1, x["segments"])
+    by_length = DPO(pair_weights=pairs_by_length)  # 1 / 0 of pair 0
+    found = fused_preference_loss(objective=by_length, **x).loss
+    plain = fused_preference_loss(objective=DPO(), **x).loss
+    torch.testing.assert_close(found, plain / weight_of(x, 1), rtol=1e-12, atol=0)
+
+
 def test_a_weight_of_zero_everywhere_leaves_the_pair_in_the_mean() -> None:
     """Whether a pair exists is a matter of the rows, not of what a function says of them."""
     silent = DPO(token_weights=lambda logp: torch.zeros_like(logp))
@@ -197,6 +260,14 @@ def test_a_weight_of_zero_everywhere_leaves_the_pair_in_the_mean() -> None:
         ),
         ("pair_weights", "confpo", "one of wpo, or package.module:function"),
         ("token_weights", "os:no_such", "cannot be imported"),
+        ("token_weights", "ld_dpo(alpa=0.3)", "ld_dpo has no parameter 'alpa'; it has alpha"),
+        ("token_weights", "confpo(logp=1)", "confpo has no parameter 'logp'; it has none"),
+        ("token_weights", "ld_dp(alpha=0.3)", "'ld_dp'; it must be one of ld_dpo"),
+        ("token_weights", "ld_dpo(0.3)", r"by name, as in ld_dpo\(alpha=0.3\)"),
+        ("token_weights", "ld_dpo(alpha=0.3", "by name"),
+        ("token_weights", "ld_dpo(alpha=0.3, alpha=0.4)", "by name"),
+        ("token_weights", "ld_dpo(alpha=exit())", "by name"),
+        ("token_weights", "ld_dpo()", "by name"),
         ("token_weights", "os:sep", "not a function"),
         ("token_weights", lambda logits: logits, "asks for 'logits'.*may name logp, ref_logp"),
         ("token_weights", lambda logp, /: logp, "asks for 'logp', which it is not given"),
@@ -208,6 +279,25 @@ def test_a_function_that_cannot_serve_is_refused_when_it_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         DPO(**{option: hook})
+
+
+def with_power(logp: Tensor, power: float, base: str = "p") -> Tensor:
+    assert base == "(q)"
+    return (power * logp).exp()
+
+
+def test_parameters_stand_in_parentheses() -> None:
+    x = sample(True)
+    for named, function in (
+        ("ld_dpo(alpha=0.3)", partial(ld_dpo, alpha=0.3)),
+        ("tis_dpo(mu=0.5, low=-1, high=1.0)", partial(tis_dpo, mu=0.5, low=-1, high=1.0)),
+        (f"{__name__}:with_power(power=2.0, base='(q)')", lambda logp: (2.0 * logp).exp()),
+    ):
+        made = DPO(token_weights=named)
+        assert pickle.loads(pickle.dumps(made)) == made
+        found = fused_preference_loss(objective=made, **x).loss
+        expected = fused_preference_loss(objective=DPO(token_weights=function), **x).loss
+        assert torch.equal(found, expected), named
 
 
 def test_a_quantity_that_is_not_there_may_have_a_default() -> None:
@@ -231,9 +321,18 @@ def test_a_quantity_that_is_not_there_may_have_a_default() -> None:
         (lambda logp: 1.0, "returned a float; it must return a tensor"),
         (lambda logp: logp[:3], r"returned the shape \(3,\); it must be \(19,\)"),
         (lambda logp: logp.requires_grad_(), "weights that require a gradient"),
-        (lambda logp: logp * 0 - 0.5, "negative or not finite, such as -0.5 at 0"),
-        (lambda segments: segments / 0.0, "negative or not finite, such as -inf at 0"),
-        (lambda logp: logp * torch.nan, "such as nan at 0"),
+        (
+            lambda logp: logp * 0 - 0.5,
+            "negative or not finite, such as -0.5 at 2, a token of the chosen side of pair 0",
+        ),
+        (
+            lambda segments: 1 - (segments == 3) / 0.0,
+            "negative or not finite, such as nan at 2, a token of the chosen side of pair 0",
+        ),
+        (
+            lambda segments: torch.where(segments == 3, -torch.inf, 1.0),
+            "such as -inf at 13, a token of the rejected side of pair 1",
+        ),
     ],
 )
 def test_what_it_may_not_return_is_one_clear_error(hook: Any, message: str) -> None:
@@ -241,6 +340,9 @@ def test_what_it_may_not_return_is_one_clear_error(hook: Any, message: str) -> N
         fused_preference_loss(objective=DPO(token_weights=hook), **sample(True))
     with pytest.raises(ConfigError, match=r"pair_weights <lambda> returned the shape \(19,\)"):
         fused_preference_loss(objective=DPO(pair_weights=lambda logp: -logp), **sample(True))
+    infinite = DPO(pair_weights=lambda sides: torch.tensor([1.0, -torch.inf]))
+    with pytest.raises(ConfigError, match="not finite, such as -inf at pair 1"):
+        fused_preference_loss(objective=infinite, **sample(True))
 
 
 def test_an_objective_with_hooks_is_a_value() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ModelError
-from prefkit.loss.sides import ranks
+from prefkit.loss.sides import ranks, widest
 from prefkit.model.attention.install import reading
 
 WEIGHTS = "token_weights"  # (2B, L) float, aligned with input_ids; a user's collator may give it
@@ -130,7 +130,9 @@ class Scored:
 
     def summed(self, values: Tensor) -> Tensor:
         """(2B,) Σ values (N,) of each side, in the order of TRL's rows."""
-        return values.new_zeros(2 * self.pairs).index_put((self.rows,), values, accumulate=True)
+        wide = widest(values)
+        sums = wide.new_zeros(2 * self.pairs).index_put((self.rows,), wide, accumulate=True)
+        return sums.to(values.dtype)
 
     def weighted(self, values: Tensor) -> Tensor:
         """(2B,) Σ w·values (N,) of each side."""

@@ -90,6 +90,7 @@ def _request(
             weights=here.weights,
             num_pairs=here.pairs,
             pairs_in_call=here.pairs,
+            lone_sides=True,  # as TRL: of a side that was cut away whole, the sums are 0
             num_scored=len(here),
             log_entropy=True,
             memory_budget=state.settings.memory_budget,

@@ -3,12 +3,16 @@
     what it names of logp, ref_logp, entropy, log_sum_sq, kl, segments, weights, sides → w ≥ 0
 
 Only what a function's signature names is computed and handed over, by keyword. All of it is of the
-T scored entries of a call, without gradient, and so is what comes back.
+T entries of a call, without gradient, and so is what comes back; what is said of an entry that does
+not count (of segment −1, or of weight 0) is not looked at. A function gets copies: it may work in
+place.
 """
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefkit.errors import ConfigError
@@ -55,19 +59,23 @@ class Hook:
 
         Args:
             option: "token_weights" or "pair_weights".
-            value: of the option; None = no hook.
+            value: of the option, with parameters of the function where it takes others than its
+                defaults: "ld_dpo(alpha=0.3)"; None = no hook.
             missing: quantities that the loss does not have → why.
 
         Raises:
             ConfigError: no such name or function, a parameter that is no quantity, or one that the
-                loss does not have.
+                loss does not have; a value for a parameter that the function does not have.
         """
         if value is None:
             return None
         if callable(value):
             name, function = getattr(value, "__name__", repr(value)), value
         else:
-            name, function = value, load_function(option, _path(option, value))
+            name, (path, given) = value, _parsed(option, value)
+            function = load_function(option, _path(option, path))
+            _check_parameters(option, path, function, given)
+            function = partial(function, **given) if given else function
         reads = []
         for parameter in inspect.signature(function).parameters.values():
             known, needed = parameter.name in QUANTITIES, parameter.default is parameter.empty
@@ -86,8 +94,12 @@ class Hook:
                 )
         return cls(option, name, function, tuple(reads))
 
-    def __call__(self, quantities: "Mapping[str, Any]", shape: "tuple[int, ...]") -> "Tensor":
-        """The weights, of this shape, in the dtype of logp.
+    def __call__(self, quantities: "Mapping[str, Any]", counts: "Tensor") -> "Tensor":
+        """The weights in the dtype of logp, 0 where nothing counts.
+
+        Args:
+            quantities: by name.
+            counts: (T,) or (P,) bool, the tokens or pairs that have a weight.
 
         Raises:
             ConfigError: what came back is not that; negative or not finite (by a device-side
@@ -95,8 +107,8 @@ class Hook:
         """
         import torch
 
-        given = {name: _detached(quantities[name]) for name in self.reads}
-        found = self.function(**given)
+        given = {name: quantities[name].detach().clone() for name in self.reads}
+        found, shape = self.function(**given), tuple(counts.shape)
         told = f"{self.option} {self.name} returned"
         if not isinstance(found, torch.Tensor):
             raise ConfigError(f"{told} a {type(found).__name__}; it must return a tensor.")
@@ -104,13 +116,51 @@ class Hook:
             raise ConfigError(f"{told} the shape {tuple(found.shape)}; it must be {shape}.")
         if found.requires_grad:
             raise ConfigError(f"{told} weights that require a gradient; detach what they are of.")
-        right = ((found >= 0) & torch.isfinite(found)).all()
+        wrong = counts & ~((found >= 0) & torch.isfinite(found))
+        right = ~wrong.any()
         message = f"{told} weights that are negative or not finite"
         if right.is_cuda:
             torch._assert_async(right, message)
         elif not torch.compiler.is_compiling() and not bool(right):
-            raise ConfigError(f"{message}, such as {_first_wrong(found)}.")
-        return found.to(quantities["logp"].dtype)
+            place = int(wrong.nonzero()[0])
+            where = self._where(place, quantities["segments"])
+            raise ConfigError(f"{message}, such as {float(found[place])} at {where}.")
+        return torch.where(counts, found, 0).to(quantities["logp"].dtype)
+
+    def _where(self, place: int, segments: "Tensor") -> str:
+        """An entry of what came back, as messages name it."""
+        if self.option == "pair_weights":
+            return f"pair {place}"
+        pair, side = divmod(int(segments[place]), 2)
+        return f"{place}, a token of the {('chosen', 'rejected')[side]} side of pair {pair}"
+
+
+def _parsed(option: str, value: str) -> tuple[str, dict[str, Any]]:
+    """A name, and the literals that it is given in parentheses."""
+    name, opened, rest = value.partition("(")
+    if not opened:
+        return value, {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        words = call.keywords if isinstance(call, ast.Call) and not call.args else []
+        given = {str(word.arg): ast.literal_eval(word.value) for word in words if word.arg}
+        if not given or len(given) < len(words):
+            raise ValueError("not each by its name, once")
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"{option} is {value!r}; parameters are given by name, as in ld_dpo(alpha=0.3)."
+        ) from error
+    return name, given
+
+
+def _check_parameters(
+    option: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
+) -> None:
+    own = [one for one in inspect.signature(function).parameters if one not in QUANTITIES]
+    for parameter in given:
+        if parameter not in own:
+            has = f"it has {', '.join(nearest_first(parameter, own))}" if own else "it has none"
+            raise ConfigError(f"{option} {name} has no parameter {parameter!r}; {has}.")
 
 
 def _path(option: str, name: str) -> str:
@@ -122,14 +172,3 @@ def _path(option: str, name: str) -> str:
             f"{option} is {name!r}; it must be one of {known}, or package.module:function."
         )
     return SHIPPED[option][name]
-
-
-def _detached(quantity: Any) -> Any:
-    return quantity.detach() if hasattr(quantity, "detach") else quantity
-
-
-def _first_wrong(weights: "Tensor") -> str:
-    import torch
-
-    place = int((~((weights >= 0) & torch.isfinite(weights))).nonzero()[0])
-    return f"{float(weights[place])} at {place}"

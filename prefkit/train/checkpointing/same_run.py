@@ -91,6 +91,7 @@ def _effective(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     objective = METHODS[values["method"]].build(values)
     for field in fields(LossOptions):
         values[field.name] = getattr(objective, field.name, None)
+    values["use_weighting"] = values["pair_weights"] == "wpo"  # two names of one option
     for name in ("model", "ref_model", "tokenizer", "train_data", "eval_data"):
         value = values.get(name)
         items = value if isinstance(value, list) else [] if value is None else [value]

@@ -79,14 +79,18 @@ def test_the_routers_loss(family: str, tmp_path: Path) -> None:
     check_step(got, want)
 
 
-def test_a_batch_whose_pairs_are_partly_masked(tmp_path: Path) -> None:
-    """A pair of which nothing is scored counts as TRL counts it."""
+@pytest.mark.parametrize("rows", [(0, 4), (4,), (1,)])
+@pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.4}])
+def test_a_batch_whose_pairs_are_partly_masked(
+    options: dict[str, Any], rows: tuple[int, ...], tmp_path: Path
+) -> None:
+    """A pair of which nothing is scored, or one side alone, counts as TRL counts it."""
     steps = []
     for kind in (ours(), theirs()):
-        made = trainer(kind, tmp_path)
+        made = trainer(kind, tmp_path, **options)
         batch = dict(next(iter(made.get_train_dataloader())))
         batch.pop("prefkit_row", None)
-        for row in (0, 4):  # both sides of the first of four pairs
+        for row in rows:  # of four pairs: both sides of the first, or one of one
             batch["completion_mask"][row] = 0
         steps.append(one_step(made, batch))
     check_step(*steps)
