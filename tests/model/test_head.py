@@ -11,9 +11,12 @@ from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import LlamaForCausalLM, LlamaModel
 
+from benchmarks.models.miniatures import miniature
 from prefkit.errors import ModelError
+from prefkit.model.fsdp_units import copy_without_weights
 from prefkit.model.head.fused import LogitTransform, find_head, install
 from prefkit_kernels import token_stats
 from tests.train.trainer_cases import CONFIGS, SHAPE, VOCAB, tiny_model
@@ -95,6 +98,46 @@ def test_a_head_that_peft_trains_in_full(family: str) -> None:
 def test_low_precision_heads_are_recognised(family: str, dtype: torch.dtype) -> None:
     head = find_head(tiny_model(family).to(dtype))
     assert head.transform == TRANSFORMS.get(family, LogitTransform())
+
+
+# What the configs of the same name mean: Granite divides, HyperCLOVA X multiplies, and MiniCPM3
+# scales what goes into the head.
+MEANT = {
+    "cohere": LogitTransform(logit_scale=0.0625),
+    "gemma2": LogitTransform(softcap=30.0),
+    "gemma3n_text": LogitTransform(softcap=30.0),
+    "gpt2": LogitTransform(),
+    "granite": LogitTransform(logit_scale=1 / 8),
+    "hyperclovax": LogitTransform(logit_scale=8.0),
+    "minicpm3": LogitTransform(),
+}
+
+
+@pytest.mark.parametrize("kind", MEANT)
+def test_a_model_without_weights_has_the_transform_of_its_class(kind: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {kind}")
+    scaled = {"logits_scaling": 8.0} if kind in ("granite", "hyperclovax") else {}
+    model = miniature(kind, **scaled)
+    assert find_head(model).transform == MEANT[kind]
+    model.get_output_embeddings().weight.ds_id = 1  # as ZeRO-3 marks what it partitions
+    assert find_head(model).transform == MEANT[kind]
+    assert find_head(copy_without_weights(model)).transform == MEANT[kind]
+
+
+def test_without_weights_and_a_copy_a_config_that_may_mean_two_things_is_refused() -> None:
+    class Own(LlamaForCausalLM):
+        def __init__(self, config: Any, more: Any) -> None:
+            super().__init__(config)
+
+    with torch.device("meta"):
+        model = Own(CONFIGS["llama"](), None)
+        assert find_head(model).transform == LogitTransform()
+        model.config.logits_scaling = 8.0
+        with pytest.raises(ModelError, match=r"Own.*several things.*install"):
+            find_head(model)
+        with pytest.raises(ModelError, match="HiddenCap"):
+            find_head(HiddenCap(CONFIGS["llama"]()))
 
 
 RECURRENT: dict[str, Any] = {

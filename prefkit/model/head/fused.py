@@ -25,7 +25,7 @@ from prefkit.errors import ModelError
 from prefkit.loss.wrappers import expect_requests
 from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
 from prefkit.model.head.copies import layers_of
-from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
+from prefkit.model.head.transform import LogitTransform, proved_transform, transform_of_class
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
 Request = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
@@ -136,8 +136,7 @@ def find_head(model: nn.Module) -> Head:
     sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
     elsewhere = weights_elsewhere() and not sharded
     if module.weight.is_meta or hasattr(module.weight, "ds_id") or elsewhere:
-        # Nothing to compute with here: the config must be believed.
-        return Head(owner, module, next(candidates(owner.config)), rows)
+        return Head(owner, module, transform_of_class(owner), rows)  # nothing to compute with here
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     transform = proved_transform(model if sharded else owner, owner, module)
     if sharded:  # as they were: whoever reads the parameters next expects shards
