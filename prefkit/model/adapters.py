@@ -19,13 +19,13 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.model.evaluating import evaluating
 from prefkit.model.fsdp_units import (
     adapter_chosen,
-    adapter_off,
     only_first_loads,
     same_parts_training,
     trained_without_adapter,
     weights_elsewhere,
 )
 from prefkit.model.head.fused import is_peft
+from prefkit.model.untouched import is_untouched
 
 REFERENCE = "prefkit_reference"  # the name of the frozen adapter; not part of what is saved
 
@@ -86,20 +86,13 @@ def check_adapter(model: Any) -> None:
 def changes_model(model: Any) -> bool:
     """Whether the adapter changes what the model computes: one that never trained does not.
 
-    Where only the first process has the weights, it tells the others.
+    True also where its weights do not tell. Where only the first process has them, it tells the
+    others.
     """
-    found = [None if weights_elsewhere() else _changes(model)]
+    found = [None if weights_elsewhere() else not is_untouched(model)]
     if only_first_loads():
         broadcast_object_list(found, from_process=0)
     return bool(found[0])
-
-
-def _changes(model: Any) -> bool:
-    with_adapter = _logits(model)
-    with adapter_off(model):
-        without = _logits(model)
-    scale = without.abs().max().clamp_min(1e-6)
-    return not torch.allclose(with_adapter / scale, without / scale, rtol=1e-3, atol=1e-3)
 
 
 def freeze_copy(model: Any) -> None:
@@ -148,8 +141,8 @@ def _same_dtypes(model: Any, trained: str) -> None:
 
 
 _NO_COPY = (
-    "The adapter already changes the model, so the reference is a frozen copy of it, which PEFT "
-    "cannot make: {why}. Merge the adapter first (prefkit merge) and pass a fresh peft_config, or "
+    "The adapter already changes the model, or is of a kind whose weights do not tell, so the "
+    "reference is a frozen copy of it, which PEFT cannot make: {why}. Merge the adapter first (prefkit merge) and pass a fresh peft_config, or "
     "pass ref_model."
 )
 
