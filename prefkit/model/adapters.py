@@ -142,8 +142,8 @@ def _same_dtypes(model: Any, trained: str) -> None:
 
 _NO_COPY = (
     "The adapter already changes the model, or is of a kind whose weights do not tell, so the "
-    "reference is a frozen copy of it, which PEFT cannot make: {why}. Merge the adapter first (prefkit merge) and pass a fresh peft_config, or "
-    "pass ref_model."
+    "reference is a frozen copy of it, which PEFT cannot make: {why}. Merge the adapter first "
+    "(prefkit merge) and pass a fresh peft_config, or pass ref_model."
 )
 
 

@@ -1,4 +1,4 @@
-"""An adapter that was trained is told from a fresh one by its weights, whatever a few logits say."""
+"""A trained adapter is told from a fresh one by its weights, whatever a few logits say."""
 
 import copy
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from tests.model.test_adapters import skip_in_old_peft
 from tests.train.trainer_cases import tiny_model
 
 RARE = [200, 201]  # tokens that are not among the first few
+OF_TOKENS = LoraConfig(**QV, trainable_token_indices=RARE)
 
 # Each kind, and the parameter of it that training moves last.
 KNOWN: dict[str, tuple[Any, str]] = {
@@ -33,7 +34,7 @@ KNOWN: dict[str, tuple[Any, str]] = {
     "of parameters": (SOUND["target_parameters"], "lora_B"),
     "modules_to_save": (SOUND["modules_to_save"], "norm.modules_to_save"),
     "tokens beside lora": (
-        LoraConfig(**QV, trainable_token_indices=RARE),
+        OF_TOKENS,
         "trainable_tokens_delta",
     ),
     "tokens": (SOUND["trainable tokens"], "trainable_tokens_delta"),
@@ -67,7 +68,7 @@ def test_a_fresh_adapter_of_a_model_in_bf16(kind: str, autocast: bool) -> None:
 
 MISSED: dict[str, tuple[Callable[[], Any], str]] = {
     "tokens that are not among the first": (
-        lambda: adapted(LoraConfig(**QV, trainable_token_indices=RARE)),
+        lambda: adapted(copy.deepcopy(OF_TOKENS)),
         "trainable_tokens_delta",
     ),
     "logits with an offset in common": (lambda: with_an_offset(LoraConfig(**QV)), "lora_B"),
