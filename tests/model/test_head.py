@@ -1,7 +1,9 @@
 """The fused head computes on the operands of the model's own logits, or refuses the model."""
 
 import copy
+import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,34 @@ def test_a_copy_answers_from_its_own_weights() -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
     assert torch.equal(request_logp(twin, head), before)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch.save", "twice"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "adapter with a head"])
+def test_a_model_from_a_file_is_plain_until_it_is_installed_again(kind: str, how: str) -> None:
+    head_too = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
+    model = tiny_model(scale=3.0) if "adapter" in kind else tiny_model(kind, scale=3.0)
+    model = (get_peft_model(model, head_too) if "adapter" in kind else model).eval()
+    head = install(model)
+    want, logits = request_logp(model, head), model(input_ids=IDS).logits
+    loaded = model
+    for _ in range(2 if how == "twice" else 1):
+        if how == "pickle":
+            loaded = pickle.loads(pickle.dumps(loaded))
+        else:
+            file = io.BytesIO()
+            torch.save(loaded, file)
+            file.seek(0)
+            loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(input_ids=IDS).logits, logits)
+    again = install(loaded)
+    assert again.transform == head.transform
+    assert again.owner is not head.owner
+    assert torch.equal(request_logp(loaded, again), want)
+    assert torch.equal(request_logp(copy.deepcopy(loaded), again), want)
+    assert torch.equal(loaded(input_ids=IDS).logits, logits)
 
 
 def test_head_is_called_as_a_module_once() -> None:

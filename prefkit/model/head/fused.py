@@ -248,8 +248,9 @@ def install(model: nn.Module) -> Head:
     With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
     (R, L, D), `weight` (V, D), `bias` (V,) or None. `prefkit_balance=g` beside it (and
     `output_router_logits=True`) adds what g makes of the routers' outputs. Without a request the
-    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it again
-    changes nothing and costs nothing. It may be called before the model is wrapped (DDP,
+    model behaves as ever: class, state dict and `save_pretrained` are untouched. A copy of it has
+    the head, too; one of `torch.load` gets it by another call. Calling it again changes nothing and
+    costs nothing. It may be called before the model is wrapped (DDP,
     `fully_shard`, DeepSpeed, torch.compile, PEFT) or after it: then with the wrapper or root, and
     in every process at once.
 
@@ -259,20 +260,26 @@ def install(model: nn.Module) -> Head:
     owner: Any = unwrap(model)
     head = owner.__dict__.get("_prefkit_head")
     if head is None or _output_layer(owner) is not head.module:
-        head = find_head(model)
-        _replace_forward(head.owner, _requesting_forward(type(head.owner).forward))
-        owner._prefkit_head = head
+        head = owner._prefkit_head = find_head(model)
+    _replace_forward(owner, _requesting_forward(type(owner).forward))
     for layer in layers_of(head.module):  # an adapter that came later has one of its own
         _replace_forward(layer, _requesting_head)
         expect_requests(layer)
     return head
 
 
+# Pickle keeps a bound method by the name of its function: one of a file that torch.save wrote comes
+# back as the class's own forward, and `install` puts the head in again.
+_requesting_head.__name__ = "forward"
+
+
 def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    if "_prefkit_installed" in module.__dict__:
+    before = module.__dict__.get("forward")
+    from_file = getattr(before, "__func__", None) is type(module).forward
+    if "_prefkit_installed" in module.__dict__ and not from_file:
         return
     # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
-    if (before := module.__dict__.get("forward")) is not None:
+    if before is not None and not from_file:
         module._prefkit_inner_forward = before
     module.forward = MethodType(forward, module)
     module._prefkit_installed = True  # type: ignore[assignment]
