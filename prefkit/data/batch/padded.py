@@ -73,6 +73,7 @@ def stream_of(
         segments=_segments(len(ids), order, ids.device)[rows],
         weights=weights.flatten()[positions],
         pair_index=torch.arange(len(ids) // 2, device=ids.device),
+        sides_there=(len(ids) // 2, len(ids) // 2),  # a row without a scored token was refused
         num_scored=sum(looked.weighted),
         num_tokens=looked.tokens,
         text_tokens=looked.tokens,
