@@ -202,6 +202,12 @@ def _check_batch(batch: Mapping[str, Any]) -> None:
             f"the batch has no {' and no '.join(missing)}: give one of prefkit.data.PairCollator, "
             "or make it of a padded batch with prefkit.stream_of(batch, order=...)"
         )
+    if not len(batch["positions"]) or batch.get("num_scored") == 0:
+        raise ValueError(
+            "the batch has no scored token, so there is no loss of it. Other processes that call "
+            "their model now would wait for this one: leave the step out in all of them, or give "
+            "each a pair (drop_last=True, or a sampler that pads)"
+        )
 
 
 def _reference(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -62,13 +63,24 @@ def put_adapter(model: Any, folder: str, name: str = "default", trainable: bool 
     return model
 
 
+_sound: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()  # models, and as they were
+
+
 def check_adapter(model: Any) -> None:
     """Refuses an adapter beside which something else trains, or that adds tokens of its own.
+
+    May be called in every step: what was found sound is looked at again where its adapters or what
+    trains of it have changed.
 
     Raises:
         ModelError: prompt-learning adapters; parameters that train beside the adapter, since they
             would move the reference too.
     """
+    # Switching an adapter off and on, as the search below does, goes through every layer.
+    trains = tuple(parameter.requires_grad for parameter in model.parameters())
+    state = tuple(model.peft_config), tuple(_active(model)), trains
+    if _sound.get(model) == state:
+        return
     if any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ModelError(
             "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
@@ -81,6 +93,7 @@ def check_adapter(model: Any) -> None:
             "(bias='none' in the peft_config; requires_grad_(False)), name their modules in "
             "modules_to_save, which trains copies, or pass ref_model."
         )
+    _sound[model] = state
 
 
 def changes_model(model: Any) -> bool:
@@ -175,13 +188,17 @@ def _frozen_beside(model: Any) -> Iterator[None]:
 
 
 def _only_active(model: Any) -> str:
-    active = list(getattr(model, "active_adapters", [model.active_adapter]))
+    active = _active(model)
     if len(active) != 1:
         raise ModelError(
             f"The model has {len(active)} adapters in use ({', '.join(active)}), and only one can "
             "go on training beside a frozen copy. Merge the others first, or pass ref_model."
         )
     return active[0]
+
+
+def _active(model: Any) -> list[str]:
+    return list(getattr(model, "active_adapters", [model.active_adapter]))
 
 
 def _logits(model: Any) -> Tensor:

@@ -198,6 +198,14 @@ def refusals() -> dict[str, tuple[Any, ...]]:
             (policy, BATCH, DPO(loss_type=["plackett_luce"]), reference),
             ["groups"],
         ),
+        "nothing that is scored": (
+            (policy, {**BATCH, "positions": BATCH["positions"][:0]}, simpo),
+            ["no scored token", "Other processes", "drop_last"],
+        ),
+        "nothing that has a weight": (
+            (policy, {**BATCH, "num_scored": 0}, simpo),
+            ["no scored token"],
+        ),
         "a body": ((policy.model, BATCH, simpo), ["LlamaModel", "AutoModelForCausalLM"]),
     }
 

@@ -419,6 +419,10 @@ REFUSED = {
         ["Sequential", "linear"],
     ),
     "not only linear": (lambda: with_head(TwoLayerHead(16, VOCAB)), ["TwoLayerHead"]),
+    "one process for several GPUs": (
+        lambda: nn.DataParallel(tiny_model()),
+        ["nn.DataParallel", "DistributedDataParallel"],
+    ),
     "quantised head": (int8_head, ["quantised", "int8"]),
 }
 
