@@ -8,8 +8,8 @@ import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
 
-from prefkit.model.adapters import changes_model, freeze_copy
-from prefkit.model.fsdp_units import adapter_off
+from prefkit.model.adapters import REFERENCE, changes_model, freeze_copy
+from prefkit.model.fsdp_units import adapter_chosen, adapter_off
 from tests.model.test_adapter_reference import QV, SOUND, adapted
 from tests.model.test_adapters import skip_in_old_peft
 from tests.train.trainer_cases import tiny_model
@@ -108,3 +108,20 @@ def test_a_fresh_adapter_of_any_kind_is_switched_off_or_copied(kind: str) -> Non
 
 def test_an_unknown_kind_is_not_taken_for_untouched() -> None:
     assert changes_model(adapted(IA3Config(**QV, feedforward_modules=[])))
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_the_copy_of_a_trained_adapter_is_the_same_on_rare_tokens(kind: str) -> None:
+    skip_in_old_peft(kind == "of parameters")
+    config, word = KNOWN[kind]
+    model, ids = adapted(copy.deepcopy(config)).eval(), torch.tensor([[*RARE, 9, 263]])
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad and word.split(".")[0] in name:
+                value.add_(0.1 * torch.randn_like(value))
+        before = model(input_ids=ids).logits
+        freeze_copy(model)
+        with adapter_chosen(model, REFERENCE):
+            assert torch.equal(model(input_ids=ids).logits, before)
+        with adapter_off(model):
+            assert not torch.equal(model(input_ids=ids).logits, before)
