@@ -33,6 +33,7 @@ __all__ = [
     "__version__",
     "fused_preference_loss",
     "install",
+    "items_of",
     "preference_loss",
     "reference_logp",
     "stream_of",
@@ -48,6 +49,7 @@ _HOMES = {
     "SimPO": "prefkit.loss.objectives",
     **dict.fromkeys(("PreferenceLoss", "fused_preference_loss"), "prefkit.loss.fused"),
     "install": "prefkit.model.head.fused",
+    "items_of": "prefkit.loop.items",
     **dict.fromkeys(("preference_loss", "reference_logp"), "prefkit.loop.preference"),
     "stream_of": "prefkit.data.batch.padded",
     **dict.fromkeys(("SupervisedConfig", "SupervisedTrainer"), "prefkit.train.supervised"),
@@ -59,6 +61,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from prefkit.data.batch.padded import stream_of
     from prefkit.errors import ConfigError, ModelError, PrefkitError, RowError
+    from prefkit.loop.items import items_of
     from prefkit.loop.preference import preference_loss, reference_logp
     from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
     from prefkit.loss.objectives import DPO, DPOP, KTO, ORPO, TDPO, SimPO

@@ -3,6 +3,7 @@
 from prefkit.data.batch.collators import PairCollator, SolutionCollator
 from prefkit.data.dataset import PairDataset, prepare_pairs
 from prefkit.data.formats.detect import ReadOptions, read_pairs
+from prefkit.data.mismatched import with_mismatched
 from prefkit.data.pair import Pair, PairBatch, Side, TokenizedPair, TokenizedSide, TokenWeights
 from prefkit.data.report import DataReport
 from prefkit.data.solutions import SolutionDataset, prepare_solutions
@@ -32,4 +33,5 @@ __all__ = [
     "prepare_solutions",
     "read_pairs",
     "tokenize_pair",
+    "with_mismatched",
 ]

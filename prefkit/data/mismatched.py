@@ -21,7 +21,7 @@ _NONE = (
 
 
 def with_mismatched(
-    pairs: Sequence[TokenizedPair], max_length: int | None, name: str
+    pairs: Sequence[TokenizedPair], max_length: int | None = None, name: str = "train"
 ) -> list[TokenizedPair]:
     """The pairs, each with its prompt before the responses of the nearest pair before it that has
     another prompt (from the first pair on to the last): one for each response of its own, of the
@@ -29,15 +29,16 @@ def with_mismatched(
 
     Args:
         pairs: of a whole data set.
-        max_length: tokens that a sequence may have; the end of a longer one is cut off.
+        max_length: tokens that a sequence may have; the end of a longer one is cut off. None:
+            any number.
         name: of the data, for the message.
 
     Raises:
         ConfigError: all pairs have the same prompt.
     """
-    found = []
+    found, other = [], None
     for place, pair in enumerate(pairs):
-        other = _before(pairs, place)
+        other = _before(pairs, place, other)
         if other is None:
             raise ConfigError(_NONE.format(name=name))
         own = [(side, beside) for side, beside in _sides(pair, other) if side.scored.any()]
@@ -46,13 +47,19 @@ def with_mismatched(
     return found
 
 
-def _before(pairs: Sequence[TokenizedPair], place: int) -> TokenizedPair | None:
-    question = pairs[place].question
-    for back in range(1, len(pairs)):
-        other = pairs[place - back]
-        if question is None or other.question != question:
-            return other
-    return None
+def _before(
+    pairs: Sequence[TokenizedPair], place: int, of_last: TokenizedPair | None
+) -> TokenizedPair | None:
+    """The nearest pair before with another prompt; `of_last` is that of the place before."""
+    question, last = pairs[place].question, pairs[place - 1]
+    if question is None:
+        return last if len(pairs) > 1 else None
+    if last.question != question:
+        return last
+    if place:
+        return of_last
+    others = (other for other in reversed(pairs) if other.question != question)
+    return next(others, None)
 
 
 def _sides(pair: TokenizedPair, other: TokenizedPair) -> list[tuple[TokenizedSide, TokenizedSide]]:

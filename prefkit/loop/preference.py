@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prefkit.errors import ConfigError
 from prefkit.loop.forward import ask_head
+from prefkit.loop.items import groups_of
 from prefkit.loop.reference_point import point_of
 from prefkit.loop.references import reference_of, reference_terms
 from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
@@ -50,9 +51,10 @@ def preference_loss(
         reference: a frozen model, wrapped as it needs to be. None: `ref_logp` (N,) of the batch
             (see `reference_logp`), else a PEFT model with its adapter switched off. It runs without
             gradient, and only at the scored positions reaches a head.
-        num_pairs: divisor of the mean over pairs; None = the pairs of this batch. When gradients
-            are accumulated: the pairs of the whole optimiser step. Where a wrapper averages over
-            processes: those of all processes together, divided by the number of processes.
+        num_pairs: divisor of the mean over pairs (responses with `KTO`); None = those of this
+            batch, `prefkit.items_of(batch, objective)`. When gradients are accumulated: the sum of
+            that over the whole optimiser step. Where a wrapper averages over processes: that of all
+            processes together, divided by the number of processes.
         passes, memory_budget, backend, log_entropy: see `fused_preference_loss`.
 
     Returns:
@@ -181,21 +183,6 @@ def ask_preference(
     return ask_head(model, batch, request, head, balance)
 
 
-def groups_of(batch: Mapping[str, Any]) -> Tensor:
-    """(B,) int64 the group of each pair, of a batch for a loss of groups.
-
-    Raises:
-        ConfigError: the batch brings none.
-    """
-    if "groups" not in batch:
-        raise ConfigError(
-            "link is plackett_luce, but the batch does not say which pairs share their chosen "
-            "response: the data_collator leaves it out. Give groups (B,) int64 in each batch, "
-            "the number of each pair's group from 0."
-        )
-    return batch["groups"]
-
-
 def _margins_of(batch: Mapping[str, Any]) -> Tensor:
     if batch.get("margins") is None:
         raise ConfigError(
@@ -214,6 +201,12 @@ def _check_batch(batch: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the batch has no {' and no '.join(missing)}: give one of prefkit.data.PairCollator, "
             "or make it of a padded batch with prefkit.stream_of(batch, order=...)"
+        )
+    if not len(batch["positions"]) or batch.get("num_scored") == 0:
+        raise ValueError(
+            "the batch has no scored token, so there is no loss of it. Other processes that call "
+            "their model now would wait for this one: leave the step out in all of them, or give "
+            "each a pair (drop_last=True, or a sampler that pads)"
         )
 
 

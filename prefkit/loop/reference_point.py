@@ -14,6 +14,18 @@ from prefkit.model.head.fused import Head
 from prefkit.model.reference.policy import Reference
 from prefkit_kernels import token_stats
 
+_NO_RESPONSES = (
+    "kto estimates its reference point from mismatched responses, which the batch does not bring. "
+    "In a loop of your own give the pairs theirs, prefkit.data.with_mismatched(dataset.pairs), "
+    "before prefkit.data.PairCollator takes them; in PreferenceTrainer the data_collator leaves "
+    "`mismatched` out. Or do without: KTO(reference_point=False), reference_point: false."
+)
+_NO_REFERENCE = (
+    "kto estimates its reference point from mismatched responses, which the reference has to read "
+    "as well: ref_logp is of the batch's own responses alone. Drop ref_logp and give the reference "
+    "itself, or do without: KTO(reference_point=False), reference_point: false."
+)
+
 
 def point_of(
     model: nn.Module,
@@ -36,16 +48,16 @@ def point_of(
 
     Raises:
         ConfigError: the batch brings no mismatched responses, or there is no reference to run.
+
+    All processes of the default group must call it, each with responses of its own.
     """
     if not objective.needs_reference_point:
         return None
     beside = batch.get("mismatched")
-    if beside is None or reference is None:
-        raise ConfigError(
-            "kto estimates its reference point from mismatched responses, which the batch does "
-            "not bring: the data_collator leaves `mismatched` out. Take "
-            "prefkit.data.PairCollator, or set reference_point: false."
-        )
+    if beside is None:
+        raise ConfigError(_NO_RESPONSES)
+    if reference is None:
+        raise ConfigError(_NO_REFERENCE)
     positions, targets = beside["positions"], beside["targets"]
     options = {**options, "num_scored": len(positions)}
 

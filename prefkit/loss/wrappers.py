@@ -14,7 +14,7 @@ forward is not running now (it may have been called for the hidden states). So i
 import gc
 import warnings
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,8 @@ _REMEDY = (
     "docs/integrate.md shows both."
 )
 _heads: WeakSet[nn.Module] = WeakSet()  # that requests are expected for
-_seen: Any = WeakTensorKeyDictionary()  # weights that were looked at
+_replicas: Any = WeakTensorKeyDictionary()  # of weights: a reference to their DDP model, or None
+_told: Any = WeakTensorKeyDictionary()  # weights that were warned of
 
 
 def expect_requests(head: nn.Module) -> None:
@@ -54,10 +55,9 @@ def check_operands(hidden: Tensor, weight: Tensor) -> None:
     _refuse_shard(weight)
     trains = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     recomputed = torch._C._current_graph_task_id() != -1  # in a backward: its forward is over
-    named = isinstance(weight, nn.Parameter) and weight not in _seen  # what was made of one is not
+    named = isinstance(weight, nn.Parameter)  # what was made of one is not
     if trains and named and not recomputed and _processes() > 1:
         _look_at(weight)
-        _seen[weight] = True
 
 
 def _processes() -> int:
@@ -81,10 +81,10 @@ def _refuse_shard(weight: Tensor) -> None:
 
 
 def _look_at(weight: Tensor) -> None:
-    """Once a weight: the search for its wrapper goes through every object of the process."""
+    """Whether the wrapper of the weight, if it has one, is computing now."""
+    wrapper = _wrapper_of(weight)
     if DistributedDataParallel._get_active_ddp_module() is not None:
         return
-    wrapper = _replica_of(weight)
     asked = [head for head in _heads if getattr(head, "weight", None) is weight]
     where = f"in {_processes()} processes"
     if wrapper is not None:
@@ -107,11 +107,38 @@ def _look_at(weight: Tensor) -> None:
         )
     else:
         return
-    warnings.warn(f"{problem} {_REMEDY}", RuntimeWarning, stacklevel=6)
+    if weight not in _told:
+        _told[weight] = True
+        warnings.warn(f"{problem} {_REMEDY}", RuntimeWarning, stacklevel=6)
+
+
+def _wrapper_of(weight: Tensor) -> DistributedDataParallel | None:
+    """The DDP model that has this parameter, if there is one, at little cost from the second call.
+
+    Looked for once a weight, since the search goes through every object of the process; and once
+    more where the model that was found is gone.
+    """
+    found = _replicas.get(weight, _gone)
+    if found is None:
+        return None
+    if (wrapper := found()) is None:
+        wrapper = DistributedDataParallel._get_active_ddp_module()
+        if wrapper is None or not _holds(wrapper, weight):
+            wrapper = _replica_of(weight)
+        _replicas[weight] = None if wrapper is None else ref(wrapper)
+    return wrapper
+
+
+def _gone() -> None:
+    """As a weak reference whose object is gone."""
+
+
+def _holds(wrapper: DistributedDataParallel, weight: Tensor) -> bool:
+    return any(parameter is weight for parameter in wrapper.parameters())
 
 
 def _replica_of(weight: Tensor) -> DistributedDataParallel | None:
     """The DDP model that has this parameter, if there is one: a parameter does not know it."""
     # isinstance would ask proxies what they stand for.
     wrappers = [x for x in gc.get_objects() if issubclass(type(x), DistributedDataParallel)]
-    return next((x for x in wrappers if any(p is weight for p in x.parameters())), None)
+    return next((x for x in wrappers if _holds(x, weight)), None)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -19,13 +20,13 @@ from prefkit.errors import ConfigError, ModelError
 from prefkit.model.evaluating import evaluating
 from prefkit.model.fsdp_units import (
     adapter_chosen,
-    adapter_off,
     only_first_loads,
     same_parts_training,
     trained_without_adapter,
     weights_elsewhere,
 )
 from prefkit.model.head.fused import is_peft
+from prefkit.model.untouched import is_untouched
 
 REFERENCE = "prefkit_reference"  # the name of the frozen adapter; not part of what is saved
 
@@ -62,13 +63,24 @@ def put_adapter(model: Any, folder: str, name: str = "default", trainable: bool 
     return model
 
 
+_sound: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()  # models, and as they were
+
+
 def check_adapter(model: Any) -> None:
     """Refuses an adapter beside which something else trains, or that adds tokens of its own.
+
+    May be called in every step: what was found sound is looked at again where its adapters or what
+    trains of it have changed.
 
     Raises:
         ModelError: prompt-learning adapters; parameters that train beside the adapter, since they
             would move the reference too.
     """
+    # Switching an adapter off and on, as the search below does, goes through every layer.
+    trains = tuple(parameter.requires_grad for parameter in model.parameters())
+    state = tuple(model.peft_config), tuple(_active(model)), trains
+    if _sound.get(model) == state:
+        return
     if any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ModelError(
             "Prompt-learning adapters (prompt, prefix, p-tuning) add tokens of their own and cannot"
@@ -81,25 +93,19 @@ def check_adapter(model: Any) -> None:
             "(bias='none' in the peft_config; requires_grad_(False)), name their modules in "
             "modules_to_save, which trains copies, or pass ref_model."
         )
+    _sound[model] = state
 
 
 def changes_model(model: Any) -> bool:
     """Whether the adapter changes what the model computes: one that never trained does not.
 
-    Where only the first process has the weights, it tells the others.
+    True also where its weights do not tell. Where only the first process has them, it tells the
+    others.
     """
-    found = [None if weights_elsewhere() else _changes(model)]
+    found = [None if weights_elsewhere() else not is_untouched(model)]
     if only_first_loads():
         broadcast_object_list(found, from_process=0)
     return bool(found[0])
-
-
-def _changes(model: Any) -> bool:
-    with_adapter = _logits(model)
-    with adapter_off(model):
-        without = _logits(model)
-    scale = without.abs().max().clamp_min(1e-6)
-    return not torch.allclose(with_adapter / scale, without / scale, rtol=1e-3, atol=1e-3)
 
 
 def freeze_copy(model: Any) -> None:
@@ -148,9 +154,9 @@ def _same_dtypes(model: Any, trained: str) -> None:
 
 
 _NO_COPY = (
-    "The adapter already changes the model, so the reference is a frozen copy of it, which PEFT "
-    "cannot make: {why}. Merge the adapter first (prefkit merge) and pass a fresh peft_config, or "
-    "pass ref_model."
+    "The adapter already changes the model, or is of a kind whose weights do not tell, so the "
+    "reference is a frozen copy of it, which PEFT cannot make: {why}. Merge the adapter first "
+    "(prefkit merge) and pass a fresh peft_config, or pass ref_model."
 )
 
 
@@ -182,13 +188,17 @@ def _frozen_beside(model: Any) -> Iterator[None]:
 
 
 def _only_active(model: Any) -> str:
-    active = list(getattr(model, "active_adapters", [model.active_adapter]))
+    active = _active(model)
     if len(active) != 1:
         raise ModelError(
             f"The model has {len(active)} adapters in use ({', '.join(active)}), and only one can "
             "go on training beside a frozen copy. Merge the others first, or pass ref_model."
         )
     return active[0]
+
+
+def _active(model: Any) -> list[str]:
+    return list(getattr(model, "active_adapters", [model.active_adapter]))
 
 
 def _logits(model: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 _LAYERS, _VOCAB, _WIDTH = 2, 64, 16
+_LARGEST = 2**30  # numbers of a copy, 4 GiB: a config whose sizes have other names stays as it is
 # Each makes every layer one of experts, where the config has it.
 _ALL_SPARSE: dict[str, Any] = {
     "first_k_dense_replace": 0,
@@ -46,6 +47,10 @@ def small_copy(model: Any, layers: int = _LAYERS, all_sparse: bool = True) -> nn
 
 def _made(kind: Any, config: Any) -> nn.Module:
     """The model, tried on a few tokens; its matrices so wide that routers have a choice to make."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in kind(config).parameters())
+    if size > _LARGEST:
+        raise ValueError(f"the smallest copy of {kind.__name__} would have {size} parameters")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
         torch.manual_seed(0)
         made: nn.Module = kind(config).float().eval()
@@ -77,18 +82,25 @@ def _shrink(config: Any, most: int, all_sparse: bool, narrow: bool) -> None:
         for name, value in found.items()
         if isinstance(value, list) and len(value) == layers and name not in changes
     }
-    chosen = _one_of_each(list(zip(*by_layer.values(), strict=True)), layers or 0, most)
+    # The last ones may take their keys and values from layers before them.
+    own = (layers or 0) - found.get("num_kv_shared_layers", 0)
+    shared = [layer >= own for layer in range(layers or 0)]
+    chosen = _one_of_each(list(zip(*by_layer.values(), shared, strict=True)), layers or 0, most)
     for name, value in found.items():
         if name in by_layer:
             changes[name] = [value[layer] for layer in chosen]
         elif "intermediate_size" in name and isinstance(value, int):
             changes[name] = min(value, _WIDTH)
+        elif name.startswith("vocab_size"):  # Gemma-3n has a second one
+            changes[name] = min(value, _VOCAB)
         elif name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             changes[name] = None
     if layers is not None:
         changes |= {"num_hidden_layers": len(chosen)}
-    if "vocab_size" in found:
-        changes |= {"vocab_size": min(config.vocab_size, _VOCAB)}
+    if "num_blocks" in found:  # xLSTM's name of the same
+        changes |= {"num_blocks": len(chosen)}
+    if "num_kv_shared_layers" in found:
+        changes |= {"num_kv_shared_layers": sum(shared[layer] for layer in chosen)}
     if narrow:
         changes |= _fewer_heads(found)
     for name, value in changes.items():

@@ -148,6 +148,25 @@ def test_margins_and_position_ids_are_handed_on_and_words_left_out() -> None:
     assert "prompt" not in made
 
 
+def test_positions_of_several_kinds_move_with_their_rows() -> None:
+    """As Qwen2-VL has them: time, height and width."""
+    batch = padded(PAIR, "interleaved", left=True, shifted=False)
+    one = torch.tensor([[0, 1, 2, 3], [9, 0, 1, 2]])
+    batch["position_ids"] = torch.stack([one, one + 10, one + 20])
+    found = stream_of(batch, "interleaved")["position_ids"]
+    want = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 9]])
+    assert torch.equal(found, torch.stack([want, want + 10, want + 20]))
+
+
+def test_narrow_integers_are_token_ids_as_well() -> None:
+    batch = padded(PAIR + OTHER, "interleaved", left=False, shifted=False)
+    narrow = {k: v.int() if k != "weights" else v for k, v in batch.items()}
+    made, want = (stream_of(one, "interleaved") for one in (narrow, batch))
+    assert made["targets"].dtype == torch.int64
+    for name in ("targets", "positions", "segments"):
+        assert torch.equal(made[name], want[name])
+
+
 class Waits(TorchDispatchMode):
     """Notes the operations that would wait for a device: they need values on the host."""
 
@@ -240,6 +259,20 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["leave shifted out"],
     ),
     "pictures": (changed(pixel_values=torch.zeros(2, 3)), {}, ["pixel_values", "would not get"]),
+    "a number of rows": (changed(idx=torch.arange(2)), {}, ["idx", "k not in ('idx',)"]),
+    "margins of rows": (changed(margins=torch.zeros(2)), {}, ["margins", "(1,)", "(2,)"]),
+    "margins in integers": (changed(margins=torch.tensor([1])), {}, ["margins", "int64"]),
+    "a margin that is none": (
+        changed(margins=torch.tensor([float("nan")])),
+        {},
+        ["margins", "finite"],
+    ),
+    "positions of other rows": (
+        changed(position_ids=torch.zeros(3, 2, 3)),
+        {},
+        ["position_ids", "(3, 2, 3)"],
+    ),
+    "labels in floats": (changed(labels=SCORED.float()), {}, ["labels", "float32"]),
     "sums of TRL": (changed(ref_chosen_logps=torch.zeros(1)), {}, ["ref_chosen_logps", "token"]),
 }
 

@@ -14,12 +14,14 @@ from peft import LoraConfig, get_peft_model
 
 from prefkit import (
     DPO,
+    KTO,
     TDPO,
     fused_preference_loss,
     preference_loss,
     reference_logp,
     stream_of,
 )
+from tests.train.trainer_cases import byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/integrate.md").read_text("utf-8")
@@ -114,8 +116,23 @@ def test_a_cached_reference_is_the_same(names: dict[str, Any]) -> None:
     assert names["out"].loss.item() == near(want)
 
 
-def test_accumulated_gradients_are_those_of_the_whole(names: dict[str, Any]) -> None:
-    model = names["model"]
+def test_kto(names: dict[str, Any]) -> None:
+    names["tokenizer"] = tokenizer = byte_tokenizer()
+    kinds = zip("1234", (True, False, True, True), strict=True)
+    names["rows"] = [{"prompt": f"{n}+0=", "completion": n, "label": kind} for n, kind in kinds]
+    names["model"], names["reference"] = (tiny_model(seed=seed, scale=3.0) for seed in (0, 1))
+    run("KTO", names)
+    beside = names["batch"]["mismatched"]
+    assert tokenizer.decode(beside["input_ids"][0], skip_special_tokens=True) == "1+0=4"
+    assert names["out"].metrics["kl"] >= 0
+    assert torch.isfinite(names["out"].loss)
+
+
+@pytest.mark.parametrize(
+    "objective", [TDPO(beta=0.1, alpha=0.5), KTO(beta=0.1, reference_point=False)]
+)
+def test_accumulated_gradients_are_those_of_the_whole(objective: Any, names: dict) -> None:
+    model, names["objective"] = names["model"], objective
     loss_of(names, names["objective"]).backward()
     want = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()

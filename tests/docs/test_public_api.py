@@ -51,3 +51,31 @@ def test_the_versions_of_others_are_those_that_are_installed() -> None:
     pinned = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.M))
     for name in ("torch", "transformers", "triton"):
         assert f"| {least[name]} | {pinned[name]} |" in page
+
+
+def test_what_functions_of_users_are_given_is_there() -> None:
+    """The names of docs/stability.md."""
+    from prefkit.loss.sides import Sides
+    from prefkit.loss.weights.hooks import QUANTITIES
+    from prefkit.model.head.transform import LogitTransform
+
+    page = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    told = page[page.index("- **What functions") : page.index("- **Commands**")]
+    named = re.search(r"which are (.*?) \(\[", told, re.S)
+    assert named is not None
+    assert set(re.findall(r"`(\w+)`", named[1])) == set(QUANTITIES)
+    of_sides = re.findall(
+        r"`(\w+)(?:\(\w+\))?`", re.split(r"of\s+`sides` its", told)[1].split(".")[0]
+    )
+    assert of_sides == ["sum", "mean", "spread", "is_chosen"]
+    assert all(hasattr(Sides, name) for name in of_sides)
+    transform = LogitTransform(logit_scale=0.5, softcap=3.0)
+    assert transform.options == {"logit_scale": 0.5, "softcap": 3.0}
+
+
+def test_one_version_is_written_in_three_places() -> None:
+    import prefkit
+    import prefkit_kernels
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert prefkit.__version__ == prefkit_kernels.__version__ == project["version"]

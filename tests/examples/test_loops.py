@@ -14,7 +14,8 @@ from tests.torchrun import ROOT, launch
 
 LOOPS = ROOT / "examples/loops"
 SHARED = {"shared", "decoder"}  # what the loops import
-NEEDED = {"with_fabric": ("lightning", "needs Lightning Fabric: pip install lightning")}
+FABRIC = "Lightning Fabric is not installed, nor is it in any extra: pip install lightning"
+NEEDED = {"with_fabric": ("lightning", FABRIC)}
 pytestmark = pytest.mark.slow
 
 

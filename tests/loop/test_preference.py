@@ -89,8 +89,11 @@ def test_kto_estimates_its_reference_point_from_what_the_batch_brings() -> None:
     out = preference_loss(policy, {**BATCH, "mismatched": beside}, KTO(beta=0.5), reference)
     want = by_definition(policy, reference, BATCH, KTO(beta=0.5), reference_point=point)
     assert out.loss.item() == pytest.approx(want.item(), rel=1e-10)
-    with pytest.raises(PrefkitError, match="mismatched"):
+    with pytest.raises(PrefkitError, match="with_mismatched"):
         preference_loss(policy, BATCH, KTO(beta=0.5), reference)
+    cached = {**BATCH, "mismatched": beside, "ref_logp": reference_logp(reference, BATCH)}
+    with pytest.raises(PrefkitError, match="Drop ref_logp"):
+        preference_loss(policy, cached, KTO(beta=0.5))
 
 
 def test_cached_log_probs_are_the_reference() -> None:
@@ -194,6 +197,14 @@ def refusals() -> dict[str, tuple[Any, ...]]:
         "groups that no pair names": (
             (policy, BATCH, DPO(loss_type=["plackett_luce"]), reference),
             ["groups"],
+        ),
+        "nothing that is scored": (
+            (policy, {**BATCH, "positions": BATCH["positions"][:0]}, simpo),
+            ["no scored token", "Other processes", "drop_last"],
+        ),
+        "nothing that has a weight": (
+            (policy, {**BATCH, "num_scored": 0}, simpo),
+            ["no scored token"],
         ),
         "a body": ((policy.model, BATCH, simpo), ["LlamaModel", "AutoModelForCausalLM"]),
     }

@@ -37,6 +37,7 @@ def test_two_processes_train_as_one_with_all_pairs(
         ("installed", ["ValueError", "never been called"]),
         ("unwrapped", ["ValueError", "never been called", "2 processes"]),
         ("evaluated", ["not running", "model of its own", "preference_loss"]),
+        ("the right way, then unwrapped", ["not running", "model of its own", "2 processes"]),
         ("no wrapper, installed", ["prefkit.install was called", "average the gradients"]),
     ],
 )
@@ -55,6 +56,7 @@ def test_a_loss_around_its_wrapper_is_noticed(
         "no gradient",
         "no wrapper",
         "evaluated, again",
+        "unwrapped, again",
     ],
 )
 def test_nothing_is_said_of_what_is_right_or_was_said(

@@ -7,7 +7,8 @@ import pytest
 
 from tests.torchrun import ROOT, launched_once
 
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+NONE = "DeepSpeed is not installed, nor is it in any extra: pip install deepspeed"
+pytest.importorskip("deepspeed", reason=NONE)
 pytestmark = pytest.mark.slow
 
 

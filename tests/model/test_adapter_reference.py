@@ -1,5 +1,7 @@
 """The model without its adapter is a reference only if nothing that trains moves it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -95,6 +97,38 @@ def test_what_trains_beside_the_adapter_is_refused_by_name(case: str) -> None:
         check_adapter(make())
     assert word in str(error.value)
     assert moved_by_training(make()) > 1e-3
+
+
+def test_a_sound_adapter_is_looked_at_again_when_something_changed() -> None:
+    model = adapted(LoraConfig(**QV))
+    with calls_of(model, "disable_adapter") as calls:
+        check_adapter(model)
+        check_adapter(model)
+        assert len(calls) == 1
+        model.get_parameter(NORM).requires_grad_(True)
+        for _ in range(2):
+            with pytest.raises(ModelError, match=NORM):
+                check_adapter(model)
+        model.get_parameter(NORM).requires_grad_(False)
+        check_adapter(model)  # as it was when it was sound
+        assert len(calls) == 3
+        model.add_adapter("other", LoraConfig(**QV))
+        check_adapter(model)
+        assert len(calls) == 4
+
+
+@contextmanager
+def calls_of(model: Any, name: str) -> Iterator[list[str]]:
+    """Notes each call of a method of the model in the block."""
+    calls, method = [], getattr(model, name)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return method(*args, **kwargs)
+
+    setattr(model, name, noted)
+    yield calls
+    delattr(model, name)
 
 
 def test_a_part_of_the_adapter_that_was_frozen_stays_frozen() -> None:

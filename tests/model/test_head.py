@@ -1,7 +1,9 @@
 """The fused head computes on the operands of the model's own logits, or refuses the model."""
 
 import copy
+import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import LlamaForCausalLM, LlamaModel
 
+from benchmarks.models.miniatures import miniature
 from prefkit.errors import ModelError
+from prefkit.model.fsdp_units import copy_without_weights
 from prefkit.model.head.fused import LogitTransform, find_head, install
 from prefkit_kernels import token_stats
 from tests.train.trainer_cases import CONFIGS, SHAPE, VOCAB, tiny_model
@@ -97,6 +102,46 @@ def test_low_precision_heads_are_recognised(family: str, dtype: torch.dtype) -> 
     assert head.transform == TRANSFORMS.get(family, LogitTransform())
 
 
+# What the configs of the same name mean: Granite divides, HyperCLOVA X multiplies, and MiniCPM3
+# scales what goes into the head.
+MEANT = {
+    "cohere": LogitTransform(logit_scale=0.0625),
+    "gemma2": LogitTransform(softcap=30.0),
+    "gemma3n_text": LogitTransform(softcap=30.0),
+    "gpt2": LogitTransform(),
+    "granite": LogitTransform(logit_scale=1 / 8),
+    "hyperclovax": LogitTransform(logit_scale=8.0),
+    "minicpm3": LogitTransform(),
+}
+
+
+@pytest.mark.parametrize("kind", MEANT)
+def test_a_model_without_weights_has_the_transform_of_its_class(kind: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {kind}")
+    scaled = {"logits_scaling": 8.0} if kind in ("granite", "hyperclovax") else {}
+    model = miniature(kind, **scaled)
+    assert find_head(model).transform == MEANT[kind]
+    model.get_output_embeddings().weight.ds_id = 1  # as ZeRO-3 marks what it partitions
+    assert find_head(model).transform == MEANT[kind]
+    assert find_head(copy_without_weights(model)).transform == MEANT[kind]
+
+
+def test_without_weights_and_a_copy_a_config_that_may_mean_two_things_is_refused() -> None:
+    class Own(LlamaForCausalLM):
+        def __init__(self, config: Any, more: Any) -> None:
+            super().__init__(config)
+
+    with torch.device("meta"):
+        model = Own(CONFIGS["llama"](), None)
+        assert find_head(model).transform == LogitTransform()
+        model.config.logits_scaling = 8.0
+        with pytest.raises(ModelError, match=r"Own.*several things.*install"):
+            find_head(model)
+        with pytest.raises(ModelError, match="HiddenCap"):
+            find_head(HiddenCap(CONFIGS["llama"]()))
+
+
 RECURRENT: dict[str, Any] = {
     "recurrent_gemma": {**SHAPE, "lru_width": 16, "attention_window_size": 8},
     "xlstm": {
@@ -169,6 +214,34 @@ def test_a_copy_answers_from_its_own_weights() -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
     assert torch.equal(request_logp(twin, head), before)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch.save", "twice"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "adapter with a head"])
+def test_a_model_from_a_file_is_plain_until_it_is_installed_again(kind: str, how: str) -> None:
+    head_too = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
+    model = tiny_model(scale=3.0) if "adapter" in kind else tiny_model(kind, scale=3.0)
+    model = (get_peft_model(model, head_too) if "adapter" in kind else model).eval()
+    head = install(model)
+    want, logits = request_logp(model, head), model(input_ids=IDS).logits
+    loaded = model
+    for _ in range(2 if how == "twice" else 1):
+        if how == "pickle":
+            loaded = pickle.loads(pickle.dumps(loaded))
+        else:
+            file = io.BytesIO()
+            torch.save(loaded, file)
+            file.seek(0)
+            loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(input_ids=IDS).logits, logits)
+    again = install(loaded)
+    assert again.transform == head.transform
+    assert again.owner is not head.owner
+    assert torch.equal(request_logp(loaded, again), want)
+    assert torch.equal(request_logp(copy.deepcopy(loaded), again), want)
+    assert torch.equal(loaded(input_ids=IDS).logits, logits)
 
 
 def test_head_is_called_as_a_module_once() -> None:
@@ -346,6 +419,10 @@ REFUSED = {
         ["Sequential", "linear"],
     ),
     "not only linear": (lambda: with_head(TwoLayerHead(16, VOCAB)), ["TwoLayerHead"]),
+    "one process for several GPUs": (
+        lambda: nn.DataParallel(tiny_model()),
+        ["nn.DataParallel", "DistributedDataParallel"],
+    ),
     "quantised head": (int8_head, ["quantised", "int8"]),
 }
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -14,6 +15,7 @@ from prefkit.cli.main import main
 from prefkit.data.dataset import prepare_pairs
 from prefkit.data.formats.detect import ReadOptions
 from prefkit.data.mismatched import with_mismatched
+from prefkit.data.pair import TokenizedPair, TokenizedSide
 from prefkit.errors import ConfigError, RowError
 from tests.train.trainer_cases import byte_tokenizer, logs_of, save_model, tiny_model, trainer
 
@@ -155,6 +157,27 @@ def test_mismatched_responses_are_those_of_the_pair_before() -> None:
         for p in with_mismatched(both.pairs, 9, "train")
     ]
     assert texts[1] == ["0+1= 0<eos>", "0+1= 1, s"]
+
+
+def test_the_nearest_pair_of_another_prompt_is_found_in_sorted_rows() -> None:
+    """Against a search for each row by itself, where rows of few prompts follow each other."""
+
+    def pair(row: int, question: int | None) -> TokenizedPair:
+        ids, scored = np.array([question or 0, 100 + row]), np.array([False, True])
+        side = TokenizedSide(ids=ids, scored=scored, weights=np.ones(2), eos=True)
+        of_row = {"source": "", "row": row, "question": question}
+        return TokenizedPair(chosen=side, rejected=side, shared=1, **of_row)
+
+    for asked in ([0, 0, 1, 1, 1, 0, 2, 2], [0, 1], [3, 3, 4], [4, 3, 3], [None] * 3, [0, 0, None]):
+        pairs = [pair(row, question) for row, question in enumerate(asked)]
+        found = [int(one.mismatched[0].ids[1]) - 100 for one in with_mismatched(pairs)]
+        for row, other in enumerate(found):
+            ways = [(row - back) % len(pairs) for back in range(1, len(pairs))]
+            own = asked[row]
+            assert other == next(k for k in ways if own is None or asked[k] != own), asked
+    for asked in ([5, 5], [None], [1]):
+        with pytest.raises(ConfigError, match="same prompt"):
+            with_mismatched([pair(row, question) for row, question in enumerate(asked)])
 
 
 def test_an_absent_response_is_its_prompt_alone() -> None:

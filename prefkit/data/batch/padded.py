@@ -30,12 +30,12 @@ def stream_of(
 
     Args:
         batch: R = 2P rows of P pairs:
-            input_ids: (R, L) int64.
+            input_ids: (R, L) int64 (or int32).
             attention_mask: (R, L), 1 = real token; without it all are real. Left or right padding.
-            labels: (R, L) int64, −100 = not scored; or, as TRL collates, completion_mask: (R, L),
-                1 = scored.
+            labels: (R, L) int64 (or int32), −100 = not scored; or, as TRL collates,
+                completion_mask: (R, L), 1 = scored.
             weights: (R, L) float ≥ 0, beside the labels, optional; 0 = not scored.
-            margins: (P,), and position_ids: (R, L), are handed on.
+            margins: (P,) float, and position_ids: (R, L) or (n, R, L), are handed on.
             What is no tensor is left out.
         order: "interleaved": row 2i is the chosen side of pair i, row 2i + 1 the rejected one.
             "concatenated": row i is chosen, row P + i rejected. None: "concatenated" for a batch
@@ -48,10 +48,11 @@ def stream_of(
         and positions, targets, segments, weights (T,), with their counts.
 
     Raises:
-        ValueError: an odd number of rows; shapes that do not fit; a row without a scored token, or
-            with one in its padding; labels that are other tokens than those of the row (shifted or
-            not); weights that are negative or not finite; pairs whose rows have other prompts,
-            where the other order gives each row its own; tensors of unknown names.
+        ValueError: an odd number of rows; shapes or dtypes that do not fit; a row without a scored
+            token, or with one in its padding; labels that are other tokens than those of the row
+            (shifted or not); weights that are negative or not finite; margins that are not finite;
+            pairs whose rows have other prompts, where the other order gives each row its own;
+            tensors of unknown names.
     """
     ids = batch["input_ids"]
     _check_names(batch)
@@ -59,9 +60,10 @@ def stream_of(
     mask = batch.get("attention_mask")
     weights = batch.get("weights")
     _check_shapes(ids, attention_mask=mask, labels=labels, weights=weights)
+    _check_handed_on(ids, batch.get("position_ids"), batch.get("margins"))
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     predicts, targets, weights = _by_predictor(labels, weights, real, shifted)
-    looked = _look(ids, real, labels, predicts, weights, order, shifted)
+    looked = _look(ids, real, labels, predicts, weights, batch.get("margins"), order, shifted)
     _refuse(looked, order, shifted)
     # A stable sort, where nonzero would wait for the device once more.
     positions = predicts.flatten().logical_not().argsort(stable=True)[: sum(looked.scored)]
@@ -69,10 +71,11 @@ def stream_of(
     made = PairBatch(
         input_ids=ids,
         positions=positions,
-        targets=targets.flatten()[positions],
+        targets=targets.flatten()[positions].long(),
         segments=_segments(len(ids), order, ids.device)[rows],
         weights=weights.flatten()[positions],
         pair_index=torch.arange(len(ids) // 2, device=ids.device),
+        sides_there=(len(ids) // 2, len(ids) // 2),  # a row without a scored token was refused
         num_scored=sum(looked.weighted),
         num_tokens=looked.tokens,
         text_tokens=looked.tokens,
@@ -96,7 +99,7 @@ def _padded_on_the_right(made: PairBatch, real: Tensor, rows: Tensor) -> PairBat
     index = (torch.arange(length, device=real.device) + padding[:, None]) % length
     for name in ("input_ids", "attention_mask", "position_ids"):
         if name in made:
-            made[name] = made[name].gather(1, index)
+            made[name] = made[name].gather(-1, index.expand_as(made[name]))
     made["positions"] = made["positions"] - padding[rows]
     return made
 
@@ -112,6 +115,7 @@ class _Looked(NamedTuple):
     other_shift: bool  # shifted the other way, all labels are the tokens of their rows
     prompts_differ: bool  # in every pair
     other_order_fits: bool  # there every pair has one prompt
+    bad_margin: bool
     left_padded: bool
     tokens: int
 
@@ -126,8 +130,10 @@ def _check_names(batch: Mapping[str, Any]) -> None:
     unknown = [k for k, v in batch.items() if isinstance(v, Tensor) and k not in _KNOWN]
     if unknown:
         raise ValueError(
-            f"stream_of does not know {', '.join(unknown)}: the model would not get it. Leave it "
-            f"out of the batch if it is not needed; known are {', '.join(sorted(_KNOWN))}"
+            f"stream_of does not know {', '.join(unknown)}: the model would not get it. If it is "
+            "not needed, such as the number of a row, leave it out: stream_of({k: v for k, v in "
+            f"batch.items() if k not in {tuple(unknown)}}}, …). Known are "
+            f"{', '.join(sorted(_KNOWN))}"
         )
 
 
@@ -154,6 +160,9 @@ def _labels_of(
 
 
 def _check_shapes(ids: Tensor, **beside: Tensor | None) -> None:
+    for name, value in {"input_ids": ids, "labels": beside.get("labels")}.items():
+        if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
+            raise ValueError(f"{name} must be integers, token ids; got {value.dtype}")
     if ids.dim() != 2 or len(ids) % 2 or not len(ids):
         raise ValueError(
             f"input_ids must be (2P, L), a chosen and a rejected row for each of P pairs; got "
@@ -165,6 +174,20 @@ def _check_shapes(ids: Tensor, **beside: Tensor | None) -> None:
                 f"{name} must have the shape of input_ids, {tuple(ids.shape)}, got "
                 f"{tuple(value.shape)}"
             )
+
+
+def _check_handed_on(ids: Tensor, position_ids: Tensor | None, margins: Tensor | None) -> None:
+    if position_ids is not None and position_ids.shape[-2:] != ids.shape:
+        raise ValueError(
+            f"position_ids must be {tuple(ids.shape)}, the shape of input_ids, or have one more "
+            f"dimension before it; got {tuple(position_ids.shape)}"
+        )
+    pairs = len(ids) // 2
+    if margins is not None and (margins.shape != (pairs,) or not margins.is_floating_point()):
+        raise ValueError(
+            f"margins must be ({pairs},) floats, one a pair; got {tuple(margins.shape)}, "
+            f"{margins.dtype}"
+        )
 
 
 def _by_predictor(
@@ -189,6 +212,7 @@ def _look(
     labels: Tensor,
     predicts: Tensor,
     weights: Tensor,
+    margins: Tensor | None,
     order: Order,
     shifted: bool,
 ) -> _Looked:
@@ -208,6 +232,7 @@ def _look(
         ~wrong[not shifted].any(),
         ~same[0].any(),
         same[1].all(),
+        ids.new_zeros(()) if margins is None else ~torch.isfinite(margins).all(),
         ~real[:, 0].all(),
         real.sum(),
     ]
@@ -215,9 +240,9 @@ def _look(
     told = torch.cat([counts.flatten(), torch.stack([one.long() for one in single])]).tolist()
     rows = len(ids)
     scored, with_weight, padded, other, bad = (told[k * rows : (k + 1) * rows] for k in range(5))
-    shift, differ, fits, left, tokens = told[5 * rows :]
-    flags = bool(shift), bool(differ), bool(fits), bool(left)
-    return _Looked(scored, with_weight, padded, other, bad, *flags, tokens)
+    shift, differ, fits, margin, left = map(bool, told[5 * rows : -1])
+    by_batch = shift, differ, fits, margin, left
+    return _Looked(scored, with_weight, padded, other, bad, *by_batch, told[-1])
 
 
 def _other(order: Order) -> Order:
@@ -262,6 +287,8 @@ def _refuse(looked: _Looked, order: Order, shifted: bool) -> None:
         raise ValueError(
             f"row {row}: no token is scored, or all have weight 0. Leave its pair out of the batch"
         )
+    if looked.bad_margin:
+        raise ValueError("margins must be finite: leave pairs without one out of the batch")
     if looked.prompts_differ and looked.other_order_fits:
         raise ValueError(
             f"no two rows of a pair have one prompt, but with order='{_other(order)}' all have: "

@@ -18,14 +18,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
 from prefkit.loss.wrappers import expect_requests
 from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
 from prefkit.model.head.copies import layers_of
-from prefkit.model.head.transform import LogitTransform, candidates, proved_transform
+from prefkit.model.head.odd import refuse_odd_head, whole_shape
+from prefkit.model.head.transform import LogitTransform, proved_transform, transform_of_class
 
 # (hidden (R, L, D), weight (V, D), bias (V,) | None) → (value, further tensors by name)
 Request = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
@@ -65,7 +65,11 @@ class RequestOutput(ModelOutput):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The causal LM inside distributed, compile and PEFT wrappers."""
+    """The causal LM inside distributed, compile and PEFT wrappers.
+
+    Raises:
+        ModelError: nn.DataParallel.
+    """
     while True:
         inner = _inside(model)
         if inner is None and hasattr(model, "get_base_model"):  # PEFT
@@ -91,6 +95,12 @@ def _inside(model: Any) -> Any:
     """What a distributed or compile wrapper holds, or None."""
     if hasattr(model, "_orig_mod"):  # torch.compile
         return model._orig_mod
+    if isinstance(model, nn.DataParallel):
+        raise ModelError(
+            "nn.DataParallel copies the model to several GPUs in each forward, and the copies do "
+            "not answer requests. Wrap it in torch.nn.parallel.DistributedDataParallel instead, "
+            "one process a GPU (torchrun --nproc_per_node), or train on one GPU without a wrapper."
+        )
     inner = getattr(model, "module", None)  # DDP, FSDP1, DeepSpeed, Fabric
     return inner if isinstance(inner, nn.Module) else None
 
@@ -131,13 +141,12 @@ def find_head(model: nn.Module) -> Head:
             "prefkit.install(model) before you wrap it, or shard it with fully_shard (FSDP2)."
         )
     for layer in layers_of(module):
-        _refuse_odd_head(layer, name)
-    rows = int(_whole_shape(module.weight)[0])
+        refuse_odd_head(layer, name)
+    rows = int(whole_shape(module.weight)[0])
     sharded = isinstance(module.weight, DTensor)  # then each process has its part, loaded or not
     elsewhere = weights_elsewhere() and not sharded
     if module.weight.is_meta or hasattr(module.weight, "ds_id") or elsewhere:
-        # Nothing to compute with here: the config must be believed.
-        return Head(owner, module, next(candidates(owner.config)), rows)
+        return Head(owner, module, transform_of_class(owner), rows)  # nothing to compute with here
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     transform = proved_transform(model if sharded else owner, owner, module)
     if sharded:  # as they were: whoever reads the parameters next expects shards
@@ -155,35 +164,6 @@ def refuse_encoder_decoder(owner: nn.Module) -> None:
         raise ModelError(
             f"{type(owner).__name__} is an encoder-decoder: its encoder reads the prompt and its "
             "decoder the response, while rows here are one sequence. Use a decoder-only model."
-        )
-
-
-def _whole_shape(weight: Tensor) -> tuple[int, ...]:
-    return tuple(getattr(weight, "ds_shape", weight.shape))  # ZeRO-3 leaves (0,) of it
-
-
-def _refuse_odd_head(module: nn.Module, name: str) -> None:
-    kind = type(module).__name__
-    if type(module).__module__.startswith("peft.") or hasattr(module, "base_layer"):
-        raise ModelError(
-            f"{name}: the head is wrapped by an adapter ({kind}), which the fused head cannot see. "
-            "Remove the head (usually 'lm_head') from target_modules; modules_to_save may have it."
-        )
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or len(_whole_shape(weight)) != 2:
-        raise ModelError(
-            f"{name}: the head is a {kind}, not a linear layer with one (vocabulary, width) weight."
-            " Only linear heads can be fused; use a trainer that forms the logits instead."
-        )
-    # A packed tensor of torchao claims to be of the dtype that it was made from.
-    packed = is_traceable_wrapper_subclass(weight) and not isinstance(weight, DTensor)
-    if packed or not weight.is_floating_point():
-        what = type(weight).__name__ if packed else weight.dtype
-        raise ModelError(
-            f"{name}: the head is quantised ({kind}, {what}). Keep the head out of the "
-            "quantisation (modules_to_not_convert=['lm_head'] of TorchAoConfig, "
-            "llm_int8_skip_modules=['lm_head'] of BitsAndBytesConfig) or load the model "
-            "unquantised."
         )
 
 
@@ -249,31 +229,38 @@ def install(model: nn.Module) -> Head:
     With a request the forward returns `RequestOutput(*f(hidden, weight, bias))`; `hidden` has shape
     (R, L, D), `weight` (V, D), `bias` (V,) or None. `prefkit_balance=g` beside it (and
     `output_router_logits=True`) adds what g makes of the routers' outputs. Without a request the
-    model behaves as ever: class, state dict and `save_pretrained` are untouched. Calling it again
-    changes nothing and costs nothing. It may be called before the model is wrapped (DDP,
+    model behaves as ever: class, state dict and `save_pretrained` are untouched. A copy of it has
+    the head, too; one of `torch.load` gets it by another call. Calling it again changes nothing and
+    costs nothing. It may be called before the model is wrapped (DDP,
     `fully_shard`, DeepSpeed, torch.compile, PEFT) or after it: then with the wrapper or root, and
     in every process at once.
 
     Raises:
-        ModelError: see `find_head`.
+        ModelError: see `find_head`; a model in nn.DataParallel.
     """
     owner: Any = unwrap(model)
     head = owner.__dict__.get("_prefkit_head")
     if head is None or _output_layer(owner) is not head.module:
-        head = find_head(model)
-        _replace_forward(head.owner, _requesting_forward(type(head.owner).forward))
-        owner._prefkit_head = head
+        head = owner._prefkit_head = find_head(model)
+    _replace_forward(owner, _requesting_forward(type(owner).forward))
     for layer in layers_of(head.module):  # an adapter that came later has one of its own
         _replace_forward(layer, _requesting_head)
         expect_requests(layer)
     return head
 
 
+# Pickle keeps a bound method by the name of its function: one of a file that torch.save wrote comes
+# back as the class's own forward, and `install` puts the head in again.
+_requesting_head.__name__ = "forward"
+
+
 def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    if "_prefkit_installed" in module.__dict__:
+    before = module.__dict__.get("forward")
+    from_file = getattr(before, "__func__", None) is type(module).forward
+    if "_prefkit_installed" in module.__dict__ and not from_file:
         return
     # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
-    if (before := module.__dict__.get("forward")) is not None:
+    if before is not None and not from_file:
         module._prefkit_inner_forward = before
     module.forward = MethodType(forward, module)
     module._prefkit_installed = True  # type: ignore[assignment]

@@ -2,7 +2,7 @@
 
 Known numbers replace the output of the head, and what the model makes of them must be the
 transform that was read (Gemma's softcap, Cohere's and Granite's scale). A model that does anything
-else is refused.
+else is refused. Where its weights are not here, a small copy of its class takes its place.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from prefkit.errors import ModelError
 from prefkit.model.evaluating import mixing_dtypes
+from prefkit.model.small_copy import small_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,62 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
         ModelError: a head that is called otherwise than once, is not linear, or whose weight is a
             shard even inside the forward; logits that the config does not explain.
     """
+    return next(one for one, explains in _tried(model, owner, module) if explains)
+
+
+def transform_of_class(owner: nn.Module) -> LogitTransform:
+    """The transform of a model whose weights are not here: what a small copy of it does, read with
+    the numbers of the model's own config (some depend on its width).
+
+    Raises:
+        ModelError: logits that the config does not explain; no small copy can be made, or it leaves
+            open which of several readings of the config is meant.
+    """
+    meant = list(candidates(owner.config))
+    try:
+        small: Any = small_copy(owner, all_sparse=False)
+    except Exception as error:  # of any class's own kind
+        if len(set(meant)) > 1:
+            raise ModelError(_UNKNOWN.format(name=type(owner).__name__)) from error
+        return meant[0]
+    tried = _tried(small, small, small.get_output_embeddings())
+    found = {one for one, (_, explains) in zip(meant, tried, strict=True) if explains}
+    if len(found) > 1:
+        raise ModelError(_UNKNOWN.format(name=type(owner).__name__))
+    return found.pop()
+
+
+_UNKNOWN = (
+    "{name}: its config may mean several things of its logits, its weights are not here to try "
+    "which, and no small model of its class shows it. Call prefkit.install(model) where the "
+    "weights are in memory: before the model is sharded, without ZeRO-3 and with "
+    "fsdp_cpu_ram_efficient_loading: false."
+)
+
+
+def _tried(
+    model: nn.Module, owner: nn.Module, module: nn.Module
+) -> list[tuple[LogitTransform, bool]]:
+    """Each transform that the config may mean, and whether it explains what the model returns."""
+    known, logits = _known_and_returned(model, owner, module)
+    found = [
+        (one, torch.allclose(logits.double(), one(known.double()), rtol=2e-2, atol=1e-2))
+        for one in candidates(owner.config)
+    ]
+    if not any(explains for _, explains in found):
+        raise ModelError(
+            f"{type(owner).__name__} changes its logits after the head in a way that its config "
+            "does not tell (neither a scale nor a tanh softcap): the fused loss would not be this "
+            "model's loss. Use another model, or one whose config names the change (logit_scale, "
+            "logits_scaling, final_logit_softcapping, logits_soft_cap)."
+        )
+    return found
+
+
+def _known_and_returned(
+    model: nn.Module, owner: nn.Module, module: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """(1, 2, V) known numbers in the place of the head's output, and the logits made of them."""
     name, head = type(owner).__name__, _KnownLogits(type(owner).__name__, module)
     device = module.weight.device
     ids = torch.zeros((1, 2), dtype=torch.long, device=device)  # type: ignore[arg-type]
@@ -155,12 +212,4 @@ def proved_transform(model: nn.Module, owner: nn.Module, module: nn.Module) -> L
             f"{name}: its head ({type(module).__name__}) computes something else than hidden @ "
             "weight.T + bias, so it cannot be fused. Use a model with an ordinary linear head."
         )
-    for transform in candidates(owner.config):
-        if torch.allclose(logits.double(), transform(head.known.double()), rtol=2e-2, atol=1e-2):
-            return transform
-    raise ModelError(
-        f"{name} changes its logits after the head in a way that its config does not tell (neither "
-        "a scale nor a tanh softcap): the fused loss would not be this model's loss. Use another "
-        "model, or one whose config names the change (logit_scale, logits_scaling, "
-        "final_logit_softcapping, logits_soft_cap)."
-    )
+    return head.known, logits

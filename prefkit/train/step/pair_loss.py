@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from prefkit.data.batch.spread import cut, gather_batches
 from prefkit.data.pair import PairBatch
 from prefkit.errors import ConfigError
-from prefkit.loop.preference import TOKENS, ask_preference, groups_of
+from prefkit.loop.items import items_of, sides_there
+from prefkit.loop.preference import TOKENS, ask_preference
 from prefkit.loop.reference_point import point_of
 from prefkit.loop.references import reference_terms
 from prefkit.loss.by_pair import sums_by_pair
@@ -44,17 +45,8 @@ class PairLoss:
         self.collector: PairCollector | None = None  # of an evaluation that asks for its pairs
 
     def count(self, batches: list) -> int:
-        """Pairs of the batches, or groups of pairs where the loss is one of groups."""
-        return sum(map(self._items_of, batches))
-
-    def _items_of(self, batch: Mapping[str, Any]) -> int:
-        if self.objective.mean_over == "sides":
-            return sum(_sides_there(batch))
-        if not self.objective.needs_groups:
-            return len(batch["pair_index"])
-        groups = groups_of(batch)
-        known = batch.get("num_groups")  # a GPU would have to be asked
-        return len(groups.unique()) if known is None else known
+        """What the loss is a mean over, of all the batches."""
+        return sum(items_of(batch, self.objective) for batch in batches)
 
     def turns(self, batch: PairBatch) -> Iterator[PairBatch]:
         """The batches that this process has a part in: its own, or pieces of its whole group's."""
@@ -74,7 +66,7 @@ class PairLoss:
             ConfigError: the reference was freed, and the batch brings nothing of it; or the batch
                 lacks margins or groups that the objective needs.
         """
-        count, group = self._items_of(inputs), self.sequence_group
+        count, group = items_of(inputs, self.objective), self.sequence_group
         items = counted_pairs(inputs)
         head, reference = self.models.head, self.models.reference
         options: dict[str, Any] = {
@@ -131,7 +123,7 @@ class PairLoss:
             return {}
         if self.objective.mean_over == "groups":
             return {"loss": count}
-        chosen, rejected = _sides_there(inputs)
+        chosen, rejected = sides_there(inputs)
         both = chosen + rejected - len(inputs["pair_index"])
         return {
             "loss": count,
@@ -169,13 +161,3 @@ class PairLoss:
         if terms is None:
             raise ConfigError(TOO_LATE)
         return terms
-
-
-def _sides_there(batch: Mapping[str, Any]) -> tuple[int, int]:
-    """How many chosen and how many rejected responses a batch has."""
-    known = batch.get("sides_there")  # a GPU would have to be asked
-    if known is not None:
-        return known
-    segments = batch["segments"].unique()
-    segments = segments[segments >= 0]
-    return int((segments % 2 == 0).sum()), int((segments % 2 == 1).sum())
