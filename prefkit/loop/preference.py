@@ -17,10 +17,10 @@ from prefkit.errors import ConfigError
 from prefkit.loop.forward import ask_head
 from prefkit.loop.items import groups_of
 from prefkit.loop.reference_point import point_of
-from prefkit.loop.references import reference_of, reference_terms
+from prefkit.loop.references import causal_head, reference_of, reference_terms
 from prefkit.loss.fused import PreferenceLoss, fused_preference_loss
 from prefkit.loss.objective import Objective
-from prefkit.model.head.fused import Balance, Head, RequestOutput, install
+from prefkit.model.head.fused import Balance, Head, RequestOutput
 from prefkit.model.reference.policy import Reference
 
 TOKENS = "tokens"  # beside the metrics that a forward brings: over how many tokens some are means
@@ -64,11 +64,11 @@ def preference_loss(
     Raises:
         ValueError: a batch without scored positions; a reference that is missing, or given twice
             or to an objective that reads none; and what `fused_preference_loss` refuses.
-        ModelError: a head that cannot be fused (`prefkit.install`); an adapter without which the
-            model is no frozen reference.
+        ModelError: a head that cannot be fused (`prefkit.install`); a model that is not causal; an
+            adapter without which the model is no frozen reference.
     """
     _check_batch(batch)
-    head = install(model)
+    head = causal_head(model)
     options: dict[str, Any] = {"memory_budget": memory_budget, "backend": backend}
     found = _reference(model, batch, objective, reference)
     terms = reference_terms(batch, objective, head, found, **options)
@@ -115,7 +115,7 @@ def reference_logp(
     _check_batch(batch)
     targets = batch["targets"]
     options = {"memory_budget": memory_budget, "num_scored": len(targets)}
-    return Reference(reference, install(reference)).logp(
+    return Reference(reference, causal_head(reference)).logp(
         batch, batch["positions"], targets, **options
     )
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from prefkit.loss.objectives import Objective
 from prefkit.model.adapters import check_adapter
+from prefkit.model.causal import check_causal
 from prefkit.model.head.fused import Head, install, peft_model_of, unwrap
 from prefkit.model.reference.head import ReferenceHead
 from prefkit.model.reference.policy import Reference, check_transforms
@@ -23,12 +24,12 @@ def reference_of(model: nn.Module, given: nn.Module | Reference | None) -> Refer
     Raises:
         ValueError: the policy itself, without an adapter.
         ModelError: an adapter without which the model is no frozen reference; a head that cannot be
-            fused.
+            fused; a model that is not causal.
     """
     if isinstance(given, Reference):
         return given
     if given is not None and unwrap(given) is not unwrap(model):
-        return Reference(given, install(given))
+        return Reference(given, causal_head(given))
     adapter_owner = peft_model_of(model)
     if adapter_owner is not None:
         check_adapter(adapter_owner)
@@ -40,6 +41,19 @@ def reference_of(model: nn.Module, given: nn.Module | Reference | None) -> Refer
             "first step"
         )
     return None
+
+
+def causal_head(model: nn.Module) -> Head:
+    """The head of a model, which is tried for causality when it is first met.
+
+    Raises:
+        ModelError: of `install` and `check_causal`.
+    """
+    head = install(model)
+    if "_prefkit_causal" not in head.owner.__dict__:
+        check_causal(model)
+        head.owner._prefkit_causal = True  # type: ignore[assignment]
+    return head
 
 
 def reference_terms(

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from prefkit.errors import ModelError
 from prefkit.model.attention.layout_row import spread_ids
 from prefkit.model.evaluating import evaluating, mixing_dtypes
-from prefkit.model.fsdp_units import release, weights_elsewhere
+from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
 from prefkit.model.head.fused import refuse_encoder_decoder, unwrap
 
 # Tokens whose logits are compared, and tokens after them. Few: some models make a mask only for
@@ -46,7 +46,7 @@ _FAILURES = (
 def check_causal(model: nn.Module) -> None:
     """Refuses a model that is not a causal language model, before anything is computed with it.
 
-    Weights that are not in this process (meta, ZeRO-3, loaded by another process) are not run.
+    Weights that are not in this process (meta, ZeRO-3, FSDP1, another process) are not run.
 
     Args:
         model: with a language-model head, possibly inside a PEFT or distributed wrapper. It is left
@@ -60,7 +60,11 @@ def check_causal(model: nn.Module) -> None:
     refuse_encoder_decoder(owner)
     _refuse_reformer(owner)
     parameters = list(owner.parameters())
-    if weights_elsewhere() or any(p.is_meta or hasattr(p, "ds_id") for p in parameters):
+    if (
+        weights_elsewhere()
+        or has_fsdp1(model)
+        or any(p.is_meta or hasattr(p, "ds_id") for p in parameters)
+    ):
         return  # nothing to compute with here
     if not hasattr(owner, "get_output_embeddings") or owner.get_output_embeddings() is None:
         return  # no head: find_head names it

@@ -259,6 +259,13 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["leave shifted out"],
     ),
     "pictures": (changed(pixel_values=torch.zeros(2, 3)), {}, ["pixel_values", "would not get"]),
+    "no mask": (
+        {k: v for k, v in changed().items() if k != "attention_mask"},
+        {},
+        ["no attention_mask", "ones where nothing is padded"],
+    ),
+    "lists": (changed(weights=[[1.0, 1.0, 1.0]] * 2), {}, ["weights", "a list", "as_tensor"]),
+    "TRL before 0.20": (changed(chosen_input_ids=SCORED), {}, ["chosen rows first"]),
     "a number of rows": (changed(idx=torch.arange(2)), {}, ["idx", "k not in ('idx',)"]),
     "margins of rows": (changed(margins=torch.zeros(2)), {}, ["margins", "(1,)", "(2,)"]),
     "margins in integers": (changed(margins=torch.tensor([1])), {}, ["margins", "int64"]),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertLMHeadModel
 
 from prefkit import DPO, KTO, preference_loss, reference_logp, stream_of
 from prefkit.errors import ModelError, PrefkitError
@@ -15,6 +16,8 @@ from tests.loop.loop_cases import OBJECTIVES, batch_of, by_definition, padded, w
 from tests.train.trainer_cases import tiny_model
 
 BATCH = batch_of([0, 1, 2])
+SMALL_BERT = {"vocab_size": 264, "hidden_size": 16, "intermediate_size": 16}
+SMALL_BERT |= {"num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def two_models(family: str = "llama", **changes: Any) -> tuple[Any, Any]:
@@ -205,6 +208,10 @@ def refusals() -> dict[str, tuple[Any, ...]]:
         "nothing that has a weight": (
             (policy, {**BATCH, "num_scored": 0}, simpo),
             ["no scored token"],
+        ),
+        "a model that looks ahead": (
+            (BertLMHeadModel(BertConfig(**SMALL_BERT)), BATCH, simpo),
+            ["BertLMHeadModel is not causal", "is_decoder=True"],
         ),
         "a body": ((policy.model, BATCH, simpo), ["LlamaModel", "AutoModelForCausalLM"]),
     }

@@ -36,6 +36,7 @@ def test_two_processes_train_as_one_with_all_pairs(
         ("plain", ["ValueError", "never been called", "preference_loss"]),
         ("installed", ["ValueError", "never been called"]),
         ("unwrapped", ["ValueError", "never been called", "2 processes"]),
+        ("a request, unwrapped", ["ValueError", "never been called", "2 processes"]),
         ("evaluated", ["not running", "model of its own", "preference_loss"]),
         ("the right way, then unwrapped", ["not running", "model of its own", "2 processes"]),
         ("no wrapper, installed", ["prefkit.install was called", "average the gradients"]),

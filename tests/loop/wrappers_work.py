@@ -187,6 +187,12 @@ def called_around() -> dict[str, list[str]]:
     unwrapped = partial(preference_loss, model.module, batch, dpo, models()[1])
     found["the right way, then unwrapped"] = said(unwrapped)
     found["unwrapped, again"] = said(unwrapped)
+    policy, _ = models()
+    install(policy)
+    model = DistributedDataParallel(policy)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    asked = partial(policy, **inputs, prefkit_request=lambda hidden, *_: (hidden.sum(), {}))
+    found["a request, unwrapped"] = said(asked)
     policy, reference = models()
     found["no wrapper"] = said(partial(around, policy, reference, batch))
     policy, reference = models()

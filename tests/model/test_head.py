@@ -311,6 +311,25 @@ def test_a_value_of_any_shape_and_dtype_comes_out_as_it_went_in(dtype: torch.dty
     assert output.extras["extra"] is value
 
 
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ("a name", "must be a function, got 'a name'"),
+        (lambda hidden, *_: hidden, r"must return \(value, extras\).*got Tensor"),
+        (lambda *_: None, r"must return \(value, extras\).*got NoneType"),
+        (lambda hidden, *_: (1.0, {}), r"must return \(value, extras\).*got tuple"),
+        (lambda hidden, *_: (hidden.sum(), {"mean": hidden.mean()}), "returned mean with a grad"),
+    ],
+)
+def test_what_a_request_may_not_be_or_return(request_: Any, words: str) -> None:
+    model = tiny_model()
+    install(model)
+    with pytest.raises((TypeError, ValueError), match=words):
+        model(input_ids=IDS, prefkit_request=request_)
+    with pytest.raises(TypeError, match="labels beside prefkit_request"):
+        model(input_ids=IDS, labels=IDS, prefkit_request=lambda hidden, *_: (hidden.sum(), {}))
+
+
 def test_a_failing_request_leaves_the_model_usable() -> None:
     model = tiny_model().eval()
     before = model(input_ids=IDS).logits

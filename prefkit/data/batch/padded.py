@@ -31,7 +31,7 @@ def stream_of(
     Args:
         batch: R = 2P rows of P pairs:
             input_ids: (R, L) int64 (or int32).
-            attention_mask: (R, L), 1 = real token; without it all are real. Left or right padding.
+            attention_mask: (R, L), 1 = real token. Left or right padding.
             labels: (R, L) int64 (or int32), −100 = not scored; or, as TRL collates,
                 completion_mask: (R, L), 1 = scored.
             weights: (R, L) float ≥ 0, beside the labels, optional; 0 = not scored.
@@ -48,20 +48,20 @@ def stream_of(
         and positions, targets, segments, weights (T,), with their counts.
 
     Raises:
-        ValueError: an odd number of rows; shapes or dtypes that do not fit; a row without a scored
+        ValueError: no input_ids or attention_mask; what is no tensor among them; an odd number of
+            rows; shapes or dtypes that do not fit; a row without a scored
             token, or with one in its padding; labels that are other tokens than those of the row
             (shifted or not); weights that are negative or not finite; margins that are not finite;
             pairs whose rows have other prompts, where the other order gives each row its own;
             tensors of unknown names.
     """
-    ids = batch["input_ids"]
     _check_names(batch)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     labels, order = _labels_of(batch, order, shifted)
-    mask = batch.get("attention_mask")
     weights = batch.get("weights")
     _check_shapes(ids, attention_mask=mask, labels=labels, weights=weights)
     _check_handed_on(ids, batch.get("position_ids"), batch.get("margins"))
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    real = mask.bool()
     predicts, targets, weights = _by_predictor(labels, weights, real, shifted)
     looked = _look(ids, real, labels, predicts, weights, batch.get("margins"), order, shifted)
     _refuse(looked, order, shifted)
@@ -121,6 +121,19 @@ class _Looked(NamedTuple):
 
 
 def _check_names(batch: Mapping[str, Any]) -> None:
+    if "chosen_input_ids" in batch:
+        raise ValueError(
+            "the batch has chosen_input_ids and rejected_input_ids, as TRL made them before 0.20: "
+            "make one batch of both, chosen rows first, with order='concatenated'"
+        )
+    for name in ("input_ids", "attention_mask"):
+        if name not in batch:
+            hint = ", of ones where nothing is padded" if name == "attention_mask" else ""
+            raise ValueError(f"the batch has no {name}: give it as (R, L){hint}")
+    for name in sorted(_KNOWN & set(batch)):
+        if not isinstance(batch[name], Tensor):
+            kind = type(batch[name]).__name__
+            raise ValueError(f"{name} must be a tensor, got a {kind}: torch.as_tensor makes one")
     if "ref_chosen_logps" in batch:
         raise ValueError(
             "the batch has ref_chosen_logps, sums over responses, while the reference is read "

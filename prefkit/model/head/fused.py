@@ -11,7 +11,7 @@ What the model does to its logits afterwards is found and proved in `prefkit.mod
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import ModelOutput
 
 from prefkit.errors import ModelError
-from prefkit.loss.wrappers import expect_requests
+from prefkit.loss.wrappers import check_operands, expect_requests
 from prefkit.model.fsdp_units import has_fsdp1, release, weights_elsewhere
 from prefkit.model.head.copies import layers_of
 from prefkit.model.head.odd import refuse_odd_head, whole_shape
@@ -180,6 +180,10 @@ def _requesting_forward(inner: Callable[..., Any]) -> Callable[..., Any]:
         if args and args[0] is self:  # accelerate's unwrap_model binds anew what is bound already
             args = args[1:]
         request: Request | None = kwargs.pop("prefkit_request", None)
+        if request is not None and not callable(request):
+            raise TypeError(f"prefkit_request must be a function, got {request!r}")
+        if request is not None and kwargs.get("labels") is not None:
+            raise TypeError("labels beside prefkit_request: no logits are there for a loss of them")
         balance: Balance | None = kwargs.pop("prefkit_balance", None)
         if request is None:
             return _as_before(self, *args, **kwargs)
@@ -212,7 +216,9 @@ def _requesting_head(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any)
     slot = self.__dict__.get("_prefkit_slot")
     if slot is None:
         return _as_before(self, hidden, *args, **kwargs)
-    value, extras = slot["request"](hidden, self.weight, getattr(self, "bias", None))
+    weight: Any = self.weight
+    check_operands(hidden, weight)  # a model that was called around its wrapper
+    value, extras = _checked(slot["request"](hidden, weight, getattr(self, "bias", None)))
     slot["result"] = value, extras
     # The value leaves by the slot, but its gradient must also come in through this output: FSDP2
     # (as ZeRO-3) gathers the weight for the backward in a hook on the *output* of the module, and
@@ -221,6 +227,29 @@ def _requesting_head(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any)
     # have run, hence never the loss's backward before that hook. (hidden[..., :0] would also be a
     # view, which FSDP2 warns of.)
     return hidden.new_empty((*hidden.shape[:-1], 0)) + value.sum()
+
+
+def _checked(made: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a request returned.
+
+    Raises:
+        TypeError: anything else than a value and further tensors by name.
+        ValueError: a further tensor with a gradient, which hooks on the value would not see.
+    """
+    pair = made if isinstance(made, tuple) and len(made) == 2 else (None, None)
+    value, extras = pair
+    if not isinstance(value, Tensor) or not isinstance(extras, Mapping):
+        raise TypeError(
+            "prefkit_request must return (value, extras): a tensor, and a dict of further tensors, "
+            f"{{}} where there are none; got {type(made).__name__}"
+        )
+    for name, tensor in extras.items():
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            raise ValueError(
+                f"prefkit_request returned {name} with a gradient: only value may have one. "
+                "Detach it, or make it a part of value"
+            )
+    return value, dict(extras)
 
 
 def install(model: nn.Module) -> Head:
