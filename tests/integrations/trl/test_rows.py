@@ -207,7 +207,8 @@ def test_streams_have_weights_and_prefixes_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["tdpo1", "tdpo2"])
 def test_tdpo_is_prefkits(method: str, layout: str, tmp_path: Path) -> None:
     """Against the definition (arXiv 2404.11999), on whole logits in fp64."""
-    options = {"config": our_config(), "prefkit_method": method, "prefkit_alpha": 0.7}
+    alpha = {} if method == "tdpo1" else {"prefkit_alpha": 0.7}
+    options = {"config": our_config(), "prefkit_method": method, **alpha}
     made = trainer(
         ours(), tmp_path, ref_model=moved(by=0.2), beta=0.3, prefkit_layout=layout, **options
     )
