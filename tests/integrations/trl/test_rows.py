@@ -241,8 +241,18 @@ def test_tdpo_is_prefkits(method: str, layout: str, tmp_path: Path) -> None:
     [
         ({"loss_type": ["ipo"]}, "which has no loss_type"),
         ({"ld_alpha": 0.5}, "which has no ld_alpha"),
+        ({"label_smoothing": 0.2}, "which has no label_smoothing"),
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs cannot be had"),
-        ({"prefkit_method": "tdpo3"}, "method is 'tdpo3'; it is one of dpo, tdpo1, tdpo2"),
+        ({"prefkit_method": "tdpo3"}, "^prefkit_method is 'tdpo3'; it is one of dpo, tdpo1, tdpo2"),
+        (
+            {"prefkit_method": "dpo", "prefkit_alpha": 9.0},
+            "^prefkit_alpha is 9.0, and prefkit_meth",
+        ),
+        ({"prefkit_method": "tdpo1", "prefkit_alpha": 0.5}, "only tdpo2 reads it"),
+        ({"prefkit_alpha": -1.0}, "^prefkit_alpha is -1.0; it is at least 0"),
+        ({"prefkit_layout": "wide"}, "^prefkit_layout is 'wide'"),
+        ({"append_eos": "no"}, "^append_eos is 'no'"),
+        ({"prefkit_memory_budget": 0}, "^prefkit_memory_budget is 0"),
     ],
 )
 def test_what_tdpo_excludes(options: dict[str, Any], message: str, tmp_path: Path) -> None:
