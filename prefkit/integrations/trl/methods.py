@@ -149,15 +149,16 @@ def _expect_weights(trainer: Any, first: dict[str, Any]) -> None:
     Raises:
         ConfigError: rows for `evaluate`, which nothing here can weigh.
     """
-    made = "_prefkit" in trainer.__dict__
-    if made:  # what is refused now must not stand in the way of training
-        if _state(trainer).objective() is None:
-            _state(trainer).refuse_weights()
-        if _is_own(trainer.data_collator):
-            _check_weights(_one_row(trainer, first))
+    if "_prefkit" not in trainer.__dict__:  # the constructor, which has no model yet
+        trainer._prefkit_weighted = True
+        return
+    if _state(trainer).objective() is None:
+        _state(trainer).refuse_weights()
+    if _is_own(trainer.data_collator):  # whose batches for training may well have none
+        _check_weights(_one_row(trainer, first))
+        return
     trainer._prefkit_weighted = True
-    if made:
-        _fit_collator(trainer)
+    _fit_collator(trainer)
 
 
 def _is_own(collator: Any) -> bool:
@@ -189,7 +190,8 @@ def _check_beside_images(trainer: Any, given: Any, name: str) -> None:
         return
     first = rows.first_row(given, name)
     if _is_own(trainer.data_collator):
-        trainer._prefkit_weighted = _weighted(trainer) or rows.has_weights(first)
+        if rows.has_weights(first):
+            _expect_weights(trainer, first)
         return
     dropped = [column for column in rows.READ if column in first]
     if dropped:

@@ -93,16 +93,15 @@ def test_neftune_is_trls(tmp_path: Path) -> None:
 def test_a_compiled_model_is_not_compiled_in_each_step(tmp_path: Path) -> None:
     from torch._dynamo.utils import counters
 
-    options = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 6}
-    runs, graphs = [], []
-    for kind in (ours(), theirs()):
-        torch._dynamo.reset()
-        counters.clear()
-        runs.append(trainer(kind, tmp_path, ref_model=moved(), **options))
-        runs[-1].train()
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert 0 < graphs[0] <= graphs[1]
-    check_logs(*runs)
+    torch._dynamo.reset()
+    counters.clear()
+    options = {"torch_compile": True, "torch_compile_backend": "eager"}
+    made = trainer(ours(), tmp_path, ref_model=moved(), max_steps=6, **options)
+    made.train()
+    assert 0 < counters["stats"]["unique_graphs"] <= 3  # one, and one for any length; to spare
+    plain = trainer(theirs(), tmp_path, ref_model=moved(), max_steps=6)
+    plain.train()
+    check_logs(made, plain)
 
 
 @pytest.mark.parametrize("option", ["neftune_noise_alpha", "torch_compile"])
