@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 AXOLOTL := .venv-axolotl
+TRL := .venv-trl
+TRL_VERSIONS ?= 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0 1.14.0 1.15.0 1.16.0
 AXOLOTL_PINS := tests/integrations/axolotl_requirements.txt
 # One torch thread a test worker: the workers share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -11,7 +13,7 @@ WORKERS ?= 2
 # The benchmarks alone use the cores.
 BENCH_THREADS ?= 2
 
-.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models axolotl wheel wheel-check clean
+.PHONY: help quickstart install install-dev install-bench test lint format types pytest bench bench-long bench-steps bench-full bench-gpu gpu gpu-wheels gpu-rehearse papers papers-quick models axolotl trl-versions wheel wheel-check clean
 
 help:
 	@echo "make quickstart   install into .venv and train the embedded tiny model (a minute on a CPU)"
@@ -31,6 +33,7 @@ help:
 	@echo "make wheel        source archive and wheel in dist/, their metadata checked"
 	@echo "make wheel-check  and the wheel in an empty environment: README's loop, the demo, types (downloads torch)"
 	@echo "make axolotl      the plugin of axolotl in real runs of axolotl, in an environment of its own (3 GB)"
+	@echo "make trl-versions   the trainer of TRL with each of TRL's versions, in an environment of its own"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: install
@@ -138,5 +141,18 @@ $(AXOLOTL)/.installed: $(AXOLOTL_PINS) pyproject.toml setup.py
 axolotl: install-dev $(AXOLOTL)/.installed
 	PREFKIT_AXOLOTL=$(AXOLOTL) $(BIN)/python -m pytest -n 0 tests/integrations/test_axolotl.py
 
+# One environment, in which TRL alone changes. Every version is tried, also after one that fails.
+$(TRL)/.installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+trl-versions: $(TRL)/.installed
+	@failed=; for version in $(TRL_VERSIONS); do echo "TRL $$version"; \
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps trl==$$version && \
+	$(TEST_ENV) $(TRL)/bin/python -m pytest -n $(WORKERS) tests/integrations/trl || failed="$$failed $$version"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
 clean:
-	rm -rf $(VENV) $(AXOLOTL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) $(AXOLOTL) $(TRL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

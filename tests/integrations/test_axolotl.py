@@ -34,8 +34,8 @@ from axolotl.integrations.base import BasePlugin
 from trl import DPOTrainer
 
 class Own(DPOTrainer):
-    def compute_loss(self, *args, **kwargs):
-        return super().compute_loss(*args, **kwargs)
+    def _compute_loss(self, model, inputs, return_outputs):
+        return model(input_ids=inputs["input_ids"], labels=inputs["input_ids"]).loss
 
 class Seeded(BasePlugin):
     def post_model_load(self, cfg, model):

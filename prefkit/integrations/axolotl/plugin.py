@@ -63,13 +63,9 @@ def _check_class(trainer: Any) -> None:
     Raises:
         ConfigError: see above.
     """
-    from trl import DPOTrainer
+    from prefkit.integrations.trl.acceleration import has_own_loss
 
-    of_trl = isinstance(trainer, DPOTrainer) and all(
-        getattr(type(trainer), name) is getattr(DPOTrainer, name)
-        for name in ("compute_loss", "_compute_loss")
-    )
-    if not of_trl:
+    if has_own_loss(type(trainer)):
         raise ConfigError(
             f"prefkit's plugin gives trl.DPOTrainer its head, and the trainer here, a "
             f"{type(trainer).__name__}, has a loss of its own. Remove trainer_cls or the plugin "
@@ -79,23 +75,20 @@ def _check_class(trainer: Any) -> None:
 
 def _words(trainer: Any) -> str:
     """What prefkit computes."""
-    state = trainer._prefkit
-    method = state.settings.method
+    method = trainer._prefkit.settings.method
     loss = ", ".join(trainer.loss_types) if method == "dpo" else method
-    rows = "A pair is read as one row, its common prefix once."
-    if state.layout == "padded":
-        rows = "Rows are padded, as without prefkit (LOG_LEVEL=INFO shows why)."
-    return f"prefkit computes the loss ({loss}) without forming logits. {rows}"
+    return f"prefkit computes the loss ({loss}) without forming logits."
 
 
 def _too_long(trainer: Any) -> int:
     """How many rows with a prefix are longer than what the collator keeps of them."""
-    from prefkit.integrations.trl.rows import PREFIXES
+    from datasets import Dataset
+
+    from prefkit.integrations.trl.rows import PREFIXES, lengths_of
 
     dataset, most = trainer.train_dataset, trainer.args.max_length
-    if most is None or not set(PREFIXES) & set(dataset.column_names):
+    if most is None or not isinstance(dataset, Dataset):  # nobody counts the rows of a stream
         return 0
-    return sum(
-        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > most
-        for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-    )
+    if not set(PREFIXES) & set(dataset.column_names):
+        return 0
+    return int((lengths_of(dataset) > most).sum())

@@ -1,17 +1,19 @@
 """What prefkit computes for one trainer of TRL's, or why it leaves the loss to TRL."""
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
+import trl
 from torch import nn
 
 from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
-from prefkit.integrations.trl.batch import OURS, WEIGHTS
+from prefkit.integrations.trl.batch import OURS, ROW, WEIGHTS
 from prefkit.integrations.trl.config import Settings
-from prefkit.integrations.trl.layout import layout_of
+from prefkit.integrations.trl.layout import layout_of, say_padded
 from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
 from prefkit.integrations.trl.reference import TrlReference, is_shared
 from prefkit.loss.objective import Objective
@@ -53,6 +55,8 @@ class Acceleration:
     def _try_models(self) -> str | None:
         """Puts the heads in; or why that cannot be."""
         trainer = self.trainer
+        if has_own_loss(type(trainer)):
+            return f"its class has a loss of its own ({type(trainer).__name__})"
         if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
             return "its processes share the tokens of a row (context or sequence parallelism)"
         if getattr(trainer, "use_liger_kernel", False):  # TRL up to 1.14
@@ -163,6 +167,13 @@ class Acceleration:
             self._said = self.reason
             logger.warning("TRL computes the loss in its own way, because %s.", self.reason)
 
+    def note_layout(self, inputs: Mapping[str, Any]) -> None:
+        """Says once that batches are padded after all: the collator was exchanged."""
+        if self.layout != "padded" and ROW not in inputs:
+            self.layout = "padded"
+            name = type(self.trainer.data_collator).__name__
+            say_padded(self.trainer, f"a batch came without {ROW} (the data_collator is a {name})")
+
     def refuse_weights(self) -> None:
         """Refuses rows with weights, which TRL would leave out.
 
@@ -183,6 +194,22 @@ class Acceleration:
         if WEIGHTS in inputs:
             self.refuse_weights()
         return {key: value for key, value in inputs.items() if key not in OURS}
+
+
+def has_own_loss(kind: type) -> bool:
+    """Whether a class of trainers has another loss than TRL's DPO trainer, which prefkit makes.
+
+    A method that calls the one that it replaces is none: that one is prefkit's.
+    """
+    names = ("compute_loss", "_compute_loss")
+    for base in kind.__mro__:
+        if base is trl.DPOTrainer:
+            return False
+        for method in (vars(base)[name] for name in names if name in vars(base)):
+            code = getattr(inspect.unwrap(method), "__code__", None)
+            if code is None or not set(names) & set(code.co_names):
+                return True
+    return True
 
 
 def _of_any_process(reason: str | None) -> str | None:

@@ -61,7 +61,11 @@ class Scored:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Scored":
-        """Of a batch on the device; how many tokens there are is asked of a GPU once."""
+        """Of a batch on the device; how many tokens there are is asked of a GPU once.
+
+        Raises:
+            ModelError: somebody has cut the row as if it were padded rows.
+        """
         row, has_weights = inputs.get(ROW), WEIGHTS in inputs
         return cls._of_padded(inputs) if row is None else cls._of_row(row, has_weights)
 
@@ -90,6 +94,12 @@ class Scored:
             kept = weights != 0
             vectors = {name: vector[kept] for name, vector in vectors.items()}
             weights = weights[kept]
+        if len(vectors["targets"]) != row["num_scored"]:
+            raise ModelError(
+                f"{ROW} of the batch has {len(vectors['targets'])} left of its {row['num_scored']} "
+                "scored tokens: what shares batches out over processes has cut its tensors. Set "
+                "prefkit_layout: padded."
+            )
         return cls(
             len(row["pair_index"]), (1, row["input_ids"].shape[1]), **vectors, weights=weights
         )

@@ -14,13 +14,14 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from prefkit.data.batch.collators import Layout
 from prefkit.errors import ConfigError, ModelError
 from prefkit.integrations.trl.collator import Collator
+from prefkit.integrations.trl.rows import lengths_of
 from prefkit.train.rows.layout import choose_layout
 
 logger = logging.getLogger(__name__)
 
 
 def layout_of(trainer: Any, wanted: str) -> Layout:
-    """The layout of a trainer's batches; its models are prepared for it.
+    """The layout of a trainer's batches, said in a line; its models are prepared for it.
 
     Args:
         wanted: "auto", "shared" or "padded".
@@ -29,6 +30,7 @@ def layout_of(trainer: Any, wanted: str) -> Layout:
         ConfigError, ModelError: "shared" cannot be had.
     """
     if wanted == "padded":
+        say_padded(trainer, "prefkit_layout is padded")
         return "padded"
     reason = _of_the_trainer(trainer)
     longest = _longest(trainer) if reason is None else None
@@ -36,22 +38,39 @@ def layout_of(trainer: Any, wanted: str) -> Layout:
         reason = reason or "the lengths of a stream are not known without max_length"
         if wanted == "shared":
             raise ConfigError(f"prefkit_layout: shared cannot be had: {reason}. Leave it at auto.")
-        logger.info("Rows are padded as TRL pads them, because %s.", reason)
+        say_padded(trainer, reason)
         return "padded"
     options = SimpleNamespace(layout=wanted, disable_dropout=trainer.args.disable_dropout)
     models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
     try:
-        found = choose_layout(options, models, longest)
+        found = choose_layout(options, models, longest, option="prefkit_layout")
     except ModelError as error:
         if wanted == "shared":
             raise
         logger.warning("Rows are padded as TRL pads them: %s", error)
         return "padded"
-    return "padded" if found == "padded" else "shared"
+    if found == "padded":  # why has been said
+        return "padded"
+    # accelerate would share the batches of a stream out by the first dimension of each tensor.
+    trainer.accelerator.dataloader_config.dispatch_batches = False
+    _say(trainer, "A pair is read as one row, its common prefix once.")
+    return "shared"
+
+
+def say_padded(trainer: Any, reason: str) -> None:
+    """One line: rows are TRL's, and why."""
+    _say(trainer, f"Rows are padded as TRL pads them, because {reason}.")
+
+
+def _say(trainer: Any, words: str) -> None:
+    """A line that is seen where nobody has set up logging: a warning, by one process."""
+    if trainer.is_world_process_zero():
+        logger.warning("%s", words)
 
 
 def _of_the_trainer(trainer: Any) -> str | None:
     """Why batches stay TRL's, whatever the models can read."""
+    args = trainer.args
     if type(trainer.data_collator) not in (DataCollatorForPreference, Collator):
         return f"the data_collator is a {type(trainer.data_collator).__name__}"
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -60,6 +79,12 @@ def _of_the_trainer(trainer: Any) -> str | None:
         return "the routers' auxiliary loss counts the tokens of rows as they are"
     if is_peft_model(trainer.model) and trainer.model.active_peft_config.is_prompt_learning:
         return "a prompt-learning adapter puts tokens before each row"
+    if args.accelerator_config.dispatch_batches:
+        return "dispatch_batches of accelerator_config cuts batches along their rows"
+    if args.neftune_noise_alpha is not None:
+        return "neftune_noise_alpha scales its noise by the length of a row"
+    if args.torch_compile:
+        return "torch_compile would compile rows without padding anew in each step"
     return None
 
 
@@ -75,7 +100,5 @@ def _longest(trainer: Any) -> int | None:
             continue
         if not isinstance(dataset, Dataset):
             return None
-        for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
-            response = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-            longest = max(longest, len(row["prompt_ids"]) + response)
+        longest = max(longest, int(lengths_of(dataset).max(initial=0)))
     return longest

@@ -1,5 +1,7 @@
 """The loss of one of TRL's batches, computed on the head's operands in the model's own forward."""
 
+import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +12,9 @@ from prefkit.integrations.trl.acceleration import Acceleration
 from prefkit.integrations.trl.batch import Scored, padded_inputs, read_by_model
 from prefkit.integrations.trl.metrics import log_metrics, sums_of, zeros_of
 from prefkit.integrations.trl.reference import HeadLost
-from prefkit.integrations.trl.versions import precompute_autocast
+from prefkit.integrations.trl.versions import deprecates_outputs, precompute_autocast
 from prefkit.loss.fused import fused_preference_loss
-from prefkit.loss.objective import Objective, ObjectiveResult
+from prefkit.loss.objective import Objective
 from prefkit.model.head.fused import Balance, Request
 from prefkit.model.router import load_balancing_loss
 from prefkit_kernels import TokenStats, token_stats
@@ -47,6 +49,13 @@ def loss_of_batch(
     log_metrics(trainer, inputs, output.extras)
     if not return_outputs:
         return output.value
+    if deprecates_outputs():
+        warnings.warn(
+            "The logits that compute_metrics is given are made in a forward of their own. TRL "
+            "deprecates them, and will remove them in 2.0.",
+            FutureWarning,
+            stacklevel=2,
+        )
     with torch.no_grad():  # the logits that compute_metrics is given
         return output.value, model(**padded_inputs(inputs), **more)
 
@@ -73,14 +82,14 @@ def _request(
     reference = _reference_terms(state, objective, inputs, scored)
     assert state.head is not None
     transform = state.head.transform
+    of_nothing, names = _of_nothing(objective)
 
     def request(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         rows, here = scored.pick(hidden).to(weight.device), scored.to(weight.device)
-        nothing = _of_nothing(objective)
-        missing = (here.pairs - here.present()) * float(nothing.loss) / here.pairs
+        missing = (here.pairs - here.present()) * of_nothing / here.pairs
         if not len(here):  # as TRL: differences of 0, whose gradient is 0
             loss = rows.sum() + weight[:0].sum()
-            return loss + missing, zeros_of(here, nothing.metrics)
+            return loss + missing, zeros_of(here, names)
         out = fused_preference_loss(
             rows,
             weight,
@@ -104,10 +113,12 @@ def _request(
     return request
 
 
-def _of_nothing(objective: Objective) -> ObjectiveResult:
-    """Loss and metrics of a pair of which nothing is scored: all its differences are 0."""
+@functools.lru_cache(maxsize=8)
+def _of_nothing(objective: Objective) -> tuple[float, tuple[str, ...]]:
+    """Loss, and names of the metrics, of a pair of which nothing is scored: differences of 0."""
     stats = TokenStats(**dict.fromkeys(objective.outputs, torch.zeros(2)))
-    return objective(stats, torch.arange(2))
+    found = objective(stats, torch.arange(2))
+    return float(found.loss), tuple(found.metrics)
 
 
 def _reference_terms(

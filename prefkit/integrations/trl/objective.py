@@ -3,7 +3,7 @@
 from typing import Any
 
 from prefkit.errors import ConfigError
-from prefkit.integrations.trl.config import Settings
+from prefkit.integrations.trl.config import ALPHA, Settings
 from prefkit.integrations.trl.versions import drops_constants
 from prefkit.loss.loss_types import LOSS_TYPES
 from prefkit.loss.objective import Objective
@@ -78,6 +78,7 @@ def _token_level(options: dict[str, Any], settings: Settings) -> TDPO:
         "loss_type": ["sigmoid"],
         "loss_weights": [1.0],
         "f_divergence_type": "reverse_kl",
+        "label_smoothing": 0.0,
         "ld_alpha": None,
         "use_weighting": False,
     }
@@ -88,4 +89,5 @@ def _token_level(options: dict[str, Any], settings: Settings) -> TDPO:
                 f"prefkit_method is {method}, which has no {name}: it is {options[name]!r}. Leave "
                 "one of the two out."
             )
-    return TDPO(variant=method, beta=options["beta"], alpha=settings.alpha)
+    alpha = ALPHA if settings.alpha is None else settings.alpha
+    return TDPO(variant=method, beta=options["beta"], alpha=alpha)

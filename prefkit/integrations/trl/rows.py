@@ -9,6 +9,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
 from trl.data_utils import is_conversational
 
 from prefkit.data.formats.fields.row import Row
@@ -20,10 +23,33 @@ logger = logging.getLogger(__name__)
 SIDES = ("chosen", "rejected")
 COLUMNS = tuple(f"{side}_weights" for side in SIDES)
 PREFIXES = ("prefix", "initial_reason_steps")
+READ = (*COLUMNS, *PREFIXES, "append_eos")  # what TRL would drop without a word
 _ENDS = "prefkit_ends"  # (chosen, rejected): whether each ends with an end-of-sequence token
 
 
-def before(dataset: Any, append_eos: str, name: str, eos: str) -> Any:
+def first_row(dataset: Any, name: str, max_length: int | None = None) -> dict[str, Any]:
+    """The first row of a dataset.
+
+    Args:
+        name: of the dataset, for messages.
+        max_length: by which TRL has left rows out, if it has.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for row in dataset:
+        found: dict[str, Any] = row
+        return found
+    if max_length is None:
+        raise ConfigError(f"The {name} dataset has no rows.")
+    raise ConfigError(
+        f"No row of the {name} dataset is left: TRL drops those whose prompt alone fills "
+        f"max_length ({max_length} tokens). Raise max_length, shorten the prompts, or leave the "
+        "dataset out."
+    )
+
+
+def before(dataset: Any, append_eos: str, name: str, eos: str, num_proc: int | None = None) -> Any:
     """Rows whose prompt holds their prefix, with a note of which completions end.
 
     Args:
@@ -31,11 +57,12 @@ def before(dataset: Any, append_eos: str, name: str, eos: str) -> Any:
         append_eos: see `Settings`.
         name: of the dataset, for messages.
         eos: the tokenizer's end-of-sequence token.
+        num_proc: processes that share the work.
 
     Raises:
-        ConfigError: a prefix in rows of messages, or without a prompt.
+        ConfigError: a prefix in rows of messages, or without a prompt; no rows.
     """
-    first = next(iter(dataset))
+    first = first_row(dataset, name)
     has_prefix = any(column in first for column in PREFIXES)
     if not has_prefix and "append_eos" not in first and append_eos == "auto":
         return dataset
@@ -52,7 +79,14 @@ def before(dataset: Any, append_eos: str, name: str, eos: str) -> Any:
             raise ConfigError(f"The {name} dataset has a prefix and no prompt. Write both.")
         logger.info("Rows of the %s dataset have a prefix: it continues their prompt.", name)
     given = {"append_eos": append_eos, "name": name, "eos": eos}
-    return dataset.map(_join_prefix, with_indices=True, fn_kwargs=given)
+    return _map(dataset, _join_prefix, num_proc, fn_kwargs=given)
+
+
+def _map(dataset: Any, function: Any, num_proc: int | None, **given: Any) -> Any:
+    """`dataset.map` with indices, over processes where the dataset is no stream."""
+    if isinstance(dataset, Dataset):
+        given["num_proc"] = num_proc
+    return dataset.map(function, with_indices=True, **given)
 
 
 def _join_prefix(
@@ -69,21 +103,43 @@ def _join_prefix(
     return joined
 
 
-def after(dataset: Any, name: str, eos_id: int | None) -> Any:
+def after(
+    dataset: Any,
+    name: str,
+    eos: tuple[str, int | None],
+    max_length: int | None = None,
+    num_proc: int | None = None,
+) -> Any:
     """Tokenised rows, without the ends that TRL has put behind steps, with a weight a token.
+
+    Args:
+        name, num_proc: see `before`.
+        eos: the tokenizer's end-of-sequence token, and its number.
+        max_length: TRL's.
 
     Raises:
         RowError: nothing is left of a completion; weights that do not fit their tokens.
+        ConfigError: TRL has left no row.
     """
-    first = next(iter(dataset))
-    given = {"name": name, "eos_id": eos_id}
+    first = first_row(dataset, name, max_length)
+    text, number = eos
+    given = {"name": name, "eos_id": number}
     if _ENDS in first:
-        dataset = dataset.map(
-            _take_ends_off, with_indices=True, fn_kwargs=given, remove_columns=[_ENDS]
-        )
+        ends = {**given, "eos": text}
+        dataset = _map(dataset, _take_ends_off, num_proc, fn_kwargs=ends, remove_columns=[_ENDS])
     if has_weights(first):
-        dataset = dataset.map(_fit_weights, with_indices=True, fn_kwargs=given)
+        dataset = _map(dataset, _fit_weights, num_proc, fn_kwargs=given)
     return dataset
+
+
+def lengths_of(dataset: Dataset) -> np.ndarray:
+    """(rows,) int64: tokens of the longer side of each row that TRL has prepared."""
+    names = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    found = [np.zeros(0, dtype=np.int64)]
+    for table in dataset.select_columns(names).with_format("arrow").iter(1000):
+        prompt, *sides = (pc.list_value_length(table[name]).to_numpy() for name in names)
+        found.append(prompt.astype(np.int64) + np.maximum(*sides))
+    return np.concatenate(found)
 
 
 def has_weights(row: Mapping[str, Any]) -> bool:
@@ -92,9 +148,10 @@ def has_weights(row: Mapping[str, Any]) -> bool:
 
 
 def _take_ends_off(
-    example: dict[str, Any], index: int, name: str, eos_id: int | None
+    example: dict[str, Any], index: int, name: str, eos_id: int | None, eos: str
 ) -> dict[str, Any]:
-    left = {}
+    """Of the tokens and of the text: the rows may be prepared again, by `evaluate`."""
+    left: dict[str, Any] = {}
     for side, ends in zip(SIDES, example[_ENDS], strict=True):
         ids = example[f"{side}_ids"]
         if not ends and ids and ids[-1] == eos_id:
@@ -102,6 +159,8 @@ def _take_ends_off(
         if not ids:
             raise Row(name, index, example).error(side, "has no token", "Write a step.")
         left[f"{side}_ids"] = ids
+        if not ends and eos:
+            left[side] = example[side].removesuffix(eos)
     return left
 
 

@@ -1,5 +1,6 @@
 """TRL's `DPOTrainer` with prefkit's head."""
 
+import functools
 from typing import Any
 
 import trl
@@ -30,6 +31,11 @@ class DPOTrainer(trl.DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         return methods.compute_loss(self, super()._compute_loss, model, inputs, return_outputs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As TRL's: metrics of a dataset, raw or prepared, or of the trainer's own."""
+        found: dict[str, float] = methods.evaluate(self, super().evaluate, *args, **kwargs)
+        return found
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """(B,) and (B,) Σ log p of chosen and rejected sides under the reference."""
         inner = super().compute_ref_log_probs
@@ -43,3 +49,6 @@ class DPOTrainer(trl.DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         methods.set_signature_columns(self, super()._set_signature_columns_if_needed)
+
+
+functools.update_wrapper(vars(DPOTrainer)["__init__"], trl.DPOTrainer.__init__)  # its arguments

@@ -67,6 +67,11 @@ def tp_size(trainer: Any) -> int:
     return 1 if _older_than(1, 13) else int(trainer._tp_size)
 
 
+def deprecates_outputs() -> bool:
+    """Whether TRL warns of the logits that compute_metrics is given: from 1.15 on."""
+    return not _older_than(1, 15)
+
+
 def precompute_autocast(trainer: Any) -> contextlib.AbstractContextManager[Any]:
     """The autocast under which TRL precomputes the reference's log-probabilities: from 1.15 on."""
     if _older_than(1, 15):

@@ -77,13 +77,16 @@ def say_what_trees_save(layout: Layout, dataset: Any, training: bool) -> None:
         )
 
 
-def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
+def choose_layout(
+    args: Any, models: list[nn.Module], longest: int, option: str = "layout"
+) -> Layout:
     """Prepares the models for rows without padding, or says why they get padded ones.
 
     Args:
         args: `layout` and `disable_dropout` are read.
         models: the policy and, if it is another model, the reference.
         longest: tokens of the longest sequence of the data.
+        option: what `layout` is called where it was given, for messages.
 
     Returns:
         "tree", "shared" or "separate" (one row without padding), or "padded".
@@ -112,8 +115,8 @@ def choose_layout(args: Any, models: list[nn.Module], longest: int) -> Layout:
         raise ModelError(f"{broken[0]}. Load it from an undamaged checkpoint.")
     if args.layout in ("tree", "shared"):
         raise ModelError(
-            f"layout: {args.layout} cannot be had: {reasons[0]}. Leave layout at auto, which gives "
-            "each side a padded row of its own here."
+            f"{option}: {args.layout} cannot be had: {reasons[0]}. Leave {option} at auto, which "
+            "gives each side a padded row of its own here."
         )
     logger.warning("Layout: each side is a padded row of its own, because %s.", reasons[0])
     return "padded"

@@ -126,7 +126,7 @@ def test_a_layout_that_cannot_be_had(tmp_path: Path, caplog: pytest.LogCaptureFi
     options = {"config": our_config(), "prefkit_layout": "shared", "data_collator": Own(0)}
     with pytest.raises(ConfigError, match="prefkit_layout: shared cannot be had: the data_coll"):
         trainer(ours(), tmp_path, **options)
-    with caplog.at_level(logging.INFO, logger="prefkit"):
+    with caplog.at_level(logging.WARNING, logger="prefkit"):
         made = trainer(ours(), tmp_path, data_collator=Own(0))
     assert "Rows are padded as TRL pads them, because the data_collator is a Own" in caplog.text
     assert made.prefkit_fallback is None

@@ -82,3 +82,55 @@ def test_settings_of_a_patch(patched: Any, tmp_path: Path) -> None:
     assert "kl/chosen" in one_step(made)[2]
     with pytest.raises(ConfigError, match="layout is 'wide'; it is one of auto, shared, padded"):
         patched(layout="wide")
+
+
+WEIGHTED = [
+    {
+        "prompt": f"{a}+{a}=",
+        "chosen": "2!",
+        "rejected": "35",
+        "chosen_weights": [2.0] * 3,
+        "rejected_weights": [2.0] * 3,
+    }
+    for a in range(4)
+]
+
+
+def test_a_trainer_does_not_outlive_its_patch(patched: Any, tmp_path: Path) -> None:
+    """TRL would compute its loss without the weights; another patch lets it go on."""
+    from prefkit.integrations.trl import DPOTrainer, unpatch
+
+    made, own = (trainer(kind, tmp_path, rows=WEIGHTED) for kind in (Imported, DPOTrainer))
+    want = one_step(made)[0]
+    unpatch()
+    with pytest.raises(ConfigError, match="made under prefkit's patch, which unpatch"):
+        made.train()
+    assert one_step(own)[0] == pytest.approx(want, rel=1e-6)
+    patched()
+    assert one_step(made)[0] == pytest.approx(want, rel=1e-6)
+
+
+def test_trainers_from_before_keep_trls_loss(tmp_path: Path) -> None:
+    from prefkit.integrations.trl import patch, unpatch
+
+    made, other = trainer(Imported, tmp_path, max_steps=2), trainer(Imported, tmp_path)
+    patch()
+    try:
+        assert made.prefkit_fallback == "the trainer was made before patch() was called"
+        assert "prefkit" not in made.model.config._attn_implementation
+        assert "_prefkit_head" not in vars(made.model)
+        got = one_step(made)
+    finally:
+        unpatch()
+    check_step(got, one_step(other))
+    made.train()
+
+
+def test_settings_stay_until_others_are_given(patched: Any, tmp_path: Path) -> None:
+    patched(method="tdpo2")
+    patched()
+    assert "kl/chosen" in one_step(trainer(Imported, tmp_path))[2]
+    patched(method="dpo")
+    assert "kl/chosen" not in one_step(trainer(Imported, tmp_path))[2]
+    with pytest.raises(ConfigError, match=r"^alpha is 0\.5, and method is 'dpo'"):
+        patched(alpha=0.5)

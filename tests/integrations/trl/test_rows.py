@@ -207,7 +207,8 @@ def test_streams_have_weights_and_prefixes_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["tdpo1", "tdpo2"])
 def test_tdpo_is_prefkits(method: str, layout: str, tmp_path: Path) -> None:
     """Against the definition (arXiv 2404.11999), on whole logits in fp64."""
-    options = {"config": our_config(), "prefkit_method": method, "prefkit_alpha": 0.7}
+    alpha = {} if method == "tdpo1" else {"prefkit_alpha": 0.7}
+    options = {"config": our_config(), "prefkit_method": method, **alpha}
     made = trainer(
         ours(), tmp_path, ref_model=moved(by=0.2), beta=0.3, prefkit_layout=layout, **options
     )
@@ -240,8 +241,18 @@ def test_tdpo_is_prefkits(method: str, layout: str, tmp_path: Path) -> None:
     [
         ({"loss_type": ["ipo"]}, "which has no loss_type"),
         ({"ld_alpha": 0.5}, "which has no ld_alpha"),
+        ({"label_smoothing": 0.2}, "which has no label_smoothing"),
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs cannot be had"),
-        ({"prefkit_method": "tdpo3"}, "method is 'tdpo3'; it is one of dpo, tdpo1, tdpo2"),
+        ({"prefkit_method": "tdpo3"}, "^prefkit_method is 'tdpo3'; it is one of dpo, tdpo1, tdpo2"),
+        (
+            {"prefkit_method": "dpo", "prefkit_alpha": 9.0},
+            "^prefkit_alpha is 9.0, and prefkit_meth",
+        ),
+        ({"prefkit_method": "tdpo1", "prefkit_alpha": 0.5}, "only tdpo2 reads it"),
+        ({"prefkit_alpha": -1.0}, "^prefkit_alpha is -1.0; it is at least 0"),
+        ({"prefkit_layout": "wide"}, "^prefkit_layout is 'wide'"),
+        ({"append_eos": "no"}, "^append_eos is 'no'"),
+        ({"prefkit_memory_budget": 0}, "^prefkit_memory_budget is 0"),
     ],
 )
 def test_what_tdpo_excludes(options: dict[str, Any], message: str, tmp_path: Path) -> None:
