@@ -24,6 +24,11 @@ def load_function(option: str, path: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{option} {path!r} cannot be imported: {error}. A module of your own must be on "
+            "PYTHONPATH (PYTHONPATH=. for this folder)."
+        ) from error
     except Exception as error:
         raise ConfigError(f"{option} {path!r} cannot be imported: {error!r}.") from error
     if not callable(found):

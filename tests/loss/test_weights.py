@@ -260,6 +260,8 @@ def test_a_weight_of_zero_everywhere_leaves_the_pair_in_the_mean() -> None:
         ),
         ("pair_weights", "confpo", "one of wpo, or package.module:function"),
         ("token_weights", "os:no_such", "cannot be imported"),
+        ("token_weights", "no_such_module:f", "cannot be imported.*must be on PYTHONPATH"),
+        ("token_weights", 3, "token_weights is 3; it must be a name, module:function, or a func"),
         ("token_weights", "ld_dpo(alpa=0.3)", "ld_dpo has no parameter 'alpa'; it has alpha"),
         ("token_weights", "confpo(logp=1)", "confpo has no parameter 'logp'; it has none"),
         ("token_weights", "ld_dp(alpha=0.3)", "'ld_dp'; it must be one of ld_dpo"),

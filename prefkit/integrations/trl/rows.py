@@ -61,8 +61,10 @@ def before(dataset: Any, append_eos: str, name: str, eos: str, num_proc: int | N
 
     Raises:
         ConfigError: a prefix in rows of messages, or without a prompt; no rows.
+        RowError: a column that is nearly one that is read; a field that is no text.
     """
     first = first_row(dataset, name)
+    Row(name, 0, first).check_names(READ)
     has_prefix = any(column in first for column in PREFIXES)
     if not has_prefix and "append_eos" not in first and append_eos == "auto":
         return dataset
@@ -93,13 +95,15 @@ def _join_prefix(
     example: dict[str, Any], index: int, append_eos: str, name: str, eos: str
 ) -> dict[str, Any]:
     row = Row(name, index, example)
-    given = [row.get(column) for column in PREFIXES if row.get(column) is not None]
+    given = [row.text(column, empty=True) for column in PREFIXES if column in row]
     prefix = "".join(given)
     # A prefix, even an empty one, says that the row is about what follows it: one step.
     ends = row.eos(default=append_eos == "always" or (append_eos == "auto" and not given))
-    joined: dict[str, Any] = {_ENDS: [ends or example[side].endswith(eos) for side in SIDES]}
-    if prefix and not example["prompt"].endswith(prefix):
-        joined["prompt"] = example["prompt"] + prefix
+    joined: dict[str, Any] = {
+        _ENDS: [ends or row.text(side, empty=True).endswith(eos) for side in SIDES]
+    }
+    if prefix and not (prompt := row.text("prompt", empty=True)).endswith(prefix):
+        joined["prompt"] = prompt + prefix
     return joined
 
 
@@ -185,4 +189,7 @@ def _fit_weights(
             problem = f"was made for the tokens {list(given.tokens)}, here they are {ids}"
             raise row.error(column, problem, "Weigh the row again with this tokenizer.")
         fitted[column] = weights
+    if not any(map(any, fitted.values())):
+        problem = "and rejected_weights are all 0: nothing is learnt from this row"
+        raise row.error(COLUMNS[0], problem, "Remove the row.")
     return fitted

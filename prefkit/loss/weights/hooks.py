@@ -71,6 +71,10 @@ class Hook:
             return None
         if callable(value):
             name, function = getattr(value, "__name__", repr(value)), value
+        elif not isinstance(value, str):
+            raise ConfigError(
+                f"{option} is {value!r}; it must be a name, module:function, or a function."
+            )
         else:
             name, (path, given) = value, _parsed(option, value)
             function = load_function(option, _path(option, path))

@@ -46,6 +46,26 @@ def test_a_prompt_that_holds_the_prefix_gets_it_once(tmp_path: Path) -> None:
     assert got == want
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prefx": "So"}, "field 'prefx': is no field that is read, but nearly 'prefix'"),
+        ({"chosen_weight": [1.0]}, "'chosen_weight': .*nearly 'chosen_weights'"),
+        ({"prefix": 3}, "row 0, field 'prefix': is a int, not text"),
+        ({"chosen": None}, "row 0, field 'chosen': is null"),
+        ({"chosen_weights": [0.0] * 2, "rejected_weights": [0.0] * 6}, "row 0.*are all 0"),
+    ],
+)
+def test_what_a_row_may_not_hold_is_named(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    row = {**STEPS[0], **changes}
+    if "prefx" in row:
+        del row["prefix"]
+    with pytest.raises(RowError, match=words):
+        trainer(ours(), tmp_path, rows=[row])
+
+
 def test_step_dpos_column_is_a_prefix(tmp_path: Path) -> None:
     rows = [{**row, "initial_reason_steps": row["prefix"]} for row in STEPS]
     for row in rows:
