@@ -7,18 +7,20 @@ already (labels[t] is the token after t); rows may be padded on either side.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from prefkit.data.batch.padded_input import (
+    IGNORED,
+    Order,
+    check_handed_on,
+    check_names,
+    check_shapes,
+    labels_of,
+)
 from prefkit.data.pair import PairBatch
-
-Order = Literal["interleaved", "concatenated"]
-_IGNORED = -100  # what transformers, TRL and torch call a label that does not count
-_KNOWN = {
-    "input_ids", "attention_mask", "position_ids", "labels", "completion_mask", "weights", "margins"
-}  # fmt: skip
 
 
 def stream_of(
@@ -55,12 +57,12 @@ def stream_of(
             pairs whose rows have other prompts, where the other order gives each row its own;
             tensors of unknown names.
     """
-    _check_names(batch)
+    check_names(batch)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    labels, order = _labels_of(batch, order, shifted)
+    labels, order = labels_of(batch, order, shifted)
     weights = batch.get("weights")
-    _check_shapes(ids, attention_mask=mask, labels=labels, weights=weights)
-    _check_handed_on(ids, batch.get("position_ids"), batch.get("margins"))
+    check_shapes(ids, attention_mask=mask, labels=labels, weights=weights)
+    check_handed_on(ids, batch.get("position_ids"), batch.get("margins"))
     real = mask.bool()
     predicts, targets, weights = _by_predictor(labels, weights, real, shifted)
     looked = _look(ids, real, labels, predicts, weights, batch.get("margins"), order, shifted)
@@ -120,89 +122,6 @@ class _Looked(NamedTuple):
     tokens: int
 
 
-def _check_names(batch: Mapping[str, Any]) -> None:
-    if "chosen_input_ids" in batch:
-        raise ValueError(
-            "the batch has chosen_input_ids and rejected_input_ids, as TRL made them before 0.20: "
-            "make one batch of both, chosen rows first, with order='concatenated'"
-        )
-    for name in ("input_ids", "attention_mask"):
-        if name not in batch:
-            hint = ", of ones where nothing is padded" if name == "attention_mask" else ""
-            raise ValueError(f"the batch has no {name}: give it as (R, L){hint}")
-    for name in sorted(_KNOWN & set(batch)):
-        if not isinstance(batch[name], Tensor):
-            kind = type(batch[name]).__name__
-            raise ValueError(f"{name} must be a tensor, got a {kind}: torch.as_tensor makes one")
-    if "ref_chosen_logps" in batch:
-        raise ValueError(
-            "the batch has ref_chosen_logps, sums over responses, while the reference is read "
-            "token by token: leave them out (precompute_ref_log_probs=False in TRL) and give the "
-            "reference to the loss, or cache prefkit.reference_logp"
-        )
-    unknown = [k for k, v in batch.items() if isinstance(v, Tensor) and k not in _KNOWN]
-    if unknown:
-        raise ValueError(
-            f"stream_of does not know {', '.join(unknown)}: the model would not get it. If it is "
-            "not needed, such as the number of a row, leave it out: stream_of({k: v for k, v in "
-            f"batch.items() if k not in {tuple(unknown)}}}, …). Known are "
-            f"{', '.join(sorted(_KNOWN))}"
-        )
-
-
-def _labels_of(
-    batch: Mapping[str, Any], order: Order | None, shifted: bool
-) -> tuple[Tensor, Order]:
-    has_mask = "completion_mask" in batch
-    if has_mask == ("labels" in batch):
-        raise ValueError("give labels or completion_mask, which say what is scored: one of the two")
-    if order not in ("interleaved", "concatenated", None):
-        raise ValueError(f"order must be 'interleaved' or 'concatenated', got {order!r}")
-    if order is None and not has_mask:
-        raise ValueError(
-            "say how the rows lie: order='interleaved' (chosen, rejected, chosen, …) or "
-            "order='concatenated' (all chosen, then all rejected)"
-        )
-    if not has_mask:
-        return batch["labels"], order or "interleaved"
-    if shifted:
-        raise ValueError("completion_mask marks the tokens themselves: leave shifted out")
-    scored, ids = batch["completion_mask"], batch["input_ids"]
-    _check_shapes(ids, completion_mask=scored)
-    return torch.where(scored.bool(), ids, _IGNORED), order or "concatenated"
-
-
-def _check_shapes(ids: Tensor, **beside: Tensor | None) -> None:
-    for name, value in {"input_ids": ids, "labels": beside.get("labels")}.items():
-        if value is not None and (value.is_floating_point() or value.dtype == torch.bool):
-            raise ValueError(f"{name} must be integers, token ids; got {value.dtype}")
-    if ids.dim() != 2 or len(ids) % 2 or not len(ids):
-        raise ValueError(
-            f"input_ids must be (2P, L), a chosen and a rejected row for each of P pairs; got "
-            f"{tuple(ids.shape)}"
-        )
-    for name, value in beside.items():
-        if value is not None and value.shape != ids.shape:
-            raise ValueError(
-                f"{name} must have the shape of input_ids, {tuple(ids.shape)}, got "
-                f"{tuple(value.shape)}"
-            )
-
-
-def _check_handed_on(ids: Tensor, position_ids: Tensor | None, margins: Tensor | None) -> None:
-    if position_ids is not None and position_ids.shape[-2:] != ids.shape:
-        raise ValueError(
-            f"position_ids must be {tuple(ids.shape)}, the shape of input_ids, or have one more "
-            f"dimension before it; got {tuple(position_ids.shape)}"
-        )
-    pairs = len(ids) // 2
-    if margins is not None and (margins.shape != (pairs,) or not margins.is_floating_point()):
-        raise ValueError(
-            f"margins must be ({pairs},) floats, one a pair; got {tuple(margins.shape)}, "
-            f"{margins.dtype}"
-        )
-
-
 def _by_predictor(
     labels: Tensor, weights: Tensor | None, real: Tensor, shifted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,8 +129,8 @@ def _by_predictor(
     if weights is None:
         weights = torch.ones_like(labels, dtype=torch.float32)
     if not shifted:
-        labels, weights = _moved(labels, _IGNORED), _moved(weights, 0)
-    return (labels != _IGNORED) & real, labels, weights.to(torch.float32)
+        labels, weights = _moved(labels, IGNORED), _moved(weights, 0)
+    return (labels != IGNORED) & real, labels, weights.to(torch.float32)
 
 
 def _moved(values: Tensor, filler: int) -> Tensor:
@@ -230,7 +149,7 @@ def _look(
     shifted: bool,
 ) -> _Looked:
     """Everything that has to be known of the batch, in one transfer."""
-    marked = labels != _IGNORED
+    marked = labels != IGNORED
     follows = _moved(real.long(), 0).bool()  # a token of the row comes after
     # By either reading of labels: where a label is no token of its place. What lies behind the end
     # of a row is known to shifted labels alone.
