@@ -27,12 +27,12 @@ def write_own(draft: Draft) -> None:
         elif key == "prefkit_alpha" and draft.get("prefkit_method") == "tdpo2":
             draft.write(key, {"alpha": value})
         elif key == "prefkit_alpha":
-            draft.leave(key, "it belongs to prefkit_method tdpo2")
+            draft.refuse(key, "only prefkit_method tdpo2 reads it", "Remove it, or set the method.")
         elif key in _ENDS:
             _ends(draft, key)
         elif key == "prefkit_layout" and value == "shared":
             draft.write(key, {"layout": "shared"})
-        elif key == "prefkit_layout":
+        elif key == "prefkit_layout" and value in ("auto", "padded"):
             draft.leave(key, "it changes how rows are read, not what is learnt")
         elif key == "prefkit_memory_budget":
             draft.write(key, {"memory_budget": value})

@@ -12,7 +12,8 @@ from prefkit.loss.objective import Objective
 def items_of(batch: Mapping[str, Any], objective: Objective) -> int:
     """How many items of a batch the loss is a mean over: what `num_pairs` counts.
 
-    They are pairs; responses with `KTO`; groups of pairs with loss_type "plackett_luce".
+    They are pairs; responses with `KTO`, be all of their tokens of weight 0; groups of pairs with
+    loss_type "plackett_luce".
 
     Args:
         batch: as in `prefkit.preference_loss`. On a GPU it is waited for only where a collator of

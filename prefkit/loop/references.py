@@ -44,14 +44,13 @@ def reference_of(model: nn.Module, given: nn.Module | Reference | None) -> Refer
 
 
 def causal_head(model: nn.Module) -> Head:
-    """The head of a model, which is tried for causality when it is first met.
+    """The head of a model, which is tried for causality as soon as its weights are there.
 
     Raises:
         ModelError: of `install` and `check_causal`.
     """
     head = install(model)
-    if "_prefkit_causal" not in head.owner.__dict__:
-        check_causal(model)
+    if "_prefkit_causal" not in head.owner.__dict__ and check_causal(model):
         head.owner._prefkit_causal = True  # type: ignore[assignment]
     return head
 

@@ -88,7 +88,7 @@ def fused_preference_loss(
             is a sum over responses (KTO; loss_type nca_pair, bco_pair, sppo_hard, apo_zero, sft)
             or `lone_sides` says so.
         objective: `DPO(…)`, `DPOP(…)`, `TDPO(…)`, `SimPO(…)`, `ORPO(…)` or `KTO(…)`.
-        weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped like segment −1.
+        weights: (T,) float ≥ 0, or None = 1. A token of weight 0 is skipped.
         ref_hidden, ref_weight: (N, D'), (V', D'): the reference as hidden states, or
         ref_logp: (N,) its cached per-token log-probs, where the objective needs no KL.
         num_pairs: divisor of the mean over pairs; None = the pairs in this call. Give the pairs of

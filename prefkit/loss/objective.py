@@ -192,8 +192,8 @@ class Objective(ABC):
         Args:
             stats: what `outputs` names, each (T,).
             segments: (T,) int64: 2i chosen of pair i, 2i + 1 rejected, −1 nothing.
-            weights: (T,) or None = 1; a weight of 0 is the same as segment −1 (but for the
-                positions of reduction="position").
+            weights: (T,) or None = 1. A token of weight 0 counts in no sum, as one of segment −1;
+                but it is a token of its side, and has a place in reduction="position".
             num_pairs: divisor of the mean; None = the pairs (or groups, or sides: `mean_over`)
                 present in this call.
             sides: those of segments and weights, if they are there already (token_weights are made

@@ -184,8 +184,9 @@ def _sums(bucket: Tensor, values: Tensor, count: int) -> Tensor:
 
 
 def widest(values: Tensor) -> Tensor:
-    """The same numbers in fp64, in fp32 where the device has no fp64."""
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    """The same numbers in fp64; in fp32 on devices that may not have it (MPS, XPU)."""
+    narrow = values.device.type in ("mps", "xpu")
+    return values.to(torch.float32 if narrow else torch.float64)
 
 
 def check_segments(segments: Tensor, count: int) -> None:
@@ -208,7 +209,7 @@ def check_both_sides(sides: Sides) -> None:
     Raises:
         ValueError: names the pair.
     """
-    if sides.weights.is_cuda or torch.compiler.is_compiling():
+    if sides.weights.device.type != "cpu" or torch.compiler.is_compiling():
         return
     there = sides.sum(torch.ones_like(sides.weights)) > 0
     lone = (there.sum(1) == 1).nonzero()
@@ -229,7 +230,7 @@ def check_margins(margins: Tensor, pairs: int) -> None:
     """
     if margins.shape != (pairs,):
         raise ValueError(f"margins must have the shape ({pairs},), got {tuple(margins.shape)}")
-    if margins.is_cuda or torch.compiler.is_compiling():
+    if margins.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if not bool(torch.isfinite(margins).all()):
         raise ValueError("margins must be finite numbers, one a pair")

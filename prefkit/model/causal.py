@@ -43,7 +43,7 @@ _FAILURES = (
 )  # fmt: skip
 
 
-def check_causal(model: nn.Module) -> None:
+def check_causal(model: nn.Module) -> bool:
     """Refuses a model that is not a causal language model, before anything is computed with it.
 
     Weights that are not in this process (meta, ZeRO-3, FSDP1, another process) are not run.
@@ -51,6 +51,9 @@ def check_causal(model: nn.Module) -> None:
     Args:
         model: with a language-model head, possibly inside a PEFT or distributed wrapper. It is left
             as it was.
+
+    Returns:
+        Whether it was tried; False where there is nothing to compute with.
 
     Raises:
         ModelError: an encoder-decoder; a Reformer; a model that does not run on token ids alone, or
@@ -65,9 +68,9 @@ def check_causal(model: nn.Module) -> None:
         or has_fsdp1(model)
         or any(p.is_meta or hasattr(p, "ds_id") for p in parameters)
     ):
-        return  # nothing to compute with here
+        return False  # nothing to compute with here
     if not hasattr(owner, "get_output_embeddings") or owner.get_output_embeddings() is None:
-        return  # no head: find_head names it
+        return False  # no head: find_head names it
     sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
     # Only through the root do FSDP2's units gather what they hold; elsewhere the owner will do.
     called = model if sharded else owner
@@ -77,6 +80,7 @@ def check_causal(model: nn.Module) -> None:
         release(model)
     if looks_ahead:
         raise ModelError(_words(owner))
+    return True
 
 
 def _refuse_reformer(owner: nn.Module) -> None:

@@ -1,4 +1,7 @@
-"""Options that are secrets: a run uses them, and none of its files and messages has them."""
+"""Options that are secrets: a run uses them, and no file or message of prefkit's has them.
+
+`training_args.bin` is transformers' own, a pickle of the whole config, and does have them.
+"""
 
 import re
 from collections.abc import Mapping
@@ -35,6 +38,10 @@ def without_secrets(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
             left_out += [f"{name}.{one}" for one in names]
             if inner or not names:
                 kept[name] = inner
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            inner, names = without_secrets({f"{name}[{i}]": one for i, one in enumerate(value)})
+            left_out += names
+            kept[name] = [*inner.values()]
         elif isinstance(value, str) and is_secret(str(name)):
             left_out.append(str(name))
         else:

@@ -18,7 +18,7 @@ from prefkit.train.run_config import BATCH_SIZES, RunConfig
 
 
 @named_options
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class PreferenceConfig(PreferenceFields, RunConfig):
     """Options of a preference training run; every field is also a key of the YAML and a flag.
 
@@ -30,6 +30,8 @@ class PreferenceConfig(PreferenceFields, RunConfig):
         ConfigError: a name that is no option, a value out of range, or options that do not go
             together.
     """
+
+    __repr__ = RunConfig.__str__  # which hides secrets; those of the fields do not
 
     def __post_init__(self) -> None:
         check_options(self, [PreferenceFields])

@@ -1,7 +1,7 @@
 """What the options of any run of prefkit share, whatever it learns from: checks and set-up."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -65,6 +65,15 @@ class RunConfig(RunFields, TrainingArguments):
         Such as the token in `model_init_kwargs`.
         """
         return {name: hidden(value) for name, value in super().to_dict().items()}
+
+    def __str__(self) -> str:
+        """As transformers has it, which hides its own tokens; secrets in mappings too."""
+        shown = (
+            f"{one.name}={hidden(getattr(self, one.name), one.name)!r}" for one in fields(self)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    __repr__ = __str__
 
     @property
     def precomputes_reference(self) -> bool:

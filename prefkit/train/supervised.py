@@ -36,7 +36,7 @@ from prefkit.train.step.solution_loss import SolutionLoss
 
 
 @named_options
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class SupervisedConfig(SupervisedFields, RunConfig):
     """Options of supervised fine-tuning: `prefkit.train.fields.SupervisedFields` and
     `transformers.TrainingArguments`. Keyword-only but for output_dir, the first.
@@ -44,6 +44,8 @@ class SupervisedConfig(SupervisedFields, RunConfig):
     Raises:
         ConfigError: a value out of range, or options that do not go together.
     """
+
+    __repr__ = RunConfig.__str__  # which hides secrets; those of the fields do not
 
     def __post_init__(self) -> None:
         check_options(self, [SupervisedFields])

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from prefkit import PreferenceConfig, SupervisedConfig
 from prefkit.cli.main import main
+from prefkit.options.secrets import without_secrets
 from tests.cli.test_cli import world  # noqa: F401  # a fixture
 
 _THEIRS = ("training_args.bin",)  # transformers' own, which holds everything of a run
@@ -80,3 +82,16 @@ def test_the_command_to_go_on_shows_none(
     assert "--save_steps 2 --resume_from_checkpoint auto" in shown
     assert "--hub_token '…' --model_init_kwargs '…'" in shown
     assert "hf_" not in shown
+
+
+def test_no_config_shows_a_secret(tmp_path: Path) -> None:
+    secrets: dict[str, Any] = {"hub_token": "hf_1", "model_init_kwargs": {"token": "hf_2"}}
+    for config in (PreferenceConfig(tmp_path, **secrets), SupervisedConfig(tmp_path, **secrets)):
+        for shown in (str(config), repr(config), f"{config.to_dict()}"):
+            assert "hf_" not in shown
+            assert "learning_rate" in shown
+
+
+def test_a_secret_in_a_list_is_left_out() -> None:
+    kept, names = without_secrets({"x": [{"token": "S", "a": 1}, 2], "y": [1]})
+    assert (kept, names) == ({"x": [{"a": 1}, 2], "y": [1]}, ["x[0].token"])

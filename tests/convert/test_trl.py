@@ -83,8 +83,8 @@ def test_defaults_are_written_out() -> None:
             {"method": "tdpo2", "alpha": 0.7, "layout": "shared"},
         ),
         (
-            {"prefkit_alpha": 0.7, "prefkit_layout": "padded", "prefkit_memory_budget": 1000},
-            {"alpha": None, "layout": None, "memory_budget": 1000},
+            {"prefkit_layout": "padded", "prefkit_memory_budget": 1000},
+            {"layout": None, "memory_budget": 1000},
         ),
         ({"bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}, {"load_in_4bit": None}),
         ({"loss_type": "hinge"}, {"loss_type": "hinge"}),

@@ -265,6 +265,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["no attention_mask", "ones where nothing is padded"],
     ),
     "lists": (changed(weights=[[1.0, 1.0, 1.0]] * 2), {}, ["weights", "a list", "as_tensor"]),
+    "another device": (changed(margins=torch.zeros(1, device="meta")), {}, ["margins is on meta"]),
     "TRL before 0.20": (changed(chosen_input_ids=SCORED), {}, ["chosen rows first"]),
     "a number of rows": (changed(idx=torch.arange(2)), {}, ["idx", "k not in ('idx',)"]),
     "margins of rows": (changed(margins=torch.zeros(2)), {}, ["margins", "(1,)", "(2,)"]),

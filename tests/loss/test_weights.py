@@ -270,6 +270,8 @@ def test_a_weight_of_zero_everywhere_leaves_the_pair_in_the_mean() -> None:
         ("token_weights", "ld_dpo(alpha=0.3, alpha=0.4)", "by name"),
         ("token_weights", "ld_dpo(alpha=exit())", "by name"),
         ("token_weights", "ld_dpo()", "by name"),
+        ("token_weights", "ld_dpo(alpha=1).x(alpha=2)", "by name"),
+        ("token_weights", "ld_dpo(alpha='x')", "alpha is 'x'; it must be a number"),
         ("token_weights", "os:sep", "not a function"),
         ("token_weights", lambda logits: logits, "asks for 'logits'.*may name logp, ref_logp"),
         ("token_weights", lambda logp, /: logp, "asks for 'logp', which it is not given"),

@@ -101,9 +101,16 @@ def test_what_the_first_logits_hardly_show_is_noticed(case: str) -> None:
 @pytest.mark.parametrize("kind", [k for k in SOUND if k not in ("lora", "dora")])
 def test_a_fresh_adapter_of_any_kind_is_switched_off_or_copied(kind: str) -> None:
     skip_in_old_peft(kind == "target_parameters")
-    model = adapted(copy.deepcopy(SOUND[kind]))
-    if changes_model(model):
-        freeze_copy(model)
+    model, ids = adapted(copy.deepcopy(SOUND[kind])).eval(), torch.tensor([[*RARE, 9, 263]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        if changes_model(model):
+            freeze_copy(model)
+            with adapter_chosen(model, REFERENCE):
+                assert torch.equal(model(input_ids=ids).logits, before)
+        else:
+            with adapter_off(model):
+                assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_an_unknown_kind_is_not_taken_for_untouched() -> None:

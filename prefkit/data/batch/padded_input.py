@@ -24,10 +24,13 @@ def check_names(batch: Mapping[str, Any]) -> None:
         if name not in batch:
             hint = ", of ones where nothing is padded" if name == "attention_mask" else ""
             raise ValueError(f"the batch has no {name}: give it as (R, L){hint}")
+    device = getattr(batch["input_ids"], "device", None)
     for name in sorted(KNOWN & set(batch)):
         if not isinstance(batch[name], Tensor):
             kind = type(batch[name]).__name__
             raise ValueError(f"{name} must be a tensor, got a {kind}: torch.as_tensor makes one")
+        if batch[name].device != device:
+            raise ValueError(f"{name} is on {batch[name].device}, and input_ids on {device}")
     if "ref_chosen_logps" in batch:
         raise ValueError(
             "the batch has ref_chosen_logps, sums over responses, while the reference is read "

@@ -146,7 +146,8 @@ def _parsed(option: str, value: str) -> tuple[str, dict[str, Any]]:
         return value, {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        words = call.keywords if isinstance(call, ast.Call) and not call.args else []
+        single = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+        words = call.keywords if single else []  # type: ignore[attr-defined]
         given = {str(word.arg): ast.literal_eval(word.value) for word in words if word.arg}
         if not given or len(given) < len(words):
             raise ValueError("not each by its name, once")
@@ -160,11 +161,17 @@ def _parsed(option: str, value: str) -> tuple[str, dict[str, Any]]:
 def _check_parameters(
     option: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
 ) -> None:
-    own = [one for one in inspect.signature(function).parameters if one not in QUANTITIES]
-    for parameter in given:
+    known = inspect.signature(function).parameters
+    own = [one for one in known if one not in QUANTITIES]
+    for parameter, value in given.items():
         if parameter not in own:
             has = f"it has {', '.join(nearest_first(parameter, own))}" if own else "it has none"
             raise ConfigError(f"{option} {name} has no parameter {parameter!r}; {has}.")
+        default = known[parameter].default
+        if isinstance(default, float) and (
+            isinstance(value, bool) or not isinstance(value, int | float)
+        ):
+            raise ConfigError(f"{option} {name}: {parameter} is {value!r}; it must be a number.")
 
 
 def _path(option: str, name: str) -> str:

@@ -271,9 +271,9 @@ def install(model: nn.Module) -> Head:
     head = owner.__dict__.get("_prefkit_head")
     if head is None or _output_layer(owner) is not head.module:
         head = owner._prefkit_head = find_head(model)
-    _replace_forward(owner, _requesting_forward(type(owner).forward))
+    _replace_forward(owner, lambda: _requesting_forward(type(owner).forward))
     for layer in layers_of(head.module):  # an adapter that came later has one of its own
-        _replace_forward(layer, _requesting_head)
+        _replace_forward(layer, lambda: _requesting_head)
         expect_requests(layer)
     return head
 
@@ -283,7 +283,7 @@ def install(model: nn.Module) -> Head:
 _requesting_head.__name__ = "forward"
 
 
-def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+def _replace_forward(module: nn.Module, make: Callable[[], Callable[..., Any]]) -> None:
     before = module.__dict__.get("forward")
     from_file = getattr(before, "__func__", None) is type(module).forward
     if "_prefkit_installed" in module.__dict__ and not from_file:
@@ -291,5 +291,5 @@ def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     # Bound methods, not closures: copy.deepcopy then rebinds them to the copy.
     if before is not None and not from_file:
         module._prefkit_inner_forward = before
-    module.forward = MethodType(forward, module)
+    module.forward = MethodType(make(), module)
     module._prefkit_installed = True  # type: ignore[assignment]
