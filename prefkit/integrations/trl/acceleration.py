@@ -17,6 +17,7 @@ from prefkit.integrations.trl.config import Settings
 from prefkit.integrations.trl.layout import layout_of, say_padded
 from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
 from prefkit.integrations.trl.reference import TrlReference, is_shared
+from prefkit.loop.references import causal_head
 from prefkit.loss.objective import Objective
 from prefkit.model.head.fused import Head, install
 from prefkit.model.reference.policy import check_transforms, check_vocabularies
@@ -49,6 +50,8 @@ class Acceleration:
         self._said: str | None = None
         self._of_models = _of_any_process(self._try_models())
         self.reason = self._of_models
+        if self.reason is None and not trainer._is_vision_dataset:
+            self._check_causal()
         self.layout: Layout = "padded"
         if self.objective() is not None:
             self.layout = layout_of(trainer, self.settings.layout)
@@ -84,6 +87,19 @@ class Acceleration:
                 name = type(model).__name__
                 raise ModelError(f"{name} could not be tried on two tokens ({first})") from error
         return self._heads[id(model)]
+
+    def _check_causal(self) -> None:
+        """Refuses what TRL would train no better: a model that has read what it is to predict.
+
+        Beside images a model may rightly look ahead within the prompt (PaliGemma), and its
+        processor says where: such rows are TRL's affair.
+
+        Raises:
+            ModelError: the policy or the reference is not causal.
+        """
+        for model in (self.trainer.model, self.trainer.ref_model):
+            if model is not None:
+                causal_head(model)
 
     def _find_router(self) -> str | None:
         trainer = self.trainer

@@ -32,6 +32,7 @@ def init(trainer: Any, inner: Inner, *args: Any, **kwargs: Any) -> None:
 
     Raises:
         ConfigError: something is asked for that neither TRL nor prefkit can compute here.
+        ModelError: a model that is not causal.
     """
     inner(*args, **kwargs)
     _check_beside_images(trainer, trainer.train_dataset, "train")
