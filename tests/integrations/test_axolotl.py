@@ -267,7 +267,7 @@ def test_steps_that_their_prefix_makes_too_long_are_counted(axolotl: Any) -> Non
 def test_a_trainer_with_a_loss_of_its_own_is_refused(axolotl: Any) -> None:
     run = axolotl(plugins=[SEEDED, PLUGIN], trainer_cls="of_test.Own")
     assert run.code != 0
-    assert "has a loss of its own" in run.output
+    assert "has a loss that does not name the one that it replaces" in run.output
     assert not run.logs
 
 

@@ -37,7 +37,7 @@ class PrefkitPlugin(BasePlugin):
         """Says what prefkit computes; where it leaves the loss to TRL, that has been said.
 
         Raises:
-            ConfigError: the trainer has a loss of its own.
+            ConfigError: the trainer's loss does not name the one that it replaces.
         """
         _check_class(trainer)
         if trainer.prefkit_fallback is None:
@@ -68,8 +68,8 @@ def _check_class(trainer: Any) -> None:
     if has_own_loss(type(trainer)):
         raise ConfigError(
             f"prefkit's plugin gives trl.DPOTrainer its head, and the trainer here, a "
-            f"{type(trainer).__name__}, has a loss of its own. Remove trainer_cls or the plugin "
-            "that brings it, or remove prefkit's."
+            f"{type(trainer).__name__}, has a loss that does not name the one that it replaces. "
+            "Remove trainer_cls or the plugin that brings it, or remove prefkit's."
         )
 
 

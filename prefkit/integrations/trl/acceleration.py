@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 import torch.distributed as dist
@@ -16,12 +17,15 @@ from prefkit.integrations.trl.config import Settings
 from prefkit.integrations.trl.layout import layout_of, say_padded
 from prefkit.integrations.trl.objective import Unsupported, objective_of, options_of
 from prefkit.integrations.trl.reference import TrlReference, is_shared
+from prefkit.loop.references import causal_head
 from prefkit.loss.objective import Objective
 from prefkit.model.head.fused import Head, install
 from prefkit.model.reference.policy import check_transforms, check_vocabularies
 from prefkit.model.router import Router, find_router
 
 logger = logging.getLogger(__name__)
+
+_LOSSES = {"compute_loss", "_compute_loss"}
 
 
 class Acceleration:
@@ -46,6 +50,8 @@ class Acceleration:
         self._said: str | None = None
         self._of_models = _of_any_process(self._try_models())
         self.reason = self._of_models
+        if self.reason is None and not trainer._is_vision_dataset:
+            self._check_causal()
         self.layout: Layout = "padded"
         if self.objective() is not None:
             self.layout = layout_of(trainer, self.settings.layout)
@@ -56,7 +62,8 @@ class Acceleration:
         """Puts the heads in; or why that cannot be."""
         trainer = self.trainer
         if has_own_loss(type(trainer)):
-            return f"its class has a loss of its own ({type(trainer).__name__})"
+            name = type(trainer).__name__
+            return f"the loss of its class ({name}) does not name the one that it replaces"
         if trainer.get_cp_size() > 1 or trainer.get_sp_size() > 1:
             return "its processes share the tokens of a row (context or sequence parallelism)"
         if getattr(trainer, "use_liger_kernel", False):  # TRL up to 1.14
@@ -80,6 +87,19 @@ class Acceleration:
                 name = type(model).__name__
                 raise ModelError(f"{name} could not be tried on two tokens ({first})") from error
         return self._heads[id(model)]
+
+    def _check_causal(self) -> None:
+        """Refuses what TRL would train no better: a model that has read what it is to predict.
+
+        Beside images a model may rightly look ahead within the prompt (PaliGemma), and its
+        processor says where: such rows are TRL's affair.
+
+        Raises:
+            ModelError: the policy or the reference is not causal.
+        """
+        for model in (self.trainer.model, self.trainer.ref_model):
+            if model is not None:
+                causal_head(model)
 
     def _find_router(self) -> str | None:
         trainer = self.trainer
@@ -167,6 +187,23 @@ class Acceleration:
             self._said = self.reason
             logger.warning("TRL computes the loss in its own way, because %s.", self.reason)
 
+    def pad(self, reason: str) -> None:
+        """From now on rows are padded as TRL pads them, and one line says why.
+
+        Raises:
+            ConfigError: prefkit_layout is shared.
+        """
+        if self.layout == "padded":
+            return
+        if self.settings.layout == "shared":
+            raise ConfigError(
+                f"prefkit_layout: shared cannot be had: {reason}. Leave it at auto, or set "
+                "dispatch_batches of accelerator_config to False: each process then reads the "
+                "stream itself."
+            )
+        self.layout = "padded"
+        say_padded(self.trainer, reason)
+
     def note_layout(self, inputs: Mapping[str, Any]) -> None:
         """Says once that batches are padded after all: the collator was exchanged."""
         if self.layout != "padded" and ROW not in inputs:
@@ -199,17 +236,32 @@ class Acceleration:
 def has_own_loss(kind: type) -> bool:
     """Whether a class of trainers has another loss than TRL's DPO trainer, which prefkit makes.
 
-    A method that calls the one that it replaces is none: that one is prefkit's.
+    A method that names the one that it replaces has none: that one is prefkit's. It may name it in
+    a function within it, or in a method of its class that it names.
     """
-    names = ("compute_loss", "_compute_loss")
-    for base in kind.__mro__:
-        if base is trl.DPOTrainer:
-            return False
-        for method in (vars(base)[name] for name in names if name in vars(base)):
-            code = getattr(inspect.unwrap(method), "__code__", None)
-            if code is None or not set(names) & set(code.co_names):
-                return True
-    return True
+    bases = kind.__mro__
+    if trl.DPOTrainer not in bases:
+        return True
+    added: dict[str, list[Any]] = {}  # what the classes beyond TRL's have under each name
+    for base in bases[: bases.index(trl.DPOTrainer)]:
+        for name, method in vars(base).items():
+            added.setdefault(name, []).append(method)
+    for method in (method for name in _LOSSES for method in added.get(name, [])):
+        names = _names_in(method)
+        helpers = [helper for name in names - _LOSSES for helper in added.get(name, [])]
+        if not _LOSSES & names.union(*map(_names_in, helpers)):
+            return True
+    return False
+
+
+def _names_in(method: Any) -> set[str]:
+    """Attributes and globals that a function reads, with those of the functions within it."""
+    waiting, names = [getattr(inspect.unwrap(method), "__code__", None)], set[str]()
+    while waiting:
+        if isinstance(code := waiting.pop(), CodeType):
+            names.update(code.co_names)
+            waiting += code.co_consts
+    return names
 
 
 def _of_any_process(reason: str | None) -> str | None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from prefkit.data.batch.collators import Layout
@@ -51,10 +51,30 @@ def layout_of(trainer: Any, wanted: str) -> Layout:
         return "padded"
     if found == "padded":  # why has been said
         return "padded"
-    # accelerate would share the batches of a stream out by the first dimension of each tensor.
-    trainer.accelerator.dataloader_config.dispatch_batches = False
+    if trainer.accelerator.num_processes == 1:
+        # There is nothing to share out, and accelerate would still cut the batches of a stream.
+        trainer.accelerator.dataloader_config.dispatch_batches = False
     _say(trainer, "A pair is read as one row, its common prefix once.")
     return "shared"
+
+
+def why_cut(trainer: Any, *given: Any) -> str | None:
+    """Why accelerate cuts batches along their rows, which TRL's padded ones alone can bear.
+
+    In several processes, one of them reads a stream for all, unless dispatch_batches is False, as
+    TRL has it for a stream to train on: then each process reads its own.
+
+    Args:
+        given: datasets, dicts of datasets by name, or None.
+    """
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1 or accelerator.dataloader_config.dispatch_batches is False:
+        return None
+    for one in given:
+        several = one.values() if isinstance(one, dict) else [one]
+        if any(isinstance(dataset, IterableDataset) for dataset in several):
+            return "in several processes the batches of a stream are cut along their rows"
+    return None
 
 
 def say_padded(trainer: Any, reason: str) -> None:
@@ -85,7 +105,7 @@ def _of_the_trainer(trainer: Any) -> str | None:
         return "neftune_noise_alpha scales its noise by the length of a row"
     if args.torch_compile:
         return "torch_compile would compile rows without padding anew in each step"
-    return None
+    return why_cut(trainer, trainer.train_dataset, trainer.eval_dataset)
 
 
 def _longest(trainer: Any) -> int | None:

@@ -20,6 +20,7 @@ from prefkit.integrations.trl.acceleration import Acceleration
 from prefkit.integrations.trl.batch import WEIGHTS
 from prefkit.integrations.trl.collator import Collator
 from prefkit.integrations.trl.config import Settings
+from prefkit.integrations.trl.layout import why_cut
 from prefkit.integrations.trl.loss import loss_of_batch, reference_sums
 from prefkit.integrations.trl.reference import HeadLost
 
@@ -31,6 +32,7 @@ def init(trainer: Any, inner: Inner, *args: Any, **kwargs: Any) -> None:
 
     Raises:
         ConfigError: something is asked for that neither TRL nor prefkit can compute here.
+        ModelError: a model that is not causal.
     """
     inner(*args, **kwargs)
     _check_beside_images(trainer, trainer.train_dataset, "train")
@@ -99,9 +101,18 @@ def prepare_dataset(
 
 
 def evaluate(trainer: Any, inner: Inner, eval_dataset: Any = None, *args: Any, **kw: Any) -> Any:
-    """`evaluate`, whose rows TRL does not prepare where they have images."""
-    if not isinstance(eval_dataset, str):
+    """`evaluate`, whose rows TRL does not prepare where they have images.
+
+    Raises:
+        ConfigError: a stream whose batches accelerate would cut, with prefkit_layout: shared.
+    """
+    by_name = isinstance(eval_dataset, str)
+    if not by_name:
         _check_beside_images(trainer, eval_dataset, "eval")
+    given = trainer.eval_dataset if by_name or eval_dataset is None else eval_dataset
+    if (reason := why_cut(trainer, given)) is not None:
+        _state(trainer).pad(reason)
+        _fit_collator(trainer)
     return inner(eval_dataset, *args, **kw)
 
 

@@ -18,6 +18,7 @@ class DPOTrainer(trl.DPOTrainer):
 
     Raises:
         ConfigError: something is asked for that neither TRL nor prefkit can compute here.
+        ModelError: a model that is not causal; see `docs/refused.md`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

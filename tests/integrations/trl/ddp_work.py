@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock
 from torch.distributed.fsdp import fully_shard
 
+from prefkit.integrations.trl.batch import ROW
 from tests.integrations.trl.cases import datasets, one_step, our_config, ours, theirs, trainer
 from tests.train.trainer_cases import ROWS
 
@@ -20,6 +21,13 @@ CASES: dict[str, dict[str, Any]] = {
     "precomputed": {"precompute_ref_log_probs": True},
 }
 
+# accelerate cuts the batches of a stream for both processes, so all must be of one length.
+STREAM = {"per_device_eval_batch_size": 2, "pad_to_multiple_of": 64}
+STREAMS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {  # rows of each shard, and options
+    "streamed": ((6, 2), {"eval_strategy": "steps", "eval_steps": 2}),
+    "streamed later": ((6, 2), {}),
+    "shards of their own": ((4, 4), {"accelerator_config": {"dispatch_batches": False}}),
+}
 
 SHARDED = ("dpo", "tdpo2")
 
@@ -33,15 +41,31 @@ def rows_on_disk(folder: Path) -> Any:
     return datasets.load_from_disk(folder)
 
 
+def stream(shards: tuple[int, ...]) -> Any:
+    """A stream of rows in shards, each of so many."""
+    starts = [sum(shards[:index]) for index in range(len(shards))]
+    cut = [ROWS[start : start + size] for start, size in zip(starts, shards, strict=True)]
+    one_by_one: Any = lambda shards: (row for shard in shards for row in shard)  # noqa: E731
+    return datasets.IterableDataset.from_generator(one_by_one, gen_kwargs={"shards": cut})
+
+
 def run(kind: type, name: str, folder: Path) -> dict[str, Any]:
     """Log lines and the last weights of a run of three steps."""
-    own = {"eval_dataset": ROWS[:7]} if name == "evaluated" else {}
+    shards, options = STREAMS.get(name, ((), CASES.get(name, {})))
+    own, later = {"eval_dataset": ROWS[:7]} if name == "evaluated" else {}, name == "streamed later"
+    if shards:
+        own, options = {} if later else {"eval_dataset": stream(shards)}, {**STREAM, **options}
     small = {"max_steps": 3, "per_device_train_batch_size": 2}
     rows = rows_on_disk(folder / f"{name}-{kind.__module__}")
-    made = trainer(kind, folder, rows=rows, **own, **{**small, **CASES[name]})
+    made = trainer(kind, folder, rows=rows, **own, **{**small, **options})
+    before = ROW in next(iter(made.get_train_dataloader()))
     made.train()
+    if shards:
+        made.evaluate(stream(shards) if later else None)
     flat = torch.cat([p.detach().flatten() for p in made.model.parameters()])
-    return {"logs": made.state.log_history, "weights": flat.tolist()}
+    after = ROW in next(iter(made.get_train_dataloader()))
+    logs = made.state.log_history
+    return {"logs": logs, "weights": flat.tolist(), "shared": [before, after]}
 
 
 def sharded(folder: Path, method: str) -> dict[str, Any]:
@@ -66,7 +90,8 @@ def sharded(folder: Path, method: str) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     found: dict[str, Any] = {
-        name: [run(kind, name, folder / "out") for kind in (ours(), theirs())] for name in CASES
+        name: [run(kind, name, folder / "out") for kind in (ours(), theirs())]
+        for name in (*CASES, *STREAMS)
     }
     found |= {method: sharded(folder / "out", method) for method in SHARDED}
     if torch.distributed.get_rank() == 0:

@@ -19,7 +19,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("name", ddp_work.CASES)
+@pytest.mark.parametrize("name", [*ddp_work.CASES, *ddp_work.STREAMS])
 def test_two_processes_give_trls_numbers(name: str, found: Any) -> None:
     got, want = found[name]
     assert len(got["logs"]) == len(want["logs"]) >= 3
@@ -30,6 +30,20 @@ def test_two_processes_give_trls_numbers(name: str, found: Any) -> None:
             if not key.endswith(_OF_TIME):
                 assert mine[key] == pytest.approx(value, rel=rel, abs=3 * rel), (step, key)
     assert got["weights"] == pytest.approx(want["weights"], rel=1e-3, abs=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("full", [True, True]),
+        ("streamed", [False, False]),
+        ("streamed later", [True, False]),
+        ("shards of their own", [True, True]),
+    ],
+)
+def test_rows_without_padding_beside_streams(name: str, shared: list[bool], found: Any) -> None:
+    """What one process reads for both is cut along TRL's rows."""
+    assert found[name][0]["shared"] == shared
 
 
 @pytest.mark.parametrize("method", ddp_work.SHARDED)

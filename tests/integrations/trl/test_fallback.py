@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefkit.errors import ConfigError
+from prefkit.errors import ConfigError, ModelError
 from tests.integrations.trl.cases import (
     check_logs,
     check_step,
@@ -18,7 +18,7 @@ from tests.integrations.trl.cases import (
     theirs,
     trainer,
 )
-from tests.train.trainer_cases import SHAPE, VOCAB
+from tests.train.trainer_cases import SHAPE, VOCAB, tiny_model
 
 MIXED: dict[str, Any] = {"loss_type": ["sigmoid", "robust"], "label_smoothing": 0.1}
 
@@ -65,6 +65,14 @@ def test_heads_that_cannot_be_fused(make: Any, reason: str, tmp_path: Path) -> N
     got, want = (trainer(kind, tmp_path, make()) for kind in (ours(), theirs()))
     assert reason in got.prefkit_fallback
     check_step(one_step(got), one_step(want))
+
+
+@pytest.mark.parametrize("causal", [(False, True), (True, False)])
+def test_a_model_that_is_not_causal_is_refused(causal: tuple[bool, bool], tmp_path: Path) -> None:
+    """The policy, or the reference: TRL scores tokens by a model that has read them."""
+    policy, reference = (tiny_model(is_causal=one, scale=3.0) for one in causal)
+    with pytest.raises(ModelError, match="LlamaForCausalLM is not causal"):
+        trainer(ours(), tmp_path, policy, ref_model=reference)
 
 
 def test_a_loss_that_is_not_prefkits_is_said_once(

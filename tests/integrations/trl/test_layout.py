@@ -55,6 +55,14 @@ def test_a_run_that_evaluates_a_stream(tmp_path: Path) -> None:
     check_logs(*runs)
 
 
+def test_a_stream_that_shared_rows_cannot_be_cut_from(tmp_path: Path) -> None:
+    """What `evaluate` does in several processes; `test_distributed` has it without the option."""
+    made = trainer(ours(), tmp_path, config=our_config(), prefkit_layout="shared")
+    with pytest.raises(ConfigError, match=r"cannot be had: a stream\. .* dispatch_batches of"):
+        made._prefkit.pad("a stream")
+    assert made._prefkit.layout == "shared"
+
+
 def test_batches_that_are_dispatched_stay_trls(tmp_path: Path) -> None:
     options = {"accelerator_config": {"dispatch_batches": True}, "per_device_eval_batch_size": 4}
     found = [

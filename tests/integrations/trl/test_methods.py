@@ -129,6 +129,26 @@ class Halved(ours()):  # type: ignore[misc]
         return super()._compute_loss(model, inputs, return_outputs) / 2
 
 
+class ByHelper(ours()):  # type: ignore[misc]
+    """The same in a method beside it."""
+
+    def _compute_loss(self, *args: Any) -> Any:
+        return self._half(*args)
+
+    def _half(self, *args: Any) -> Any:
+        return super()._compute_loss(*args) / 2
+
+
+class Nested(ours()):  # type: ignore[misc]
+    """The same in a function within it."""
+
+    def _compute_loss(self, *args: Any) -> Any:
+        def half() -> Any:
+            return super(Nested, self)._compute_loss(*args) / 2
+
+        return half()
+
+
 @pytest.mark.parametrize("kind", [Own, Public])
 def test_a_loss_of_ones_own_is_left_alone(kind: type, tmp_path: Path) -> None:
     from prefkit.integrations.trl import patch, unpatch
@@ -136,7 +156,7 @@ def test_a_loss_of_ones_own_is_left_alone(kind: type, tmp_path: Path) -> None:
     patch()
     try:
         made = trainer(kind, tmp_path)
-        assert f"its class has a loss of its own ({kind.__name__})" in made.prefkit_fallback
+        assert f"({kind.__name__}) does not name the one that it replaces" in made.prefkit_fallback
         loss = made.compute_loss(made.model, dict(next(iter(made.get_train_dataloader()))))
         assert loss > 0
         assert made.keys == {"input_ids", "attention_mask", "completion_mask"}
@@ -146,8 +166,9 @@ def test_a_loss_of_ones_own_is_left_alone(kind: type, tmp_path: Path) -> None:
         unpatch()
 
 
-def test_a_loss_that_is_made_of_prefkits(tmp_path: Path) -> None:
-    made, whole = (trainer(kind, tmp_path, rows=WEIGHTED) for kind in (Halved, ours()))
+@pytest.mark.parametrize("kind", [Halved, ByHelper, Nested])
+def test_a_loss_that_is_made_of_prefkits(kind: type, tmp_path: Path) -> None:
+    made, whole = (trainer(one, tmp_path, rows=WEIGHTED) for one in (kind, ours()))
     assert made.prefkit_fallback is None
     assert one_step(made)[0] == pytest.approx(one_step(whole)[0] / 2, rel=1e-6)
 
