@@ -126,9 +126,8 @@ def test_inspect_is_reached(world: Path, capsys: Any) -> None:
     assert json.loads(lines[0])["pair"] == 0
 
 
-def test_interruption_tells_how_to_go_on(
-    world: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_after_step_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does."""
     from transformers import Trainer
 
     original = Trainer.training_step
@@ -139,6 +138,12 @@ def test_interruption_tells_how_to_go_on(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", stops)
+
+
+def test_interruption_tells_how_to_go_on(
+    world: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after_step_3(monkeypatch)
     argv = ["train", str(world / "run.yaml"), "--save_steps", "2"]
     assert main(argv) == 130
     shown = capsys.readouterr().err

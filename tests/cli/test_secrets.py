@@ -9,7 +9,7 @@ import yaml
 from prefkit import PreferenceConfig, SupervisedConfig
 from prefkit.cli.main import main
 from prefkit.options.secrets import without_secrets
-from tests.cli.test_cli import world  # noqa: F401  # a fixture
+from tests.cli.test_cli import interrupt_after_step_3, world  # noqa: F401  # a fixture
 
 _THEIRS = ("training_args.bin",)  # transformers' own, which holds everything of a run
 
@@ -66,16 +66,7 @@ def test_the_command_to_go_on_shows_none(
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from transformers import Trainer
-
-    original = Trainer.training_step
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", stops)
+    interrupt_after_step_3(monkeypatch)
     flags = ["--hub_token", "hf_first", "--model_init_kwargs", '{"token": "hf_second"}']
     assert main(["train", str(world / "run.yaml"), *flags, "--save_steps", "2"]) == 130
     shown = capsys.readouterr().err
